@@ -1,0 +1,19 @@
+"""Shared fixtures. Nothing here reaches a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with VOCdevkit/ (VOC 2012 mini) and 15-Scene/; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("WILDCAT_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "VOCdevkit" / "VOC2012").is_dir():
+        pytest.skip(f"no real data at {folder} (set WILDCAT_TEST_DATA to a folder with VOCdevkit/ and 15-Scene/)")
+    return folder

@@ -1,0 +1,270 @@
+"""Pictures are read as a person sees them, and whatever is no picture is refused in one sentence."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wildcat.data.images import list_images, read_image, read_mask, to_rgb
+from wildcat.errors import DataError, ImageError
+
+# EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 lie in the picture as seen.
+ROW_0_COLUMN_0 = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
+
+
+def stored_pixels(seen: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera stores for the picture `seen`, pixel by pixel from the table of the standard."""
+    row_side, column_side = ROW_0_COLUMN_0[orientation]
+    height, width = seen.shape[:2]
+    swapped = row_side in ("left", "right")
+    stored = np.zeros((width, height, 3) if swapped else (height, width, 3), np.uint8)
+    place = {
+        "top": lambda i: ("y", i),
+        "bottom": lambda i: ("y", height - 1 - i),
+        "left": lambda i: ("x", i),
+        "right": lambda i: ("x", width - 1 - i),
+    }
+    for row in range(stored.shape[0]):
+        for column in range(stored.shape[1]):
+            at = dict([place[row_side](row), place[column_side](column)])
+            stored[row, column] = seen[at["y"], at["x"]]
+    return stored
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    seen = np.random.default_rng(0).integers(0, 256, (3, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(stored_pixels(seen, orientation)).save(path, exif=exif, **options)
+    picture = read_image(path)
+    assert np.array_equal(np.asarray(picture), seen)
+    assert np.array_equal(np.asarray(to_rgb(picture)), seen), "a second call must not turn the picture again"
+
+
+def test_jpeg_orientation(tmp_path: Path) -> None:
+    seen = np.zeros((16, 48, 3), np.uint8)
+    seen[:, :16] = 255  # white on the left
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored_pixels(seen, 6)).save(tmp_path / "a.jpg", exif=exif)
+    result = np.asarray(read_image(tmp_path / "a.jpg"))
+    assert result.shape == (16, 48, 3)
+    assert result[:, :8].min() > 240
+    assert result[:, 24:].max() < 15
+
+
+def test_broken_exif_is_read_as_it_lies(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 2), (9, 8, 7)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert read_image(tmp_path / "a.png").size == (4, 2)
+
+
+def test_transparency_lies_on_white(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    rgba = rng.integers(0, 256, (6, 7, 4), dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    alpha = rgba[..., 3:] / 255
+    expected = rgba[..., :3] * alpha + 255 * (1 - alpha)
+    assert np.abs(np.asarray(read_image(tmp_path / "rgba.png")) - expected).max() <= 1
+
+    la = rgba[..., [0, 3]]
+    Image.fromarray(la).save(tmp_path / "la.png")
+    grey = (la[..., :1] * alpha + 255 * (1 - alpha)).repeat(3, axis=2)
+    assert np.abs(np.asarray(read_image(tmp_path / "la.png")) - grey).max() <= 1
+
+
+def test_palette_with_transparency(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    picture.save(tmp_path / "opaque.png")
+    assert np.asarray(read_image(tmp_path / "opaque.png")).tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+    picture.save(tmp_path / "one.png", transparency=1)
+    picture.save(tmp_path / "bytes.png", transparency=b"\xff\x00\xff")
+    for name in ("one.png", "bytes.png"):
+        assert np.asarray(read_image(tmp_path / name)).tolist() == [[[10, 20, 30], [255] * 3, [70, 80, 90]]]
+
+
+def test_grey_and_one_bit(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 7, 255]], np.uint8)).save(tmp_path / "grey.png")
+    assert np.asarray(read_image(tmp_path / "grey.png")).tolist() == [[[0] * 3, [7] * 3, [255] * 3]]
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "bit.png")
+    assert np.asarray(read_image(tmp_path / "bit.png")).tolist() == [[[255] * 3, [0] * 3]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bit_grey_has_a_fixed_scale(tmp_path: Path, suffix: str) -> None:
+    values = np.array([[0, 128, 129, 257, 40 * 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    expected = [round(int(v) / 257) for v in values[0]]
+    assert np.asarray(read_image(tmp_path / f"a.{suffix}"))[0, :, 0].tolist() == expected
+    dark = values[:, :4]  # the scale must not follow the brightest pixel
+    Image.fromarray(dark).save(tmp_path / f"dark.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"dark.{suffix}"))[0, :, 0].tolist() == expected[:4]
+
+
+def test_big_endian_sixteen_bit() -> None:
+    picture = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0, 200 * 257))
+    assert np.asarray(to_rgb(picture))[0, :, 1].tolist() == [0, 200]
+
+
+def test_adobe_cmyk_is_not_a_negative(tmp_path: Path) -> None:
+    # No ink is white, full black ink is black, full cyan is cyan; in the file, Adobe stores 255 minus the ink.
+    inks = np.zeros((8, 24, 4), np.uint8)
+    inks[:, 8:16, 3] = 255
+    inks[:, 16:, 0] = 255
+    Image.fromarray(inks, "CMYK").save(tmp_path / "a.jpg", quality=100)
+    assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
+    row = np.asarray(read_image(tmp_path / "a.jpg"))[4].astype(int)
+    for column, colour in ((4, (255, 255, 255)), (12, (0, 0, 0)), (20, (0, 255, 255))):
+        assert np.abs(row[column] - colour).max() < 12
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue", "lime")]
+    for name in ("a.gif", "a.webp", "a.png", "a.tif"):
+        options = {"lossless": True} if name.endswith("webp") else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        assert read_image(tmp_path / name).getpixel((2, 1)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 50), (50, 20000)])
+def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("L", size, 3).save(tmp_path / "a.png")
+    picture = read_image(tmp_path / "a.png")
+    assert picture.size == size
+    assert picture.getpixel((size[0] - 1, size[1] - 1)) == (3, 3, 3)
+
+
+def test_to_rgb_leaves_the_original_alone() -> None:
+    original = Image.new("RGB", (2, 2), "red")
+    original.info["dpi"] = (72, 72)
+    copy = to_rgb(original)
+    copy.putpixel((0, 0), (0, 0, 0))
+    assert original.getpixel((0, 0)) == (255, 0, 0)
+    assert original.info == {"dpi": (72, 72)}
+
+
+def test_warnings_stay_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # 400 pixels: above the limit, below twice the limit
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        filters = list(warnings.filters)
+        read_image(tmp_path / "a.png")
+        assert list(warnings.filters) == filters
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str, str]]:
+    """Kind -> (path, what the message says, what the hint says)."""
+    (folder / "folder.jpg").mkdir()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("version https://git-lfs.github.com/spec/v1")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for name in ("cut.jpg", "cut.png"):
+        noise.save(folder / name)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: len(data) // 2])
+    (folder / "bomb.png").write_bytes(png_header(30000, 30000) + struct.pack(">I", 9) + b"IDAT" + bytes(9))
+    Image.fromarray(np.array([[0.5, 3.0]], np.float32)).save(folder / "float.tif")
+    Image.fromarray(np.array([[5, 70000]], np.int32)).save(folder / "wide.tif")
+    return {
+        "missing": (folder / "no.jpg", "does not exist", "spelling"),
+        "folder": (folder / "folder.jpg", "is a folder", "inside it"),
+        "empty": (folder / "empty.jpg", "0 bytes", "Copy it again"),
+        "text": (folder / "text.jpg", "begins with b'version https://", "Convert it"),
+        "cut jpg": (folder / "cut.jpg", "truncated", "Copy it again"),
+        "cut png": (folder / "cut.png", "truncated", "Copy it again"),
+        "bomb": (folder / "bomb.png", "900000000 pixels", "tiles"),
+        "float": (folder / "float.tif", "float values", "8-bit or 16-bit PNG"),
+        "32 bit": (folder / "wide.tif", "32-bit values", "8-bit or 16-bit PNG"),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", ["missing", "folder", "empty", "text", "cut jpg", "cut png", "bomb", "float", "32 bit"]
+)
+def test_what_is_no_picture_is_refused(tmp_path: Path, kind: str) -> None:
+    path, reason, remedy = bad_files(tmp_path)[kind]
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert str(path) in caught.value.message
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
+    assert remedy in caught.value.hint
+
+
+def test_to_rgb_refuses_too() -> None:
+    with pytest.raises(ImageError, match="no pixels"):
+        to_rgb(Image.new("RGB", (0, 4)))
+    with pytest.raises(ImageError, match="float values"):
+        to_rgb(Image.new("F", (2, 2)))
+
+
+@pytest.mark.parametrize("byte", range(0, 300, 7))
+def test_damage_anywhere_is_an_image_error_or_a_picture(tmp_path: Path, byte: int) -> None:
+    Image.effect_noise((32, 32), 50).save(tmp_path / "a.png")
+    data = bytearray((tmp_path / "a.png").read_bytes())
+    data[byte] ^= 0xFF
+    (tmp_path / "a.png").write_bytes(data)
+    try:
+        assert read_image(tmp_path / "a.png").mode == "RGB"
+    except ImageError as error:
+        assert str(tmp_path / "a.png") in error.message
+
+
+def test_mask_indices(tmp_path: Path) -> None:
+    indices = np.array([[0, 1, 20], [255, 3, 0]], np.uint8)
+    picture = Image.fromarray(indices)
+    picture.save(tmp_path / "grey.png")
+    Image.fromarray(indices.astype(np.uint16)).save(tmp_path / "wide.png")
+    picture.putpalette(list(range(256)) * 3)
+    picture.save(tmp_path / "palette.png")
+    for name in ("grey.png", "palette.png", "wide.png"):
+        mask = read_mask(tmp_path / name)
+        assert mask.dtype == np.uint8
+        assert np.array_equal(mask, indices)
+
+
+def test_mask_that_is_none(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "rgb.png")
+    with pytest.raises(ImageError, match="colour mode RGB") as caught:
+        read_mask(tmp_path / "rgb.png")
+    assert "palette or grey PNG" in caught.value.hint
+    Image.fromarray(np.array([[300]], np.uint16)).save(tmp_path / "wide.png")
+    with pytest.raises(ImageError, match="value 300"):
+        read_mask(tmp_path / "wide.png")
+
+
+def test_list_images(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", ".hidden.jpg", "notes.txt", "sub/c.webp", ".git/d.jpg", "sub/deep/e.tiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
+    names = [p.relative_to(tmp_path).as_posix() for p in list_images(tmp_path)]
+    assert names == ["a.png", "b.JPG", "sub/c.webp", "sub/deep/e.tiff"]
+    assert [p.name for p in list_images(tmp_path, recursive=False)] == ["a.png", "b.JPG"]
+    with pytest.raises(DataError, match="not a folder"):
+        list_images(tmp_path / "a.png")

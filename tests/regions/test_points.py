@@ -1,0 +1,101 @@
+"""Points go back to where the block was painted on pictures of uneven sides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from wildcat.errors import ConfigError, ShapeError
+from wildcat.regions.points import peak_points
+
+
+def painted(size: tuple[int, int], centre: tuple[float, float], half: int = 12) -> NDArray[np.float32]:
+    """A picture of `size` (height, width), bright in a block around `centre` (x, y)."""
+    picture = np.zeros(size, dtype=np.float32)
+    x, y = (int(v) for v in centre)
+    picture[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 1
+    return picture
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (120, 900), (448, 448)])
+@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (9, 13)])
+def test_block_pooled_by_area_goes_back_to_its_place(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """Pillow's BOX filter averages over the area of each cell: an independent map from picture to cells."""
+    height, width = size
+    cell_x, cell_y = width / grid[1], height / grid[0]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        centre = (rng.uniform(13, width - 13), rng.uniform(13, height - 13))
+        pooled = Image.fromarray(painted(size, centre)).resize(grid[::-1], Image.Resampling.BOX)
+        x, y = peak_points(np.asarray(pooled), size)
+        # at most half a cell, and half the block where it covers several cells alike
+        assert abs(x - int(centre[0])) <= cell_x / 2 + max(0, 12 - cell_x / 2) + 1e-6
+        assert abs(y - int(centre[1])) <= cell_y / 2 + max(0, 12 - cell_y / 2) + 1e-6
+
+
+def test_no_bias_on_average() -> None:
+    """Points spread over the picture come back without a shift: half a cell (14 and 18 pixels here) would show."""
+    size, grid = (400, 500), (14, 14)
+    rng = np.random.default_rng(1)
+    errors = []
+    for _ in range(600):
+        x, y = rng.uniform(0, 500), rng.uniform(0, 400)
+        maps = np.zeros(grid)
+        maps[int(y // (400 / 14)), int(x // (500 / 14))] = 1  # the cell that holds the point
+        errors.append(peak_points(maps, size) - (x, y))
+    assert np.abs(np.mean(errors, axis=0)).max() < 2
+    assert np.abs(errors).max(axis=0) == pytest.approx((500 / 28, 400 / 28), rel=0.05)
+
+
+def test_corner_cells_by_hand() -> None:
+    maps = np.zeros((4, 2, 5))
+    for cell, (row, column) in enumerate([(0, 0), (0, 4), (1, 0), (1, 4)]):
+        maps[cell, row, column] = 1
+    assert peak_points(maps, (60, 200)).tolist() == [[20, 15], [180, 15], [20, 45], [180, 45]]
+
+
+def test_tensors_and_arrays_agree_and_ties_take_the_first_cell() -> None:
+    maps = torch.randint(0, 3, (2, 3, 4, 6, 5), generator=torch.Generator().manual_seed(0)).float().requires_grad_()
+    from_tensor = peak_points(maps, (90, 31))
+    assert from_tensor.dtype == torch.float32
+    assert not from_tensor.requires_grad
+    from_array = peak_points(maps.detach().numpy(), (90, 31))
+    np.testing.assert_allclose(from_tensor.numpy(), from_array, rtol=1e-6)
+    flat = maps.detach().numpy().reshape(-1, 30)
+    for point, cells in zip(from_array.reshape(-1, 2), flat.tolist(), strict=True):
+        first = cells.index(max(cells))
+        assert tuple(point) == pytest.approx(((first % 5 + 0.5) * 31 / 5, (first // 5 + 0.5) * 90 / 6))
+
+
+def test_one_size_per_picture_equals_picture_by_picture() -> None:
+    maps = torch.rand(3, 4, 7, 7, generator=torch.Generator().manual_seed(0))
+    sizes = np.array([(100, 200), (375, 500), (64, 48)])
+    together = peak_points(maps, sizes[:, None])
+    apart = [peak_points(one, tuple(size)) for one, size in zip(maps, sizes, strict=True)]
+    np.testing.assert_allclose(together.numpy(), torch.stack(apart).numpy(), rtol=1e-6)
+
+
+def test_half_precision_maps_give_exact_points() -> None:
+    maps = torch.zeros(14, 14, dtype=torch.bfloat16)
+    maps[13, 13] = 1
+    assert peak_points(maps, (4000, 6000)).tolist() == pytest.approx([13.5 * 6000 / 14, 13.5 * 4000 / 14], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("maps", "size", "error", "says"),
+    [
+        (np.zeros(5), (4, 4), ShapeError, "h, w"),
+        (np.zeros((3, 0)), (4, 4), ShapeError, "at least one cell"),
+        (np.zeros((2, 3, 3)), (4, 4, 4), ShapeError, "height, width"),
+        (np.zeros((2, 3, 3)), np.ones((5, 2)), ShapeError, "does not fit maps"),
+        (np.zeros((3, 3)), (0, 4), ConfigError, "not positive"),
+        (np.full((3, 3), np.nan), (4, 4), ConfigError, "NaN"),
+        (torch.full((3, 3), torch.nan), (4, 4), ConfigError, "NaN"),
+    ],
+)
+def test_errors_name_the_value(maps, size, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=says):
+        peak_points(maps, size)

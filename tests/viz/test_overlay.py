@@ -1,0 +1,264 @@
+"""The pictures show what they claim: hot is brighter than cold, marks lie on their places, the rest stays as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from skimage.color import rgb2lab
+
+from wildcat.errors import ConfigError, ShapeError
+from wildcat.viz import draw_boxes, draw_points, overlay_heatmap, overlay_mask, side_by_side
+from wildcat.viz.colors import class_palette
+from wildcat.viz.overlay import _inner_border
+
+
+def grey(width: int = 300, height: int = 200, value: int = 90) -> Image.Image:
+    return Image.new("RGB", (width, height), (value, value, value))
+
+
+def noise(width: int = 120, height: int = 80) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image: Image.Image) -> NDArray[np.int64]:
+    return np.asarray(image).astype(np.int64)
+
+
+def changed(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
+    assert before.size == after.size
+    return (pixels(before) != pixels(after)).any(axis=-1)
+
+
+@pytest.mark.parametrize("fade", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8, np.int16])
+def test_hot_is_redder_and_brighter_than_cold(dtype: type, fade: bool) -> None:
+    ramp = np.linspace(0, 255, 8).astype(dtype)[None].repeat(6, axis=0)
+    row = np.asarray(overlay_heatmap(grey(), ramp, fade=fade))[100, ::20]
+    redness = row[:, 0].astype(int) - row[:, 2]
+    lightness = rgb2lab(row[None])[0, :, 0]
+    assert redness[-1] > redness[0] + 40
+    assert lightness[-1] > lightness[0] + 40
+    assert (np.diff(lightness[7:]) > 0).all()  # the upper half: faint heat is darker than this photograph
+
+
+def test_heat_lies_where_the_cell_lies() -> None:
+    heat = np.zeros((5, 10))
+    heat[3, 7] = 1
+    photo = grey(500, 200)
+    weight = np.abs(pixels(overlay_heatmap(photo, heat)) - pixels(photo)).sum(axis=-1)
+    x, y = np.arange(500) + 0.5, np.arange(200) + 0.5
+    centre = ((weight.sum(axis=0) @ x) / weight.sum(), (weight.sum(axis=1) @ y) / weight.sum())
+    assert centre == pytest.approx((375, 140), abs=2)
+
+
+def test_fading_keeps_the_photograph_where_it_is_cold() -> None:
+    photo = noise()
+    heat = np.zeros((8, 12))
+    heat[2, 2] = 5
+    touched = changed(photo, overlay_heatmap(photo, heat))
+    assert touched[20:30, 20:30].all()
+    assert not touched[:, 70:].any()
+    assert changed(photo, overlay_heatmap(photo, heat, fade=False))[:, 70:].mean() > 0.95
+
+
+def test_constant_unknown_and_transparent_maps_leave_the_photograph() -> None:
+    photo = noise()
+    heat = np.random.default_rng(0).normal(size=(7, 7))
+    for shown in (
+        overlay_heatmap(photo, np.full((7, 7), 3.0)),
+        overlay_heatmap(photo, np.full((7, 7), np.nan), fade=False),
+        overlay_heatmap(photo, np.zeros((7, 7)), colormap="blue_red"),
+        overlay_heatmap(photo, heat, alpha=0),
+    ):
+        np.testing.assert_array_equal(pixels(shown), pixels(photo))
+
+
+def test_nan_and_infinity_do_not_spoil_the_rest() -> None:
+    photo, heat = grey(), np.zeros((4, 6))
+    heat[0, 0], heat[3, 5] = np.nan, 1.0
+    shown = pixels(overlay_heatmap(photo, heat, fade=False))
+    np.testing.assert_array_equal(shown[:20, :20], pixels(photo)[:20, :20])
+    assert shown[180, 280].sum() > shown[100, 100].sum() + 100
+    heat[0, 0] = np.inf
+    assert pixels(overlay_heatmap(photo, heat))[10, 10].sum() > pixels(overlay_heatmap(photo, heat))[100, 100].sum()
+
+
+def test_limits_put_two_maps_on_one_scale() -> None:
+    weak, strong = np.full((4, 4), 0.2), np.full((4, 4), 0.9)
+    first, second = (pixels(overlay_heatmap(grey(), m, limits=(0, 1)))[100, 150] for m in (weak, strong))
+    assert second.sum() > first.sum() + 100
+
+
+def test_signed_heat_is_blue_below_zero_and_red_above() -> None:
+    signed = pixels(overlay_heatmap(grey(), [[-2.0, -2, 0, 2, 2]], colormap="blue_red"))
+    assert signed[100, 30, 2] > signed[100, 30, 0] + 30
+    assert signed[100, 270, 0] > signed[100, 270, 2] + 30
+    assert np.abs(signed[100, 150] - 90).max() < 6
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_any_mode_comes_back_as_rgb_and_the_argument_stays(mode: str) -> None:
+    photo = noise().convert(mode)
+    before = photo.tobytes()
+    for shown in (
+        overlay_heatmap(photo, np.eye(4)),
+        overlay_mask(photo, np.eye(4, dtype=int)),
+        draw_points(photo, [(20, 20)], ["dog"]),
+        draw_boxes(photo, [(20, 20, 60, 60)], ["dog"]),
+    ):
+        assert shown.mode == "RGB"
+        assert changed(photo.convert("RGB"), shown).any()
+    assert photo.tobytes() == before
+
+
+def test_rgb_argument_is_not_drawn_upon() -> None:
+    photo = noise()
+    before = photo.tobytes()
+    draw_points(photo, [(20, 20)])
+    draw_boxes(photo, [(20, 20, 60, 60)])
+    assert photo.tobytes() == before
+
+
+def test_mask_colors_its_pixels_only() -> None:
+    photo = noise()
+    mask = np.zeros((80, 120), dtype=np.uint8)
+    mask[20:60, 30:90], mask[30:40, 40:50] = 1, 15
+    flat = overlay_mask(photo, mask, alpha=0.5, outline=False)
+    expected = np.where((mask > 0)[..., None], (pixels(photo) + class_palette()[mask]) / 2, pixels(photo))
+    np.testing.assert_allclose(pixels(flat), expected, atol=1)
+    edged = pixels(overlay_mask(photo, mask, alpha=0.5))
+    assert tuple(edged[20, 50]) == (128, 0, 0)
+    assert tuple(edged[30, 45]) == (192, 128, 128)
+    np.testing.assert_array_equal(edged[mask == 0], pixels(photo)[mask == 0])
+    np.testing.assert_array_equal(edged[35, 45], pixels(flat)[35, 45])
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 12])
+def test_outline_is_as_wide_as_said(width: int) -> None:
+    """Against SciPy: cells beside another class, on either side of the edge, widened to squares."""
+    classes = np.zeros((60, 70), dtype=np.uint8)
+    classes[10:50, 5:64], classes[0:20, 30:40], classes[30:, 40:44] = 3, 0, 7
+    cross, square = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
+    edge = ndimage.grey_dilation(classes, footprint=cross) != ndimage.grey_erosion(classes, footprint=cross)
+    wide = ndimage.binary_dilation(edge, square, iterations=width - 1) if width > 1 else edge
+    np.testing.assert_array_equal(_inner_border(classes, width), wide & (classes > 0))
+
+
+@pytest.mark.parametrize("size", [(300, 200), (640, 480), (4000, 1000)])
+def test_point_lies_on_its_place_and_grows_with_the_picture(size: tuple[int, int]) -> None:
+    photo = grey(*size)
+    x, y = size[0] * 0.3 + 0.5, size[1] * 0.6 + 0.5
+    rows, columns = np.nonzero(changed(photo, draw_points(photo, [(x, y)])))
+    assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((x, y), abs=1)
+    assert np.ptp(columns) / np.sqrt(size[0] * size[1]) == pytest.approx(0.03, abs=0.012)
+
+
+def test_points_at_and_beyond_the_edge() -> None:
+    photo = grey()
+    assert changed(photo, draw_points(photo, [(0, 0), (300, 200)]))[[0, -1], [0, -1]].all()
+    assert not changed(photo, draw_points(photo, [(-900, 50)])).any()
+    np.testing.assert_array_equal(pixels(draw_points(photo, np.zeros((0, 2)), [])), pixels(photo))
+
+
+def test_frame_runs_along_the_pixels_inside_the_box() -> None:
+    color = (0, 114, 178)
+    photo = grey(400, 300)
+    shown = pixels(draw_boxes(photo, [(50, 40, 200, 150)], colors=[color]))
+    rows, columns = np.nonzero((shown == color).all(axis=-1))
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (50, 40, 200, 150)
+    np.testing.assert_array_equal(shown[60:130, 70:180], 90)
+    np.testing.assert_array_equal(shown[:38], 90)
+    beyond = pixels(draw_boxes(photo, [(-50, -9, 900, 400)], colors=[color]))
+    assert [tuple(beyond[i, j]) for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1))] == [color] * 4
+
+
+def test_frame_widens_with_the_picture() -> None:
+    widths = []
+    for side in (300, 1200, 4800):
+        shown = pixels(
+            draw_boxes(grey(side, side), [(side * 0.2, side * 0.2, side * 0.8, side * 0.8)], colors=[(255, 0, 0)])
+        )
+        widths.append(int((shown[side // 2, : side // 2] == (255, 0, 0)).all(axis=-1).sum()))
+    assert widths[0] >= 2
+    assert widths[2] == pytest.approx(4 * widths[1], rel=0.2)
+
+
+@pytest.mark.parametrize("background", [0, 90, 255])
+def test_label_is_inside_and_has_contrast_on_any_background(background: int) -> None:
+    photo = grey(300, 200, background)
+    for box in ((0, 0, 40, 40), (270, 150, 300, 200), (100, 90, 140, 120)):
+        bare, named = draw_boxes(photo, [box]), draw_boxes(photo, [box], ["wildcat 0.93"])
+        rows, columns = np.nonzero(changed(bare, named))
+        tag = pixels(named)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].sum(axis=-1)
+        assert np.ptp(columns) > 70
+        assert np.ptp(tag) > 300
+
+
+def test_labels_of_one_place_do_not_hide_each_other() -> None:
+    photo, boxes = grey(500, 400), [(100, 100, 300, 300)] * 3
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    shown = pixels(draw_boxes(photo, boxes, ["one", "two", "three"], colors))
+    frames = pixels(draw_boxes(photo, boxes, None, colors))
+    new = (shown != frames).any(axis=-1)
+    # the two drawn first are whole: each tag has about the area of its text's height times its width
+    areas = [int((new & (shown == color).all(axis=-1)).sum()) for color in colors[:2]]
+    assert min(areas) > 250
+
+
+def test_label_longer_than_the_picture_is_cut() -> None:
+    assert draw_boxes(grey(120, 80), [(5, 5, 60, 60)], ["a very long name of a class that cannot fit"]).size == (
+        120,
+        80,
+    )
+
+
+def test_grid_shows_each_picture_whole_with_its_caption() -> None:
+    pictures = [
+        Image.new("RGB", (60, 40), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9), (0, 200, 200))
+    ]
+    sheet = pixels(side_by_side(pictures, columns=2))
+    centres = []
+    for picture in pictures:
+        rows, columns = np.nonzero((sheet == picture.getpixel((0, 0))).all(axis=-1))
+        assert len(rows) == 60 * 40
+        centres.append((round(rows.mean()), round(columns.mean())))
+    assert centres[0][0] == centres[1][0] < centres[2][0] == centres[3][0] < centres[4][0]
+    assert centres[0][1] == centres[2][1] == centres[4][1] < centres[1][1] == centres[3][1]
+    plain, named = side_by_side(pictures[:2]), side_by_side(pictures[:2], ["head", "legs and a very long tail"])
+    assert named.width == plain.width
+    written = (pixels(named)[plain.height - 2 :].sum(axis=-1) < 300).any(axis=0)
+    assert written[: named.width // 2].any()
+    assert written[named.width // 2 :].any()
+
+
+def test_grid_brings_pictures_to_one_height_and_keeps_proportions() -> None:
+    sheet = pixels(side_by_side([Image.new("RGB", (200, 100), (200, 0, 0)), Image.new("RGB", (30, 60), (0, 0, 200))]))
+    rows, columns = np.nonzero((sheet == (0, 0, 200)).all(axis=-1))
+    assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (50, 100)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: overlay_heatmap(grey(), np.zeros((2, 3, 3))), ShapeError, "one class's map"),
+        (lambda: overlay_heatmap(grey(), np.eye(2), alpha=1.5), ConfigError, "alpha=1.5"),
+        (lambda: overlay_heatmap(grey(), np.eye(2), colormap="jet"), ConfigError, "inferno"),
+        (lambda: overlay_mask(grey(), np.eye(2)), ShapeError, "integers"),
+        (lambda: overlay_mask(grey(), np.full((2, 2), 5), palette=[(0, 0, 0)]), ConfigError, "palette has 1"),
+        (lambda: overlay_mask(grey(), np.full((2, 2), -1)), ConfigError, "from -1"),
+        (lambda: overlay_mask(grey(), np.eye(2, dtype=int), palette=[1, 2, 3]), ShapeError, "palette"),
+        (lambda: draw_points(grey(), [(1, 2, 3)]), ShapeError, "points"),
+        (lambda: draw_points(grey(), [(1, np.nan)]), ShapeError, "finite"),
+        (lambda: draw_points(grey(), [(1, 2)], "dog"), ShapeError, "in a list"),
+        (lambda: draw_boxes(grey(), [(1, 2, 3)]), ShapeError, "boxes"),
+        (lambda: draw_boxes(grey(), [(1, 2, 3, 4)], ["a", "b"]), ShapeError, "2 texts for 1"),
+        (lambda: side_by_side([]), ShapeError, "at least one"),
+        (lambda: side_by_side([grey()], columns=0), ConfigError, "columns=0"),
+    ],
+)
+def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=says):
+        call()

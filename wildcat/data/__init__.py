@@ -1,0 +1,41 @@
+"""Data sets: pictures with image-level labels, and boxes and masks where there are some, whatever their layout on disk.
+
+`open_dataset` reads any of them into the `DataSet` of `sample.py`, which is all that the other rooms know of data.
+"""
+
+from wildcat.data.cache import cache_folder
+from wildcat.data.catalog import FORMATS, DataSetInfo, Format, list_datasets, open_dataset
+from wildcat.data.images import list_images, read_image, read_mask, to_rgb
+from wildcat.data.sample import (
+    ABSENT,
+    IGNORED,
+    PRESENT,
+    DataSet,
+    Sample,
+    Task,
+    label_matrix,
+    stratified_indices,
+)
+from wildcat.data.shapes import write_shapes
+
+__all__ = [
+    "ABSENT",
+    "FORMATS",
+    "IGNORED",
+    "PRESENT",
+    "DataSet",
+    "DataSetInfo",
+    "Format",
+    "Sample",
+    "Task",
+    "cache_folder",
+    "label_matrix",
+    "list_datasets",
+    "list_images",
+    "open_dataset",
+    "read_image",
+    "read_mask",
+    "stratified_indices",
+    "to_rgb",
+    "write_shapes",
+]

@@ -1,0 +1,117 @@
+"""Batches of pictures: the same pictures in the same order with the same crops, whatever reads them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from wildcat.config import Flip
+from wildcat.data.images import read_image
+from wildcat.data.sample import Sample
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes of training pictures; every choice follows from (seed, epoch, index)."""
+
+    seed: int
+    crop_scale: float = 0.5
+    flip: Flip = "horizontal"
+
+
+Item = tuple[Tensor, Tensor]
+
+
+class Pictures(Dataset[Item | ImageError]):
+    """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
+
+    A picture that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+    """
+
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item | ImageError:
+        epoch, index = key
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.path)
+        except ImageError as error:
+            return error
+        if self.augment is None:
+            tensor = self.preprocess(image)
+        else:
+            rng = np.random.default_rng([self.augment.seed, epoch, index])
+            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip)
+        return tensor, torch.from_numpy(sample.labels)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    """The order of `count` samples in an epoch: a permutation that follows from (seed, epoch) alone."""
+    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]
+
+
+def batch_indices(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """`order` cut into batches; a last batch of one joins the one before it (batch normalisation cannot take one)."""
+    batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
+        batches[-2].extend(batches.pop())
+    return batches
+
+
+def load_batches(
+    pictures: Pictures, batches: Sequence[Sequence[int]], epoch: int = 0, workers: int = 0, pin_memory: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images (B, 3, S, S), labels (B, C)) of each batch, in order.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        pictures,
+        batch_sampler=[[(epoch, i) for i in batch] for batch in batches],
+        num_workers=min(workers, len(batches)),
+        worker_init_fn=_ignore_interrupt,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+    )
+    for batch in loader:
+        if isinstance(batch, ImageError):
+            raise batch
+        yield batch
+
+
+def _collate(items: list[Item | ImageError]) -> Item | ImageError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, ImageError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.stack(labels)
+
+
+def _ignore_interrupt(_worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; only the trainer may act on it, after its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def suggested_workers(device_type: str) -> int:
+    """Reading processes for this machine: a quarter of the cores beside a busy CPU, more where a GPU computes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

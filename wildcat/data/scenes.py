@@ -1,0 +1,101 @@
+"""15-Scene (Lazebnik, Schmid and Ponce, CVPR 2006): 4,485 grey photographs of 15 kinds of places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from wildcat.data.folder import one_label
+from wildcat.data.images import list_images
+from wildcat.data.sample import DataSet, Sample
+from wildcat.errors import DataError
+
+SCENE_CLASSES = (
+    *("CALsuburb", "MITcoast", "MITforest", "MIThighway", "MITinsidecity", "MITmountain", "MITopencountry"),
+    *("MITstreet", "MITtallbuilding", "PARoffice", "bedroom", "industrial", "kitchen", "livingroom", "store"),
+)
+"""The folder names of the official archive, sorted."""
+
+TRAIN_PER_CLASS = 100
+"""Pictures a class to train with; the rest is for the test (the protocol of the paper above, section 5)."""
+
+SEEDS = range(10)
+"""Random splits offered by name; the protocol repeats the experiment ten times."""
+
+
+def recognise_scenes(root: Path) -> bool:
+    """Whether `root` holds the 15 class folders."""
+    return root.is_dir() and all((root / name).is_dir() for name in SCENE_CLASSES)
+
+
+def read_scenes(root: Path) -> DataSet:
+    """15-Scene at `root` as a multi-class data set.
+
+    Splits `train` and `test` are the given ones (`split_brown_train.txt`, `split_brown_test.txt`: 1,500 and 2,985)
+    where both files exist, else those of seed 0. `train-seed0`/`test-seed0` to `train-seed9`/`test-seed9` follow the
+    official protocol: 100 random pictures a class to train, the rest to test; the same for a seed on every machine.
+
+    Raises:
+        DataError: a class folder is missing or too small, or, when a split is read, a list names an absent picture.
+    """
+    missing = [name for name in SCENE_CLASSES if not (root / name).is_dir()]
+    if missing:
+        raise DataError(
+            f"{root} lacks the class folder{'s' * (len(missing) > 1)} {', '.join(missing)} of 15-Scene.",
+            "Restore the official folders, or read it with format 'folder'.",
+        )
+    files = [list_images(root / name, recursive=False) for name in SCENE_CLASSES]
+    for name, paths in zip(SCENE_CLASSES, files, strict=True):
+        if len(paths) <= TRAIN_PER_CLASS:
+            raise DataError(
+                f"{root / name} holds {len(paths)} pictures; the 15-Scene protocol takes {TRAIN_PER_CLASS} to train "
+                "and the rest to test.",
+                "Restore the data set, or read it with format 'folder'.",
+            )
+    lists = {part: root / f"split_brown_{part}.txt" for part in ("train", "test")}
+    given = all(path.is_file() for path in lists.values())
+    readers: dict[str, Callable[[], Sequence[Sample]]] = {
+        part: partial(_read_list, root, path) if given else partial(_random_split, root, files, 0, part)
+        for part, path in lists.items()
+    }
+    readers |= {
+        f"{part}-seed{seed}": partial(_random_split, root, files, seed, part) for seed in SEEDS for part in lists
+    }
+    notes = (
+        ()
+        if given
+        else ("split_brown_train.txt and split_brown_test.txt are absent: train and test are random (seed 0).",)
+    )
+    return DataSet("15-Scene", "scenes", root, SCENE_CLASSES, "multiclass", readers, notes)
+
+
+def _random_split(root: Path, files: Sequence[Sequence[Path]], seed: int, part: str) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    samples: list[Sample] = []
+    for index, paths in enumerate(files):
+        order = rng.permutation(len(paths))
+        chosen = order[:TRAIN_PER_CLASS] if part == "train" else order[TRAIN_PER_CLASS:]
+        samples += [_sample(root, paths[i], index) for i in sorted(chosen)]
+    return samples
+
+
+def _read_list(root: Path, path: Path) -> list[Sample]:
+    samples = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        picture = root / line.strip()
+        if picture.parent.name not in SCENE_CLASSES or not picture.is_file():
+            raise DataError(
+                f"{path}, line {number}: there is no picture {line.strip()!r} in {root}.",
+                "Restore the picture, or the list if it was cut.",
+            )
+        samples.append(_sample(root, picture, SCENE_CLASSES.index(picture.parent.name)))
+    return samples
+
+
+def _sample(root: Path, path: Path, index: int) -> Sample:
+    return Sample(path.relative_to(root).as_posix(), path, one_label(index, len(SCENE_CLASSES)))

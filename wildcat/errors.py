@@ -1,0 +1,64 @@
+"""The error tree. Every error a user can mend is a `WildcatError`: one sentence that names the value, and a hint."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WildcatError(Exception):
+    """Base of all errors a user can mend; `hint` says what to do next.
+
+    The command line prints `message` and `hint` without a traceback.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n{hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(WildcatError, ValueError):
+    """A setting, flag or argument is out of range or does not fit another."""
+
+
+class ShapeError(WildcatError, ValueError):
+    """An array or tensor has the wrong shape."""
+
+
+class DataError(WildcatError):
+    """A data set, table, list or annotation cannot be used as it is."""
+
+
+class ImageError(DataError):
+    """One picture cannot be read."""
+
+
+class RunError(WildcatError):
+    """A run folder or checkpoint cannot be used as it is."""
+
+
+class TrainingError(WildcatError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class MissingExtra(WildcatError, ImportError):
+    """An optional package is not installed; the hint is the exact pip command."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed here and is not installed.",
+            f"Type: pip install 'wildcat-vision[{extra}]'",
+        )
+
+
+def did_you_mean(value: str, allowed: Iterable[str]) -> str:
+    """`"did you mean X?"` for the nearest allowed names, or an empty string.
+
+    >>> did_you_mean("resnet5", ["resnet50", "lite0"])
+    'did you mean resnet50?'
+    """
+    choices = list(allowed)
+    lowered = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(value.lower(), list(lowered), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(lowered[name] for name in near)}?" if near else ""

@@ -1,0 +1,229 @@
+"""The WILDCAT network: backbone, multi-map transfer layer, class-wise pooling, spatial pooling (paper, figure 2)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wildcat.config import Regions, TrainConfig
+from wildcat.errors import ConfigError, ShapeError
+from wildcat.nn.backbones import EMBEDDED, Backbone, create_backbone, embedded_classifier
+from wildcat.nn.pooling import LogSumExpPool, SpatialPool, class_wise_pool, create_pool
+
+Architecture = Literal["a", "b"]
+
+
+class Wildcat(nn.Module):
+    """Images in, one score per class out; learned from image-level labels only.
+
+    Attributes:
+        backbone: images (B, 3, H, W) -> features (B, D, h, w).
+        standardize: fixed per-channel scaling of the features; the identity until `FeatureScale.measure` is called.
+        transfer: 1x1 convolution with bias from D to C*M maps; map index = c*M + m.
+        pool: class maps (B, C, h, w) -> scores (B, C).
+        architecture: "a" classifies each region and then pools; "b" pools the features first (Table 5 of the paper).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        num_maps: int,
+        pool: SpatialPool | LogSumExpPool,
+        architecture: Architecture = "a",
+    ) -> None:
+        super().__init__()
+        if num_classes < 1 or num_maps < 1:
+            raise ConfigError(f"num_classes={num_classes}, num_maps={num_maps}: both must be at least 1.")
+        if architecture not in ("a", "b"):
+            raise ConfigError(f"architecture={architecture!r}: give 'a' (classify, then pool) or 'b' (pool, then classify).")
+        self.backbone = backbone
+        self.standardize = FeatureScale(backbone.num_features)
+        self.transfer = nn.Conv2d(backbone.num_features, num_classes * num_maps, kernel_size=1)
+        self.pool = pool
+        self.num_classes = num_classes
+        self.num_maps = num_maps
+        self.architecture = architecture
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images -> (B, C) scores (logits)."""
+        return self.score(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, h, w), straight out of the backbone."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(f"images of shape {tuple(images.shape)}: give (batch, 3, height, width), normalised RGB.")
+        features: Tensor = self.backbone(images)
+        return features
+
+    def score(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, C) scores."""
+        if self.architecture == "a":
+            scores: Tensor = self.pool(self.class_maps_of(features))
+            return scores
+        pooled = self.pool(self.standardize(features))  # (B, D, h, w) -> (B, D)
+        maps = self.transfer(pooled[:, :, None, None])  # (B, D, 1, 1) -> (B, C*M, 1, 1)
+        return class_wise_pool(maps, self.num_maps).flatten(1)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, M, h, w): the M modalities of each class."""
+        return self.maps_of(self.features(images))
+
+    def class_maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w): the mean of each class's modalities, eq. 1."""
+        return self.class_maps_of(self.features(images))
+
+    def maps_of(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, C, M, h, w)."""
+        return self._transfer(features).unflatten(1, (self.num_classes, self.num_maps))
+
+    def class_maps_of(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, C, h, w)."""
+        return class_wise_pool(self._transfer(features), self.num_maps)
+
+    def _transfer(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, C*M, h, w): standardise and transfer in one convolution, without a pass over the features."""
+        weight, bias = self.standardize.fold_into(self.transfer.weight, self.bias())
+        return functional.conv2d(features, weight, bias)
+
+    @torch.no_grad()
+    def start_at_prior(self, prior: Tensor, multiclass: bool) -> None:
+        """Set the transfer bias so that an uninformed network scores each class at its frequency.
+
+        A score that starts at the class's log-odds (log-frequency where classes exclude each other) spares training
+        the epochs it takes to learn that most classes are absent from most pictures.
+
+        Args:
+            prior: (C,) frequencies of the classes in the training set, in (0, 1).
+            multiclass: whether classes exclude each other.
+        """
+        score = prior.log() if multiclass else torch.logit(prior)
+        # In architecture (a) the bias is pooled with the regions: eq. 3 passes a constant on (1 + alpha) times.
+        gain = self.pool.offset_gain() if self.architecture == "a" else 1.0
+        bias = (score / gain).to(self.transfer.weight)
+        self.bias().copy_(bias.repeat_interleave(self.num_maps))
+
+    def bias(self) -> Tensor:
+        """(C*M,) bias of the transfer layer."""
+        bias = self.transfer.bias
+        if bias is None:
+            raise ConfigError("the transfer layer has lost its bias.")
+        return bias
+
+
+class FeatureScale(nn.Module):
+    """Fixed per-channel standardisation, `(x - mean) / std`; the identity until measured.
+
+    Followed by the 1x1 transfer layer it changes no model the network can express (it folds into the weights exactly),
+    only how evenly gradient descent moves in them: channels of a ReLU network differ in spread by orders of magnitude.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        shape = (1, -1) + (1,) * (features.ndim - 2)
+        return (features - self.mean.view(shape)) / self.std.view(shape)
+
+    def fold_into(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The 1x1 convolution that does to raw features what (`weight`, `bias`) does to standardised ones."""
+        folded = weight / self.std[:, None, None]
+        return folded, bias - (folded * self.mean[:, None, None]).sum(dim=(1, 2, 3))
+
+    @torch.no_grad()
+    def measure(self, mean: Tensor, std: Tensor) -> None:
+        """Adopt per-channel mean and spread, both (D,).
+
+        The D standardised channels are scaled together to unit length on average (`std` holds the spread times sqrt(D)),
+        so that a good learning rate does not depend on D. Channels that never vary are left out of the scores.
+        """
+        self.mean.copy_(mean)
+        alive = std > 1e-6 * std.max()
+        self.std.copy_(torch.where(alive, std, torch.inf) * math.sqrt(len(std)))
+
+
+def create_model(
+    backbone: str = "resnet101",
+    num_classes: int = 20,
+    num_maps: int = 4,
+    kmax: Regions = 0.2,
+    kmin: Regions | None = None,
+    alpha: float = 0.7,
+    pretrained: bool | str = True,
+    output_stride: int = 32,
+    pooling: str = "wildcat",
+    sharpness: float = 4.0,
+    architecture: Architecture = "a",
+    image_size: int = 224,
+) -> Wildcat:
+    """Build a WILDCAT network on any backbone; the defaults are the paper's.
+
+    Args:
+        backbone: `lite0`, `lite1`, `lite2` (weights come with the package) or any timm name.
+        num_classes: C.
+        num_maps: M, the maps per class.
+        kmax, kmin, alpha: of eq. 3, see `wildcat.nn.pooling.spatial_pool`.
+        pretrained: True for ImageNet weights, False for random ones, or a file of weights.
+        output_stride: input pixels per cell of the maps: 32, 16 or 8.
+        pooling: a row of Table 1, see `wildcat.nn.pooling.create_pool`.
+        sharpness: of log-sum-exp pooling.
+        architecture: "a" (classify, then pool) or "b" (pool, then classify).
+        image_size: input side in pixels, for transformers; convolutional backbones take any size.
+
+    Raises:
+        ConfigError, MissingExtra, RunError: see `wildcat.nn.backbones.create_backbone`.
+
+    >>> model = create_model("test_resnet", num_classes=3, pretrained=False)
+    >>> images = torch.zeros(2, 3, 160, 96)
+    >>> model(images).shape, model.maps(images).shape
+    (torch.Size([2, 3]), torch.Size([2, 3, 4, 5, 3]))
+    """
+    pool = create_pool(pooling, kmax, kmin, alpha, sharpness)
+    weights = pretrained if isinstance(pretrained, str) else "imagenet" if pretrained else "none"
+    features = create_backbone(backbone, weights, output_stride, image_size)
+    return Wildcat(features, num_classes, num_maps, pool, architecture)
+
+
+def model_from_config(config: TrainConfig, num_classes: int, weights: str | None = None) -> Wildcat:
+    """The network a run's settings describe; `weights` overrides where the backbone starts."""
+    return create_model(
+        backbone=config.backbone,
+        num_classes=num_classes,
+        num_maps=config.num_maps,
+        kmax=config.kmax,
+        kmin=config.kmin,
+        alpha=config.alpha,
+        pretrained=config.weights if weights is None else weights,
+        output_stride=config.output_stride,
+        pooling=config.pooling,
+        sharpness=config.sharpness,
+        architecture=config.architecture,
+        image_size=config.image_size,
+    )
+
+
+def imagenet_model(name: str) -> Wildcat:
+    """The ImageNet classifier of an embedded backbone as a WILDCAT network with 1,000 classes and no training.
+
+    Average pooling of class maps made by the classifier's own weights gives the classifier's own logits (Zhou et al.,
+    class activation maps, CVPR 2016), so the maps explain exactly what the classifier says.
+    """
+    if name not in EMBEDDED:
+        raise ConfigError(f"{name} brings no ImageNet classifier.", f"Take one of: {', '.join(EMBEDDED)}.")
+    model = create_model(name, num_classes=1000, num_maps=1, pooling="average")
+    weight, bias = embedded_classifier(name)
+    with torch.no_grad():
+        model.transfer.weight.copy_(weight[:, :, None, None])
+        model.bias().copy_(bias)
+    return model
+
+

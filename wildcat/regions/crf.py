@@ -1,0 +1,456 @@
+"""Dense CRF: sharpen class maps to the edges of the picture, in plain torch, the same code on CPU and GPU.
+
+Mean field for a fully connected CRF with Gaussian edges (Krähenbühl and Koltun, NIPS 2011). Each round adds to the log
+probability of a class the weighted mean of its probability over near pixels (smoothness: position; appearance: position
+and colour), and normalises. The smoothness mean is a separable convolution. The appearance mean lives in five dimensions
+and is filtered on the permutohedral lattice (Adams, Baek, Davis, Eurographics 2010), all classes at once: splat, blur
+and slice are each a weighted sum of table rows, which is what `torch.nn.functional.embedding_bag` computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wildcat.errors import ConfigError, ShapeError, did_you_mean
+
+Normalization = Literal["symmetric", "after", "before", "none"]
+Filter = Callable[[Tensor], Tensor]
+"""(N, C) values of the N pixels -> (N, C) their weighted sums."""
+
+LOWEST_PROBABILITY = 1e-18
+"""Floor of a probability before its logarithm: far below any effect, far above the denormals that slow a CPU."""
+
+LARGEST_EXACT = 16_384
+"""Most pixels `exact_dense_crf` accepts: its matrix then takes 2 GiB."""
+
+LARGEST_EXPONENT = 80.0
+"""Messages above this are shifted before the exponential, which overflows float32 at 88."""
+
+KERNEL_RADIUS = 4.0
+"""Where the smoothness kernel is cut off, in sigmas: it has fallen to 3e-4 of its peak."""
+
+
+@dataclass(frozen=True)
+class CrfParams:
+    """The settings of a dense CRF; the defaults are DeepLab's (Chen et al., ICLR 2015).
+
+    They are the arguments of pydensecrf under the names of what they mean, so that published settings carry over:
+    `addPairwiseGaussian(sxy=smoothness_sigma, compat=smoothness_weight)`,
+    `addPairwiseBilateral(sxy=appearance_sigma_xy, srgb=appearance_sigma_rgb, compat=appearance_weight)`,
+    `inference(iterations)`. Printed elsewhere: appearance weight 4 to 10, sigma_xy 50 to 80, sigma_rgb 3 to 13,
+    smoothness weight 3, sigma 1 to 3; CCNN has smoothness 15 / 19 and appearance 10, 35 / 61.
+
+    Attributes:
+        iterations: rounds of mean field; 0 returns the normalised input.
+        appearance_weight: weight of the kernel of position and colour; 0 switches it off.
+        appearance_sigma_xy: its width in pixels.
+        appearance_sigma_rgb: its width in levels of 0 to 255.
+        smoothness_weight: weight of the kernel of position alone; 0 switches it off.
+        smoothness_sigma: its width in pixels.
+        normalization: what a kernel is divided by: "symmetric" (the root of its row sum on both sides, pydensecrf's
+            default), "after" or "before" (the row sum on one side), "none" (nothing: weights then act on plain sums).
+        min_probability: a class whose probability is below this at every pixel is left out and returned as 0.
+            It could not have won anywhere; what it adds to the others is at most this much a class.
+
+    Raises:
+        ConfigError: a value is out of range.
+
+    >>> CrfParams(appearance_sigma_xy=80, appearance_sigma_rgb=13, appearance_weight=10).iterations
+    10
+    """
+
+    iterations: int = 10
+    appearance_weight: float = 4.0
+    appearance_sigma_xy: float = 67.0
+    appearance_sigma_rgb: float = 3.0
+    smoothness_weight: float = 3.0
+    smoothness_sigma: float = 1.0
+    normalization: Normalization = "symmetric"
+    min_probability: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
+            raise ConfigError(f"iterations={self.iterations!r}: give a count of 0 or more.", "10 is usual.")
+        for name in (field.name for field in fields(self) if "weight" in field.name or "sigma" in field.name):
+            value = getattr(self, name)
+            positive = "sigma" in name
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                allowed = "a number above 0" if positive else "a number of 0 or more"
+                kernel = name.split("_", maxsplit=1)[0]
+                raise ConfigError(f"{name}={value}: give {allowed}.", f"{kernel}_weight=0 switches that kernel off.")
+        if self.normalization not in get_args(Normalization):
+            choices = get_args(Normalization)
+            hint = did_you_mean(str(self.normalization), choices) or f"Choose one of: {', '.join(choices)}."
+            raise ConfigError(f"normalization={self.normalization!r} is unknown.", hint)
+        if not 0 <= self.min_probability < 1:
+            raise ConfigError(
+                f"min_probability={self.min_probability}: give a number in [0, 1).", "0 filters every class."
+            )
+
+
+@overload
+def dense_crf(
+    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any], params: CrfParams | None = None
+) -> NDArray[np.float32]: ...
+@overload
+def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Tensor, params: CrfParams | None = None) -> Tensor: ...
+def dense_crf(
+    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
+) -> NDArray[np.float32] | Tensor:
+    """Class probabilities of each pixel after mean field in a fully connected CRF on the picture.
+
+    `image` is (H, W, 3) uint8 RGB, `probabilities` (C, H, W), none negative, a positive sum at each pixel (they are
+    normalised). Returns float32 (C, H, W) that sum to 1 at each pixel: an array for an array, a tensor on the device
+    of `probabilities` for a tensor. Deterministic; no gradient flows. Time grows with the classes given, so give the
+    classes that are present.
+
+    As in the code the NIPS 2011 paper published, a pixel counts among its own neighbours.
+
+    Raises:
+        ShapeError: `image` or `probabilities` has the wrong shape or type, or their sizes differ.
+        ConfigError: a probability is NaN, infinite or negative, or all are 0 at a pixel; or the appearance kernel is
+            too narrow for the lattice of this picture.
+
+    >>> picture = np.zeros((4, 6, 3), np.uint8)
+    >>> picture[:, 3:] = 255
+    >>> left = np.full((4, 6), 0.4)
+    >>> left[:, :3] = 0.8
+    >>> left[1, 1] = 0.4  # one pixel of the left half is wrong
+    >>> dense_crf(picture, np.stack([left, 1 - left])).argmax(axis=0)[1].tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+    params = params or CrfParams()
+    with torch.no_grad():
+        picture, prior = _checked(image, probabilities, torch.float32)
+        classes, height, width = prior.shape
+        flat = prior.reshape(classes, -1)
+        peaks = flat.amax(dim=1)
+        present = peaks >= torch.clamp(peaks.max(), max=params.min_probability)
+        filters: list[Filter] = []
+        if params.smoothness_weight:
+            filters.append(_smoothness(height, width, params, picture.device))
+        if params.appearance_weight:
+            filters.append(_appearance(picture, params))
+        result = torch.zeros_like(flat)
+        result[present] = _mean_field(flat[present].t().contiguous(), filters, params.iterations).t()
+        result = result.view(classes, height, width)
+    return result if isinstance(probabilities, Tensor) else result.numpy()
+
+
+@overload
+def exact_dense_crf(
+    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any], params: CrfParams | None = None
+) -> NDArray[np.float64]: ...
+@overload
+def exact_dense_crf(
+    image: NDArray[np.uint8] | Tensor, probabilities: Tensor, params: CrfParams | None = None
+) -> Tensor: ...
+def exact_dense_crf(
+    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
+) -> NDArray[np.float64] | Tensor:
+    """`dense_crf` with every pair of pixels summed, in float64: the reference of the tests, for tiny pictures.
+
+    Same arguments and errors; returns float64. Time and memory grow with the square of the pixels; `min_probability`
+    is not used.
+
+    Raises:
+        ConfigError: the picture has more than 16,384 pixels.
+    """
+    params = params or CrfParams()
+    with torch.no_grad():
+        picture, prior = _checked(image, probabilities, torch.float64)
+        classes, height, width = prior.shape
+        if height * width > LARGEST_EXACT:
+            raise ConfigError(
+                f"the exact CRF of {height} x {width} pixels needs {(height * width) ** 2 * 8 / 2**30:.0f} GiB.",
+                f"Call dense_crf, or give at most {LARGEST_EXACT} pixels.",
+            )
+        positions = _positions(height, width, picture.device, torch.float64)
+        colours = picture.reshape(-1, 3).double()
+        both = torch.cat([positions / params.appearance_sigma_xy, colours / params.appearance_sigma_rgb], dim=1)
+        pairs = positions.new_zeros(height * width, height * width)
+        for weight, features in (
+            (params.smoothness_weight, positions / params.smoothness_sigma),
+            (params.appearance_weight, both),
+        ):
+            if weight:
+                kernel = torch.cdist(features, features).square_().mul_(-0.5).exp_()
+                before, after = _normalizers(kernel.sum(dim=1), params.normalization)
+                pairs += kernel.mul_(before).mul_(after[:, None] * weight)
+        result = _mean_field(prior.reshape(classes, -1).t(), [pairs.matmul], params.iterations)
+        result = result.t().reshape(classes, height, width).contiguous()
+    return result if isinstance(probabilities, Tensor) else result.numpy()
+
+
+def _checked(
+    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The picture and the normalised probabilities as tensors on one device; raises what `dense_crf` documents."""
+    picture, prior = torch.as_tensor(image), torch.as_tensor(probabilities)
+    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.numel():
+        raise ShapeError(
+            f"image is {tuple(picture.shape)} {str(picture.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
+            "Give the RGB picture with levels 0 to 255, for example np.asarray(Image.open(path).convert('RGB')).",
+        )
+    if prior.ndim != 3 or not prior.shape[0]:
+        raise ShapeError(
+            f"probabilities are {tuple(prior.shape)}, not (C, H, W) with C of 1 or more.", "Give one map a class."
+        )
+    if prior.shape[1:] != picture.shape[:2]:
+        raise ShapeError(
+            f"probabilities are {prior.shape[1]} x {prior.shape[2]} and the image is "
+            f"{picture.shape[0]} x {picture.shape[1]} pixels (height x width).",
+            "Resize the maps to the picture first (regions.upsample_maps).",
+        )
+    prior = prior.detach().to(dtype)
+    if not bool(torch.isfinite(prior).all()):
+        raise ConfigError("probabilities hold NaN or infinite values.", "Check the maps they were made from.")
+    if bool((prior < 0).any()):
+        raise ConfigError(
+            f"probabilities hold {float(prior.min()):.3g}, below 0.", "Give probabilities, not scores: softmax first."
+        )
+    total = prior.sum(dim=0)
+    if not bool((total > 0).all()):
+        row, column = (int(i) for i in (total <= 0).nonzero()[0])
+        raise ConfigError(
+            f"all probabilities are 0 at row {row}, column {column}.", "Add a background class or a constant."
+        )
+    return picture.to(prior.device), prior / total
+
+
+def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Tensor:
+    """Algorithm 1 of the paper with the Potts model; `prior` is (N, C), each row sums to 1; returns the same."""
+    belief = prior
+    prior = prior.clamp_min(LOWEST_PROBABILITY)
+    for _ in range(iterations if filters else 0):
+        messages = filters[0](belief)
+        for message in filters[1:]:
+            messages += message(belief)
+        if messages.max() > LARGEST_EXPONENT:
+            messages -= messages.amax(dim=1, keepdim=True)
+        # softmax(log prior + messages), without the logarithm: messages are at least 0 and seldom above the weights
+        belief = messages.exp_().mul_(prior)
+        belief /= belief.sum(dim=1, keepdim=True)
+    return belief
+
+
+def _normalizers(row_sums: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """The factors of each pixel's value before and after filtering, from the sums of the kernel over all pixels."""
+    ones = torch.ones_like(row_sums)
+    inverse = 1 / row_sums  # a pixel is its own neighbour, so no sum is 0
+    return {
+        "symmetric": (inverse.sqrt(), inverse.sqrt()),
+        "before": (inverse, ones),
+        "after": (ones, inverse),
+        "none": (ones, ones),
+    }[normalization]
+
+
+def _positions(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(N, 2) x, y of the pixels in row order."""
+    y = torch.arange(height, device=device, dtype=dtype)
+    x = torch.arange(width, device=device, dtype=dtype)
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+
+
+def _smoothness(height: int, width: int, params: CrfParams, device: torch.device) -> Filter:
+    """The smoothness kernel, times its weight: a Gaussian of the position is one along y, then one along x."""
+
+    def taps(size: int) -> Tensor:
+        radius = min(math.ceil(KERNEL_RADIUS * params.smoothness_sigma), size - 1)
+        offset = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+        return torch.exp(-0.5 * (offset / params.smoothness_sigma) ** 2)
+
+    vertical, horizontal = taps(height)[:, None], taps(width)[None, :]
+
+    def convolve(values: Tensor) -> Tensor:
+        channels = values.shape[1]
+        grid = values.view(1, height, width, channels).permute(0, 3, 1, 2)
+        for kernel in (vertical, horizontal):
+            padding = (kernel.shape[0] // 2, kernel.shape[1] // 2)
+            grid = functional.conv2d(grid, kernel.repeat(channels, 1, 1, 1), padding=padding, groups=channels)
+        return grid.permute(0, 2, 3, 1).reshape(-1, channels)
+
+    sums = convolve(torch.ones(height * width, 1, device=device))
+    before, after = _normalizers(sums, params.normalization)
+    after = after * params.smoothness_weight
+    return lambda values: convolve(values * before).mul_(after)
+
+
+def _appearance(picture: Tensor, params: CrfParams) -> Filter:
+    """The appearance kernel, times its weight, on the permutohedral lattice of the picture."""
+    height, width = picture.shape[:2]
+    positions = _positions(height, width, picture.device, torch.float32) / params.appearance_sigma_xy
+    colours = picture.reshape(-1, 3).float() / params.appearance_sigma_rgb
+    lattice = _build_lattice(torch.cat([positions, colours], dim=1).t().contiguous())
+    sums = lattice.filter(torch.ones(height * width, 1, device=picture.device))[:, 0]
+    before, after = _normalizers(sums, params.normalization)
+    return lattice.scaled(before, after * params.appearance_weight).filter
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """A permutohedral lattice over N pixels in d dimensions: K vertices, and one more that is always 0.
+
+    Attributes:
+        pixels, pixel_weights: ((d + 1) * N,) the pixels that each vertex collects, vertex after vertex.
+        starts: (K + 2,) where each vertex begins in `pixels`.
+        neighbours: (d + 1, K + 1, 3) per axis: the vertex, its next and its previous vertex; K where there is none.
+        vertices, vertex_weights: (N, d + 1) the corners of the simplex around each pixel.
+    """
+
+    pixels: Tensor
+    pixel_weights: Tensor
+    starts: Tensor
+    neighbours: Tensor
+    vertices: Tensor
+    vertex_weights: Tensor
+
+    def filter(self, values: Tensor) -> Tensor:
+        """(N, C) values -> (N, C) their Gaussian-weighted sums: splat, blur along each axis, slice."""
+        table = functional.embedding_bag(
+            self.pixels,
+            values,
+            self.starts,
+            mode="sum",
+            per_sample_weights=self.pixel_weights,
+            include_last_offset=True,
+        )
+        blur = table.new_tensor([1.0, 0.5, 0.5]).repeat(len(table), 1)
+        for neighbours in self.neighbours:
+            table = functional.embedding_bag(neighbours, table, mode="sum", per_sample_weights=blur)
+        return functional.embedding_bag(self.vertices, table, mode="sum", per_sample_weights=self.vertex_weights)
+
+    def scaled(self, before: Tensor, after: Tensor) -> _Lattice:
+        """The lattice whose filter multiplies each pixel's value by `before` and each result by `after`, both (N,)."""
+        return _Lattice(
+            self.pixels,
+            self.pixel_weights * before[self.pixels],
+            self.starts,
+            self.neighbours,
+            self.vertices,
+            self.vertex_weights * after[:, None],
+        )
+
+
+def _build_lattice(features: Tensor) -> _Lattice:
+    """The lattice around (d, N) float32 features whose kernel is a Gaussian of standard deviation 1."""
+    d, count = features.shape
+    base, rank, weights = _enclosing_simplices(features)
+    # A vertex with remainder k has coordinates (d + 1) * u + k in all d + 1 axes, so (u, k) names it. The last axis
+    # follows from the others (all sum to 0). Digits of mixed radix in one int64 make the key exact: no collisions.
+    low, high = base[:d].amin(dim=1) - 2, base[:d].amax(dim=1) + 2
+    strides, size = [], d + 1
+    for extent in (high - low + 1).tolist():
+        strides.append(size)
+        size *= extent
+    if size >= 2**63 or max(-int(low.min()), int(high.max())) > 2**20:  # beyond it float32 loses the simplex
+        raise ConfigError(
+            "the appearance kernel is too narrow for the lattice of this picture.",
+            "Give a larger appearance_sigma_rgb or appearance_sigma_xy; 1 is always enough for the colours.",
+        )
+    stride = base.new_tensor([*strides, 0], dtype=torch.int64)
+    keys = base.new_empty(d + 1, count, dtype=torch.int64)
+    keys[0] = ((base[:d] - low[:, None]) * stride[:d, None]).sum(dim=0)
+    # From corner k - 1 to corner k, the axis of rank d + 1 - k steps down by d + 1 and every remainder grows by 1.
+    by_rank = torch.empty_like(keys).scatter_(0, rank, stride[:, None].expand(-1, count))
+    for k in range(1, d + 1):
+        torch.sub(keys[k - 1], by_rank[d + 1 - k], out=keys[k]).add_(1)
+
+    ordered, order = _sort(keys.view(-1), size)
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    starts = first.nonzero()[:, 0]
+    vertices = torch.empty_like(order, dtype=torch.int32)
+    vertices[order] = first.cumsum(0, dtype=torch.int32).sub_(1)
+    end = starts.new_full((2,), len(ordered))  # twice: the extra vertex collects nothing
+    return _Lattice(
+        pixels=torch.arange(count, dtype=torch.int32, device=order.device).repeat(d + 1)[order],
+        pixel_weights=weights.view(-1)[order],
+        starts=torch.cat([starts, end]).int(),
+        neighbours=_neighbours(ordered[starts], stride),
+        vertices=vertices.view(d + 1, count).t().contiguous(),
+        # 1 / (1 + 2^-d) corrects the gain of splat, blur and slice (Adams et al.'s code)
+        vertex_weights=weights.t().contiguous() / (1 + 2.0**-d),
+    )
+
+
+def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each of N points lies in the lattice (Adams et al. 2010, section 3.1 and proposition 4.2).
+
+    Returns, each (d + 1, N): the corner of remainder 0 divided by d + 1; the rank of each axis by its distance from
+    that corner, largest first; and the barycentric weight of the corner of each remainder.
+    """
+    d, count = features.shape
+    deviation = math.sqrt(2 / 3) * (d + 1)  # that of the blur, in lattice units
+    elevated = features.new_empty(d + 1, count)
+    running = features.new_zeros(count)
+    for axis in range(d, 0, -1):
+        scaled = features[axis - 1] * (deviation / math.sqrt(axis * (axis + 1)))
+        elevated[axis] = running - axis * scaled
+        running = running + scaled
+    elevated[0] = running
+
+    base = torch.round(elevated / (d + 1))
+    residual = elevated - base * (d + 1)
+    rank = torch.zeros(d + 1, count, dtype=torch.int32, device=features.device)
+    for axis in range(d):
+        lower = (residual[axis] < residual[axis + 1 :]).int()
+        rank[axis] += lower.sum(dim=0, dtype=torch.int32)
+        rank[axis + 1 :] += 1 - lower
+    # Rounding can leave the plane of sum 0: the axes that were rounded farthest go back by one step.
+    rank += base.sum(dim=0).int()
+    step = (rank < 0).int() - (rank > d).int()
+    rank += step * (d + 1)
+    base += step
+    rank64 = rank.long()
+    residual = (elevated - base * (d + 1)) / (d + 1)
+    by_rank = torch.empty_like(residual).scatter_(0, rank64, residual)
+    weights = by_rank.flip(0)
+    weights[1:] -= by_rank.flip(0)[:-1]
+    weights[0] += 1 - by_rank[0]
+    return base.long(), rank64, weights
+
+
+def _sort(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+    """The keys, all in [0, bound), in ascending order, and their places before.
+
+    On the CPU NumPy's vectorised sort of one int64, key and place together, is some twenty times as fast as
+    `torch.sort`.
+    """
+    bits = len(keys).bit_length()
+    if keys.device.type != "cpu" or bound >= 2 ** (63 - bits):
+        return torch.sort(keys, stable=True)
+    both = (keys << bits) + torch.arange(len(keys))
+    both = torch.from_numpy(np.sort(both.numpy()))
+    return both >> bits, both & (2**bits - 1)
+
+
+def _neighbours(vertices: Tensor, stride: Tensor) -> Tensor:
+    """(d + 1, K + 1, 3) int32 triples of each of the K vertices and its neighbours along each axis.
+
+    `vertices` are the sorted keys. The next vertex along an axis is d higher there and 1 lower in all other axes:
+    with remainder k > 0 one step up in u and one down in k, with k = 0 one step down in all other u and k = d.
+    """
+    axes, count = len(stride), len(vertices)
+    here = torch.arange(count, dtype=torch.int32, device=vertices.device)
+    triples = torch.full((axes, count + 1, 3), count, dtype=torch.int32, device=vertices.device)
+    triples[:, :count, 0] = here
+    wrap = (vertices % axes == 0) * (axes - int(stride.sum()))
+    for axis in range(axes):
+        wanted = vertices + wrap + (int(stride[axis]) - 1)
+        place = torch.searchsorted(vertices, wanted).clamp_(max=count - 1)
+        following = torch.where(vertices[place] == wanted, place, count)
+        triples[axis, :count, 1] = following
+        triples[axis, :, 2].index_copy_(0, following, here)
+        triples[axis, count] = count
+    return triples

@@ -1,0 +1,177 @@
+"""What the training loop eats: pictures that go through the whole network, or cached features that go through its head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wildcat.config import Flip, TrainConfig
+from wildcat.data.cache import cache_folder
+from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches
+from wildcat.data.sample import Sample, label_matrix
+from wildcat.data.transforms import Preprocess
+from wildcat.nn.model import Wildcat
+from wildcat.train.features import VIEWS, Features, cached_features
+
+STATISTICS_PICTURES = 256
+"""How many training pictures the spread of the features is measured on."""
+
+
+class Stages(Protocol):
+    """Hears of stages of work, such as computing features."""
+
+    def start(self, total_pictures: int, done: int, what: str) -> None: ...
+
+    def advance(self, pictures: int, note: str = "") -> None: ...
+
+
+class Feed(Protocol):
+    """Batches of (inputs, labels (B, C) int8) for training and val, and the part of the network they go through."""
+
+    pictures: int
+    has_val: bool
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        """Optimiser steps an epoch."""
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an epoch from batch `start` on; the same ones whenever asked."""
+
+    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of val, in order."""
+
+    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
+        """Inputs -> (B, C) scores."""
+
+    def freeze(self, model: Wildcat) -> None:
+        """Put the layers that are not trained into evaluation mode."""
+
+    def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor] | None:
+        """Mean and spread of each backbone channel on training pictures, or None to leave features as they are."""
+
+
+class PictureFeed:
+    """Pictures, cropped and mirrored at random, through the whole network (`--tune all`)."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        samples: Sequence[Sample],
+        val_samples: Sequence[Sample],
+        preprocess: Preprocess,
+        workers: int,
+    ) -> None:
+        self.config, self.samples, self.workers = config, samples, workers
+        self.plain = Pictures(samples, preprocess)
+        self.augmented = Pictures(samples, preprocess, Augment(config.seed, config.crop_scale, config.flip))
+        self.val = Pictures(val_samples, preprocess)
+        self.pictures, self.has_val = len(samples), bool(val_samples)
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        return -(-len(batch_indices(range(len(self.samples)), self.config.batch_size)) // accumulate)
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = epoch_order(len(self.samples), self.config.seed, epoch)
+        batches = batch_indices(order, self.config.batch_size)[start:]
+        return load_batches(self.augmented, batches, epoch, self.workers, torch.cuda.is_available())
+
+    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = batch_indices(range(len(self.val)), self.config.batch_size)
+        return load_batches(self.val, batches, workers=self.workers)
+
+    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
+        scores: Tensor = model(inputs.contiguous(memory_format=torch.channels_last))
+        return scores
+
+    def freeze(self, model: Wildcat) -> None:
+        pass
+
+    @torch.no_grad()
+    def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor] | None:
+        if not self.config.standardize:
+            return None
+        chosen = epoch_order(len(self.samples), self.config.seed, 0)[:STATISTICS_PICTURES]
+        device = next(model.parameters()).device
+        total, squares, count = torch.zeros(()), torch.zeros(()), 0
+        model.eval()
+        for images, _ in load_batches(self.plain, batch_indices(chosen, self.config.batch_size), workers=self.workers):
+            features = model.features(images.to(device)).double()
+            total = total + features.sum(dim=(0, 2, 3)).cpu()
+            squares = squares + features.square().sum(dim=(0, 2, 3)).cpu()
+            count += features.numel() // features.shape[1]
+        mean = total / count
+        return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+class FeatureFeed:
+    """Cached features through the layers after the backbone (`--tune head`)."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Wildcat,
+        samples: Sequence[Sample],
+        val_samples: Sequence[Sample],
+        preprocess: Preprocess,
+        workers: int,
+        listener: Stages,
+    ) -> None:
+        self.config = config
+        model.backbone.requires_grad_(False)
+        model.eval()
+        listener.start(len(samples) * len(VIEWS[config.flip]) + len(val_samples), 0, "features")
+
+        def features_of(part: Sequence[Sample], flip: Flip) -> Features:
+            folder = cache_folder() / "features"
+            return cached_features(
+                model.backbone, part, preprocess, flip, folder, workers, progress=listener.advance
+            )
+
+        self.train = features_of(samples, config.flip)
+        self.labels = torch.from_numpy(label_matrix(samples))
+        self.val = features_of(val_samples, "none") if val_samples else None
+        self.val_labels = torch.from_numpy(label_matrix(val_samples)) if val_samples else None
+        self.pictures, self.has_val = len(samples), bool(val_samples)
+
+    def steps_per_epoch(self, accumulate: int) -> int:
+        return -(-len(batch_indices(range(self.pictures), self.config.batch_size)) // accumulate)
+
+    def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = epoch_order(self.pictures, self.config.seed, epoch)
+        views = np.random.default_rng([self.config.seed, epoch, 1]).integers(0, self.train.views, self.pictures)
+        for batch in batch_indices(order, self.config.batch_size)[start:]:
+            yield self.train.batch(batch, [int(views[i]) for i in batch]), self.labels[batch]
+
+    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.val is None or self.val_labels is None:
+            return
+        for batch in batch_indices(range(len(self.val_labels)), 64):
+            yield self.val.batch(batch, [0] * len(batch)), self.val_labels[batch]
+
+    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
+        return model.score(inputs)
+
+    def freeze(self, model: Wildcat) -> None:
+        model.backbone.eval()
+
+    def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor] | None:
+        return self.train.channel_statistics() if self.config.standardize else None
+
+
+def create_feed(
+    config: TrainConfig,
+    model: Wildcat,
+    samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    preprocess: Preprocess,
+    workers: int,
+    listener: Stages,
+) -> Feed:
+    """The feed that `config.tune` asks for."""
+    if config.tune == "head":
+        return FeatureFeed(config, model, samples, val_samples, preprocess, workers, listener)
+    return PictureFeed(config, samples, val_samples, preprocess, workers)

@@ -1,0 +1,335 @@
+"""Training: images and their tags in, a network that also knows where things are out.
+
+Nothing here is about localization. The network is told which classes a picture holds, never where; the pooling of
+`wildcat.nn.pooling` sends the gradient to the regions that decided, and that is enough for the maps to find the things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wildcat.config import TrainConfig
+from wildcat.data.loader import suggested_workers
+from wildcat.data.sample import PRESENT, DataSet, label_matrix
+from wildcat.errors import ConfigError, TrainingError
+from wildcat.metrics import mean_average_precision, multiclass_accuracy
+from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.train.feeds import Feed, create_feed
+from wildcat.train.optim import (
+    balancing_weights,
+    class_frequencies,
+    create_optimizer,
+    learning_rate_factor,
+    multiclass_loss,
+    multilabel_loss,
+)
+from wildcat.train.runs import (
+    METRICS,
+    STATE,
+    WEIGHTS,
+    Run,
+    adopt_state,
+    load_state,
+    save_state,
+    save_weights,
+    write_history,
+)
+
+
+@dataclass
+class Position:
+    """Where training stands. All of it is saved, so that a resumed run takes the very steps it would have taken."""
+
+    epoch: int = 0
+    step: int = 0  # optimiser steps done in this epoch
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    seconds: float = 0.0
+    best_epoch: int = -1
+    best_key: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended. `metric` is the value of `metric_name` on val at `best_epoch`, None without val."""
+
+    finished: bool
+    epochs_done: int
+    best_epoch: int
+    metric_name: str
+    metric: float | None
+
+
+class Listener:
+    """Hears how training goes; does nothing. The command line draws a progress bar with it."""
+
+    def start(self, total_pictures: int, done: int, what: str) -> None:
+        """A stage of `total_pictures` begins, of which `done` are done already."""
+
+    def advance(self, pictures: int, note: str = "") -> None:
+        """`pictures` more are done."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch has ended; `record` is its line in metrics.jsonl."""
+
+
+def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | None = None) -> Outcome:
+    """Train the run's network, or go on with it, and leave the best weights in the run folder.
+
+    The best epoch is the one with the highest val mAP (multi-label, all-point AP) or accuracy (multi-class), the lower
+    val loss where these are equal, the last epoch where there is no val. Ctrl-C (and SIGTERM) end training after the
+    step in hand, with everything saved. On the CPU a resumed run ends with the same bits as an uninterrupted one.
+
+    Raises:
+        TrainingError: the loss is not finite.
+        ImageError: a picture cannot be read.
+    """
+    config, listener = run.config, listener or Listener()
+    device = choose_device(config.device)
+    samples, val_samples = data.training_split(config.train_split, config.val_split)
+    with torch.random.fork_rng(enabled=True), interruptible() as interrupted:
+        torch.manual_seed(config.seed)
+        model = model_from_config(config, len(run.classes)).to(device, memory_format=torch.channels_last)
+        workers = suggested_workers(device.type) if config.workers < 0 else config.workers
+        feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
+        labels = torch.from_numpy(label_matrix(samples))
+        prepare(model, feed, labels, multiclass=data.task == "multiclass")
+        trainer = Trainer(run, data.task == "multiclass", model, feed, class_frequencies(labels), device, listener)
+        if resume:
+            trainer.restore()
+        return trainer.run_epochs(interrupted)
+
+
+def prepare(model: Wildcat, feed: Feed, labels: Tensor, multiclass: bool) -> None:
+    """Start from what is known before any step: the spread of the features and the frequency of the classes."""
+    statistics = feed.channel_statistics(model)
+    if statistics is not None:
+        model.standardize.measure(*statistics)
+    torch.nn.init.normal_(model.transfer.weight, std=0.01)
+    model.start_at_prior(class_frequencies(labels), multiclass)
+
+
+class Trainer:
+    """One network on its way through the epochs."""
+
+    def __init__(
+        self,
+        run: Run,
+        multiclass: bool,
+        model: Wildcat,
+        feed: Feed,
+        frequencies: Tensor,
+        device: torch.device,
+        listener: Listener,
+    ) -> None:
+        self.run, self.config, self.multiclass = run, run.config, multiclass
+        self.model, self.feed, self.device, self.listener = model, feed, device, listener
+        self.optimizer = create_optimizer(model, self.config)
+        self.loss = multiclass_loss if multiclass else multilabel_loss
+        weights = balancing_weights(frequencies, multiclass) if self.config.balance else None
+        self.class_weights = None if weights is None else weights.to(device)
+        # The multi-label loss is a mean over classes: without their number each class would learn the slower the more
+        # there are. With it one learning rate fits any number of classes, and cross-entropy as well.
+        self.gradient_scale = 1.0 if multiclass else float(len(run.classes))
+        self.steps_per_epoch = feed.steps_per_epoch(self.config.accumulate)
+        self.metric_name = "accuracy" if multiclass else "map"
+        self.position = Position()
+        self.history: list[dict[str, Any]] = []
+
+    def run_epochs(self, interrupted: threading.Event) -> Outcome:
+        """Train to the last epoch, or until interrupted."""
+        config, position = self.config, self.position
+        per_epoch = self.feed.pictures
+        done = position.epoch * per_epoch + position.step * config.accumulate * config.batch_size
+        self.listener.start(config.epochs * per_epoch, min(done, config.epochs * per_epoch), "training")
+        while position.epoch < config.epochs:
+            if not self.train_epoch(interrupted):
+                self.save()
+                break
+            self.end_epoch()
+        metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
+        return Outcome(position.epoch >= config.epochs, position.epoch, position.best_epoch, self.metric_name, metric)
+
+    def train_epoch(self, interrupted: threading.Event) -> bool:
+        """The steps of an epoch that are left to do; False when interrupted between two of them."""
+        config, position = self.config, self.position
+        self.model.train()
+        self.feed.freeze(self.model)
+        batches = self.feed.train_batches(position.epoch, position.step * config.accumulate)
+        while position.step < self.steps_per_epoch:
+            if interrupted.is_set():
+                return False
+            begun = time.perf_counter()
+            rate = self.set_learning_rate()
+            group = [batch for _, batch in zip(range(config.accumulate), batches, strict=False)]
+            loss, count = self.take_step(group)
+            position.step += 1
+            position.loss_sum += loss * count
+            position.loss_count += count
+            position.seconds += time.perf_counter() - begun
+            note = f"epoch {position.epoch + 1}/{config.epochs} loss {position.loss_sum / position.loss_count:.4f}"
+            self.listener.advance(count, f"{note} lr {rate:.2g}")
+        return True
+
+    def take_step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+        """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures)."""
+        count = sum(len(labels) for _, labels in group)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for inputs, labels in group:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+                scores = self.feed.scores(self.model, inputs.to(self.device, non_blocking=True))
+            loss = self.loss(scores.float(), labels.to(self.device), self.class_weights) * (len(labels) / count)
+            value = float(loss.detach())
+            if not np.isfinite(value):
+                raise self.not_finite(value)
+            (loss * self.gradient_scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += value
+        self.optimizer.step()
+        return total, count
+
+    def not_finite(self, loss: float) -> TrainingError:
+        """The sentence for a loss that is not a number any more."""
+        position = self.position
+        rate = max(float(g["lr"]) for g in self.optimizer.param_groups)
+        return TrainingError(
+            f"the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}, learning rate {rate:g}.",
+            f"Try --lr {self.config.lr / 10:g}, a longer --warmup, or train without --amp; "
+            "the weights of the best epoch so far are intact in the run folder.",
+        )
+
+    def set_learning_rate(self) -> float:
+        """Set the rate of every group for the coming step; the head's rate."""
+        step = self.position.epoch * self.steps_per_epoch + self.position.step
+        factor = learning_rate_factor(step, self.steps_per_epoch, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return self.config.lr * factor
+
+    def end_epoch(self) -> None:
+        """Measure on val, keep the weights if they are the best yet, write the history and the state."""
+        position = self.position
+        record: dict[str, Any] = {
+            "epoch": position.epoch + 1,
+            "loss": position.loss_sum / max(1, position.loss_count),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(position.seconds, 3),
+            "pictures_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
+        }
+        key: list[float] = []
+        if self.feed.has_val:
+            val = self.validate()
+            record["val"] = val
+            key = [val[self.metric_name], -val["loss"]]
+        if not key or key > position.best_key:
+            position.best_key, position.best_epoch = key, position.epoch
+            save_weights(self.model, self.run.folder / WEIGHTS)
+        record["best"] = position.best_epoch == position.epoch
+        self.history.append(record)
+        write_history(self.run.folder / METRICS, self.history)
+        position.epoch, position.step = position.epoch + 1, 0
+        position.loss_sum, position.loss_count, position.seconds = 0.0, 0, 0.0
+        self.save()
+        self.listener.epoch(record)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and metric on val."""
+        self.model.eval()
+        scores, labels = [], []
+        for inputs, batch_labels in self.feed.val_batches():
+            scores.append(self.feed.scores(self.model, inputs.to(self.device)).float().cpu())
+            labels.append(batch_labels)
+        all_scores, all_labels = torch.cat(scores), torch.cat(labels)
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        loss = float(self.loss(all_scores, all_labels, weights))
+        return {"loss": loss, self.metric_name: validation_metric(all_scores, all_labels, self.multiclass)}
+
+    def save(self) -> None:
+        """Write everything needed to go on from here."""
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generators": generators,
+            "position": vars(self.position),
+        }
+        save_state(self.run.folder / STATE, state)
+
+    def restore(self) -> None:
+        """Take up the state the run folder holds; a run that never saved one starts at its beginning."""
+        path = self.run.folder / STATE
+        if not path.is_file():
+            return
+        state = load_state(path)
+        adopt_state(self.model, state["model"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["generators"]:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        self.position = Position(**state["position"])
+        self.history = [line for line in self.run.history() if line["epoch"] <= self.position.epoch]
+
+
+def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:
+    """Accuracy of (N, C) scores where classes exclude each other, otherwise the mean all-point AP (0 where undefined)."""
+    if multiclass:
+        return multiclass_accuracy(scores.numpy(), (labels == PRESENT).int().argmax(dim=1).numpy())
+    value = mean_average_precision(scores.numpy(), labels.numpy(), "voc10")[0]
+    return float(np.nan_to_num(value))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a name means; auto is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: not a device, or not one of this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps.") from error
+    return device
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once. Former handlers come back at the end."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    former = {s: signal.getsignal(s) for s in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    try:
+        for s in signals:
+            signal.signal(s, handle)
+        yield event
+    finally:
+        for s, handler in former.items():
+            signal.signal(s, handler)
+
+

@@ -1,0 +1,322 @@
+"""The run folder: settings, classes, weights and history of one training. A run folder IS a model.
+
+    config.yaml        the settings, as given
+    run.json           what the weights need to be used: classes, task, preprocessing; and where they came from
+    model.safetensors  the best weights so far
+    state.pt           everything needed to go on exactly where training stopped
+    metrics.jsonl      one line an epoch
+
+Every file is written beside itself and moved into place, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy
+import PIL
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import Tensor
+
+from wildcat._version import __version__
+from wildcat.config import TrainConfig, read_config, to_dict, write_config
+from wildcat.data.sample import DataSet, Task
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.nn.model import Wildcat, model_from_config
+
+SCHEMA = 1
+"""Version of the run folder's layout."""
+
+CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"
+
+RESUMABLE = ("device", "workers")
+"""Settings that may differ when a run goes on: they do not change what is computed."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder that has been opened and checked."""
+
+    folder: Path
+    config: TrainConfig
+    classes: tuple[str, ...]
+    task: Task
+    preprocess: Preprocess
+    manifest: Mapping[str, Any]
+
+    def load_model(self) -> Wildcat:
+        """The network with the run's best weights, on the CPU, ready to predict.
+
+        Raises:
+            RunError: no weights yet, or they are damaged or of another network.
+        """
+        path = self.folder / WEIGHTS
+        if not path.is_file():
+            raise RunError(
+                f"{self.folder} has no {WEIGHTS}: its training stopped before the first epoch ended.",
+                f"Go on with: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
+            )
+        model = model_from_config(self.config, len(self.classes), weights="none")
+        load_weights(model, path)
+        return model.eval()
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.folder / METRICS
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def create_run(
+    folder: Path, config: TrainConfig, data: DataSet, source: str, counts: Mapping[str, int], preprocess: Preprocess
+) -> Run:
+    """Make a new run folder.
+
+    Raises:
+        RunError: the folder exists and is not empty; nothing in it is touched.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = (
+            f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
+            if (folder / MANIFEST).is_file()
+            else f"Give another --out, for example {next_free(folder)}."
+        )
+        raise RunError(f"{folder} exists and is never overwritten.", hint)
+    manifest = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "classes": list(data.classes),
+        "task": data.task,
+        "preprocess": dataclasses.asdict(preprocess),
+        "data": {"source": source, "name": data.name, "format": data.format, "pictures": dict(counts)},
+        "versions": versions(),
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / CONFIG)
+        write_json(folder / MANIFEST, manifest)
+    return open_run(folder)
+
+
+def open_run(folder: Path) -> Run:
+    """Open a run folder and check what it says of itself.
+
+    Raises:
+        RunError: not a run folder, a damaged file, or a layout of another version.
+    """
+    if not folder.is_dir():
+        near = did_you_mean(folder.name, _siblings(folder))
+        raise RunError(f"there is no run folder {folder}.", near or "Give a folder that wildcat train wrote.")
+    for name in (MANIFEST, CONFIG):
+        if not (folder / name).is_file():
+            raise RunError(
+                f"{folder} is not a run folder: it has no {name}.", "Give the folder named with --out in wildcat train."
+            )
+    manifest = _read_manifest(folder / MANIFEST)
+    try:
+        config = read_config(folder / CONFIG)
+        preprocess = manifest["preprocess"]
+        return Run(
+            folder=folder,
+            config=config,
+            classes=tuple(str(c) for c in manifest["classes"]),
+            task=manifest["task"],
+            preprocess=Preprocess(
+                int(preprocess["size"]),
+                tuple(map(float, preprocess["mean"])),
+                tuple(map(float, preprocess["std"])),
+                str(preprocess["interpolation"]),
+            ),
+            manifest=manifest,
+        )
+    except ConfigError as error:
+        raise RunError(error.message, error.hint) from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.", "Restore it from a copy, or train again.") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise RunError(
+            f"{path} has layout version {schema!r}; this is wildcat {__version__}, which reads version {SCHEMA}.",
+            f"It was written by wildcat {manifest.get('versions', {}).get('wildcat', '?')}: use that one."
+            if isinstance(manifest, dict)
+            else "Restore it from a copy, or train again.",
+        )
+    fields = ("classes", "task", "preprocess", "data")
+    missing = [f for f in fields if f not in manifest]
+    wrong = [
+        name
+        for name, right in (
+            ("classes", isinstance(manifest.get("classes"), list) and len(manifest["classes"]) > 0),
+            ("task", manifest.get("task") in get_args(Task)),
+            ("preprocess", {"size", "mean", "std", "interpolation"} <= set(manifest.get("preprocess") or ())),
+        )
+        if not right
+    ]
+    if missing or wrong:
+        raise RunError(f"{path} is damaged: look at {', '.join(missing or wrong)}.", "Restore it from a copy, or train again.")
+    return manifest
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+
+
+def next_free(folder: Path) -> Path:
+    """The first of folder-2, folder-3, ... that does not exist."""
+    number = 2
+    while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[str, ...]) -> None:
+    """Refuse to continue a run with settings or data that would make another result.
+
+    Raises:
+        RunError: names each difference.
+    """
+    old, new = to_dict(run.config), to_dict(config)
+    changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
+    if classes != run.classes:
+        changed.append(f"classes {len(run.classes)} -> {len(classes)}")
+    if changed:
+        raise RunError(
+            f"{run.folder} was begun with other settings: {'; '.join(changed)}.",
+            f"Type: wildcat train {run.manifest['data']['source']} --out {run.folder} --resume (its own settings are "
+            "taken), or give another --out.",
+        )
+
+
+def versions() -> dict[str, str]:
+    """What decides numbers: this package and what it computes with."""
+    return {
+        "wildcat": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write at `path` into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}.", "Check the space and the rights there; what was written before is intact."
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one."""
+    with writing(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write metrics.jsonl, atomically."""
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def save_weights(model: Wildcat, path: Path) -> None:
+    """Write a network's weights as safetensors, atomically."""
+    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(state))
+
+
+def load_weights(model: Wildcat, path: Path) -> None:
+    """Read a network's weights; every key and shape must fit.
+
+    Raises:
+        RunError: the file is damaged, or of another network.
+    """
+    try:
+        state = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is damaged or half-written ({str(error).splitlines()[0]}).", "Restore it from a copy, or train again."
+        ) from error
+    adopt_state(model, state, path)
+
+
+def adopt_state(model: Wildcat, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict whose keys and shapes must all fit.
+
+    Raises:
+        RunError: names the first key that does not fit.
+    """
+    own = model.state_dict()
+    wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
+    if wrong:
+        raise RunError(
+            f"{path} does not fit the network of its own config.yaml: {len(wrong)} weights differ, the first is {wrong[0]}.",
+            "Was a file of another run copied here?",
+        )
+    model.load_state_dict(dict(state))
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write the trainer's state, atomically."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read the trainer's state without unpickling objects.
+
+    Raises:
+        RunError: missing, damaged or half-written.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything on damaged files
+        raise RunError(
+            f"{path} is damaged or half-written ({type(error).__name__}).",
+            "The best weights in the run folder are still usable; to train on, give another --out.",
+        ) from error
+    return dict(state)

@@ -1,0 +1,171 @@
+"""Colours for display: perceptually uniform colour maps, a signed one, and palettes for classes.
+
+Lightness rises steadily in viridis, inferno and cividis, so that hotter looks hotter to every eye, in print and with
+any colour blindness. They are matplotlib's maps (CC0), every fifth of 256 colours; those between are interpolated, at
+most 1 of 255 off (cividis 5, in its darkest blues). "blue_red" is made for wildcat in CIELAB: lightness falls in equal
+steps on both sides of near-white.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wildcat.errors import ConfigError, ShapeError, did_you_mean
+
+_TABLES = {
+    "viridis": (
+        "44015445085b470f62471669481d6f482374472a7946307d453681433c844142863e48883c4d8a3a538b37588c355d8c32628d"
+        "30678d2e6c8e2c718e2a768e287a8e267f8e24848d23898d218d8c1f928c1e978a1e9b891ea08720a58523a98228ae7f2eb27c"
+        "35b7783dbb7445bf6f4fc36959c76464cb5d70ce567cd24f88d54795d73fa2da37afdc2ebdde26cae01ed7e219e4e318f1e51c"
+        "fde724"
+    ),
+    "inferno": (
+        "00000301010b0403160906210f092d160b391d0c45260b502e0a5a370961400966480b6a500d6c58106d60136e68166e70196e"
+        "781c6d801f6b88216a902468982765a02a62a72d5faf315bb73456be3852c53d4dcc4148d24742d94d3dde5337e45a31e8612b"
+        "ed6825f0701ef37918f68111f88a0bfa9306fb9d06fba60bfbb014fbb91ef9c32af8cd37f5d745f3e056f1e968f1f27df5f891"
+        "fcfea4"
+    ),
+    "cividis": (
+        "00224d00265500295e002c6700307008337016366f1f3a6e273d6d2e416c34446c39486c3f4b6b444f6b49526b4e566c52596c"
+        "575d6d5b606e60646e64676f686b716d6e727172737575757979777e7d788380788784788c8878918c77968f779b9376a09775"
+        "a59b73aa9f72afa370b4a76fb9ab6dbeb06ac4b468c9b865cebc62d4c15ed9c55adfca56e4ce51ead34cefd846f5dc3ffbe136"
+        "fde737"
+    ),
+    "blue_red": (
+        "0b3d6a0d4473104b7b12528414598c17609519689d1b6fa61e77ae207fb72386bf258ec73396cd429dd251a5d65facd96db4dd"
+        "7bbbe089c2e397cae6a5d1e8b4d8ebc2dfedd1e6f0e0ecf2eff3f5f7f1eef7e7def7ddcef7d3bff6c9b0f5bfa2f3b594f1ab87"
+        "eea17beb9770e88d65e3835bdf7952da7049d46641ce5d3ac75435c04b30b8432baf3b27a733239e2b2096231c8e1a18850f15"
+        "7a0c14"
+    ),
+}
+
+COLORMAPS: tuple[str, ...] = tuple(_TABLES)
+
+MARK_COLORS: tuple[tuple[int, int, int], ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (213, 94, 0),
+    (204, 121, 167),
+    (0, 114, 178),
+)
+"""Seven colours that all colour-blind readers tell apart (Okabe and Ito, 2008), for points, boxes and their labels."""
+
+_NAN_COLOR = (128, 128, 128)
+
+
+def colormap_table(name: str) -> NDArray[np.uint8]:
+    """(256, 3) RGB of a colour map, from the lowest value to the highest.
+
+    Raises:
+        ConfigError: an unknown name.
+
+    >>> colormap_table("inferno")[[0, -1]].tolist()
+    [[0, 0, 3], [252, 254, 164]]
+    """
+    if name not in _TABLES:
+        raise ConfigError(
+            f"colormap={name!r} is not one of {', '.join(COLORMAPS)}.",
+            did_you_mean(str(name), COLORMAPS) or "Take inferno for heat, blue_red for signed values.",
+        )
+    points = np.frombuffer(bytes.fromhex(_TABLES[name]), dtype=np.uint8).reshape(-1, 3)
+    steps = np.arange(256)
+    channels = [np.interp(steps, steps[::5], channel) for channel in points.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def unit_range(
+    values: ArrayLike, limits: tuple[float, float] | None = None, *, symmetric: bool = False
+) -> NDArray[np.float64]:
+    """`values` brought to [0, 1] for display only; stored numbers stay raw.
+
+    Args:
+        values: any shape and scale; NaN stays NaN, infinities go to the ends.
+        limits: the (low, high) that become 0 and 1, to show several maps on one scale; beyond them values are clipped.
+            None: the finite minimum and maximum.
+        symmetric: put zero at 0.5 and the largest magnitude at an end, for "blue_red"; needs `limits=None`.
+
+    Returns:
+        float64 of the same shape. Where low equals high nothing stands out: all 0 (with `symmetric`, all 0.5).
+
+    Raises:
+        ConfigError: low above high, a limit that is not finite, or `limits` together with `symmetric`.
+
+    >>> unit_range([-1, 0, 3]).tolist(), unit_range([-1, 0, 2], symmetric=True).tolist()
+    ([0.0, 0.25, 1.0], [0.25, 0.5, 1.0])
+    """
+    array = np.asarray(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    if limits is None:
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        if symmetric:
+            high = max(abs(low), abs(high))
+            low = -high
+    else:
+        low, high = limits
+        if symmetric or not (np.isfinite(low) and np.isfinite(high) and low <= high):
+            raise ConfigError(
+                f"limits={limits} with symmetric={symmetric} give no scale.",
+                "Give a finite (low, high) with low <= high; for a symmetric scale give (-x, x) alone.",
+            )
+    if high <= low:
+        return np.where(np.isnan(array), np.nan, 0.5 if symmetric else 0.0)
+    # halves keep high - low finite for the largest floats
+    unit: NDArray[np.float64] = (np.clip(array, low, high) / 2 - low / 2) / (high / 2 - low / 2)
+    return unit
+
+
+def apply_colormap(values: ArrayLike, name: str = "inferno") -> NDArray[np.uint8]:
+    """(..., 3) uint8 RGB of values in [0, 1]; values beyond are clipped, NaN is mid-grey.
+
+    Raises:
+        ConfigError: an unknown colour map.
+
+    >>> apply_colormap([0.0, 1.0, float("nan")], "viridis").tolist()
+    [[68, 1, 84], [253, 231, 36], [128, 128, 128]]
+    """
+    array = np.asarray(values, dtype=np.float64)
+    unknown = np.isnan(array)
+    index = (np.where(unknown, 0.0, array).clip(0, 1) * 255).round().astype(np.uint8)
+    colors: NDArray[np.uint8] = colormap_table(name)[index]
+    colors[unknown] = _NAN_COLOR
+    return colors
+
+
+def class_palette(num_classes: int = 256) -> NDArray[np.uint8]:
+    """(num_classes, 3) RGB of the VOC devkit (`VOClabelcolormap.m`): the bits of a class index, dealt to R, G and B.
+
+    Index 0 is black (background), 15 VOC's person, 255 the pale border colour of VOC's masks.
+
+    Raises:
+        ConfigError: `num_classes` outside [1, 256], what an indexed picture can hold.
+
+    >>> class_palette(4).tolist()
+    [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    """
+    if not 1 <= num_classes <= 256:
+        raise ConfigError(f"num_classes={num_classes} is not in [1, 256].", "An indexed picture holds 256 colours.")
+    index = np.arange(num_classes)
+    palette = np.zeros((num_classes, 3), dtype=np.uint8)
+    for level in range(8):
+        for channel in range(3):
+            bit = (index >> (3 * level + channel)) & 1
+            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return palette
+
+
+def readable_on(color: ArrayLike) -> tuple[int, int, int]:
+    """Black or white, whichever has more contrast on an RGB colour (WCAG 2 relative luminance).
+
+    >>> readable_on((240, 228, 66)), readable_on((0, 114, 178))
+    ((0, 0, 0), (255, 255, 255))
+    """
+    channel = np.asarray(color, dtype=np.float64).reshape(-1)[:3] / 255
+    if channel.shape != (3,):
+        raise ShapeError(f"color={color!r} is not an RGB triple.", "Give three numbers from 0 to 255.")
+    linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    # contrast with white is 1.05 / (luminance + 0.05), with black (luminance + 0.05) / 0.05
+    return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
