@@ -75,9 +75,9 @@ class TrainConfig:
     """Pictures per step."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    lr: float = 1.0
-    """Peak learning rate of the layers after the backbone."""
-    backbone_lr_scale: float = 0.01
+    lr: float | None = None
+    """Peak learning rate of the layers after the backbone; None: 0.1, or 1 with --tune head."""
+    backbone_lr_scale: float = 0.1
     """Learning rate of the backbone as a part of lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
@@ -100,12 +100,25 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate in force: `lr`, or the customary one of what is tuned."""
+        return self.lr if self.lr is not None else 1.0 if self.tune == "head" else 0.1
+
     def validate(self) -> None:
         """Check every value and how they fit each other.
 
         Raises:
             ConfigError: the first value out of range, with what is allowed and what was perhaps meant.
         """
+        for name, hint in typing.get_type_hints(type(self)).items():
+            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            value = getattr(self, name)
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}.",
+                    did_you_mean(str(value), choices),
+                )
         check_regions("kmax", self.kmax)
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
@@ -118,9 +131,9 @@ class TrainConfig:
             )
         if self.output_stride not in (8, 16, 32):
             raise ConfigError(f"output_stride={self.output_stride}: give 8, 16 or 32.")
-        for name in ("lr", "sharpness"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ConfigError(f"{name}={getattr(self, name)}: give a positive number.")
+        for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
+            if not (math.isfinite(number) and number > 0):
+                raise ConfigError(f"{name}={number}: give a positive number.")
         for name in ("backbone_lr_scale", "weight_decay", "warmup"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
@@ -130,6 +143,8 @@ class TrainConfig:
             raise ConfigError(f"crop_scale={self.crop_scale}: give a part of the picture's area in (0, 1].")
         if self.workers < -1:
             raise ConfigError(f"workers={self.workers}: give a whole number, or -1 to let the machine decide.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1.")
         if self.tune == "head" and self.weights == "none":
             raise ConfigError(
                 "tune=head with weights=none would train on the features of a random network.",
@@ -156,8 +171,13 @@ def check_regions(name: str, k: Regions | None) -> None:
     if name == "kmin" and k == 0:
         return
     if math.isnan(k) or not 0 < k <= 1:
-        guess = f"; did you mean {k / 10:g} or {math.ceil(k)}?" if math.isfinite(k) and k > 1 else "."
+        guess = f"; did you mean {_proportion(k):g} or {math.ceil(k)}?" if math.isfinite(k) and k > 1 else "."
         raise ConfigError(f"{name}={k:g}: {allowed}{guess}")
+
+
+def _proportion(k: float) -> float:
+    """`k` above 1 with its point moved before its first digit: 1.5 -> 0.15, 20 -> 0.2."""
+    return float(k / 10 ** (math.floor(math.log10(k)) + 1))
 
 
 def check_alpha(alpha: float) -> None:
@@ -212,7 +232,16 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
         ", ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else getattr(o, "__name__", str(o))
         for o in options
     )
-    raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.")
+    # YAML 1.1 takes 1e-4 without a point for text
+    hint_ = f"Write it as {float(value)}." if float in options and _is_number(value) else ""
+    raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.", hint_)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return isinstance(text, str) and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
@@ -226,7 +255,11 @@ def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
     Raises:
         ConfigError: the file is not YAML, or holds an unknown or wrong setting.
     """
-    return _parse(path.read_text(encoding="utf-8"), str(path), base)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not YAML: it is not a text file.") from error
+    return _parse(text, str(path), base)
 
 
 def list_recipes() -> tuple[str, ...]:

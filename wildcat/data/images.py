@@ -49,6 +49,22 @@ def read_image(path: str | Path) -> Image.Image:
         return _to_rgb(image, str(path))
 
 
+def fault_of(path: Path) -> str:
+    """Why a file is certainly no picture, judged by its first bytes; empty where it may be one.
+
+    Cheap enough to ask of a whole data set before training; only reading it to the end would prove a picture whole.
+    """
+    try:
+        if path.stat().st_size == 0:
+            return "0 bytes"
+        with _pillow_errors(str(path)), Image.open(path) as image:
+            return "" if min(image.size) > 0 else "no pixels"
+    except ImageError as error:
+        return error.message.removeprefix(str(path)).strip(" :.")
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """An already opened picture in RGB, as `read_image` gives it; the original is left as it is.
 

@@ -61,16 +61,17 @@ class Preprocess:
 def random_crop(size: tuple[int, int], rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:
     """A random rectangle (left, top, width, height) inside a picture of `size` (width, height).
 
-    Its area is uniform in [smallest, 1] of the picture's, its aspect within 3/4 to 4/3 of the picture's own
-    (log-uniform), cut where it would not fit.
+    Its area is uniform in [smallest, 1] of the picture's (never less than `smallest`); its aspect is log-uniform
+    within 3/4 to 4/3 of the picture's own, as far as a crop of that area fits.
     """
     if smallest >= 1:
         return 0, 0, *size
     width, height = size
     area = rng.uniform(smallest, 1)
-    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    crop_width = min(width, max(1, round(width * math.sqrt(area * aspect))))
-    crop_height = min(height, max(1, round(height * math.sqrt(area / aspect))))
+    widest = min(math.log(4 / 3), -math.log(area))  # at aspect 1 / area the crop is as wide as the picture
+    aspect = math.exp(rng.uniform(-widest, widest))
+    crop_width = min(width, math.ceil(width * math.sqrt(area * aspect)))
+    crop_height = min(height, math.ceil(height * math.sqrt(area / aspect)))
     left = int(rng.integers(0, width - crop_width + 1))
     top = int(rng.integers(0, height - crop_height + 1))
     return left, top, crop_width, crop_height

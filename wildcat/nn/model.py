@@ -40,7 +40,9 @@ class Wildcat(nn.Module):
         if num_classes < 1 or num_maps < 1:
             raise ConfigError(f"num_classes={num_classes}, num_maps={num_maps}: both must be at least 1.")
         if architecture not in ("a", "b"):
-            raise ConfigError(f"architecture={architecture!r}: give 'a' (classify, then pool) or 'b' (pool, then classify).")
+            raise ConfigError(
+                f"architecture={architecture!r}: give 'a' (classify, then pool) or 'b' (pool, then classify)."
+            )
         self.backbone = backbone
         self.standardize = FeatureScale(backbone.num_features)
         self.transfer = nn.Conv2d(backbone.num_features, num_classes * num_maps, kernel_size=1)
@@ -225,5 +227,3 @@ def imagenet_model(name: str) -> Wildcat:
         model.transfer.weight.copy_(weight[:, :, None, None])
         model.bias().copy_(bias)
     return model
-
-

@@ -34,8 +34,13 @@ def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
     _check_maps(maps)
     channels = maps.shape[1]
     if channels % num_maps:
-        raise ShapeError(f"{channels} channels cannot be shared by num_maps={num_maps} maps per class.")
-    return maps.unflatten(1, (channels // num_maps, num_maps)).mean(dim=2)  # (B, C*M, h, w) -> (B, C, M, h, w) -> mean
+        raise ShapeError(
+            f"{channels} channels cannot be shared by num_maps={num_maps} maps per class.",
+            f"Give classes x maps channels, a multiple of {num_maps}.",
+        )
+    batch, _, height, width = maps.shape
+    # (B, C*M, h, w) -> (B, C, M, h, w) -> (B, C, h, w)
+    return maps.reshape(batch, channels // num_maps, num_maps, height, width).mean(dim=2)
 
 
 def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alpha: float = 0.7) -> Tensor:
@@ -103,9 +108,12 @@ def log_sum_exp_pool(x: Tensor, sharpness: float) -> Tensor:
 
     Returns:
         (B, C) scores.
+
+    Raises:
+        ShapeError: `x` is not 4-D or has an empty map.
+        ConfigError: `sharpness` is not a positive finite number.
     """
-    if not (math.isfinite(sharpness) and sharpness > 0):
-        raise ConfigError(f"sharpness={sharpness}: give a positive number; ProNet-like settings are 1 to 10.")
+    _check_sharpness(sharpness)
     _check_maps(x)
     regions = x.flatten(2)  # (B, C, h, w) -> (B, C, n)
     return (torch.logsumexp(sharpness * regions, dim=-1) - math.log(regions.shape[-1])) / sharpness
@@ -137,6 +145,7 @@ class LogSumExpPool(nn.Module):
 
     def __init__(self, sharpness: float) -> None:
         super().__init__()
+        _check_sharpness(sharpness)
         self.sharpness = sharpness
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,4 +198,11 @@ POOLINGS: dict[str, dict[str, Regions | None]] = {
 
 def _check_maps(maps: Tensor) -> None:
     if maps.ndim != 4 or maps.shape[-1] * maps.shape[-2] == 0:
-        raise ShapeError(f"maps of shape {tuple(maps.shape)}: give (batch, channels, height, width), none of them empty.")
+        raise ShapeError(
+            f"maps of shape {tuple(maps.shape)}: give (batch, channels, height, width) with height and width above 0."
+        )
+
+
+def _check_sharpness(sharpness: float) -> None:
+    if not (math.isfinite(sharpness) and sharpness > 0):
+        raise ConfigError(f"sharpness={sharpness}: give a positive number; ProNet-like settings are 1 to 10.")

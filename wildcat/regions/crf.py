@@ -1,10 +1,9 @@
 """Dense CRF: sharpen class maps to the edges of the picture, in plain torch, the same code on CPU and GPU.
 
 Mean field for a fully connected CRF with Gaussian edges (Krähenbühl and Koltun, NIPS 2011). Each round adds to the log
-probability of a class the weighted mean of its probability over near pixels (smoothness: position; appearance: position
-and colour), and normalises. The smoothness mean is a separable convolution. The appearance mean lives in five dimensions
-and is filtered on the permutohedral lattice (Adams, Baek, Davis, Eurographics 2010), all classes at once: splat, blur
-and slice are each a weighted sum of table rows, which is what `torch.nn.functional.embedding_bag` computes.
+probability of a class the weighted mean of its probability over near pixels (smoothness: near in position; appearance:
+near in position and colour), and normalises. The smoothness mean is a separable convolution. The appearance mean lives
+in five dimensions and is filtered on a permutohedral lattice (lattice.py), all classes at once.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
+from wildcat.regions.lattice import build_lattice
 
 Normalization = Literal["symmetric", "after", "before", "none"]
 Filter = Callable[[Tensor], Tensor]
@@ -136,9 +136,9 @@ def dense_crf(
         peaks = flat.amax(dim=1)
         present = peaks >= torch.clamp(peaks.max(), max=params.min_probability)
         filters: list[Filter] = []
-        if params.smoothness_weight:
+        if params.iterations and params.smoothness_weight:
             filters.append(_smoothness(height, width, params, picture.device))
-        if params.appearance_weight:
+        if params.iterations and params.appearance_weight:
             filters.append(_appearance(picture, params))
         result = torch.zeros_like(flat)
         result[present] = _mean_field(flat[present].t().contiguous(), filters, params.iterations).t()
@@ -191,11 +191,20 @@ def exact_dense_crf(
     return result if isinstance(probabilities, Tensor) else result.numpy()
 
 
+def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
+    """`values` as a tensor that shares their memory, or a copy where torch cannot share it: read-only or flipped."""
+    if isinstance(values, Tensor):
+        return values
+    array = np.asarray(values)
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if shared else array.copy())
+
+
 def _checked(
     image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The picture and the normalised probabilities as tensors on one device; raises what `dense_crf` documents."""
-    picture, prior = torch.as_tensor(image), torch.as_tensor(probabilities)
+    picture, prior = as_tensor(image), as_tensor(probabilities)
     if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.numel():
         raise ShapeError(
             f"image is {tuple(picture.shape)} {str(picture.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
@@ -211,20 +220,21 @@ def _checked(
             f"{picture.shape[0]} x {picture.shape[1]} pixels (height x width).",
             "Resize the maps to the picture first (regions.upsample_maps).",
         )
-    prior = prior.detach().to(dtype)
-    if not bool(torch.isfinite(prior).all()):
-        raise ConfigError("probabilities hold NaN or infinite values.", "Check the maps they were made from.")
-    if bool((prior < 0).any()):
-        raise ConfigError(
-            f"probabilities hold {float(prior.min()):.3g}, below 0.", "Give probabilities, not scores: softmax first."
-        )
+    prior = prior.detach()
+    prior = prior if prior.dtype in (torch.float32, torch.float64) else prior.to(dtype)
     total = prior.sum(dim=0)
+    if not bool(torch.isfinite(total).all()):
+        raise ConfigError("probabilities hold NaN or infinite values.", "Check the maps they were made from.")
+    if (lowest := float(prior.min())) < 0:
+        raise ConfigError(
+            f"probabilities hold {lowest:.3g}, below 0.", "Give probabilities, not scores: softmax first."
+        )
     if not bool((total > 0).all()):
-        row, column = (int(i) for i in (total <= 0).nonzero()[0])
+        row, column = (int(i) for i in (total == 0).nonzero()[0])
         raise ConfigError(
             f"all probabilities are 0 at row {row}, column {column}.", "Add a background class or a constant."
         )
-    return picture.to(prior.device), prior / total
+    return picture.to(prior.device), (prior / total).to(dtype)
 
 
 def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Tensor:
@@ -291,166 +301,7 @@ def _appearance(picture: Tensor, params: CrfParams) -> Filter:
     height, width = picture.shape[:2]
     positions = _positions(height, width, picture.device, torch.float32) / params.appearance_sigma_xy
     colours = picture.reshape(-1, 3).float() / params.appearance_sigma_rgb
-    lattice = _build_lattice(torch.cat([positions, colours], dim=1).t().contiguous())
+    lattice = build_lattice(torch.cat([positions, colours], dim=1).t().contiguous())
     sums = lattice.filter(torch.ones(height * width, 1, device=picture.device))[:, 0]
     before, after = _normalizers(sums, params.normalization)
     return lattice.scaled(before, after * params.appearance_weight).filter
-
-
-@dataclass(frozen=True)
-class _Lattice:
-    """A permutohedral lattice over N pixels in d dimensions: K vertices, and one more that is always 0.
-
-    Attributes:
-        pixels, pixel_weights: ((d + 1) * N,) the pixels that each vertex collects, vertex after vertex.
-        starts: (K + 2,) where each vertex begins in `pixels`.
-        neighbours: (d + 1, K + 1, 3) per axis: the vertex, its next and its previous vertex; K where there is none.
-        vertices, vertex_weights: (N, d + 1) the corners of the simplex around each pixel.
-    """
-
-    pixels: Tensor
-    pixel_weights: Tensor
-    starts: Tensor
-    neighbours: Tensor
-    vertices: Tensor
-    vertex_weights: Tensor
-
-    def filter(self, values: Tensor) -> Tensor:
-        """(N, C) values -> (N, C) their Gaussian-weighted sums: splat, blur along each axis, slice."""
-        table = functional.embedding_bag(
-            self.pixels,
-            values,
-            self.starts,
-            mode="sum",
-            per_sample_weights=self.pixel_weights,
-            include_last_offset=True,
-        )
-        blur = table.new_tensor([1.0, 0.5, 0.5]).repeat(len(table), 1)
-        for neighbours in self.neighbours:
-            table = functional.embedding_bag(neighbours, table, mode="sum", per_sample_weights=blur)
-        return functional.embedding_bag(self.vertices, table, mode="sum", per_sample_weights=self.vertex_weights)
-
-    def scaled(self, before: Tensor, after: Tensor) -> _Lattice:
-        """The lattice whose filter multiplies each pixel's value by `before` and each result by `after`, both (N,)."""
-        return _Lattice(
-            self.pixels,
-            self.pixel_weights * before[self.pixels],
-            self.starts,
-            self.neighbours,
-            self.vertices,
-            self.vertex_weights * after[:, None],
-        )
-
-
-def _build_lattice(features: Tensor) -> _Lattice:
-    """The lattice around (d, N) float32 features whose kernel is a Gaussian of standard deviation 1."""
-    d, count = features.shape
-    base, rank, weights = _enclosing_simplices(features)
-    # A vertex with remainder k has coordinates (d + 1) * u + k in all d + 1 axes, so (u, k) names it. The last axis
-    # follows from the others (all sum to 0). Digits of mixed radix in one int64 make the key exact: no collisions.
-    low, high = base[:d].amin(dim=1) - 2, base[:d].amax(dim=1) + 2
-    strides, size = [], d + 1
-    for extent in (high - low + 1).tolist():
-        strides.append(size)
-        size *= extent
-    if size >= 2**63 or max(-int(low.min()), int(high.max())) > 2**20:  # beyond it float32 loses the simplex
-        raise ConfigError(
-            "the appearance kernel is too narrow for the lattice of this picture.",
-            "Give a larger appearance_sigma_rgb or appearance_sigma_xy; 1 is always enough for the colours.",
-        )
-    stride = base.new_tensor([*strides, 0], dtype=torch.int64)
-    keys = base.new_empty(d + 1, count, dtype=torch.int64)
-    keys[0] = ((base[:d] - low[:, None]) * stride[:d, None]).sum(dim=0)
-    # From corner k - 1 to corner k, the axis of rank d + 1 - k steps down by d + 1 and every remainder grows by 1.
-    by_rank = torch.empty_like(keys).scatter_(0, rank, stride[:, None].expand(-1, count))
-    for k in range(1, d + 1):
-        torch.sub(keys[k - 1], by_rank[d + 1 - k], out=keys[k]).add_(1)
-
-    ordered, order = _sort(keys.view(-1), size)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-    starts = first.nonzero()[:, 0]
-    vertices = torch.empty_like(order, dtype=torch.int32)
-    vertices[order] = first.cumsum(0, dtype=torch.int32).sub_(1)
-    end = starts.new_full((2,), len(ordered))  # twice: the extra vertex collects nothing
-    return _Lattice(
-        pixels=torch.arange(count, dtype=torch.int32, device=order.device).repeat(d + 1)[order],
-        pixel_weights=weights.view(-1)[order],
-        starts=torch.cat([starts, end]).int(),
-        neighbours=_neighbours(ordered[starts], stride),
-        vertices=vertices.view(d + 1, count).t().contiguous(),
-        # 1 / (1 + 2^-d) corrects the gain of splat, blur and slice (Adams et al.'s code)
-        vertex_weights=weights.t().contiguous() / (1 + 2.0**-d),
-    )
-
-
-def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each of N points lies in the lattice (Adams et al. 2010, section 3.1 and proposition 4.2).
-
-    Returns, each (d + 1, N): the corner of remainder 0 divided by d + 1; the rank of each axis by its distance from
-    that corner, largest first; and the barycentric weight of the corner of each remainder.
-    """
-    d, count = features.shape
-    deviation = math.sqrt(2 / 3) * (d + 1)  # that of the blur, in lattice units
-    elevated = features.new_empty(d + 1, count)
-    running = features.new_zeros(count)
-    for axis in range(d, 0, -1):
-        scaled = features[axis - 1] * (deviation / math.sqrt(axis * (axis + 1)))
-        elevated[axis] = running - axis * scaled
-        running = running + scaled
-    elevated[0] = running
-
-    base = torch.round(elevated / (d + 1))
-    residual = elevated - base * (d + 1)
-    rank = torch.zeros(d + 1, count, dtype=torch.int32, device=features.device)
-    for axis in range(d):
-        lower = (residual[axis] < residual[axis + 1 :]).int()
-        rank[axis] += lower.sum(dim=0, dtype=torch.int32)
-        rank[axis + 1 :] += 1 - lower
-    # Rounding can leave the plane of sum 0: the axes that were rounded farthest go back by one step.
-    rank += base.sum(dim=0).int()
-    step = (rank < 0).int() - (rank > d).int()
-    rank += step * (d + 1)
-    base += step
-    rank64 = rank.long()
-    residual = (elevated - base * (d + 1)) / (d + 1)
-    by_rank = torch.empty_like(residual).scatter_(0, rank64, residual)
-    weights = by_rank.flip(0)
-    weights[1:] -= by_rank.flip(0)[:-1]
-    weights[0] += 1 - by_rank[0]
-    return base.long(), rank64, weights
-
-
-def _sort(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """The keys, all in [0, bound), in ascending order, and their places before.
-
-    On the CPU NumPy's vectorised sort of one int64, key and place together, is some twenty times as fast as
-    `torch.sort`.
-    """
-    bits = len(keys).bit_length()
-    if keys.device.type != "cpu" or bound >= 2 ** (63 - bits):
-        return torch.sort(keys, stable=True)
-    both = (keys << bits) + torch.arange(len(keys))
-    both = torch.from_numpy(np.sort(both.numpy()))
-    return both >> bits, both & (2**bits - 1)
-
-
-def _neighbours(vertices: Tensor, stride: Tensor) -> Tensor:
-    """(d + 1, K + 1, 3) int32 triples of each of the K vertices and its neighbours along each axis.
-
-    `vertices` are the sorted keys. The next vertex along an axis is d higher there and 1 lower in all other axes:
-    with remainder k > 0 one step up in u and one down in k, with k = 0 one step down in all other u and k = d.
-    """
-    axes, count = len(stride), len(vertices)
-    here = torch.arange(count, dtype=torch.int32, device=vertices.device)
-    triples = torch.full((axes, count + 1, 3), count, dtype=torch.int32, device=vertices.device)
-    triples[:, :count, 0] = here
-    wrap = (vertices % axes == 0) * (axes - int(stride.sum()))
-    for axis in range(axes):
-        wanted = vertices + wrap + (int(stride[axis]) - 1)
-        place = torch.searchsorted(vertices, wanted).clamp_(max=count - 1)
-        following = torch.where(vertices[place] == wanted, place, count)
-        triples[axis, :count, 1] = following
-        triples[axis, :, 2].index_copy_(0, following, here)
-        triples[axis, count] = count
-    return triples

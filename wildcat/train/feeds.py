@@ -127,9 +127,7 @@ class FeatureFeed:
 
         def features_of(part: Sequence[Sample], flip: Flip) -> Features:
             folder = cache_folder() / "features"
-            return cached_features(
-                model.backbone, part, preprocess, flip, folder, workers, progress=listener.advance
-            )
+            return cached_features(model.backbone, part, preprocess, flip, folder, workers, progress=listener.advance)
 
         self.train = features_of(samples, config.flip)
         self.labels = torch.from_numpy(label_matrix(samples))

@@ -204,7 +204,7 @@ class Trainer:
         rate = max(float(g["lr"]) for g in self.optimizer.param_groups)
         return TrainingError(
             f"the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}, learning rate {rate:g}.",
-            f"Try --lr {self.config.lr / 10:g}, a longer --warmup, or train without --amp; "
+            f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp; "
             "the weights of the best epoch so far are intact in the run folder.",
         )
 
@@ -214,7 +214,7 @@ class Trainer:
         factor = learning_rate_factor(step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        return self.config.lr * factor
+        return self.config.peak_lr * factor
 
     def end_epoch(self) -> None:
         """Measure on val, keep the weights if they are the best yet, write the history and the state."""
@@ -305,7 +305,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps.") from error
+        raise ConfigError(
+            f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
+        ) from error
     return device
 
 
@@ -331,5 +333,3 @@ def interruptible() -> Iterator[threading.Event]:
     finally:
         for s, handler in former.items():
             signal.signal(s, handler)
-
-

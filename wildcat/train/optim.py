@@ -55,9 +55,9 @@ def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
 def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, object]]:
     """Parameters in groups with their peak learning rate; biases and normalisation layers have no weight decay."""
     groups: list[dict[str, object]] = []
-    parts: list[tuple[nn.Module, float]] = [(model.transfer, config.lr), (model.pool, config.lr)]
+    parts: list[tuple[nn.Module, float]] = [(model.transfer, config.peak_lr), (model.pool, config.peak_lr)]
     if config.tune == "all":
-        parts.append((model.backbone, config.lr * config.backbone_lr_scale))
+        parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
     for module, rate in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
@@ -70,7 +70,7 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
 def create_optimizer(model: Wildcat, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum over `parameter_groups`."""
-    return torch.optim.SGD(parameter_groups(model, config), lr=config.lr, momentum=config.momentum)
+    return torch.optim.SGD(parameter_groups(model, config), lr=config.peak_lr, momentum=config.momentum)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

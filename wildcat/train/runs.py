@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,7 +85,13 @@ class Run:
 
 
 def create_run(
-    folder: Path, config: TrainConfig, data: DataSet, source: str, counts: Mapping[str, int], preprocess: Preprocess
+    folder: Path,
+    config: TrainConfig,
+    data: DataSet,
+    source: str,
+    options: Sequence[str],
+    counts: Mapping[str, int],
+    preprocess: Preprocess,
 ) -> Run:
     """Make a new run folder.
 
@@ -105,7 +111,13 @@ def create_run(
         "classes": list(data.classes),
         "task": data.task,
         "preprocess": dataclasses.asdict(preprocess),
-        "data": {"source": source, "name": data.name, "format": data.format, "pictures": dict(counts)},
+        "data": {
+            "source": source,
+            "options": list(options),
+            "name": data.name,
+            "format": data.format,
+            "pictures": dict(counts),
+        },
         "versions": versions(),
     }
     with writing(folder):
@@ -175,7 +187,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         if not right
     ]
     if missing or wrong:
-        raise RunError(f"{path} is damaged: look at {', '.join(missing or wrong)}.", "Restore it from a copy, or train again.")
+        raise RunError(
+            f"{path} is damaged: look at {', '.join(missing or wrong)}.", "Restore it from a copy, or train again."
+        )
     return manifest
 
 
@@ -232,7 +246,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path} cannot be written: {error.strerror or error}.", "Check the space and the rights there; what was written before is intact."
+            f"{path} cannot be written: {error.strerror or error}.",
+            "Check the space and the rights there; what was written before is intact.",
         ) from error
 
 
@@ -278,7 +293,8 @@ def load_weights(model: Wildcat, path: Path) -> None:
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise RunError(
-            f"{path} is damaged or half-written ({str(error).splitlines()[0]}).", "Restore it from a copy, or train again."
+            f"{path} is damaged or half-written ({str(error).splitlines()[0]}).",
+            "Restore it from a copy, or train again.",
         ) from error
     adopt_state(model, state, path)
 

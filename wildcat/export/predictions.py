@@ -1,0 +1,142 @@
+"""A folder of predictions: `predictions.jsonl`, one picture a line, and the pictures asked for."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import numpy as np
+from PIL import Image
+
+from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.results import Prediction, file_name
+from wildcat.train.runs import next_free, write_bytes, writing
+from wildcat.viz.overlay import overlay_heatmap, side_by_side
+
+SAVE_KINDS = ("overlays", "heatmaps", "modalities", "arrays")
+"""What can be written of a prediction beside its line.
+
+overlays: the picture under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
+lowest to its highest value. modalities: the picture under each of the M maps of a class, and all M side by side.
+arrays: one .npz with the raw scores, class maps and modality maps in the network's resolution.
+"""
+
+ROWS = "predictions.jsonl"
+
+
+def parse_save(text: str) -> tuple[str, ...]:
+    """The kinds named in a comma-separated list; "none" or nothing is no kind.
+
+    Raises:
+        ConfigError: an unknown kind.
+
+    >>> parse_save("overlays,modalities")
+    ('overlays', 'modalities')
+    """
+    kinds = tuple(k.strip() for k in text.split(",") if k.strip() and k.strip() != "none")
+    for kind in kinds:
+        if kind not in SAVE_KINDS:
+            raise ConfigError(
+                f"there is nothing called {kind!r} to save.",
+                did_you_mean(kind, SAVE_KINDS) or f"Give some of: {','.join(SAVE_KINDS)}.",
+            )
+    return kinds
+
+
+class PredictionWriter:
+    """Writes predictions into a new folder, one at a time, in bounded memory.
+
+    Lines are appended to `predictions.jsonl` as they come, so that what is done is on disk if the process dies.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = ()) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(
+                f"{folder} exists and is never overwritten.", f"Give another --out, for example {next_free(folder)}."
+            )
+        self.folder, self.save, self.classes = folder, save, tuple(classes)
+        self.taken: set[str] = set()
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.rows: IO[str] = (folder / ROWS).open("w", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.rows.close()
+
+    def add(self, prediction: Prediction, name: str) -> dict[str, object]:
+        """Write one prediction; `name` is the picture's relative path and names its files. Returns its row."""
+        stem = self._unique(Path(name).with_suffix(""))
+        drawn = self.classes or prediction.labels or (prediction.top,)
+        files: dict[str, object] = {}
+        if "overlays" in self.save:
+            files["overlays"] = {c: self._jpeg(prediction.plot(c), "overlays", stem, c) for c in drawn}
+        if "heatmaps" in self.save:
+            files["heatmaps"] = {c: self._jpeg(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
+        if "modalities" in self.save:
+            files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
+        if "arrays" in self.save:
+            files["arrays"] = self._arrays(prediction, stem)
+        row = {**prediction.to_dict(), "files": files}
+        with writing(self.folder / ROWS):
+            self.rows.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self.rows.flush()
+        return row
+
+    def _unique(self, stem: Path) -> str:
+        """`stem` inside the folder, numbered where another picture has the name."""
+        parts = [file_name(part) for part in stem.parts if part not in ("/", "..", ".")]
+        base = "/".join(parts) or "picture"
+        candidate, number = base, 2
+        while candidate in self.taken:
+            candidate, number = f"{base}-{number}", number + 1
+        self.taken.add(candidate)
+        return candidate
+
+    def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
+        maps = prediction.modalities(name)
+        picture = prediction.load_picture()
+        # One scale for all M maps, so that the strongest modality looks strongest.
+        limits = (float(maps.min()), float(maps.max()))
+        drawn = [overlay_heatmap(picture, m, limits=limits) for m in maps]
+        captions = [f"{name} {i + 1}" for i in range(len(drawn))]
+        paths = [self._jpeg(d, "modalities", stem, f"{name}-{i + 1}") for i, d in enumerate(drawn)]
+        return [*paths, self._jpeg(side_by_side([picture, *drawn], ["", *captions]), "modalities", stem, f"{name}-all")]
+
+    def _jpeg(self, picture: Image.Image, kind: str, stem: str, name: str) -> str:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=92)
+        return self._write(f"{kind}/{stem}/{file_name(name)}.jpg", buffer.getvalue())
+
+    def _arrays(self, prediction: Prediction, stem: str) -> str:
+        arrays = {"scores": prediction.class_scores, "class_maps": prediction.class_maps}
+        if prediction.modality_maps is not None:
+            arrays["modality_maps"] = prediction.modality_maps
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        return self._write(f"arrays/{stem}.npz", buffer.getvalue())
+
+    def _write(self, relative: str, content: bytes) -> str:
+        path = self.folder / relative
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+        return relative
+
+
+def _heat(prediction: Prediction, name: str) -> Image.Image:
+    from_zero = overlay_heatmap(
+        Image.new("RGB", (prediction.width, prediction.height)), prediction.heatmap(name), alpha=1.0, fade=False
+    )
+    return from_zero

@@ -1,0 +1,208 @@
+"""What a network says of one picture: scores, labels, points, boxes, heatmaps; on the CPU, frozen, ready to save."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from wildcat.data.images import read_image
+from wildcat.data.sample import Task
+from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.regions.boxes import Box, map_to_boxes
+from wildcat.regions.points import peak_points
+from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
+
+SCHEMA = 1
+"""Version of the rows of predictions.jsonl and of the folder `Prediction.save` writes."""
+
+BOX_SIDE = 128
+"""Longest side of the grid boxes are found on: class maps are smooth, a finer grid moves no edge noticeably."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Everything the network says of one picture. Coordinates are (x, y) in pixels of the original picture.
+
+    Attributes:
+        image: the picture's path, or "" where it had none.
+        width, height: of the original picture, as a person sees it (EXIF orientation applied).
+        classes: names, in the order of the arrays.
+        task: "multilabel" or "multiclass".
+        class_scores: (C,) raw scores (logits).
+        class_maps: (C, h, w) raw class maps, the whole picture on an h x w grid.
+        modality_maps: (C, M, h, w) raw modality maps, or None where they were not asked for.
+        picture: the RGB picture, or its path, read when needed.
+    """
+
+    image: str
+    width: int
+    height: int
+    classes: tuple[str, ...]
+    task: Task
+    class_scores: NDArray[np.float32]
+    class_maps: NDArray[np.float32]
+    modality_maps: NDArray[np.float32] | None
+    picture: Image.Image | Path
+
+    @cached_property
+    def scores(self) -> Mapping[str, float]:
+        """Raw score (logit) of each class."""
+        return self._by_class(self.class_scores)
+
+    @cached_property
+    def probabilities(self) -> Mapping[str, float]:
+        """Probability of each class: sigmoid of its score, or softmax over all where classes exclude each other."""
+        return self._by_class(self.class_probs)
+
+    @cached_property
+    def class_probs(self) -> NDArray[np.float32]:
+        """(C,) probabilities, see `probabilities`."""
+        return score_probabilities(self.class_scores, self.task)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Predicted classes, the likeliest first: the likeliest one, or all of at least 0.5 where several may be present."""
+        order = np.argsort(-self.class_probs, kind="stable")
+        if self.task == "multiclass":
+            return (self.classes[order[0]],)
+        return tuple(self.classes[i] for i in order if self.class_probs[i] >= 0.5)
+
+    @cached_property
+    def points(self) -> Mapping[str, tuple[float, float]]:
+        """(x, y) of each class: the centre of the highest cell of its map."""
+        points = peak_points(self.class_maps, (self.height, self.width))
+        return MappingProxyType({c: (float(x), float(y)) for c, (x, y) in zip(self.classes, points, strict=True)})
+
+    @cached_property
+    def boxes(self) -> Mapping[str, list[Box]]:
+        """Boxes x1 y1 x2 y2 with the map's peak as score, for each predicted class, the largest first.
+
+        The connected regions where the class map is above the middle of its range.
+        """
+        return MappingProxyType({c: self.find_boxes(c) for c in self.labels})
+
+    def find_boxes(self, name: str, threshold: float = 0.5) -> list[Box]:
+        """Boxes of any class, at a threshold given as a part of the map's range."""
+        scale = BOX_SIDE / max(self.width, self.height)
+        grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
+        heatmap = _resized(self.class_maps[self._index(name)], grid)
+        return map_to_boxes(heatmap, threshold, which="all", size=(self.height, self.width), min_area=0.005)
+
+    def heatmap(self, name: str) -> NDArray[np.float32]:
+        """(H, W) class map in the resolution of the original picture, raw values, bilinear between cells."""
+        return _resized(self.class_maps[self._index(name)], (self.height, self.width))
+
+    def modalities(self, name: str) -> NDArray[np.float32]:
+        """(M, H, W) maps behind a class in the resolution of the original picture; their mean is the heatmap.
+
+        Raises:
+            ConfigError: the prediction was made without them.
+        """
+        if self.modality_maps is None:
+            raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
+        return _resized(self.modality_maps[self._index(name)], (self.height, self.width))
+
+    def load_picture(self) -> Image.Image:
+        """The original picture in RGB."""
+        return read_image(self.picture) if isinstance(self.picture, Path) else self.picture
+
+    def plot(self, name: str | None = None, *, boxes: bool = False) -> Image.Image:
+        """The picture with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class."""
+        name = self.top if name is None else name
+        drawn = overlay_heatmap(self.load_picture(), self.heatmap(name))
+        if boxes:
+            drawn = draw_boxes(drawn, [box[:4] for box in self.find_boxes(name)])
+        return draw_points(drawn, [self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
+
+    @property
+    def top(self) -> str:
+        """The likeliest class."""
+        return self.classes[int(np.argmax(self.class_scores))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, a row of predictions.jsonl: image, width, height, scores, probabilities, labels, points, boxes."""
+        return {
+            "image": self.image,
+            "width": self.width,
+            "height": self.height,
+            "scores": {c: float(f"{v:.6g}") for c, v in self.scores.items()},
+            "probabilities": {c: float(f"{v:.4g}") for c, v in self.probabilities.items()},
+            "labels": list(self.labels),
+            "points": {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()},
+            "boxes": {c: [[round(float(v), 2) for v in box] for box in found] for c, found in self.boxes.items()},
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write prediction.json, maps.npz (raw) and an overlay per predicted class into a new folder.
+
+        The folder is removed again if anything fails.
+
+        Raises:
+            RunError: the folder exists.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise RunError(f"{folder} exists and is never overwritten.", "Give a folder that does not exist yet.")
+        folder.mkdir(parents=True)
+        try:
+            arrays = {"scores": self.class_scores, "class_maps": self.class_maps}
+            if self.modality_maps is not None:
+                arrays["modality_maps"] = self.modality_maps
+            np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
+            files = {}
+            for name in self.labels or (self.top,):
+                files[name] = f"{file_name(name)}.jpg"
+                self.plot(name).save(folder / files[name], quality=92)
+            row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": files}}
+            (folder / "prediction.json").write_text(json.dumps(row, indent=2, ensure_ascii=False), encoding="utf-8")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return folder
+
+    def _index(self, name: str) -> int:
+        if name not in self.classes:
+            raise ConfigError(
+                f"this model has no class {name!r}.",
+                did_you_mean(name, self.classes) or f"It has: {', '.join(self.classes[:20])}.",
+            )
+        return self.classes.index(name)
+
+    def _by_class(self, values: NDArray[np.float32]) -> Mapping[str, float]:
+        return MappingProxyType({c: float(v) for c, v in zip(self.classes, values, strict=True)})
+
+
+def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+    """(..., C) scores -> probabilities: softmax over C for "multiclass", otherwise a sigmoid each."""
+    tensor = torch.from_numpy(np.asarray(scores, dtype=np.float32))
+    probs = tensor.softmax(dim=-1) if task == "multiclass" else tensor.sigmoid()
+    return np.asarray(probs.numpy())
+
+
+def file_name(name: str) -> str:
+    """A class name as part of a file name: letters, digits, dots, dashes; the rest becomes an underscore.
+
+    >>> file_name("Bernese mountain dog / puppy")
+    'Bernese_mountain_dog___puppy'
+    """
+    return "".join(c if c.isalnum() or c in "-." else "_" for c in name).lstrip(".") or "_"
+
+
+def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """(..., h, w) -> (..., height, width): bilinear between the centres of the cells."""
+    tensor = torch.from_numpy(np.ascontiguousarray(maps))
+    flat = tensor.reshape(1, -1, *tensor.shape[-2:])
+    resized = functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+    return np.asarray(resized.reshape(*maps.shape[:-2], *size).numpy())
