@@ -1,4 +1,4 @@
-"""The command line: `wildcat COMMAND ...`. Results go to stdout, progress and logs to stderr; torch is imported late."""
+"""The command line, `wildcat COMMAND ...`: results to stdout, progress and logs to stderr; torch is imported late."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -196,8 +196,7 @@ def _sentence(text: str) -> str:
 
 def run_train(command: Train) -> int:
     """wildcat train"""
-    from wildcat.data.transforms import Preprocess
-    from wildcat.nn.backbones import check_backbone_name, create_backbone
+    from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import TerminalListener
     from wildcat.train.loop import choose_device, train
     from wildcat.train.runs import check_resumable, create_run, open_run
@@ -207,16 +206,13 @@ def run_train(command: Train) -> int:
     data, source = open_data(command), command.data
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     check_readable([s.path for s in (*samples, *val_samples)])
-    backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
-    preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
     device = choose_device(config.device)
     resume = command.resume and (command.out / "run.json").is_file()
     if resume:
         run = open_run(command.out)
         check_resumable(run, config, source, data.classes)
     else:
-        counts = {"train": len(samples), "val": len(val_samples)}
-        run = create_run(command.out, config, data, source, command.data_option, counts, preprocess)
+        run = create_run(command.out, config, data, source, command.data_option)
     describe(data, f"{len(samples)} pictures to train on, {len(val_samples)} to choose the best epoch", device.type)
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all":
@@ -267,7 +263,7 @@ def run_predict(command: Predict) -> int:
     for name in drawn:
         if name not in predictor.classes:
             raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, predictor.classes))
-    names = {path: name for path, name in pictures}
+    names = dict(pictures)
     skipped: list[str] = []
     written = 0
 
@@ -326,7 +322,7 @@ def run_backbones(command: Backbones) -> int:
     return 0
 
 
-RUNNERS: dict[type[Command], Any] = {
+RUNNERS: dict[type[Command], Callable[[Any], int]] = {
     Train: run_train,
     Evaluate: run_evaluate,
     Predict: run_predict,
@@ -422,7 +418,8 @@ def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
     if path.exists():
         return [(path, path.name)]
     if glob.has_magic(text):
-        if matches := sorted(Path(m) for m in glob.glob(text, recursive=True) if Path(m).is_file()):
+        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
+        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
             return [(p, p.name) for p in matches]
         raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
     near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])

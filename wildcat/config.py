@@ -60,11 +60,11 @@ class TrainConfig:
     flip: Flip = "horizontal"
     """Mirror training pictures at random: none, horizontal, or both ways (where up and down mean nothing)."""
     crop_scale: float = 0.5
-    """Training crops cover at least this part of the picture's area; 1 switches cropping off (--tune head: no crops)."""
+    """Training crops cover at least this part of the picture's area; 1: no cropping (--tune head never crops)."""
     train_split: str = "train"
     """Split to learn from."""
     val_split: str = "val"
-    """Split that chooses the best epoch; where data has none, a tenth of train is held out; none: keep the last epoch."""
+    """Split that chooses the best epoch (a held-out tenth of train where there is none); none: keep the last epoch."""
 
     # --- optimisation ------------------------------------------------------------------------------------------
     tune: Tune = "all"
@@ -111,14 +111,7 @@ class TrainConfig:
         Raises:
             ConfigError: the first value out of range, with what is allowed and what was perhaps meant.
         """
-        for name, hint in typing.get_type_hints(type(self)).items():
-            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-            value = getattr(self, name)
-            if choices and value not in choices:
-                raise ConfigError(
-                    f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}.",
-                    did_you_mean(str(value), choices),
-                )
+        _check_choices(self)
         check_regions("kmax", self.kmax)
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
@@ -137,18 +130,29 @@ class TrainConfig:
         for name in ("backbone_lr_scale", "weight_decay", "warmup"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum={self.momentum}: give a number in [0, 1).")
-        if not 0 < self.crop_scale <= 1:
-            raise ConfigError(f"crop_scale={self.crop_scale}: give a part of the picture's area in (0, 1].")
-        if self.workers < -1:
-            raise ConfigError(f"workers={self.workers}: give a whole number, or -1 to let the machine decide.")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed}: give a whole number from 0 to 2^63 - 1.")
+        for name, allowed, right in (
+            ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
+            ("crop_scale", "a part of the picture's area in (0, 1]", 0 < self.crop_scale <= 1),
+            ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
+            ("seed", "a whole number from 0 to 2^63 - 1", 0 <= self.seed < 2**63),
+        ):
+            if not right:
+                raise ConfigError(f"{name}={getattr(self, name)}: give {allowed}.")
         if self.tune == "head" and self.weights == "none":
             raise ConfigError(
                 "tune=head with weights=none would train on the features of a random network.",
                 "Give --weights imagenet, or --tune all.",
+            )
+
+
+def _check_choices(config: TrainConfig) -> None:
+    """Refuse a setting that is none of the names its type lists."""
+    for name, hint in typing.get_type_hints(TrainConfig).items():
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+        value = getattr(config, name)
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{name}={value!r}: give {', '.join(choices[:-1])} or {choices[-1]}.", did_you_mean(str(value), choices)
             )
 
 
@@ -233,8 +237,8 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
         for o in options
     )
     # YAML 1.1 takes 1e-4 without a point for text
-    hint_ = f"Write it as {float(value)}." if float in options and _is_number(value) else ""
-    raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.", hint_)
+    remedy = f"Write it as {float(value)}." if float in options and _is_number(value) else ""
+    raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.", remedy)
 
 
 def _is_number(text: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from wildcat.metrics import (
     roc_auc,
 )
 from wildcat.predictor import Predictor
-from wildcat.results import score_probabilities
+from wildcat.results import Prediction, score_probabilities
 
 POINT_TOLERANCE = 18
 """Pixels a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)."""
@@ -32,12 +32,14 @@ def evaluate(
     split: str,
     variant: ApVariant = "voc10",
     progress: Callable[[int], object] = lambda pictures: None,
+    predictions: Iterable[Prediction] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set; what the data has no ground truth for is left out.
 
     Args:
         variant: of average precision: "voc07", "voc10" or "plain", see `wildcat.metrics.average_precision`.
         progress: called with the number of pictures done since the last call.
+        predictions: those of the split's pictures in their order, where they have been made already.
 
     Returns:
         `{"data", "split", "pictures", "classification": {...}, "pointing": {...}}`, plain values ready for JSON.
@@ -49,7 +51,7 @@ def evaluate(
     samples = data.split(split)
     order = class_order(predictor, data)
     scores, points = [], []
-    for prediction in predictor.stream([s.path for s in samples], modalities=False):
+    for prediction in predictions or predictor.stream([s.path for s in samples], modalities=False):
         scores.append(prediction.class_scores)
         points.append(list(prediction.points.values()))
         progress(1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from wildcat.data.images import read_image, to_rgb
@@ -156,6 +156,13 @@ class Predictor:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """Preprocessed images (B, 3, S, S) -> scores (B, C), class maps (B, C, h, w), modality maps (B, C, M, h, w)."""
         features = self.model.features(images.to(self.device).contiguous(memory_format=torch.channels_last))
+        return self.run_features(features, modalities)
+
+    @torch.inference_mode()
+    def run_features(
+        self, features: Tensor, modalities: bool = True
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+        """As `run`, from backbone features (B, D, h, w)."""
         maps = self.model.maps_of(features)
         class_maps = maps.mean(dim=2)
         scores = self.model.pool(class_maps) if self.model.architecture == "a" else self.model.score(features)

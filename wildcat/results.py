@@ -73,7 +73,7 @@ class Prediction:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Predicted classes, the likeliest first: the likeliest one, or all of at least 0.5 where several may be present."""
+        """Predicted classes, likeliest first: the likeliest one, or all of at least 0.5 where several may be present."""
         order = np.argsort(-self.class_probs, kind="stable")
         if self.task == "multiclass":
             return (self.classes[order[0]],)
@@ -132,7 +132,7 @@ class Prediction:
         return self.classes[int(np.argmax(self.class_scores))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, a row of predictions.jsonl: image, width, height, scores, probabilities, labels, points, boxes."""
+        """Plain values: image, width, height, scores, probabilities, labels, points, boxes."""
         return {
             "image": self.image,
             "width": self.width,

@@ -40,10 +40,10 @@ def scene(height: int, width: int, seed: int) -> tuple[Array, Array]:
     return np.clip(colours + shade + rng.normal(0, 3, colours.shape), 0, 255).astype(np.uint8), labels
 
 
-def soft(labels: Array, classes: int, blur: float, seed: int) -> Array:
+def soft(labels: Array, classes: Any, blur: float, seed: int) -> Array:
     """Probabilities as a coarse network gives them: blurred masks, times smooth noise."""
     rng = np.random.default_rng(seed)
-    masks = np.stack([ndimage.gaussian_filter((labels == c).astype(float), blur) for c in range(classes)])
+    masks = np.stack([ndimage.gaussian_filter((labels == c).astype(float), blur) for c in classes])
     noise = ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2 * blur, 2 * blur)) * 5 * blur
     scores = (masks + 0.01) * np.exp(noise)
     return scores / scores.sum(axis=0)
@@ -89,7 +89,7 @@ def loop_mean_field(image: Array, prior: Array, params: CrfParams) -> Array:
 
 def loop_lattice(features: Array, values: Array) -> Array:
     """The permutohedral lattice with one dictionary of tuples, in float64; features (N, d), values (N,)."""
-    count, d = features.shape
+    d = features.shape[1]
     basis = np.zeros((d + 1, d))  # columns: orthogonal axes of the plane of sum 0, as in section 3.1
     for axis in range(d):
         basis[: axis + 1, axis] = 1
@@ -132,7 +132,7 @@ def loop_lattice(features: Array, values: Array) -> Array:
 @pytest.mark.parametrize("normalization", ["symmetric", "after", "before", "none"])
 def test_exact_equals_the_loops(normalization: Any) -> None:
     image, labels = scene(5, 7, seed=1)
-    prior = soft(labels, 3, 1.0, seed=2)
+    prior = soft(labels, range(3), 1.0, seed=2)
     params = CrfParams(3, 2.0, 4.0, 40.0, 1.5, 1.2, normalization)
     np.testing.assert_allclose(exact_dense_crf(image, prior, params), loop_mean_field(image, prior, params), atol=1e-10)
 
@@ -177,7 +177,7 @@ def test_agrees_with_exact_on_scenes(params: CrfParams) -> None:
     agreement = []
     for seed in range(4):
         image, labels = scene(48, 64, seed)
-        prior = soft(labels, 3, 3.0, seed)
+        prior = soft(labels, range(3), 3.0, seed)
         exact, fast = exact_dense_crf(image, prior, params), dense_crf(image, prior, params)
         agreement.append((exact.argmax(axis=0) == fast.argmax(axis=0)).mean())
     assert np.mean(agreement) >= 0.99
@@ -185,7 +185,7 @@ def test_agrees_with_exact_on_scenes(params: CrfParams) -> None:
 
 def test_smoothness_alone_is_exact() -> None:
     image, labels = scene(20, 31, seed=3)
-    prior = soft(labels, 3, 2.0, seed=3)
+    prior = soft(labels, range(3), 2.0, seed=3)
     for sigma in (1.0, 3.0, 50.0):
         params = CrfParams(appearance_weight=0, smoothness_sigma=sigma)
         np.testing.assert_allclose(dense_crf(image, prior, params), exact_dense_crf(image, prior, params), atol=2e-3)
@@ -201,12 +201,12 @@ def test_real_pictures(real_data: Path) -> None:
         mask = Image.open(folder / "SegmentationClass" / f"{name}.png")
         small = np.asarray(picture.resize((64, 48), Image.Resampling.BILINEAR))
         truth = np.asarray(mask.resize((64, 48), Image.Resampling.NEAREST))
-        prior = soft(truth, 21, 2.0, seed)[np.unique(truth[truth < 255])]
+        prior = soft(truth, np.unique(truth[truth < 255]), 2.0, seed)
         exact, fast = exact_dense_crf(small, prior), dense_crf(small, prior)
         agreement.append((exact.argmax(axis=0) == fast.argmax(axis=0)).mean())
         known = np.asarray(mask) < 255
         present = np.unique(np.asarray(mask)[known])
-        prior = soft(np.asarray(mask), 21, 8.0, seed)[present]
+        prior = soft(np.asarray(mask), present, 8.0, seed)
         labels = present[prior.argmax(axis=0)], present[dense_crf(np.asarray(picture), prior).argmax(axis=0)]
         for found, accuracy in zip(labels, (before, after), strict=True):
             accuracy.append((found == np.asarray(mask))[known].mean())
@@ -216,14 +216,14 @@ def test_real_pictures(real_data: Path) -> None:
 
 def test_edges_of_the_picture_win_over_the_soft_map() -> None:
     image, labels = scene(60, 80, seed=5)
-    prior = soft(labels, 3, 3.0, seed=5)
+    prior = soft(labels, range(3), 3.0, seed=5)
     before, after = ((p.argmax(axis=0) == labels).mean() for p in (prior, dense_crf(image, prior)))
-    assert after > max(before, 0.99)
+    assert 1 - after < 0.5 * (1 - before)
 
 
 def test_probabilities_and_scale_of_the_input() -> None:
     image, labels = scene(17, 23, seed=6)
-    prior = soft(labels, 3, 2.0, seed=6)
+    prior = soft(labels, range(3), 2.0, seed=6)
     result = dense_crf(image, prior)
     np.testing.assert_allclose(result.sum(axis=0), 1, atol=1e-5)
     assert result.min() >= 0
@@ -234,7 +234,7 @@ def test_probabilities_and_scale_of_the_input() -> None:
 
 def test_no_iterations_return_the_input_and_no_kernel_too() -> None:
     image, labels = scene(9, 8, seed=7)
-    prior = soft(labels, 3, 2.0, seed=7)
+    prior = soft(labels, range(3), 2.0, seed=7)
     for params in (CrfParams(iterations=0), CrfParams(appearance_weight=0, smoothness_weight=0)):
         np.testing.assert_allclose(dense_crf(image, prior, params), prior, atol=1e-6)
         np.testing.assert_allclose(exact_dense_crf(image, prior, params), prior, atol=1e-12)
@@ -242,7 +242,7 @@ def test_no_iterations_return_the_input_and_no_kernel_too() -> None:
 
 def test_large_weights_do_not_overflow() -> None:
     image, labels = scene(24, 32, seed=8)
-    prior = soft(labels, 3, 2.0, seed=8)
+    prior = soft(labels, range(3), 2.0, seed=8)
     params = CrfParams(appearance_weight=300, smoothness_weight=300)
     fast, exact = dense_crf(image, prior, params), exact_dense_crf(image, prior, params)
     assert np.isfinite(fast).all()
@@ -262,13 +262,14 @@ def test_a_zero_probability_can_be_overruled() -> None:
 
 def test_absent_classes_are_left_out() -> None:
     image, labels = scene(30, 40, seed=9)
-    prior = np.concatenate([soft(labels, 3, 2.0, seed=9), np.full((5, 30, 40), 5e-5)])
+    prior = np.concatenate([soft(labels, range(3), 2.0, seed=9), np.full((5, 30, 40), 5e-5)])
     prior /= prior.sum(axis=0)
     skipped, full = dense_crf(image, prior), dense_crf(image, prior, CrfParams(min_probability=0))
     assert (skipped[3:] == 0).all()
     assert (full[3:] > 0).all()
     np.testing.assert_allclose(skipped, full, atol=2e-3)
-    np.testing.assert_array_equal(skipped[:3], dense_crf(image, prior[:3]))
+    np.testing.assert_allclose(skipped[:3], dense_crf(image, prior[:3]), atol=1e-6)
+    np.testing.assert_allclose(dense_crf(image, prior, CrfParams(iterations=0)).sum(axis=0), 1, atol=1e-6)
 
 
 def test_a_floor_above_every_class_keeps_the_best() -> None:
@@ -289,7 +290,7 @@ def test_flat_pictures_and_thin_ones(size: tuple[int, int]) -> None:
 
 def test_tensors_in_tensors_out_and_nothing_changed() -> None:
     image, labels = scene(12, 15, seed=10)
-    prior = soft(labels, 3, 2.0, seed=10).astype(np.float32)
+    prior = soft(labels, range(3), 2.0, seed=10).astype(np.float32)
     kept = image.copy(), prior.copy()
     wanted = dense_crf(image, prior)
     assert wanted.dtype == np.float32
@@ -309,7 +310,7 @@ def test_tensors_in_tensors_out_and_nothing_changed() -> None:
 @pytest.mark.filterwarnings("error")
 def test_read_only_and_flipped_arrays() -> None:
     image, labels = scene(10, 14, seed=11)
-    prior = soft(labels, 3, 2.0, seed=11)
+    prior = soft(labels, range(3), 2.0, seed=11)
     flipped = dense_crf(image[:, ::-1], prior[:, :, ::-1])
     np.testing.assert_array_equal(flipped, dense_crf(image[:, ::-1].copy(), prior[:, :, ::-1].copy()))
     image.flags.writeable = False
@@ -318,7 +319,7 @@ def test_read_only_and_flipped_arrays() -> None:
 
 def test_a_narrow_kernel_works_or_says_so() -> None:
     image, labels = scene(20, 30, seed=12)
-    prior = soft(labels, 3, 2.0, seed=12)
+    prior = soft(labels, range(3), 2.0, seed=12)
     narrow = CrfParams(appearance_sigma_rgb=0.5, appearance_sigma_xy=2)
     exact, fast = exact_dense_crf(image, prior, narrow), dense_crf(image, prior, narrow)
     assert (exact.argmax(axis=0) == fast.argmax(axis=0)).mean() > 0.99

@@ -1,0 +1,1 @@
+"""What the measurements under `benchmarks/` share."""

@@ -114,6 +114,6 @@ def _ignore_interrupt(_worker: int) -> None:
 
 
 def suggested_workers(device_type: str) -> int:
-    """Reading processes for this machine: half of the cores, at most 4, beside a busy CPU, up to 8 where a GPU computes."""
+    """Reading processes for this machine: half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

@@ -55,7 +55,8 @@ class Preprocess:
 
     def _normalise(self, image: Image.Image) -> Tensor:
         tensor = transform.to_dtype(transform.to_image(image), torch.float32, scale=True)
-        return transform.normalize(tensor, list(self.mean), list(self.std), inplace=True)
+        normalised: Tensor = transform.normalize(tensor, list(self.mean), list(self.std), inplace=True)
+        return normalised
 
 
 def random_crop(size: tuple[int, int], rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:

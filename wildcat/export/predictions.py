@@ -1,4 +1,4 @@
-"""A folder of predictions: `predictions.jsonl`, one picture a line, and the pictures asked for."""
+"""A folder of predictions: `predictions.jsonl`, one picture a line, the pictures asked for, and an overview of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.results import Prediction, file_name
 from wildcat.train.runs import next_free, write_bytes, writing
+from wildcat.viz.colors import apply_colormap, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "arrays")
@@ -26,6 +27,9 @@ arrays: one .npz with the raw scores, class maps and modality maps in the networ
 """
 
 ROWS = "predictions.jsonl"
+
+OVERVIEW, THUMBNAIL = 48, 160
+"""How many of the first overlays overview.jpg shows, and how high in pixels."""
 
 
 def parse_save(text: str) -> tuple[str, ...]:
@@ -63,6 +67,7 @@ class PredictionWriter:
             )
         self.folder, self.save, self.classes = folder, save, tuple(classes)
         self.taken: set[str] = set()
+        self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.rows: IO[str] = (folder / ROWS).open("w", encoding="utf-8")
@@ -74,6 +79,9 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rows.close()
+        if self.thumbnails and error is None:
+            pictures, captions = zip(*self.thumbnails, strict=True)
+            self._write("overview.jpg", _jpeg(side_by_side(list(pictures), list(captions), height=THUMBNAIL)))
 
     def add(self, prediction: Prediction, name: str) -> dict[str, object]:
         """Write one prediction; `name` is the picture's relative path and names its files. Returns its row."""
@@ -81,9 +89,11 @@ class PredictionWriter:
         drawn = self.classes or prediction.labels or (prediction.top,)
         files: dict[str, object] = {}
         if "overlays" in self.save:
-            files["overlays"] = {c: self._jpeg(prediction.plot(c), "overlays", stem, c) for c in drawn}
+            overlays = {c: prediction.plot(c) for c in drawn}
+            files["overlays"] = {c: self._picture(overlay, "overlays", stem, c) for c, overlay in overlays.items()}
+            self._remember(overlays[drawn[0]], stem)
         if "heatmaps" in self.save:
-            files["heatmaps"] = {c: self._jpeg(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
+            files["heatmaps"] = {c: self._picture(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
         if "modalities" in self.save:
             files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
         if "arrays" in self.save:
@@ -111,13 +121,20 @@ class PredictionWriter:
         limits = (float(maps.min()), float(maps.max()))
         drawn = [overlay_heatmap(picture, m, limits=limits) for m in maps]
         captions = [f"{name} {i + 1}" for i in range(len(drawn))]
-        paths = [self._jpeg(d, "modalities", stem, f"{name}-{i + 1}") for i, d in enumerate(drawn)]
-        return [*paths, self._jpeg(side_by_side([picture, *drawn], ["", *captions]), "modalities", stem, f"{name}-all")]
+        paths = [self._picture(d, "modalities", stem, f"{name}-{i + 1}") for i, d in enumerate(drawn)]
+        return [
+            *paths,
+            self._picture(side_by_side([picture, *drawn], ["", *captions]), "modalities", stem, f"{name}-all"),
+        ]
 
-    def _jpeg(self, picture: Image.Image, kind: str, stem: str, name: str) -> str:
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=92)
-        return self._write(f"{kind}/{stem}/{file_name(name)}.jpg", buffer.getvalue())
+    def _remember(self, overlay: Image.Image, stem: str) -> None:
+        """Keep a small copy of the first overlays for overview.jpg."""
+        if len(self.thumbnails) < OVERVIEW:
+            width = max(1, round(overlay.width * THUMBNAIL / overlay.height))
+            self.thumbnails.append((overlay.resize((min(width, 4 * THUMBNAIL), THUMBNAIL)), Path(stem).name))
+
+    def _picture(self, picture: Image.Image, kind: str, stem: str, name: str) -> str:
+        return self._write(f"{kind}/{stem}/{file_name(name)}.jpg", _jpeg(picture))
 
     def _arrays(self, prediction: Prediction, stem: str) -> str:
         arrays = {"scores": prediction.class_scores, "class_maps": prediction.class_maps}
@@ -136,7 +153,10 @@ class PredictionWriter:
 
 
 def _heat(prediction: Prediction, name: str) -> Image.Image:
-    from_zero = overlay_heatmap(
-        Image.new("RGB", (prediction.width, prediction.height)), prediction.heatmap(name), alpha=1.0, fade=False
-    )
-    return from_zero
+    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name))))
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()

@@ -76,7 +76,7 @@ class Backbone(nn.Module):
             features = features.permute(0, 3, 1, 2)
         if features.ndim != 4 or features.shape[1] != self.num_features:
             raise ShapeError(
-                f"{self.name} gives {tuple(features.shape)} where a map with {self.num_features} channels was expected.",
+                f"{self.name} gives {tuple(features.shape)}, not a map with {self.num_features} channels.",
                 "Choose another backbone: wildcat backbones lists them.",
             )
         return features
@@ -250,6 +250,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         raise RunError(
             f"there is no file of weights {path}.", "Give imagenet, none, or an existing .safetensors / .pth."
         )
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)

@@ -81,14 +81,17 @@ class Wildcat(nn.Module):
 
     def maps_of(self, features: Tensor) -> Tensor:
         """(B, D, h, w) features -> (B, C, M, h, w)."""
-        return self._transfer(features).unflatten(1, (self.num_classes, self.num_maps))
+        maps = self._transfer(features)
+        batch, _, height, width = maps.shape
+        # (B, C*M, h, w) -> (B, C, M, h, w)
+        return maps.reshape(batch, self.num_classes, self.num_maps, height, width)
 
     def class_maps_of(self, features: Tensor) -> Tensor:
         """(B, D, h, w) features -> (B, C, h, w)."""
         return class_wise_pool(self._transfer(features), self.num_maps)
 
     def _transfer(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, C*M, h, w): standardise and transfer in one convolution, without a pass over the features."""
+        """(B, D, h, w) -> (B, C*M, h, w): standardise and transfer in one convolution, no pass over the features."""
         weight, bias = self.standardize.fold_into(self.transfer.weight, self.bias())
         return functional.conv2d(features, weight, bias)
 
@@ -145,8 +148,9 @@ class FeatureScale(nn.Module):
     def measure(self, mean: Tensor, std: Tensor) -> None:
         """Adopt per-channel mean and spread, both (D,).
 
-        The D standardised channels are scaled together to unit length on average (`std` holds the spread times sqrt(D)),
-        so that a good learning rate does not depend on D. Channels that never vary are left out of the scores.
+        The D standardised channels are scaled together to unit length on average (`std` holds the spread times
+        sqrt(D)), so that a good learning rate does not depend on D. Channels that never vary are left out of the
+        scores.
         """
         self.mean.copy_(mean)
         alive = std > 1e-6 * std.max()

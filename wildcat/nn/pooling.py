@@ -46,7 +46,8 @@ def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
 def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alpha: float = 0.7) -> Tensor:
     """Mean of the kmax highest plus alpha times the mean of the kmin lowest regions of each map (eq. 3).
 
-    There is no division by 2, unlike in the authors' 2017 release. The gradient flows through the selected regions only.
+    There is no division by 2, unlike in the authors' 2017 release. The gradient flows through the selected regions
+    only.
 
     Args:
         x: (B, C, h, w) class maps.

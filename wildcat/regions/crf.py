@@ -140,8 +140,9 @@ def dense_crf(
             filters.append(_smoothness(height, width, params, picture.device))
         if params.iterations and params.appearance_weight:
             filters.append(_appearance(picture, params))
+        kept = flat[present].t().contiguous()
         result = torch.zeros_like(flat)
-        result[present] = _mean_field(flat[present].t().contiguous(), filters, params.iterations).t()
+        result[present] = _mean_field(kept / kept.sum(dim=1, keepdim=True), filters, params.iterations).t()
         result = result.view(classes, height, width)
     return result if isinstance(probabilities, Tensor) else result.numpy()
 

@@ -1,10 +1,17 @@
-"""Features of a frozen backbone, computed once and kept on disk, so that training the head takes seconds."""
+"""Features of a frozen backbone, computed once and kept on disk, so that training the head takes seconds.
+
+A cache folder belongs to one backbone with its weights, one preprocessing and one view (plain or mirrored). It holds
+shards of a few hundred pictures, `NAME.f16` with the bytes and `NAME.json` with a checksum and the pictures in it. Any
+split of the same pictures, and any later run, takes what is there and computes only what is not.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import os
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,49 +26,66 @@ from wildcat.config import Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import RunError
+from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.runs import write_json, writing
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
-VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {
+SHARD = 256
+"""Pictures in a shard: what an interruption loses at most."""
+
+Axes = tuple[int, ...]
+
+VIEWS: dict[Flip, tuple[Axes, ...]] = {
     "none": ((),),
     "horizontal": ((), (-1,)),
     "both": ((), (-1,), (-2,), (-2, -1)),
 }
-"""The views of a picture each setting of `flip` keeps, as the axes that are mirrored; the first is the picture itself."""
+"""The views of a picture that each setting of `flip` keeps, as the axes mirrored; the first is the picture itself."""
+
+Place = tuple[NDArray[np.float16], int]
+"""Where the features of a picture lie: a memory-mapped shard (n, D, h, w) and the row in it."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """Features of N pictures, memory-mapped.
+    """Features of N pictures in V views, memory-mapped.
 
     Attributes:
-        array: (N, V, D, h, w) float16; the views are those of `VIEWS`, the first is the picture as it is.
+        places: for each view, for each picture, where its features lie.
+        shape: (D, h, w) of a picture's features.
     """
 
-    array: NDArray[np.float16]
+    places: tuple[tuple[Place, ...], ...]
+    shape: tuple[int, int, int]
+
+    def __len__(self) -> int:
+        return len(self.places[0])
 
     @property
     def views(self) -> int:
         """V."""
-        return int(self.array.shape[1])
+        return len(self.places)
 
-    def batch(self, indices: Sequence[int], views: Sequence[int]) -> Tensor:
-        """(B, D, h, w) float32 features of pictures `indices` in views `views`."""
-        return torch.from_numpy(self.array[list(indices), list(views)].astype(np.float32))
+    def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
+        """(B, D, h, w) float32 features of pictures `indices`, each in its view of `views` (plain where None)."""
+        batch = np.empty((len(indices), *self.shape), dtype=np.float32)
+        for k, index in enumerate(indices):
+            shard, row = self.places[0 if views is None else views[k]][index]
+            batch[k] = shard[row]
+        return torch.from_numpy(batch)
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over pictures, views and places: two (D,) float32."""
-        total = np.zeros(self.array.shape[2])
-        squares = np.zeros_like(total)
-        for block in np.array_split(self.array, max(1, len(self.array) // 64)):
-            values = block.astype(np.float32)
-            total += values.sum(axis=(0, 1, 3, 4), dtype=np.float64)
-            squares += np.square(values, out=values).sum(axis=(0, 1, 3, 4), dtype=np.float64)
-        count = self.array.size / self.array.shape[2]
+        total, squares = np.zeros(self.shape[0]), np.zeros(self.shape[0])
+        for view in self.places:
+            for shard, row in view:
+                values = shard[row].astype(np.float32)
+                total += values.sum(axis=(1, 2), dtype=np.float64)
+                squares += np.square(values, out=values).sum(axis=(1, 2), dtype=np.float64)
+        count = self.views * len(self) * self.shape[1] * self.shape[2]
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
@@ -79,86 +103,116 @@ def cached_features(
 ) -> Features:
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
-    The key covers the weights, the preprocessing, the output stride (it changes the map's size) and each picture's
-    path, size and time of change. A cache whose checksum differs from its record is computed again.
+    A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
+    over and its pictures are computed again.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
         flip: which mirrored views to keep beside each picture.
-        progress: called with the number of pictures done since the last call.
+        progress: called with the number of pictures, in any view, done since the last call.
 
     Raises:
         ImageError: a picture cannot be read.
         RunError: the cache cannot be written.
     """
-    views = len(VIEWS[flip])
-    size = (preprocess.size, preprocess.size)
+    views = VIEWS[flip]
+    pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
-        probe = backbone(torch.zeros(1, 3, *size, device=_device_of(backbone)))
-    shape = (len(samples), views, *probe.shape[1:])
-    key = _key(backbone, samples, preprocess, shape)
-    data, record = folder / f"{key}.f16", folder / f"{key}.json"
-    if _is_sound(data, record, shape):
-        progress(len(samples) * views)
-    else:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            _compute(backbone, samples, preprocess, flip, shape, data, record, workers, batch_size, progress)
-    return Features(np.memmap(data, dtype=np.float16, mode="r", shape=shape))
+        probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
+    shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
+    weights = _weights_digest(backbone)
+    folders = [folder / _view_key(backbone, weights, preprocess, axes, shape) for axes in views]
+    found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    progress(sum(key in known for known in found for key in pictures))
 
-
-def _compute(
-    backbone: Backbone,
-    samples: Sequence[Sample],
-    preprocess: Preprocess,
-    flip: Flip,
-    shape: tuple[int, ...],
-    data: Path,
-    record: Path,
-    workers: int,
-    batch_size: int,
-    progress: Callable[[int], object],
-) -> None:
-    part = data.with_suffix(".part")
-    batches = batch_indices(range(len(samples)), batch_size)
-    loaded = load_batches(Pictures(samples, preprocess), batches, workers=workers)
-    with _removed_on_failure(part):
-        checksum = 0
-        with part.open("wb") as file:
-            for images, _ in loaded:
-                block = _views_of(backbone, images, flip)
-                content = np.ascontiguousarray(block).tobytes()
-                checksum = zlib.crc32(content, checksum)
-                file.write(content)
-                progress(len(images) * shape[1])
-        part.replace(data)
-    write_json(record, {"layout": LAYOUT, "shape": shape, "crc32": checksum, "preprocess": asdict(preprocess)})
+    by_need: dict[tuple[int, ...], list[int]] = {}
+    for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
+        if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
+            by_need.setdefault(need, []).append(i)
+    for need, missing in by_need.items():
+        for start in range(0, len(missing), SHARD):
+            part = missing[start : start + SHARD]
+            loaded = load_batches(
+                Pictures([samples[i] for i in part], preprocess),
+                batch_indices(range(len(part)), batch_size),
+                workers=workers,
+            )
+            blocks = (_views_of(backbone, images, [views[v] for v in need], progress) for images, _ in loaded)
+            _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+    if by_need:
+        found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
 
 
 @torch.inference_mode()
-def _views_of(backbone: Backbone, images: Tensor, flip: Flip) -> NDArray[np.float16]:
-    """(B, 3, S, S) -> (B, V, D, h, w) float16."""
+def _views_of(
+    backbone: Backbone, images: Tensor, views: Sequence[Axes], progress: Callable[[int], object]
+) -> list[NDArray[np.float16]]:
+    """(B, 3, S, S) -> (B, D, h, w) float16 for each view."""
     images = images.to(_device_of(backbone)).contiguous(memory_format=torch.channels_last)
-    made = [backbone(images.flip(axes) if axes else images) for axes in VIEWS[flip]]
-    features = torch.stack(made, dim=1).to(torch.float16).cpu().numpy()
-    if not np.isfinite(features).all():
-        raise RunError(
-            f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
-        )
-    return features
+    made = []
+    for axes in views:
+        features = backbone(images.flip(axes) if axes else images).to(torch.float16).cpu().numpy()
+        if not np.isfinite(features).all():
+            raise RunError(
+                f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
+            )
+        made.append(np.ascontiguousarray(features))
+        progress(len(images))
+    return made
 
 
-def _is_sound(data: Path, record: Path, shape: tuple[int, ...]) -> bool:
-    """Whether the cache is complete and its bytes are those that were written."""
-    try:
-        said = json.loads(record.read_text(encoding="utf-8"))
-        if said["layout"] != LAYOUT or tuple(said["shape"]) != shape:
-            return False
-        if data.stat().st_size != 2 * int(np.prod(shape)):
-            return False
-        return bool(said["crc32"] == _checksum(data))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _write_shards(
+    blocks: Iterator[list[NDArray[np.float16]]],
+    folders: Sequence[Path],
+    pictures: Sequence[str],
+    shape: tuple[int, ...],
+) -> None:
+    """Write one shard of the same pictures into the folder of each view; nothing is left where one fails."""
+    with contextlib.ExitStack() as stack:
+        parts = []
+        for folder in folders:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
+            stack.enter_context(_removed_on_failure(Path(name)))
+            parts.append((Path(name), stack.enter_context(os.fdopen(handle, "wb"))))
+        checksums = [0] * len(parts)
+        for views in blocks:
+            for v, block in enumerate(views):
+                content = block.tobytes()
+                checksums[v] = zlib.crc32(content, checksums[v])
+                with writing(parts[v][0]):
+                    parts[v][1].write(content)
+        for (part, file), checksum in zip(parts, checksums, strict=True):
+            data = part.with_suffix(".f16")
+            with writing(data):
+                file.close()
+                part.replace(data)
+            record = {"layout": LAYOUT, "shape": [len(pictures), *shape], "crc32": checksum, "pictures": list(pictures)}
+            write_json(data.with_suffix(".json"), record)  # last: a shard without its record is not there
+
+
+def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict[str, Place]:
+    """Where each wanted picture's features lie, among the sound shards of a view."""
+    places: dict[str, Place] = {}
+    for record in sorted(folder.glob("*.json")):
+        data = record.with_suffix(".f16")
+        try:
+            said = json.loads(record.read_text(encoding="utf-8"))
+            pictures = [str(key) for key in said["pictures"]]
+            full = (len(pictures), *shape)
+            useful = not wanted.isdisjoint(pictures)
+            sound = tuple(said["shape"]) == full and said["layout"] == LAYOUT
+            if not (
+                useful and sound and data.stat().st_size == 2 * int(np.prod(full)) and said["crc32"] == _checksum(data)
+            ):
+                continue
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
+        places.update({key: (shard, row) for row, key in enumerate(pictures) if key in wanted})
+    return places
 
 
 def _checksum(path: Path) -> int:
@@ -169,15 +223,29 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _key(backbone: Backbone, samples: Sequence[Sample], preprocess: Preprocess, shape: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(json.dumps([LAYOUT, backbone.name, asdict(preprocess), shape]).encode())
+def _view_key(backbone: Backbone, weights: str, preprocess: Preprocess, axes: Axes, shape: tuple[int, ...]) -> str:
+    """The shape of the map is part of the key because the output stride changes it and nothing else here."""
+    text = json.dumps([LAYOUT, backbone.name, weights, asdict(preprocess), axes, shape])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _weights_digest(backbone: Backbone) -> str:
+    digest = hashlib.sha256()
     for name, value in backbone.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for sample in samples:
+    return digest.hexdigest()
+
+
+def _picture_key(sample: Sample) -> str:
+    try:
         status = sample.path.stat()
-        digest.update(f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()[:32]
+    except OSError as error:
+        raise ImageError(
+            f"{sample.path} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
+        ) from error
+    text = f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:

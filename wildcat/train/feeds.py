@@ -1,4 +1,4 @@
-"""What the training loop eats: pictures that go through the whole network, or cached features that go through its head."""
+"""What the training loop eats: pictures for the whole network, or cached features for the layers after the backbone."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ class PictureFeed:
         total, squares, count = torch.zeros(()), torch.zeros(()), 0
         model.eval()
         for images, _ in load_batches(self.plain, batch_indices(chosen, self.config.batch_size), workers=self.workers):
-            features = model.features(images.to(device)).double()
-            total = total + features.sum(dim=(0, 2, 3)).cpu()
-            squares = squares + features.square().sum(dim=(0, 2, 3)).cpu()
+            features = model.features(images.to(device)).cpu().double()  # on the CPU: MPS has no double precision
+            total = total + features.sum(dim=(0, 2, 3))
+            squares = squares + features.square().sum(dim=(0, 2, 3))
             count += features.numel() // features.shape[1]
         mean = total / count
         return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
@@ -148,7 +148,7 @@ class FeatureFeed:
         if self.val is None or self.val_labels is None:
             return
         for batch in batch_indices(range(len(self.val_labels)), 64):
-            yield self.val.batch(batch, [0] * len(batch)), self.val_labels[batch]
+            yield self.val.batch(batch), self.val_labels[batch]
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         return model.score(inputs)

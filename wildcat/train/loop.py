@@ -7,10 +7,11 @@ Nothing here is about localization. The network is told which classes a picture 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wildcat.config import TrainConfig
 from wildcat.data.loader import suggested_workers
-from wildcat.data.sample import PRESENT, DataSet, label_matrix
-from wildcat.errors import ConfigError, TrainingError
+from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
+from wildcat.errors import ConfigError, RunError, TrainingError
 from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.nn.model import Wildcat, model_from_config
 from wildcat.train.feeds import Feed, create_feed
@@ -30,6 +30,7 @@ from wildcat.train.optim import (
     class_frequencies,
     create_optimizer,
     learning_rate_factor,
+    loss_mass,
     multiclass_loss,
     multilabel_loss,
 )
@@ -88,26 +89,38 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
 
     The best epoch is the one with the highest val mAP (multi-label, all-point AP) or accuracy (multi-class), the lower
     val loss where these are equal, the last epoch where there is no val. Ctrl-C (and SIGTERM) end training after the
-    step in hand, with everything saved. On the CPU a resumed run ends with the same bits as an uninterrupted one.
+    step in hand, with everything saved; before the first step, while features are computed, they interrupt at once.
+    On the CPU a resumed run ends with the same bits as an uninterrupted one.
 
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or the weights are not finite.
         ImageError: a picture cannot be read.
+        RunError: the state to go on from is damaged, or belongs to other pictures or labels.
     """
     config, listener = run.config, listener or Listener()
     device = choose_device(config.device)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
-    with torch.random.fork_rng(enabled=True), interruptible() as interrupted:
+    with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = model_from_config(config, len(run.classes)).to(device, memory_format=torch.channels_last)
+        model = model_from_config(config, len(run.classes)).to(device).to(memory_format=torch.channels_last)
         workers = suggested_workers(device.type) if config.workers < 0 else config.workers
         feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
         labels = torch.from_numpy(label_matrix(samples))
         prepare(model, feed, labels, multiclass=data.task == "multiclass")
-        trainer = Trainer(run, data.task == "multiclass", model, feed, class_frequencies(labels), device, listener)
+        trainer = Trainer(
+            run,
+            data.task == "multiclass",
+            model,
+            feed,
+            class_frequencies(labels),
+            device,
+            listener,
+            fingerprint(samples, val_samples),
+        )
         if resume:
             trainer.restore()
-        return trainer.run_epochs(interrupted)
+        with interruptible() as interrupted:
+            return trainer.run_epochs(interrupted)
 
 
 def prepare(model: Wildcat, feed: Feed, labels: Tensor, multiclass: bool) -> None:
@@ -131,6 +144,7 @@ class Trainer:
         frequencies: Tensor,
         device: torch.device,
         listener: Listener,
+        data_fingerprint: str,
     ) -> None:
         self.run, self.config, self.multiclass = run, run.config, multiclass
         self.model, self.feed, self.device, self.listener = model, feed, device, listener
@@ -143,6 +157,7 @@ class Trainer:
         self.gradient_scale = 1.0 if multiclass else float(len(run.classes))
         self.steps_per_epoch = feed.steps_per_epoch(self.config.accumulate)
         self.metric_name = "accuracy" if multiclass else "map"
+        self.fingerprint = data_fingerprint
         self.position = Position()
         self.history: list[dict[str, Any]] = []
 
@@ -184,26 +199,29 @@ class Trainer:
     def take_step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, int]:
         """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures)."""
         count = sum(len(labels) for _, labels in group)
+        weights = None if self.class_weights is None else self.class_weights.cpu()
+        masses = [float(loss_mass(labels, self.multiclass, weights)) for _, labels in group]
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for inputs, labels in group:
+        for (inputs, labels), mass in zip(group, masses, strict=True):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
                 scores = self.feed.scores(self.model, inputs.to(self.device, non_blocking=True))
-            loss = self.loss(scores.float(), labels.to(self.device), self.class_weights) * (len(labels) / count)
+            share = mass / max(sum(masses), 1e-12)  # so that a group of batches counts as one large batch
+            loss = self.loss(scores.float(), labels.to(self.device), self.class_weights) * share
             value = float(loss.detach())
             if not np.isfinite(value):
-                raise self.not_finite(value)
+                raise self.not_finite(f"the loss is {value}")
             (loss * self.gradient_scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             total += value
         self.optimizer.step()
         return total, count
 
-    def not_finite(self, loss: float) -> TrainingError:
-        """The sentence for a loss that is not a number any more."""
-        position = self.position
+    def not_finite(self, what: str) -> TrainingError:
+        """The sentence for a training that has left the numbers; `what` begins it."""
+        epoch, step = self.position.epoch + 1, min(self.position.step + 1, self.steps_per_epoch)
         rate = max(float(g["lr"]) for g in self.optimizer.param_groups)
         return TrainingError(
-            f"the loss is {loss} at epoch {position.epoch + 1}, step {position.step + 1}, learning rate {rate:g}.",
+            f"{what} at epoch {epoch}, step {step}, learning rate {rate:g}.",
             f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp; "
             "the weights of the best epoch so far are intact in the run folder.",
         )
@@ -219,6 +237,8 @@ class Trainer:
     def end_epoch(self) -> None:
         """Measure on val, keep the weights if they are the best yet, write the history and the state."""
         position = self.position
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self.not_finite("the weights are not finite any more")
         record: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "loss": position.loss_sum / max(1, position.loss_count),
@@ -251,6 +271,8 @@ class Trainer:
             scores.append(self.feed.scores(self.model, inputs.to(self.device)).float().cpu())
             labels.append(batch_labels)
         all_scores, all_labels = torch.cat(scores), torch.cat(labels)
+        if not bool(all_scores.isfinite().all()):
+            raise self.not_finite("the scores on val are not finite")
         weights = None if self.class_weights is None else self.class_weights.cpu()
         loss = float(self.loss(all_scores, all_labels, weights))
         return {"loss": loss, self.metric_name: validation_metric(all_scores, all_labels, self.multiclass)}
@@ -265,15 +287,28 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "generators": generators,
             "position": vars(self.position),
+            "data": self.fingerprint,
         }
         save_state(self.run.folder / STATE, state)
 
     def restore(self) -> None:
-        """Take up the state the run folder holds; a run that never saved one starts at its beginning."""
+        """Take up the state the run folder holds; a run that never saved one starts at its beginning.
+
+        Raises:
+            RunError: the state is damaged, of another network, or of other pictures or labels.
+        """
         path = self.run.folder / STATE
         if not path.is_file():
             return
         state = load_state(path)
+        missing = {"model", "optimizer", "generators", "position", "data"} - state.keys()
+        if missing:
+            raise RunError(f"{path} is damaged: it has no {', '.join(sorted(missing))}.", "Give another --out.")
+        if state["data"] != self.fingerprint:
+            raise RunError(
+                f"the pictures or labels are not those {self.run.folder} was begun with.",
+                "Bring the data back as it was, or give another --out.",
+            )
         adopt_state(self.model, state["model"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generators"]["cpu"])
@@ -283,8 +318,18 @@ class Trainer:
         self.history = [line for line in self.run.history() if line["epoch"] <= self.position.epoch]
 
 
+def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str:
+    """A digest of which pictures are learned from, in which order, and of their labels; folders may move."""
+    digest = hashlib.sha256()
+    for part in (samples, val_samples):
+        digest.update(f"{len(part)}\0".encode())
+        for sample in part:
+            digest.update(sample.name.encode() + b"\0" + sample.labels.tobytes())
+    return digest.hexdigest()
+
+
 def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:
-    """Accuracy of (N, C) scores where classes exclude each other, otherwise the mean all-point AP (0 where undefined)."""
+    """Accuracy of (N, C) scores where classes exclude each other, otherwise mean all-point AP (0 where undefined)."""
     if multiclass:
         return multiclass_accuracy(scores.numpy(), (labels == PRESENT).int().argmax(dim=1).numpy())
     value = mean_average_precision(scores.numpy(), labels.numpy(), "voc10")[0]
@@ -313,7 +358,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C interrupts at once. Former handlers come back at the end."""
+    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Former handlers come back at the end."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -17,7 +17,7 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 
     Args:
         scores: (B, C) logits.
-        labels: (B, C) of 1 present, 0 ignored, -1 absent; ignored labels (VOC "difficult") add neither loss nor gradient.
+        labels: (B, C) of 1 present, 0 ignored, -1 absent; ignored ones (VOC "difficult") add neither loss nor gradient.
         class_weights: (C,) weight of the present labels of a class.
 
     Returns:
@@ -33,6 +33,18 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy. `scores` (B, C) logits; `labels` (B, C) with one 1 a row; `class_weights` (C,) or None."""
     return functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights)
+
+
+def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = None) -> Tensor:
+    """What the mean of a batch's loss is taken over: scalar, its known labels, or the class weights of its pictures.
+
+    Weighted by it, the losses of several batches average to the loss of all of them in one.
+    """
+    if not multiclass:
+        return (labels != 0).sum()
+    if class_weights is None:
+        return torch.tensor(len(labels))
+    return class_weights[labels.argmax(dim=1)].sum()
 
 
 def class_frequencies(labels: Tensor) -> Tensor:
@@ -76,7 +88,8 @@ def create_optimizer(model: Wildcat, config: TrainConfig) -> torch.optim.Optimiz
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """Part of the peak learning rate at optimiser step `step` (from 0): linear warm-up, then the schedule.
 
-    `cosine` falls to zero at the last step, `step` divides by 10 after each third of the epochs, `constant` stays.
+    `cosine` falls towards zero, which it would reach one step after the last, `step` divides by 10 after each third of
+    the epochs, `constant` stays.
     """
     total = max(1, steps_per_epoch * config.epochs)
     warmup = min(config.warmup, config.epochs / 2) * steps_per_epoch

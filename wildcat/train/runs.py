@@ -38,12 +38,15 @@ from wildcat.config import TrainConfig, read_config, to_dict, write_config
 from wildcat.data.sample import DataSet, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.nn.backbones import create_backbone
 from wildcat.nn.model import Wildcat, model_from_config
 
 SCHEMA = 1
 """Version of the run folder's layout."""
 
 CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"
+
+RESTORE = "Restore it from a copy, or train again."
 
 RESUMABLE = ("device", "workers")
 """Settings that may differ when a run goes on: they do not change what is computed."""
@@ -77,27 +80,33 @@ class Run:
         return model.eval()
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl.
+
+        Raises:
+            RunError: the file is damaged.
+        """
         path = self.folder / METRICS
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        try:
+            return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (ValueError, TypeError) as error:
+            raise RunError(f"{path} is damaged: {error}.", "Restore it from a copy, or delete it.") from error
 
 
-def create_run(
-    folder: Path,
-    config: TrainConfig,
-    data: DataSet,
-    source: str,
-    options: Sequence[str],
-    counts: Mapping[str, int],
-    preprocess: Preprocess,
-) -> Run:
-    """Make a new run folder.
+def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "", options: Sequence[str] = ()) -> Run:
+    """Make a new run folder for a training on `data`.
+
+    Args:
+        source, options: how the command line named the data and its reader's options, for the record.
 
     Raises:
         RunError: the folder exists and is not empty; nothing in it is touched.
+        ConfigError: no such backbone.
     """
+    samples, val_samples = data.training_split(config.train_split, config.val_split)
+    backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
+    preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         hint = (
             f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
@@ -112,11 +121,11 @@ def create_run(
         "task": data.task,
         "preprocess": dataclasses.asdict(preprocess),
         "data": {
-            "source": source,
+            "source": source or str(data.root),
             "options": list(options),
             "name": data.name,
             "format": data.format,
-            "pictures": dict(counts),
+            "pictures": {"train": len(samples), "val": len(val_samples)},
         },
         "versions": versions(),
     }
@@ -142,9 +151,9 @@ def open_run(folder: Path) -> Run:
                 f"{folder} is not a run folder: it has no {name}.", "Give the folder named with --out in wildcat train."
             )
     manifest = _read_manifest(folder / MANIFEST)
+    preprocess = manifest["preprocess"]
     try:
         config = read_config(folder / CONFIG)
-        preprocess = manifest["preprocess"]
         return Run(
             folder=folder,
             config=config,
@@ -160,37 +169,38 @@ def open_run(folder: Path) -> Run:
         )
     except ConfigError as error:
         raise RunError(error.message, error.hint) from error
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{folder / MANIFEST} is damaged: its preprocess is {preprocess}.", RESTORE) from error
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.", "Restore it from a copy, or train again.") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise RunError(f"{path} is damaged: {error}.", RESTORE) from error
+    if not isinstance(manifest, dict):
+        raise RunError(f"{path} is damaged: it holds no settings.", RESTORE)
+    schema = manifest.get("schema")
     if schema != SCHEMA:
+        writer = _entries(manifest, "versions").get("wildcat")
         raise RunError(
             f"{path} has layout version {schema!r}; this is wildcat {__version__}, which reads version {SCHEMA}.",
-            f"It was written by wildcat {manifest.get('versions', {}).get('wildcat', '?')}: use that one."
-            if isinstance(manifest, dict)
-            else "Restore it from a copy, or train again.",
+            f"It was written by wildcat {writer}: use that one." if writer else RESTORE,
         )
-    fields = ("classes", "task", "preprocess", "data")
-    missing = [f for f in fields if f not in manifest]
-    wrong = [
-        name
-        for name, right in (
-            ("classes", isinstance(manifest.get("classes"), list) and len(manifest["classes"]) > 0),
-            ("task", manifest.get("task") in get_args(Task)),
-            ("preprocess", {"size", "mean", "std", "interpolation"} <= set(manifest.get("preprocess") or ())),
-        )
-        if not right
-    ]
-    if missing or wrong:
-        raise RunError(
-            f"{path} is damaged: look at {', '.join(missing or wrong)}.", "Restore it from a copy, or train again."
-        )
+    sound = {
+        "classes": isinstance(manifest.get("classes"), list) and len(manifest["classes"]) > 0,
+        "task": manifest.get("task") in get_args(Task),
+        "preprocess": {"size", "mean", "std", "interpolation"} <= set(_entries(manifest, "preprocess")),
+        "data": "source" in _entries(manifest, "data"),
+    }
+    if not all(sound.values()):
+        raise RunError(f"{path} is damaged: look at {', '.join(k for k in sound if not sound[k])}.", RESTORE)
     return manifest
+
+
+def _entries(manifest: dict[str, Any], name: str) -> dict[str, Any]:
+    value = manifest.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _siblings(path: Path) -> list[str]:
@@ -218,8 +228,8 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",
-            f"Type: wildcat train {run.manifest['data']['source']} --out {run.folder} --resume (its own settings are "
-            "taken), or give another --out.",
+            f"Type: wildcat train {source} --out {run.folder} --resume (its own settings are taken), "
+            "or give another --out.",
         )
 
 
@@ -293,8 +303,8 @@ def load_weights(model: Wildcat, path: Path) -> None:
         state = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise RunError(
-            f"{path} is damaged or half-written ({str(error).splitlines()[0]}).",
-            "Restore it from a copy, or train again.",
+            f"{path} is damaged or half-written ({(str(error).splitlines() or ['no reason given'])[0]}).",
+            RESTORE,
         ) from error
     adopt_state(model, state, path)
 
@@ -309,7 +319,7 @@ def adopt_state(model: Wildcat, state: Mapping[str, Tensor], path: Path) -> None
     wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
     if wrong:
         raise RunError(
-            f"{path} does not fit the network of its own config.yaml: {len(wrong)} weights differ, the first is {wrong[0]}.",
+            f"{path} does not fit the network of its own config.yaml: {len(wrong)} weights differ, first {wrong[0]}.",
             "Was a file of another run copied here?",
         )
     model.load_state_dict(dict(state))

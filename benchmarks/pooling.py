@@ -1,0 +1,75 @@
+"""Compare the poolings of the paper's Table 1 on one data set: same features, same schedule, several seeds.
+
+    python benchmarks/pooling.py --data DIR/VOCdevkit --out benchmarks/results/pooling-voc2012-mini.json
+
+The best epoch is the last one for every pooling (no choice is made on val), so that val is a clean test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from wildcat.bench.heads import train_and_evaluate
+from wildcat.bench.record import spread, write_result
+from wildcat.config import TrainConfig
+from wildcat.data import open_dataset
+
+POOLINGS: dict[str, dict[str, object]] = {
+    "max": {"pooling": "max", "num_maps": 1},
+    "average": {"pooling": "average", "num_maps": 1},
+    "weldon": {"pooling": "weldon", "num_maps": 1, "kmax": 0.1},
+    "wildcat": {"pooling": "wildcat", "num_maps": 4, "kmax": 0.1, "alpha": 0.7},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a VOC devkit, or any data set with boxes")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--backbone", default="lite2")
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data = open_dataset(arguments.data)
+    results: dict[str, dict[str, object]] = {}
+    for name, settings in POOLINGS.items():
+        maps, points, games = [], [], []
+        begun = time.perf_counter()
+        for seed in range(arguments.seeds):
+            config = TrainConfig(
+                tune="head",
+                backbone=arguments.backbone,
+                image_size=arguments.image_size,
+                epochs=arguments.epochs,
+                lr=arguments.lr,
+                seed=seed,
+                val_split="none",
+                **settings,  # type: ignore[arg-type]  # plain values of the right types
+            )
+            result = train_and_evaluate(data, config, arguments.split)
+            maps.append(result["classification"]["map"])
+            points.append(result["pointing"]["map"])
+            games.append(result["pointing"]["pointing_game"])
+            print(name, seed, f"mAP {maps[-1]:.4f} point AP {points[-1]:.4f}", file=sys.stderr, flush=True)
+        results[name] = {
+            "settings": settings,
+            "map": spread(maps),
+            "point_ap": spread(points),
+            "pointing_game": spread(games),
+            "seconds_per_seed": round((time.perf_counter() - begun) / arguments.seeds, 1),
+        }
+    shared = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("out", "data")}
+    shared |= {"data": f"{data.name}, {len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"}
+    shared |= {"tune": "head", "flip": "horizontal", "ap_variant": "voc10", "point_tolerance_px": 18}
+    command = f"python benchmarks/pooling.py --data VOCdevkit --out {arguments.out.name}"
+    write_result(arguments.out, command, shared, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""Masks against tables worked by hand and loops over pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from wildcat.errors import ConfigError, ShapeError
+from wildcat.regions import (
+    CrfParams,
+    MaskParams,
+    class_probabilities_with_background,
+    gate_classes,
+    maps_to_mask,
+    normalize_maps,
+    upsample_maps,
+    write_mask,
+)
+from wildcat.regions import dense_crf as dense_crf_of_the_package
+
+Array = NDArray[Any]
+PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]], np.uint8)
+
+
+def bilinear(grid: Array, height: int, width: int) -> Array:
+    """Bilinear resampling with aligned cell edges, one pixel at a time."""
+    h, w = grid.shape
+    out = np.zeros((height, width))
+    for i in range(height):
+        for j in range(width):
+            y = min(max((i + 0.5) * h / height - 0.5, 0), h - 1)
+            x = min(max((j + 0.5) * w / width - 0.5, 0), w - 1)
+            top, left = int(y), int(x)
+            below, right = min(top + 1, h - 1), min(left + 1, w - 1)
+            upper = (1 - x + left) * grid[top, left] + (x - left) * grid[top, right]
+            lower = (1 - x + left) * grid[below, left] + (x - left) * grid[below, right]
+            out[i, j] = (1 - y + top) * upper + (y - top) * lower
+    return out
+
+
+def test_gate_keeps_the_predicted_classes() -> None:
+    prob = np.array([0.2, 0.7, 0.5, 0.49])
+    assert gate_classes(prob).tolist() == [1, 2]
+    assert gate_classes(prob, 0.0).tolist() == [0, 1, 2, 3]
+    assert gate_classes(torch.tensor(prob), 0.99).tolist() == []
+
+
+@pytest.mark.parametrize("size", [(7, 11), (3, 4), (2, 9)])
+def test_upsampling_against_the_loop(size: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).standard_normal((2, 3, 4))
+    wanted = np.stack([bilinear(grid, *size) for grid in maps])
+    np.testing.assert_allclose(upsample_maps(maps, size), wanted, atol=1e-6)
+
+
+def test_normalised_maps() -> None:
+    maps = np.array([[[8.0, 2.0], [-4.0, 0.0]], [[-1.0, -2.0], [-3.0, -4.0]]])
+    np.testing.assert_allclose(normalize_maps(maps), [[[1, 0.25], [0, 0]], [[0, 0], [0, 0]]])
+
+
+def test_constant_rule_by_hand() -> None:
+    maps = np.array([[[10.0, 4.0, -1.0]], [[0.0, 2.0, 1.0]]])  # normalised: 1 .4 0 and 0 1 .5
+    params = MaskParams(rule="constant", constant=0.25)
+    wanted = [[0.25 / 1.25, 0.25 / 1.65, 0.25 / 0.75], [1 / 1.25, 0.4 / 1.65, 0], [0, 1 / 1.65, 0.5 / 0.75]]
+    found = class_probabilities_with_background(maps, params)
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-6)
+
+
+def test_power_rule_by_hand() -> None:
+    maps = np.array([[[10.0, 5.0, 1.0, -3.0]]])  # normalised: 1 .5 .1 0; background (1 - x)^2: 0 .25 .81 1
+    found = class_probabilities_with_background(maps, MaskParams(rule="power", exponent=2))
+    np.testing.assert_allclose(found[0, 0], [0, 0.25 / 0.75, 0.81 / 0.91, 1], atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-6)
+
+
+def test_trained_rule_is_the_softmax() -> None:
+    rng = np.random.default_rng(1)
+    maps, background = rng.standard_normal((3, 4, 5)), rng.standard_normal((4, 5))
+    found = class_probabilities_with_background(maps, MaskParams(rule="trained"), background)
+    raised = np.exp(np.concatenate([background[None], maps]))
+    np.testing.assert_allclose(found, raised / raised.sum(axis=0), atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    classes=st.integers(0, 5),
+    rule=st.sampled_from(["constant", "power", "trained"]),
+    gate=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+)
+def test_mask_against_the_loop(seed: int, classes: int, rule: Any, gate: float) -> None:
+    """Each pixel: the highest score among the background and the gated classes; the loop takes the rules as written."""
+    rng = np.random.default_rng(seed)
+    maps, prob = rng.normal(1, 2, (classes, 3, 4)), rng.uniform(0, 1, classes)
+    background = rng.normal(1, 2, (3, 4)) if rule == "trained" else None
+    params = MaskParams(gate=gate, rule=rule, constant=0.3, exponent=1.5)
+    found = maps_to_mask(maps, prob, (8, 10), params, background_map=background)
+
+    chosen = [c for c in range(classes) if prob[c] >= gate]
+    grids = {c: bilinear(maps[c], 8, 10) for c in chosen}
+    if rule != "trained":
+        grids = {c: np.maximum(g, 0) / max(g.max(), 1e-30) for c, g in grids.items()}
+    for i in range(8):
+        for j in range(10):
+            scores = {c + 1: grid[i, j] for c, grid in grids.items()}
+            highest = max(scores.values(), default=0.0)
+            if background is not None:
+                scores[0] = bilinear(background, 8, 10)[i, j]
+            else:
+                scores[0] = 0.3 if rule == "constant" else (1 - highest) ** 1.5
+            ordered = sorted(scores.values())
+            if len(ordered) < 2 or ordered[-1] - ordered[-2] > 1e-5:  # a tie may go either way
+                assert found[i, j] == max(scores, key=lambda label: scores[label])
+
+
+def test_no_gated_class_is_all_background() -> None:
+    image = np.zeros((6, 9, 3), np.uint8)
+    maps, prob = np.ones((3, 2, 3)), np.array([0.1, 0.2, 0.3])
+    for crf in (None, CrfParams()):
+        for rule, background in (("constant", None), ("power", None), ("trained", np.zeros((2, 3)))):
+            mask = maps_to_mask(
+                maps, prob, (6, 9), MaskParams(rule=rule), background_map=background, image=image, crf=crf
+            )  # type: ignore[arg-type]
+            np.testing.assert_array_equal(mask, np.zeros((6, 9), np.int64))
+
+
+def test_labels_are_class_indices_even_beyond_a_byte() -> None:
+    maps, prob = np.zeros((400, 1, 2)), np.zeros(400)
+    maps[299, 0, 0], maps[7, 0, 1] = 5.0, 3.0
+    prob[[7, 299]] = 0.9
+    mask = maps_to_mask(maps, prob, (1, 2))
+    assert mask.dtype == np.int64
+    assert mask.tolist() == [[300, 8]]
+
+
+def test_crf_moves_the_mask_to_the_edge_of_the_picture() -> None:
+    """The picture's edge is at column 20, the coarse map's near 16."""
+    image = np.full((24, 32, 3), 40, np.uint8)
+    image[:, :20] = 200
+    maps, prob = np.array([[[4.0, 4.0, 1.0, 0.0]], [[9.0, 9.0, 9.0, 9.0]]]), np.array([0.8, 0.1])
+    truth = np.zeros((24, 32), np.int64)
+    truth[:, :20] = 1
+    params = MaskParams(constant=0.3)
+    soft = maps_to_mask(maps, prob, (24, 32), params)
+    sharp = maps_to_mask(maps, prob, (24, 32), params, image=image, crf=CrfParams())
+    assert (soft != truth).mean() > 0.02
+    np.testing.assert_array_equal(sharp, truth)
+
+
+def test_crf_filters_the_gated_classes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = []
+
+    def counting(image: Any, probabilities: Any, params: CrfParams) -> Any:
+        counts.append(len(probabilities))
+        return dense_crf_of_the_package(image, probabilities, params)
+
+    monkeypatch.setattr("wildcat.regions.masks.dense_crf", counting)
+    prob = np.array([0.9, 0.1, 0.8, 0.2])
+    maps_to_mask(np.ones((4, 2, 2)), prob, (4, 4), image=np.zeros((4, 4, 3), np.uint8), crf=CrfParams())
+    assert counts == [3]  # the background and two classes
+
+
+def test_tensors_in_tensors_out() -> None:
+    rng = np.random.default_rng(3)
+    maps, prob = rng.standard_normal((3, 4, 5)).astype(np.float32), np.array([0.6, 0.4, 0.9])
+    wanted = maps_to_mask(maps, prob, (9, 13))
+    found = maps_to_mask(torch.from_numpy(maps), torch.from_numpy(prob), (9, 13))
+    assert isinstance(found, torch.Tensor)
+    assert found.dtype == torch.int64
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"maps": np.zeros((2, 3))}, ShapeError, r"\(2, 3\), not \(C, h, w\)"),
+        ({"maps": np.full((2, 3, 4), np.nan)}, ConfigError, "NaN"),
+        ({"class_prob": np.zeros(3)}, ShapeError, "3 class probabilities for 2 maps"),
+        ({"class_prob": np.zeros((2, 2))}, ShapeError, r"\(2, 2\), not \(C,\)"),
+        ({"class_prob": np.array([3.2, 0.1])}, ConfigError, "outside"),
+        ({"class_prob": np.array([np.nan, 0.1])}, ConfigError, "outside"),
+        ({"size": (0, 4)}, ShapeError, r"\(0, 4\)"),
+        ({"crf": CrfParams()}, ConfigError, "crf needs the picture"),
+        ({"crf": CrfParams(), "image": np.zeros((5, 8, 3), np.uint8)}, ShapeError, "6 x 8 and the image is 5 x 8"),
+        ({"params": MaskParams(rule="trained")}, ConfigError, "needs a background_map"),
+        ({"background_map": np.zeros((3, 4))}, ConfigError, "takes no background_map"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], error: type[Exception], words: str) -> None:
+    good: dict[str, Any] = {"maps": np.ones((2, 3, 4)), "class_prob": np.ones(2), "size": (6, 8)}
+    with pytest.raises(error, match=words):
+        maps_to_mask(**(good | arguments))
+
+
+def test_background_map_of_another_size() -> None:
+    with pytest.raises(ShapeError, match=r"\(3, 5\)"):
+        class_probabilities_with_background(np.ones((2, 3, 4)), MaskParams(rule="trained"), np.ones((3, 5)))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"gate": 1.5}, {"rule": "constnat"}, {"constant": 0.0}, {"constant": float("nan")}, {"exponent": 0.0}],
+)
+def test_bad_settings(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        MaskParams(**setting)
+
+
+def test_written_mask_reads_back(tmp_path: Path) -> None:
+    mask = np.array([[0, 1, 2], [3, 2, 0]])
+    path = tmp_path / "mask.png"
+    path.write_bytes(b"old")
+    write_mask(path, mask, PALETTE)
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), mask)
+        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), PALETTE[mask])
+    assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "palette", "error", "words"),
+    [
+        (np.full((2, 2), 255), np.zeros((256, 3)), ConfigError, "label 255; a PNG mask holds 0 to 254"),
+        (np.full((2, 2), 300), np.zeros((256, 3)), ConfigError, "label 300"),
+        (np.full((2, 2), -1), PALETTE, ConfigError, "label -1"),
+        (np.zeros((2, 2)), PALETTE, ConfigError, "float64"),
+        (np.zeros((2, 2, 3), int), PALETTE, ShapeError, r"\(2, 2, 3\)"),
+        (np.full((2, 2), 4), PALETTE, ShapeError, "labels up to 4"),
+    ],
+)
+def test_unwritable_masks(tmp_path: Path, mask: Array, palette: Array, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        write_mask(tmp_path / "mask.png", mask, palette)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_highest_label_is_written(tmp_path: Path) -> None:
+    palette = np.arange(255 * 3).reshape(255, 3) % 256
+    write_mask(tmp_path / "mask.png", torch.full((3, 2), 254), palette)
+    with Image.open(tmp_path / "mask.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), 254)

@@ -1,0 +1,50 @@
+"""Result files: numbers with everything needed to get them again."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wildcat.train.runs import versions, write_json
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and torch's threads; timings mean nothing without them."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return {"processor": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+
+
+def write_result(path: Path, command: str, settings: Mapping[str, Any], results: Any) -> None:
+    """Write a result file: the command that makes it, the day, versions, machine, settings and results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions(),
+        "machine": machine(),
+        "settings": dict(settings),
+        "results": results,
+    }
+    write_json(path, content)
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and the values themselves, rounded to five digits."""
+    array = np.asarray(values, dtype=np.float64)
+    deviation = float(array.std(ddof=1)) if len(array) > 1 else None
+    return {
+        "mean": round(float(array.mean()), 5),
+        "std": None if deviation is None else round(deviation, 5),
+        "values": [round(float(v), 5) for v in array],
+    }
