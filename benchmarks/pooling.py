@@ -65,7 +65,9 @@ def main() -> None:
             "seconds_per_seed": round((time.perf_counter() - begun) / arguments.seeds, 1),
         }
     shared = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("out", "data")}
-    shared |= {"data": f"{data.name}, {len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"}
+    shared |= {
+        "data": f"{data.name}, {len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"
+    }
     shared |= {"tune": "head", "flip": "horizontal", "ap_variant": "voc10", "point_tolerance_px": 18}
     command = f"python benchmarks/pooling.py --data VOCdevkit --out {arguments.out.name}"
     write_result(arguments.out, command, shared, results)

@@ -68,6 +68,8 @@ class Evaluate(DataCommand):
     """Part of the data to measure on; val where the data has one, otherwise test."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
     """Variant of average precision."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF before they are measured."""
     json: bool = False
     """Print one JSON object instead of a table."""
     device: str = "auto"
@@ -85,7 +87,9 @@ class Predict(DataCommand):
     out: Path | None = None
     """Folder to make for predictions.jsonl and pictures; without it, results are only printed."""
     save: str = "overlays"
-    """Pictures to write, separated by commas: overlays, heatmaps, modalities, arrays; none for no pictures."""
+    """Pictures to write, separated by commas: overlays, heatmaps, modalities, masks, arrays; none for no pictures."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF."""
     classes: str = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
     split: str | None = None
@@ -167,7 +171,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[Backbones, subcommand("backbones")]
     )
     parsed = tyro.cli(
-        commands,  # type: ignore[arg-type]  # tyro takes a union of annotated dataclasses
+        commands,
         prog="wildcat",
         description="Classes, points, boxes and heatmaps from one model trained on image-level tags.",
         args=arguments or ["--help"],
@@ -241,7 +245,7 @@ def run_evaluate(command: Evaluate) -> int:
     samples = data.split(split)
     describe(data, f"{len(samples)} pictures of {split}", predictor.device.type, quiet=command.json)
     with progress_bar(len(samples), "evaluating") as bar:
-        result = evaluate(predictor, data, split, command.ap, bar.update)
+        result = evaluate(predictor, data, split, command.ap, command.crf, bar.update)
     print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
     return 0
 
@@ -278,7 +282,7 @@ def run_predict(command: Predict) -> int:
         flush=True,
     )
     with ExitStack() as stack:
-        writer = stack.enter_context(PredictionWriter(command.out, save, drawn)) if command.out else None
+        writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
         bar = stack.enter_context(progress_bar(len(pictures), "predicting"))
         stream = predictor.stream(
             [path for path, _ in pictures],
@@ -453,6 +457,8 @@ def evaluation_table(result: dict[str, Any]) -> str:
             lines.append(f"{key.replace('_', ' '):20}{_percent(classification[key])}")
     if pointing:
         lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
+    if "segmentation" in result:
+        lines.append(f"{'mean IoU':20}{_percent(result['segmentation']['miou'])}")
     return "\n".join(lines)
 
 

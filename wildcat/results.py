@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +21,8 @@ from wildcat.data.images import read_image
 from wildcat.data.sample import Task
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.regions.boxes import Box, map_to_boxes
+from wildcat.regions.crf import CrfParams
+from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
 from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
 
@@ -73,7 +75,7 @@ class Prediction:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Predicted classes, likeliest first: the likeliest one, or all of at least 0.5 where several may be present."""
+        """Predicted classes, likeliest first: one where classes exclude each other, otherwise all of at least 0.5."""
         order = np.argsort(-self.class_probs, kind="stable")
         if self.task == "multiclass":
             return (self.classes[order[0]],)
@@ -113,6 +115,22 @@ class Prediction:
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
         return _resized(self.modality_maps[self._index(name)], (self.height, self.width))
+
+    def mask(self, crf: bool | CrfParams = False, params: MaskParams | None = None) -> NDArray[np.int64]:
+        """(H, W) label mask: 0 background, i + 1 = classes[i]; only predicted classes are drawn.
+
+        Args:
+            crf: sharpen the mask to the edges of the picture with a dense CRF, at its default or the given settings.
+            params: the gate and the background rule; of classes that exclude each other the likeliest is always drawn.
+        """
+        params = params or MaskParams()
+        if self.task == "multiclass":
+            params = replace(params, gate=min(params.gate, float(self.class_probs.max())))
+        settings = (CrfParams() if crf is True else crf) or None
+        image = np.asarray(self.load_picture()) if settings else None
+        size = (self.height, self.width)
+        mask = maps_to_mask(self.class_maps, self.class_probs, size, params, image=image, crf=settings)
+        return np.asarray(mask, dtype=np.int64)
 
     def load_picture(self) -> Image.Image:
         """The original picture in RGB."""

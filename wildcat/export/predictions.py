@@ -13,17 +13,19 @@ import numpy as np
 from PIL import Image
 
 from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.regions.masks import write_mask
 from wildcat.results import Prediction, file_name
 from wildcat.train.runs import next_free, write_bytes, writing
-from wildcat.viz.colors import apply_colormap, unit_range
+from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
-SAVE_KINDS = ("overlays", "heatmaps", "modalities", "arrays")
+SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 """What can be written of a prediction beside its line.
 
 overlays: the picture under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
 lowest to its highest value. modalities: the picture under each of the M maps of a class, and all M side by side.
-arrays: one .npz with the raw scores, class maps and modality maps in the network's resolution.
+masks: an indexed .png of the predicted classes. arrays: one .npz with the raw scores, class maps and modality maps in
+the network's resolution.
 """
 
 ROWS = "predictions.jsonl"
@@ -60,12 +62,14 @@ class PredictionWriter:
         RunError: the folder exists and is not empty, or cannot be written.
     """
 
-    def __init__(self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = (), crf: bool = False
+    ) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(
                 f"{folder} exists and is never overwritten.", f"Give another --out, for example {next_free(folder)}."
             )
-        self.folder, self.save, self.classes = folder, save, tuple(classes)
+        self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
         self.taken: set[str] = set()
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
@@ -96,6 +100,8 @@ class PredictionWriter:
             files["heatmaps"] = {c: self._picture(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
         if "modalities" in self.save:
             files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
+        if "masks" in self.save:
+            files["masks"] = self._mask(prediction, stem)
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
         row = {**prediction.to_dict(), "files": files}
@@ -135,6 +141,14 @@ class PredictionWriter:
 
     def _picture(self, picture: Image.Image, kind: str, stem: str, name: str) -> str:
         return self._write(f"{kind}/{stem}/{file_name(name)}.jpg", _jpeg(picture))
+
+    def _mask(self, prediction: Prediction, stem: str) -> str:
+        relative = f"masks/{stem}.png"
+        path = self.folder / relative
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(path, prediction.mask(self.crf), class_palette(min(256, len(prediction.classes) + 1)))
+        return relative
 
     def _arrays(self, prediction: Prediction, stem: str) -> str:
         arrays = {"scores": prediction.class_scores, "class_maps": prediction.class_maps}

@@ -1,0 +1,225 @@
+"""The network is what figure 2 of the paper draws; folding, priors and both architectures equal explicit formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import wildcat
+from wildcat.config import TrainConfig
+from wildcat.errors import ConfigError, ShapeError
+from wildcat.nn.backbones import Backbone
+from wildcat.nn.model import Architecture, FeatureScale, Wildcat, create_model, model_from_config
+from wildcat.nn.pooling import create_pool
+
+
+class Identity(nn.Module):
+    """A network whose features are the picture: it makes every number of the layers after it checkable."""
+
+    pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    num_features = 3
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return images
+
+
+def tiny(
+    classes: int = 2, num_maps: int = 2, architecture: Architecture = "a", pooling: str = "wildcat", kmax: float = 3
+) -> Wildcat:
+    """A network of double precision on identity features, with random weights."""
+    model = Wildcat(Backbone("identity", Identity()), classes, num_maps, create_pool(pooling, kmax), architecture)
+    rng = np.random.default_rng(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.from_numpy(rng.normal(size=parameter.shape)))
+    return model.double()
+
+
+def pictures(batch: int = 2, height: int = 4, width: int = 5) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(3).normal(size=(batch, 3, height, width)))
+
+
+def numpy_maps(model: Wildcat, features: np.ndarray) -> np.ndarray:
+    """(B, D, h, w) -> (B, C, M, h, w): an explicit standardisation and a sum over channels, place by place."""
+    mean, std = model.standardize.mean.numpy(), model.standardize.std.numpy()
+    weight, bias = model.transfer.weight.detach().numpy()[:, :, 0, 0], model.bias().detach().numpy()
+    batch, _, height, width = features.shape
+    maps = np.zeros((batch, model.num_classes, model.num_maps, height, width))
+    for c in range(model.num_classes):
+        for m in range(model.num_maps):
+            for d in range(features.shape[1]):
+                maps[:, c, m] += weight[c * model.num_maps + m, d] * (features[:, d] - mean[d]) / std[d]
+            maps[:, c, m] += bias[c * model.num_maps + m]
+    return maps
+
+
+def top_and_bottom(x: np.ndarray, k: int, alpha: float) -> np.ndarray:
+    ranked = np.sort(x.reshape(*x.shape[:2], -1))
+    return ranked[..., -k:].mean(-1) + alpha * ranked[..., :k].mean(-1)
+
+
+# --- the two architectures ------------------------------------------------------------------------------------------
+
+
+def test_architecture_a_classifies_and_then_pools() -> None:
+    model, images = tiny(), pictures()
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    maps = numpy_maps(model, images.numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(model.maps(images).numpy(), maps, atol=1e-6)
+        np.testing.assert_allclose(model.class_maps(images).numpy(), maps.mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(model(images).numpy(), top_and_bottom(maps.mean(axis=2), 3, 0.7), atol=1e-6)
+
+
+def test_architecture_b_pools_and_then_classifies() -> None:
+    model, images = tiny(architecture="b"), pictures()
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    mean, std = (v.numpy()[:, None, None] for v in (model.standardize.mean, model.standardize.std))
+    pooled = top_and_bottom((images.numpy() - mean) / std, 3, 0.7)  # (B, D)
+    scores = pooled @ model.transfer.weight.detach().numpy()[:, :, 0, 0].T + model.bias().detach().numpy()
+    expected = scores.reshape(2, 2, 2).mean(axis=2)  # (B, C, M) -> (B, C)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(model.maps(images).numpy(), numpy_maps(model, images.numpy()), atol=1e-6)
+
+
+def test_with_average_pooling_the_architectures_are_the_same() -> None:
+    """Both are linear then, so that their order does not matter."""
+    images = pictures()
+    a, b = (tiny(architecture=x, pooling="average")(images) for x in ("a", "b"))
+    torch.testing.assert_close(a, b)
+
+
+def test_gradcheck_of_the_network() -> None:
+    model, images = tiny(), pictures(1, 3, 4)
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+
+    def scores(weight: Tensor, bias: Tensor) -> Tensor:
+        folded = model.standardize.fold_into(weight, bias)
+        return model.pool(nn.functional.conv2d(images, *folded).unflatten(1, (2, 2)).mean(2))
+
+    assert torch.autograd.gradcheck(scores, (model.transfer.weight, model.bias()))
+
+
+# --- standardisation and prior --------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 50)), min_size=1, max_size=6), st.integers(1, 5))
+def test_folding_equals_standardising(channels: list[tuple[float, float]], outputs: int) -> None:
+    scale = FeatureScale(len(channels)).double()
+    scale.measure(*(torch.tensor(v, dtype=torch.float64) for v in zip(*channels, strict=True)))
+    generator = torch.Generator().manual_seed(outputs)
+    weight = torch.randn(outputs, len(channels), 1, 1, generator=generator, dtype=torch.float64)
+    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    features = torch.randn(2, len(channels), 3, 4, generator=generator, dtype=torch.float64)
+    explicit = nn.functional.conv2d(scale(features), weight, bias)
+    folded = nn.functional.conv2d(features, *scale.fold_into(weight, bias))
+    torch.testing.assert_close(folded, explicit, atol=1e-9, rtol=1e-9)
+
+
+def test_measured_features_have_unit_length_and_dead_channels_no_say() -> None:
+    rng = np.random.default_rng(0)
+    features = torch.from_numpy(rng.normal(3.0, [[[[0.1]], [[7.0]], [[0.0]], [[50.0]]]], (200, 4, 5, 5)))
+    scale = FeatureScale(4).double()
+    scale.measure(features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3), correction=0))
+    standardised = scale(features)
+    np.testing.assert_allclose(standardised.var(dim=(0, 2, 3), correction=0), [0.25, 0.25, 0, 0.25], atol=1e-9)
+    np.testing.assert_allclose(standardised.mean(dim=(0, 2, 3)), 0, atol=1e-9)
+    weight = torch.ones(1, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    folded, bias = scale.fold_into(weight, torch.zeros(1, dtype=torch.float64))
+    assert folded[0, 2].item() == 0
+    (folded.sum() + bias.sum()).backward()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()
+    assert weight.grad[0, 2].item() == 0
+
+
+def test_unmeasured_standardisation_is_the_identity() -> None:
+    features = pictures()
+    assert torch.equal(FeatureScale(3).double()(features), features)
+
+
+@pytest.mark.parametrize("pooling", ["wildcat", "weldon", "topk", "max", "average", "lse"])
+@pytest.mark.parametrize("architecture", ["a", "b"])
+@pytest.mark.parametrize("multiclass", [False, True])
+def test_with_zero_weights_scores_start_at_the_prior(pooling: str, architecture: Architecture, multiclass: bool) -> None:
+    model = tiny(3, 4, architecture, pooling)
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    frequencies = [0.02, 0.38, 0.6]
+    with torch.no_grad():
+        model.transfer.weight.zero_()
+    model.start_at_prior(torch.tensor(frequencies, dtype=torch.float64), multiclass)
+    expected = [math.log(p) if multiclass else math.log(p / (1 - p)) for p in frequencies]
+    np.testing.assert_allclose(model(pictures()).detach(), [expected] * 2, atol=1e-9)
+
+
+# --- the public constructor ------------------------------------------------------------------------------------------
+
+
+def test_public_face() -> None:
+    model = wildcat.create_model("test_resnet", num_classes=3, num_maps=2, pretrained=False).eval()
+    images = torch.zeros(2, 3, 64, 96)
+    assert isinstance(model, nn.Module)
+    with torch.no_grad():
+        maps = model.maps(images)
+        assert maps.shape == (2, 3, 2, 2, 3)
+        np.testing.assert_allclose(model(images), top_and_bottom(maps.mean(2).numpy(), 1, 0.7), atol=1e-5)  # 0.2 * 6
+    assert wildcat.list_backbones()[0] == "lite0"
+    with pytest.raises(AttributeError, match="no attribute 'creat_model'"):
+        _ = wildcat.creat_model
+
+
+def test_model_from_config_follows_every_setting() -> None:
+    config = TrainConfig(
+        backbone="test_vit",
+        weights="none",
+        image_size=64,
+        num_maps=3,
+        pooling="weldon",
+        kmax=2,
+        kmin=5,
+        architecture="b",
+    )
+    model = model_from_config(config, num_classes=7)
+    assert (model.num_classes, model.num_maps, model.architecture) == (7, 3, "b")
+    assert str(model.pool) == "SpatialPool(kmax=2, kmin=5, alpha=1.0)"
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    lse = model_from_config(TrainConfig("test_resnet", "none", 16, "lse", sharpness=2.5), 2)
+    assert str(lse.pool) == "LogSumExpPool(sharpness=2.5)"
+    assert lse.maps(torch.zeros(2, 3, 64, 64)).shape == (2, 2, 4, 4, 4), "output stride 16"
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (2, 3, 64)])
+def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
+    model = tiny()
+    for call in (model, model.maps, model.class_maps):
+        with pytest.raises(ShapeError) as caught:
+            call(torch.zeros(shape))
+        assert caught.value.message.startswith(f"images of shape {shape}: give (batch, 3, height, width)")
+
+
+def test_arguments_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        create_model("test_resnet", num_classes=0, pretrained=False)
+    with pytest.raises(ConfigError, match="num_maps=0"):
+        create_model("test_resnet", num_maps=0, pretrained=False)
+    with pytest.raises(ConfigError, match=r"kmax=1.5.*did you mean 0.15 or 2"):
+        create_model("test_resnet", kmax=1.5, pretrained=False)
+    with pytest.raises(ConfigError, match="architecture='c'"):
+        create_model("test_resnet", pretrained=False, architecture="c")  # type: ignore[arg-type]
+
+
+def test_making_a_model_leaves_the_callers_random_numbers_usable() -> None:
+    """Weights are drawn from torch's generator, so that a seed fixes them."""
+    made = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        made.append(create_model("test_resnet", 2, pretrained=False).state_dict())
+    assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
