@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -197,9 +198,13 @@ def _load_packaged(name: str, device: str) -> Predictor:
 
 
 def imagenet_names(info: ImageNetInfo) -> list[str]:
-    """The 1,000 class names; the few that ImageNet uses twice (crane, maillot) carry their WordNet id as well."""
-    names = [info.index_to_description(i) for i in range(1000)]
-    return [n if names.count(n) == 1 else f"{n} {info.index_to_label_name(i)}" for i, n in enumerate(names)]
+    """The 1,000 class names: the first of the synonyms of each ("tabby" for "tabby, tabby cat").
+
+    The few that name two classes (crane, maillot, and cardigan but for its case) carry their WordNet id as well.
+    """
+    names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
+    uses = Counter(n.casefold() for n in names)
+    return [n if uses[n.casefold()] == 1 else f"{n} {info.index_to_label_name(i)}" for i, n in enumerate(names)]
 
 
 def open_picture(picture: Picture) -> Image.Image:

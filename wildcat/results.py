@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -179,10 +179,12 @@ class Prediction:
             if self.modality_maps is not None:
                 arrays["modality_maps"] = self.modality_maps
             np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
+            safe = file_names(self.classes)
             files = {}
             for name in self.labels or (self.top,):
-                files[name] = f"{file_name(name)}.jpg"
-                self.plot(name).save(folder / files[name], quality=92)
+                overlay = self.plot(name)
+                files[name] = f"{safe[name]}.{picture_suffix(overlay)}"
+                overlay.save(folder / files[name], quality=92)
             row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": files}}
             (folder / "prediction.json").write_text(json.dumps(row, indent=2, ensure_ascii=False), encoding="utf-8")
         except BaseException:
@@ -212,10 +214,40 @@ def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.f
 def file_name(name: str) -> str:
     """A class name as part of a file name: letters, digits, dots, dashes; the rest becomes an underscore.
 
+    Cut at 120 bytes: file systems take 255, and a suffix and a number may follow.
+
     >>> file_name("Bernese mountain dog / puppy")
     'Bernese_mountain_dog___puppy'
     """
-    return "".join(c if c.isalnum() or c in "-." else "_" for c in name).lstrip(".") or "_"
+    safe = "".join(c if c.isalnum() or c in "-." else "_" for c in name).lstrip(".")
+    return safe.encode()[:120].decode(errors="ignore") or "_"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> `file_name`, numbered where two would be one file, also on disks that take A for a.
+
+    >>> file_names(["a/b", "a_b"])
+    {'a/b': 'a_b', 'a_b': 'a_b-2'}
+    """
+    taken: set[str] = set()
+    made = {}
+    for name in names:
+        made[name] = free_name(file_name(name), taken)
+    return made
+
+
+def free_name(base: str, taken: set[str]) -> str:
+    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on."""
+    candidate, number = base, 2
+    while candidate.casefold() in taken:
+        candidate, number = f"{base}-{number}", number + 1
+    taken.add(candidate.casefold())
+    return candidate
+
+
+def picture_suffix(picture: Image.Image) -> Literal["jpg", "png"]:
+    """JPEG, or PNG for pictures with a side longer than a JPEG can have (65,500 pixels)."""
+    return "jpg" if max(picture.size) <= 65_500 else "png"
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

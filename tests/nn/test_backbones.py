@@ -25,7 +25,7 @@ def random_images(*shape: int) -> torch.Tensor:
 # --- maps of every kind of network -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "test_byobnet", "test_nfnet"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext"])
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_convolutional_maps_have_the_stride_asked_for(name: str, stride: int) -> None:
     backbone = create_backbone(name, "none", stride).eval()
@@ -42,7 +42,7 @@ def test_networks_without_a_choice_of_stride_say_so(name: str) -> None:
     assert "Leave --output-stride at 32" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_vit", "test_vit3"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_vit"])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (128, 256), (256, 128)])
 def test_rows_and_columns_of_the_map_are_those_of_the_picture(name: str, height: int, width: int) -> None:
     """A change at the top right of the picture changes the map at its top right, most of all."""
@@ -84,8 +84,8 @@ def test_channels_last_networks_are_turned() -> None:
 
 
 def test_a_picture_of_another_size_than_a_transformer_was_made_for() -> None:
-    backbone = create_backbone("vit_tiny_patch16_224", "none", image_size=64)
-    with pytest.raises(ShapeError, match=r"vit_tiny_patch16_224 does not take pictures of \(96, 64\) pixels: .*96"):
+    backbone = create_backbone("test_vit3", "none", image_size=64)
+    with pytest.raises(ShapeError, match=r"test_vit3 does not take pictures of \(96, 64\) pixels: .*96"):
         backbone(torch.zeros(1, 3, 96, 64))
 
 

@@ -1,0 +1,310 @@
+"""From pictures to predictions: where things are found, in which pixels, from any kind of input, in bounded memory."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+import wildcat
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import ConfigError, ImageError, RunError
+from wildcat.nn.backbones import Backbone
+from wildcat.nn.model import Architecture, Wildcat, create_model
+from wildcat.nn.pooling import create_pool
+from wildcat.predictor import BATCH_SIZE, Predictor, load
+from wildcat.results import file_name
+
+COLOURS = ("red", "green", "blue")
+CELLS = 8
+
+
+class Cells(nn.Module):
+    """A network whose features are the mean colours of 8 x 8 pixels: what is found follows from the picture by hand."""
+
+    pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    num_features = 3
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return functional.avg_pool2d(images, 8)
+
+
+def colour_finder(architecture: Architecture = "a", pool: tuple[float, float] = (3, 0.7)) -> Predictor:
+    """Class c is where channel c is bright; its first map says so doubly, its second less. 64 x 64 input, 8 x 8 maps."""
+    model = Wildcat(Backbone("cells", Cells()), 3, 2, create_pool("wildcat", pool[0], alpha=pool[1]), architecture)
+    with torch.no_grad():
+        model.transfer.weight.copy_(torch.eye(3).repeat_interleave(2, 0)[:, :, None, None])
+        model.transfer.weight[::2] *= 2
+        model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
+    preprocess = Preprocess(8 * CELLS, (0.0,) * 3, (1.0,) * 3, "bilinear")
+    return Predictor("colours", model, COLOURS, "multilabel", preprocess, "cpu")
+
+
+def block(row: int, column: int, width: int = 320, height: int = 160, channel: int = 0) -> NDArray[np.uint8]:
+    """A black picture with one bright cell of the 8 x 8 grid over it."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    h, w = height // CELLS, width // CELLS
+    picture[row * h : (row + 1) * h, column * w : (column + 1) * w, channel] = 255
+    return picture
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return colour_finder()
+
+
+# --- where things are -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (7, 7), (2, 5), (6, 1), (0, 7)])
+@pytest.mark.parametrize("size", [(320, 160), (160, 480)])
+def test_the_point_is_the_centre_of_the_bright_block(
+    predictor: Predictor, row: int, column: int, size: tuple[int, int]
+) -> None:
+    width, height = size
+    p = predictor.predict(block(row, column, width, height, channel=1))
+    assert (p.width, p.height) == size
+    assert p.points["green"] == ((column + 0.5) * width / CELLS, (row + 0.5) * height / CELLS)
+    (box,) = p.find_boxes("green")
+    expected = np.array([column * width, row * height, (column + 1) * width, (row + 1) * height]) / CELLS
+    np.testing.assert_allclose(box[:4], expected, atol=max(size) / 128 + 0.5)  # boxes are found on a grid of 128
+
+
+def test_the_heatmap_is_centred_on_the_block(predictor: Predictor) -> None:
+    heatmap = predictor.predict(block(3, 5)).heatmap("red")
+    assert heatmap.shape == (160, 320)
+    weight = heatmap - heatmap.min()
+    y, x = np.mgrid[0.5:160, 0.5:320]
+    assert np.average(x, weights=weight) == pytest.approx(5.5 * 40, abs=0.05)  # half a cell would be 20
+    assert np.average(y, weights=weight) == pytest.approx(3.5 * 20, abs=0.05)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_rotated_photograph_gets_upright_coordinates(
+    predictor: Predictor, tmp_path: Path, orientation: int
+) -> None:
+    upright = Image.fromarray(block(1, 6))
+    # How a camera stores a picture it wants shown upright (EXIF 2.3: which side row 0 and column 0 are).
+    stored = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }[orientation]
+    picture = upright
+    for turn in stored:
+        picture = picture.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    p = predictor.predict(tmp_path / "photo.jpg")
+    assert (p.width, p.height) == (320, 160)
+    assert p.points["red"] == (6.5 * 40, 1.5 * 20)
+    assert p.heatmap("red").shape == (160, 320)
+    assert p.plot("red").size == (320, 160)
+
+
+# --- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_maps_and_scores_follow_from_the_picture(predictor: Predictor) -> None:
+    p = predictor.predict(block(1, 2, 64, 64))  # the network's own size: no warping
+    expected = np.zeros((3, 2, 8, 8))
+    expected[0, 0, 1, 2], expected[0, 1, 1, 2] = 2, 1
+    expected += np.array([-1.0, 0.5])[None, :, None, None]
+    assert p.modality_maps is not None
+    np.testing.assert_allclose(p.modality_maps, expected, atol=1e-5)
+    np.testing.assert_allclose(p.class_maps, expected.mean(axis=1), atol=1e-5)
+    ranked = np.sort(expected.mean(axis=1).reshape(3, -1))
+    pooled = ranked[:, -3:].mean(axis=1) + 0.7 * ranked[:, :3].mean(axis=1)  # eq. 3 with k+ = k- = 3
+    np.testing.assert_allclose(p.class_scores, pooled, atol=1e-5)
+    np.testing.assert_allclose(p.modalities("red").mean(axis=0), p.heatmap("red"), atol=1e-5)
+    assert predictor.predict(block(1, 2), modalities=False).modality_maps is None
+
+
+def test_architecture_b_scores_pooled_features() -> None:
+    p = colour_finder("b").predict(block(1, 2, 64, 64))
+    red = 1 / 3  # of the three brightest cells one is red; the three darkest are black
+    expected = [((2 * red - 1) + (red + 0.5)) / 2, -0.25, -0.25]
+    np.testing.assert_allclose(p.class_scores, expected, atol=1e-5)
+
+
+def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (60 + i, 90 - i, 3), np.uint8) for i in range(7)]
+    torch.manual_seed(0)
+    model = create_model("test_resnet", num_classes=3, pretrained=False)
+    real = Predictor("tiny", model, COLOURS, "multilabel", Preprocess(64, (0.5,) * 3, (0.5,) * 3), "cpu")
+    alone = [real.predict(picture) for picture in pictures]
+    for batch_size in (2, 3, 8):
+        together = list(real.stream(pictures, batch_size=batch_size))
+        assert [(p.width, p.height) for p in together] == [(p.width, p.height) for p in alone]
+        for a, b in zip(alone, together, strict=True):
+            np.testing.assert_allclose(a.class_scores, b.class_scores, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(a.class_maps, b.class_maps, rtol=1e-4, atol=1e-5)
+
+
+# --- kinds of input -------------------------------------------------------------------------------------------------
+
+
+def test_path_picture_and_array_are_one_picture(predictor: Predictor, tmp_path: Path) -> None:
+    array = block(4, 3)
+    path = tmp_path / "a.png"
+    Image.fromarray(array).save(path)
+    kinds: list[Any] = [path, str(path), Image.fromarray(array), array]
+    for kind in kinds:
+        p = predictor.predict(kind)
+        assert p.points["red"] == (3.5 * 40, 4.5 * 20)
+        assert p.image == (str(path) if isinstance(kind, (str, Path)) else "")
+        assert np.array_equal(np.asarray(p.load_picture()), array)
+
+
+def test_a_list_gives_a_list_in_order_and_a_tuple_too(predictor: Predictor) -> None:
+    cells = [(i % 8, (3 * i) % 8) for i in range(2 * BATCH_SIZE + 3)]
+    pictures = [block(r, c) for r, c in cells]
+    for given in (pictures, tuple(pictures)):
+        found = predictor.predict(given)
+        assert isinstance(found, list)
+        assert [p.points["red"] for p in found] == [((c + 0.5) * 40, (r + 0.5) * 20) for r, c in cells]
+    assert predictor.predict([]) == []
+
+
+def test_an_iterator_gives_an_iterator_that_reads_ahead_only_a_little(predictor: Predictor) -> None:
+    pulled = 0
+
+    def endless() -> Iterator[NDArray[np.uint8]]:
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield block(0, pulled % 8)
+
+    found = predictor.predict(endless())
+    assert isinstance(found, Iterator)
+    assert pulled == 0  # nothing is read before it is asked for
+    first = next(found)
+    assert first.points["red"] == (1.5 * 40, 10)
+    assert pulled <= 2 * BATCH_SIZE
+    for _ in range(5 * BATCH_SIZE):
+        next(found)
+    assert pulled <= 8 * BATCH_SIZE
+    found.close()  # type: ignore[attr-defined]  # a generator; the threads end with it
+
+
+def test_a_long_stream_keeps_few_pictures_alive(predictor: Predictor) -> None:
+    made: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    def pictures() -> Iterator[Image.Image]:
+        for i in range(100):
+            picture = Image.fromarray(block(0, i % 8, 64, 32))
+            made.append(weakref.ref(picture))
+            yield picture
+
+    for _ in predictor.predict(pictures()):
+        gc.collect()
+        most = max(most, sum(reference() is not None for reference in made))
+    assert most <= 4 * BATCH_SIZE
+
+
+def test_grey_arrays_are_grey_pictures(predictor: Predictor) -> None:
+    grey = block(2, 2)[:, :, 0]
+    p = predictor.predict(grey)
+    assert p.points == dict.fromkeys(COLOURS, (2.5 * 40, 2.5 * 20))  # bright in all three channels
+
+
+@pytest.mark.parametrize(
+    ("picture", "named"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (np.zeros((8, 8, 4), np.uint8), "(8, 8, 4)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), "(2, 8, 8, 3)"),
+        (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
+        (7, "int"),
+        ({"a.jpg"}, "set"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(predictor: Predictor, picture: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match="is not a picture") as caught:
+        predictor.predict(picture)
+    assert named in caught.value.message
+    with pytest.raises(ConfigError, match="is not a picture"):
+        predictor.predict([block(0, 0), picture])
+
+
+def test_a_broken_file_is_raised_or_reported_and_the_stream_goes_on(predictor: Predictor, tmp_path: Path) -> None:
+    for i in range(5):
+        Image.fromarray(block(0, i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "3.png").write_text("hello")
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    with pytest.raises(ImageError, match=r"1\.png is empty"):
+        predictor.predict(paths)
+    told: list[tuple[Any, str]] = []
+    found = list(predictor.stream(paths, batch_size=2, on_error=lambda p, e: told.append((p, e.message))))
+    assert [p.image for p in found] == [str(paths[i]) for i in (0, 2, 4)]
+    assert [p.points["red"][0] for p in found] == [20, 100, 180]
+    assert [p for p, _ in told] == [paths[1], paths[3]]
+
+
+def test_the_callers_picture_stays_as_it_was(predictor: Predictor) -> None:
+    picture = Image.fromarray(block(1, 1)[:, :, 0]).convert("P")
+    before = picture.tobytes()
+    predictor.predict(picture)
+    assert picture.mode == "P" and picture.tobytes() == before
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Predictor:
+    return wildcat.load("imagenet-lite0", device="cpu")
+
+
+def test_the_packaged_model_knows_a_cat_and_where_it_is(classifier: Predictor) -> None:
+    photograph = skimage.data.chelsea()  # 451 x 300, a cat's face that fills most of the picture
+    p = classifier.predict(photograph)
+    (label,) = p.labels
+    assert label in {"Egyptian cat", "tabby", "tiger cat"}
+    assert p.probabilities[label] > 0.3
+    x, y = p.points[label]
+    assert 80 < x < 400 and 30 < y < 270
+    np.testing.assert_allclose(p.class_maps.mean(axis=(1, 2)), p.class_scores, atol=1e-4)  # average pooling
+    assert p.heatmap(label).shape == (300, 451)
+
+
+def test_imagenet_names_are_short_and_all_different(classifier: Predictor) -> None:
+    names = classifier.classes
+    assert len(names) == 1000
+    assert len({file_name(n).casefold() for n in names}) == 1000
+    assert not [n for n in names if "," in n]  # --classes separates with commas
+    assert names[0] == "tench" and names[281] == "tabby"
+    assert "crane n02012849" in names and "crane n03126707" in names  # the bird and the machine
+
+
+def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="imagenet-lite9") as caught:
+        load("imagenet-lite9")
+    assert "imagenet-lite0" in caught.value.hint
+    (tmp_path / "run").mkdir()
+    with pytest.raises(RunError, match="there is no run folder") as caught:
+        load(tmp_path / "rum")
+    assert caught.value.hint == "did you mean run?"
+    with pytest.raises(RunError, match=r"it has no run\.json"):
+        load(tmp_path / "run")

@@ -1,0 +1,72 @@
+"""The README's commands and examples run as written, and its figures are those of the result files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wildcat.cli import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tagged pictures (bright cats, dark dogs) as the README assumes one."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for name, level in (("cat", 200), ("dog", 60)):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for i in range(6):
+            noise = rng.integers(level - 40, level + 40, (90, 120, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "pictures" / name / f"{i}.jpg")
+    (folder / "more").mkdir()
+    for path in ("photo.jpg", "more/a.jpg", "more/b.jpg"):
+        Image.fromarray(rng.integers(160, 240, (60, 80, 3), dtype=np.uint8)).save(folder / path)
+    return folder
+
+
+def test_commands_and_examples(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("WILDCAT_CACHE", str(workplace / "cache"))
+    for command in blocks("sh")[0].strip().splitlines():
+        words = shlex.split(command, comments=True)
+        assert words[0] == "wildcat"
+        assert main(words[1:]) == 0, command
+    capsys.readouterr()
+    assert len((workplace / "out" / "predictions.jsonl").read_text().splitlines()) == 3
+    for example in blocks("python"):
+        exec(compile(example, "README.md", "exec"), {})
+    assert Image.open(workplace / "cat.jpg").size == (80, 60)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z]+)", README, flags=re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (REPOSITORY / target).exists(), target
+
+
+def test_figures_are_those_of_the_result_files() -> None:
+    check = [sys.executable, str(REPOSITORY / "benchmarks" / "tables.py"), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
