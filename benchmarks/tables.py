@@ -31,8 +31,8 @@ def pooling(result: dict[str, Any]) -> str:
     """Poolings on a data set with boxes."""
     s = result["settings"]
     lines = [
-        f"Pooling, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head, mean ± "
-        f"standard deviation over {s['seeds']} seeds; all-point AP (voc10), point tolerance 18 px, last epoch.",
+        f"Pooling, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head, "
+        f"mean ± standard deviation over {s['seeds']} seeds; all-point AP (voc10), point tolerance 18 px, last epoch.",
         "",
         "| pooling | M | mAP % | point AP % | pointing game % |",
         "|---|---|---|---|---|",
@@ -47,8 +47,8 @@ def scenes(result: dict[str, Any]) -> str:
     """15-Scene."""
     s = result["settings"]
     lines = [
-        f"15-Scene: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head; accuracy on the test "
-        f"pictures of the given split, and over {s['random_splits']} random splits of 100 training pictures a class.",
+        f"15-Scene: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head; accuracy on the "
+        f"given split, and over {s['random_splits']} random splits of 100 training pictures a class.",
         "",
         "| pooling | given split % | random splits % | class mean, random splits % |",
         "|---|---|---|---|",
@@ -69,7 +69,8 @@ def solar(result: dict[str, Any]) -> str:
     return (
         f"Solar cells, held-out quarter ({r['pictures']} cells), every layer of {s['backbone']} fine-tuned for "
         f"{r['training']['epochs']} epochs at {s['image_size']} px, one seed: accuracy **{percent(c['accuracy'])} %**, "
-        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} %. Published anchor: {s['anchor']}."
+        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} %. "
+        f"Published anchor: {s['anchor']}."
     )
 
 
@@ -77,8 +78,9 @@ def head_cost(result: dict[str, Any]) -> str:
     """The head's cost."""
     s, m = result["settings"], result["machine"]
     lines = [
-        f"Whole model against bare backbone, {s['size']} px, batch {s['batch']}, C = {s['classes']}, M = {s['num_maps']}, "
-        f"{s['dtype']} on {m['cores']} CPU cores; median ratio of {s['rounds']} rounds timed in turn (quartiles).",
+        f"Whole model against bare backbone, {s['size']} px, batch {s['batch']}, C = {s['classes']}, "
+        f"M = {s['num_maps']}, {s['dtype']} on {m['cores']} CPU cores;"
+        f" median ratio of {s['rounds']} rounds timed in turn (quartiles).",
         "",
         "| backbone | inference | training step |",
         "|---|---|---|",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,14 +48,14 @@ class DataCommand(Command):
 class Train(DataCommand):
     """Train a model on tagged pictures."""
 
-    data: Positional[str]
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set (solar, shapes)."""
     out: Path
     """Run folder to make; it is never overwritten."""
     recipe: str | None = None
     """Settings to start from: a packaged recipe or a .yaml file; flags override them."""
     resume: bool = False
-    """Continue the run in --out, with its own settings."""
+    """Continue the run in --out with its own settings; begin it if there is none."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 
 
@@ -60,9 +63,9 @@ class Train(DataCommand):
 class Evaluate(DataCommand):
     """Measure a model on labelled pictures."""
 
-    run: Positional[str]
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
-    data: Positional[str]
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set."""
     split: str | None = None
     """Part of the data to measure on; val where the data has one, otherwise test."""
@@ -80,9 +83,9 @@ class Evaluate(DataCommand):
 class Predict(DataCommand):
     """Classes, points, boxes and heatmaps for pictures."""
 
-    run: Positional[str]
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
-    paths: Positional[tuple[str, ...]]
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
     """Pictures, folders of pictures, or globs; with --split, one data set."""
     out: Path | None = None
     """Folder to make for predictions.jsonl and pictures; without it, results are only printed."""
@@ -111,7 +114,7 @@ class Datasets(Command):
 class Backbones(Command):
     """List the backbones."""
 
-    pattern: Positional[str] = ""
+    pattern: Positional[Annotated[str, arg(metavar="TEXT")]] = ""
     """Show names with this text in them; * stands for any text."""
 
 
@@ -120,21 +123,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     try:
         command = parse(arguments)
-        return next(run for kind, run in RUNNERS.items() if isinstance(command, kind))(command)
+        code = next(run for kind, run in RUNNERS.items() if isinstance(command, kind))(command)
+        sys.stdout.flush()
+        return code
     except WildcatError as error:
         if debug:
             raise
-        print(f"wildcat: {_sentence(error.message)}", file=sys.stderr)
+        print(f"wildcat: {error.message}", file=sys.stderr)
         if error.hint:
-            print(f"  {_sentence(error.hint)}", file=sys.stderr)
+            print(f"  {error.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("wildcat: interrupted.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
         return 1
 
 
@@ -152,6 +159,10 @@ def parse(arguments: list[str]) -> Any:
 
         print(f"wildcat {__version__}")
         raise SystemExit(0)
+    names = [run.__name__.removeprefix("run_") for run in RUNNERS.values()]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in names:
+        near = did_you_mean(arguments[0], names)
+        raise ConfigError(f"there is no command {arguments[0]!r}.", near or f"Commands are: {', '.join(names)}.")
     base = TrainConfig()
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
         recipe, out = _value_of(arguments, "--recipe"), _value_of(arguments, "--out")
@@ -191,10 +202,6 @@ def _value_of(arguments: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"
-
-
 # --- the commands -------------------------------------------------------------------------------------------------
 
 
@@ -203,17 +210,22 @@ def run_train(command: Train) -> int:
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import TerminalListener
     from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import check_resumable, create_run, open_run
+    from wildcat.train.runs import MANIFEST, check_resumable, create_run, open_run
 
     config = command.config
     check_backbone_name(config.backbone)
-    data, source = open_data(command), command.data
+    source = command.data
+    run = open_run(command.out) if command.resume and (command.out / MANIFEST).is_file() else None
+    if run is not None:
+        begun = run.manifest["data"]
+        options = command.data_option or tuple(begun.get("options", ()))
+        command = dataclasses.replace(command, data_option=options, format=command.format or begun.get("format"))
+    data = open_data(command)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     check_readable([s.path for s in (*samples, *val_samples)])
     device = choose_device(config.device)
-    resume = command.resume and (command.out / "run.json").is_file()
-    if resume:
-        run = open_run(command.out)
+    resume = run is not None
+    if run is not None:
         check_resumable(run, config, source, data.classes)
     else:
         run = create_run(command.out, config, data, source, command.data_option)
@@ -221,27 +233,34 @@ def run_train(command: Train) -> int:
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all":
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
-    with TerminalListener() as listener:
-        outcome = train(run, data, resume=resume, listener=listener)
+    go_on = f"Go on with:\n  {shlex.join(['wildcat', 'train', source, '--out', str(command.out), '--resume'])}"
+    try:
+        with TerminalListener() as listener:
+            outcome = train(run, data, resume=resume, listener=listener)
+    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
+        print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
+        return 1
     if not outcome.finished:
-        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. Go on with:", file=sys.stderr)
-        print(f"  wildcat train {source} --out {command.out} --resume", file=sys.stderr)
+        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {go_on}", file=sys.stderr)
         return 1
     if outcome.metric is not None:
         print(f"Best epoch {outcome.best_epoch + 1}: {outcome.metric_name} {outcome.metric:.4f} on {config.val_split}")
-    print(f"Next: wildcat evaluate {command.out} {source}   or   wildcat predict {command.out} PICTURE --out DIR")
+    evaluating = shlex.join(["wildcat", "evaluate", str(command.out), source])
+    predicting = shlex.join(["wildcat", "predict", str(command.out), "PICTURE", "--out", "DIR"])
+    print(f"Next: {evaluating}   or   {predicting}")
     return 0
 
 
 def run_evaluate(command: Evaluate) -> int:
     """wildcat evaluate"""
-    from wildcat.evaluation import evaluate
+    from wildcat.evaluation import class_order, evaluate
     from wildcat.predictor import load
     from wildcat.progress import progress_bar
 
     data = open_data(command)
     split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
     predictor = load(command.run, command.device)
+    class_order(predictor, data)
     samples = data.split(split)
     describe(data, f"{len(samples)} pictures of {split}", predictor.device.type, quiet=command.json)
     with progress_bar(len(samples), "evaluating") as bar:
@@ -263,10 +282,7 @@ def run_predict(command: Predict) -> int:
         raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
     pictures = find_pictures(command)
     predictor = load(command.run, command.device)
-    drawn = tuple(c.strip() for c in command.classes.split(",") if c.strip())
-    for name in drawn:
-        if name not in predictor.classes:
-            raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, predictor.classes))
+    drawn = named_classes(command.classes, predictor.classes)
     names = dict(pictures)
     skipped: list[str] = []
     written = 0
@@ -276,13 +292,13 @@ def run_predict(command: Predict) -> int:
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)
 
-    print(
-        f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device {predictor.device.type}"
-        f"{f'; writing {command.out}' if command.out else ''}",
-        flush=True,
-    )
     with ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
+        print(
+            f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device "
+            f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",
+            flush=True,
+        )
         bar = stack.enter_context(progress_bar(len(pictures), "predicting"))
         stream = predictor.stream(
             [path for path, _ in pictures],
@@ -398,6 +414,8 @@ def find_pictures(command: Predict) -> list[tuple[Path, str]]:
     """
     from wildcat.data.images import list_images
 
+    if not command.paths:
+        raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
     if command.split is not None:
         if len(command.paths) != 1:
             raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
@@ -428,6 +446,27 @@ def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
         raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
     near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
     raise DataError(f"{path} does not exist.", near or "Give a picture, a folder of pictures, or a glob in quotes.")
+
+
+def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes a comma-separated list names; a name may itself hold commas.
+
+    Raises:
+        ConfigError: an unknown class.
+
+    >>> named_classes("table, chair, stool", ["table", "chair, stool", "chair"])
+    ('table', 'chair, stool')
+    """
+    parts, found = text.split(",") if text.strip() else [], []
+    while parts:
+        ends = [n for n in range(len(parts), 0, -1) if ",".join(parts[:n]).strip() in classes]
+        if not ends:
+            name = parts[0].strip()
+            few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+            raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, classes) or f"It has: {few}.")
+        found.append(",".join(parts[: ends[0]]).strip())
+        parts = parts[ends[0] :]
+    return tuple(found)
 
 
 def prediction_line(prediction: Any) -> str:

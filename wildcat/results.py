@@ -186,7 +186,8 @@ class Prediction:
                 files[name] = f"{safe[name]}.{picture_suffix(overlay)}"
                 overlay.save(folder / files[name], quality=92)
             row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": files}}
-            (folder / "prediction.json").write_text(json.dumps(row, indent=2, ensure_ascii=False), encoding="utf-8")
+            text = json.dumps(row, indent=2, ensure_ascii=False)
+            (folder / "prediction.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from wildcat.data.folder import one_label
 from wildcat.data.images import list_images
 from wildcat.data.sample import DataSet, Sample
+from wildcat.data.voc import read_lines
 from wildcat.errors import DataError
 
 SCENE_CLASSES = (
@@ -22,8 +25,7 @@ SCENE_CLASSES = (
 TRAIN_PER_CLASS = 100
 """Pictures a class to train with; the rest is for the test (the protocol of the paper above, section 5)."""
 
-SEEDS = range(10)
-"""Random splits offered by name; the protocol repeats the experiment ten times."""
+_SEEDED = re.compile(r"(train|test)-seed(0|[1-9]\d*)")
 
 
 def recognise_scenes(root: Path) -> bool:
@@ -35,8 +37,9 @@ def read_scenes(root: Path) -> DataSet:
     """15-Scene at `root` as a multi-class data set.
 
     Splits `train` and `test` are the given ones (`split_brown_train.txt`, `split_brown_test.txt`: 1,500 and 2,985)
-    where both files exist, else those of seed 0. `train-seed0`/`test-seed0` to `train-seed9`/`test-seed9` follow the
-    official protocol: 100 random pictures a class to train, the rest to test; the same for a seed on every machine.
+    where both files exist, else those of seed 0. `train-seedN` and `test-seedN`, for any integer N from 0 on, follow
+    the official protocol: 100 random pictures a class to train, the rest to test; the same for a seed on every machine.
+    The protocol repeats the experiment ten times; of the seeds only the first is listed among the splits.
 
     Raises:
         DataError: a class folder is missing or too small, or, when a split is read, a list names an absent picture.
@@ -58,18 +61,40 @@ def read_scenes(root: Path) -> DataSet:
     lists = {part: root / f"split_brown_{part}.txt" for part in ("train", "test")}
     given = all(path.is_file() for path in lists.values())
     readers: dict[str, Callable[[], Sequence[Sample]]] = {
-        part: partial(_read_list, root, path) if given else partial(_random_split, root, files, 0, part)
+        part: partial(read_scene_list, root, path, SCENE_CLASSES)
+        if given
+        else partial(_random_split, root, files, 0, part)
         for part, path in lists.items()
-    }
-    readers |= {
-        f"{part}-seed{seed}": partial(_random_split, root, files, seed, part) for seed in SEEDS for part in lists
     }
     notes = (
         ()
         if given
         else ("split_brown_train.txt and split_brown_test.txt are absent: train and test are random (seed 0).",)
     )
-    return DataSet("15-Scene", "scenes", root, SCENE_CLASSES, "multiclass", readers, notes)
+    return DataSet("15-Scene", "scenes", root, SCENE_CLASSES, "multiclass", _Readers(readers, root, files), notes)
+
+
+@dataclass(frozen=True)
+class _Readers(Mapping[str, Callable[[], Sequence[Sample]]]):
+    """The named splits, and a random one for every seed that is asked for; iteration goes over the named and seed 0."""
+
+    named: Mapping[str, Callable[[], Sequence[Sample]]]
+    root: Path
+    files: Sequence[Sequence[Path]]
+
+    def __getitem__(self, split: str) -> Callable[[], Sequence[Sample]]:
+        if split in self.named:
+            return self.named[split]
+        match = _SEEDED.fullmatch(split)
+        if match is None:
+            raise KeyError(split)
+        return partial(_random_split, self.root, self.files, int(match[2]), match[1])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.named, "train-seed0", "test-seed0"))
+
+    def __len__(self) -> int:
+        return len(self.named) + 2
 
 
 def _random_split(root: Path, files: Sequence[Sequence[Path]], seed: int, part: str) -> list[Sample]:
@@ -82,18 +107,28 @@ def _random_split(root: Path, files: Sequence[Sequence[Path]], seed: int, part: 
     return samples
 
 
-def _read_list(root: Path, path: Path) -> list[Sample]:
+def read_scene_list(folder: Path, path: Path, classes: Sequence[str]) -> list[Sample]:
+    """The samples of a list of lines `<class>/<picture>`, in its order; pictures are relative to `folder`.
+
+    Raises:
+        DataError: the list is no text, or names a picture twice, an absent one or an unknown class.
+    """
+    seen: dict[str, int] = {}
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line.strip():
-            continue
-        picture = root / line.strip()
-        if picture.parent.name not in SCENE_CLASSES or not picture.is_file():
+    for number, line in read_lines(path):
+        name, _, _ = line.partition("/")
+        if name not in classes or not (folder / line).is_file():
             raise DataError(
-                f"{path}, line {number}: there is no picture {line.strip()!r} in {root}.",
+                f"{path}, line {number}: there is no picture {line!r} in {folder}.",
                 "Restore the picture, or the list if it was cut.",
             )
-        samples.append(_sample(root, picture, SCENE_CLASSES.index(picture.parent.name)))
+        if line in seen:
+            raise DataError(
+                f"{path}, line {number}: picture {line!r} is there already, in line {seen[line]}.",
+                "Remove one of the two lines.",
+            )
+        seen[line] = number
+        samples.append(Sample(line, folder / line, one_label(list(classes).index(name), len(classes))))
     return samples
 
 

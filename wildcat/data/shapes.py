@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ _Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """One drawn shape: its name, its box x1 y1 x2 y2 (exclusive end) and whether it is difficult."""
 
     name: str
@@ -67,18 +68,39 @@ def write_shapes(
         ConfigError: no picture to train with, a negative count, or a side below 32 pixels.
         DataError: `folder` holds something already, or cannot be written.
     """
+    check_drawable(train, val, size)
+    with new_folder(folder) as draft:
+        _write_devkit(draft, {"train": range(train), "val": range(train, train + val)}, size, seed)
+    return Path(folder)
+
+
+def check_drawable(train: int, val: int, size: tuple[int, int]) -> None:
+    """Refuse counts and sizes that `draw_scene` has no use for.
+
+    Raises:
+        ConfigError: no picture to train with, a negative count, or a side below 32 pixels.
+    """
     if train < 1 or val < 0 or min(size) < 32:
         raise ConfigError(
             f"train={train}, val={val}, size={size}: shapes need train >= 1, val >= 0 and sides of 32 pixels or more.",
             "The defaults are train=40, val=20, size=(128, 160).",
         )
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A draft folder to write into, which becomes `folder` when the block ends well, and is removed when not.
+
+    Raises:
+        DataError: `folder` holds something already, or cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} holds something already.", "Name a new folder, or remove this one.")
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     try:
         draft.mkdir(parents=True)
-        _write_devkit(draft, {"train": range(train), "val": range(train, train + val)}, size, seed)
+        yield draft
         draft.replace(folder)
     except OSError as error:
         raise DataError(
@@ -87,20 +109,19 @@ def write_shapes(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[int, int], seed: int) -> None:
     for name in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
-    found: dict[int, list[_Shape]] = {}
+    found: dict[int, list[Shape]] = {}
     for index in sorted(index for indices in splits.values() for index in indices):
-        picture, mask, found[index] = _scene(np.random.default_rng([seed, index]), size, index % len(SHAPE_CLASSES))
+        picture, mask, found[index] = draw_scene(np.random.default_rng([seed, index]), size, index % len(SHAPE_CLASSES))
         Image.fromarray(picture).save(root / "JPEGImages" / f"{index:06d}.jpg", quality=95)
         indexed = Image.fromarray(mask)
         indexed.putpalette(_voc_palette())
         indexed.save(root / "SegmentationClass" / f"{index:06d}.png")
-        (root / "Annotations" / f"{index:06d}.xml").write_text(_annotation(index, size, found[index]))
+        (root / "Annotations" / f"{index:06d}.xml").write_text(voc_annotation(index, size, found[index]))
     lists = {name: list(indices) for name, indices in splits.items() if len(indices)}
     lists["trainval"] = sorted(found)
     for split, indices in lists.items():
@@ -112,21 +133,24 @@ def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[i
             (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
 
 
-def _label(name: str, shapes: Sequence[_Shape]) -> int:
+def _label(name: str, shapes: Sequence[Shape]) -> int:
     difficult = [shape.difficult for shape in shapes if shape.name == name]
     return ABSENT if not difficult else IGNORED if all(difficult) else PRESENT
 
 
-def _scene(
-    rng: np.random.Generator, size: tuple[int, int], first: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[_Shape]]:
-    """A picture (H, W, 3), its mask (H, W) and its shapes, the first of class `first`."""
+def draw_scene(
+    rng: np.random.Generator, size: tuple[int, int], first: int, others: Sequence[int] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Shape]]:
+    """A picture (H, W, 3), its mask (H, W) and its shapes: class `first`, then `others`, as far as there is room.
+
+    Without `others`, up to three of random classes are added.
+    """
     height, width = size
     rows, columns = np.mgrid[0.5:height, 0.5:width]  # pixel centres
     picture = _background(rng, rows, columns)
     mask = np.zeros(size, np.uint8)
-    shapes: list[_Shape] = []
-    classes = [first, *rng.integers(len(SHAPE_CLASSES), size=rng.integers(4))]
+    shapes: list[Shape] = []
+    classes = [first, *(rng.integers(len(SHAPE_CLASSES), size=rng.integers(4)) if others is None else others)]
     for index in classes:
         radius = rng.uniform(MIN_RADIUS, MAX_RADIUS) * min(size)
         for _ in range(20):
@@ -145,7 +169,7 @@ def _scene(
         mask[inside] = index + 1
         ys, xs = np.nonzero(inside)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-        shapes.append(_Shape(SHAPE_CLASSES[index], box, radius < DIFFICULT_RADIUS * min(size)))
+        shapes.append(Shape(SHAPE_CLASSES[index], box, radius < DIFFICULT_RADIUS * min(size)))
     picture += rng.normal(0, 8, picture.shape)
     return picture.round().clip(0, 255).astype(np.uint8), mask, shapes
 
@@ -184,7 +208,7 @@ def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return near
 
 
-def _annotation(index: int, size: tuple[int, int], shapes: Sequence[_Shape]) -> str:
+def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Shape]) -> str:
     """VOC XML, in which coordinates count from 1 and include the last pixel."""
     objects = "".join(
         f"\t<object>\n\t\t<name>{shape.name}</name>\n\t\t<difficult>{int(shape.difficult)}</difficult>\n"

@@ -36,7 +36,7 @@ class _Objects:
 
 
 @dataclass(frozen=True)
-class _Devkit:
+class Devkit:
     """One devkit folder (`VOC2012/`): where its files are, listed once."""
 
     root: Path
@@ -57,15 +57,23 @@ class _Devkit:
         return _stems(self.root / "SegmentationClass", ".png")
 
 
-def find_devkits(root: Path) -> list[Path]:
-    """The devkit folders at `root`: itself, its `VOC20xx` folders, or those of `root/VOCdevkit`."""
-    if _is_devkit(root):
+def find_devkits(root: Path, lists: str = "Main") -> list[Path]:
+    """The devkit folders at `root`: itself, its `VOC20xx` folders, or those of `root/VOCdevkit`.
+
+    A devkit folder has `JPEGImages` and `ImageSets/<lists>`.
+    """
+    if _is_devkit(root, lists):
         return [root]
     for folder in (root, root / "VOCdevkit"):
-        found = [p for p in sorted(folder.glob("VOC20*")) if _is_devkit(p)]
+        found = [p for p in sorted(folder.glob("VOC20*")) if _is_devkit(p, lists)]
         if found:
             return found
     return []
+
+
+def split_order(name: str) -> tuple[int, str]:
+    """Sorts splits: train, val, trainval, test, then others by name."""
+    return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
 
 
 def recognise_voc(root: Path) -> bool:
@@ -93,15 +101,15 @@ def read_voc(root: Path, year: int | None = None, classes: Sequence[str] | None 
         DataError: no devkit at `root`, several and no `year`; and, when a split is read, a list or annotation that is
             cut, names an absent picture, an unknown class, or other pictures than the split's list.
     """
-    devkit = _choose(root, year)
+    devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
     class_lists = _class_lists(main)
     if classes is None:
         classes = VOC_CLASSES if _YEAR.fullmatch(devkit.name) else _classes_found(devkit, class_lists)
-    kit = _Devkit(devkit, tuple(classes))
+    kit = Devkit(devkit, tuple(classes))
     listed = {stem for name in class_lists for stem in class_lists[name]}
     splits = [p.stem for p in main.glob("*.txt") if p.stem not in listed and not p.stem.startswith(".")]
-    splits.sort(key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name))
+    splits.sort(key=split_order)
     readers: dict[str, Callable[[], Sequence[Sample]]] = {
         name: partial(_read_split, kit, main / f"{name}.txt") for name in splits
     }
@@ -112,15 +120,20 @@ def read_voc(root: Path, year: int | None = None, classes: Sequence[str] | None 
     return DataSet(devkit.name, "voc", devkit, kit.classes, "multilabel", readers)
 
 
-def _is_devkit(folder: Path) -> bool:
-    return (folder / "ImageSets" / "Main").is_dir() and (folder / "JPEGImages").is_dir()
+def _is_devkit(folder: Path, lists: str) -> bool:
+    return (folder / "ImageSets" / lists).is_dir() and (folder / "JPEGImages").is_dir()
 
 
-def _choose(root: Path, year: int | None) -> Path:
-    found = find_devkits(root)
+def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
+    """The one devkit folder at `root` that has `ImageSets/<lists>`; `year` chooses among several.
+
+    Raises:
+        DataError: there is none, or there are several and no `year`.
+    """
+    found = find_devkits(root, lists)
     if not found:
         raise DataError(
-            f"{root} is no VOC devkit: it has no ImageSets/Main and JPEGImages.",
+            f"{root} is no VOC devkit: it has no ImageSets/{lists} and JPEGImages.",
             "Give the folder VOC2012, the VOCdevkit around it, or the parent of that.",
         )
     if year is not None:
@@ -160,7 +173,7 @@ def _classes_found(devkit: Path, class_lists: dict[str, set[str]]) -> tuple[str,
     if class_lists:
         return tuple(sorted(class_lists))
     files = sorted((devkit / "Annotations").glob("*.xml"))
-    names = {_text(item, "name", path) for path in files for item in _parse(path).iterfind("object")}
+    names = {_text(item, "name", path) for path in files for item in parse_annotation(path).iterfind("object")}
     if not names:
         raise DataError(
             f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in Annotations.",
@@ -169,7 +182,7 @@ def _classes_found(devkit: Path, class_lists: dict[str, set[str]]) -> tuple[str,
     return tuple(sorted(names))
 
 
-def _read_split(kit: _Devkit, path: Path) -> list[Sample]:
+def _read_split(kit: Devkit, path: Path) -> list[Sample]:
     ids = _read_ids(path, kit)
     objects = [_read_annotation(kit, name) if name in kit.annotations else None for name in ids]
     labels = np.empty((len(ids), len(kit.classes)), np.int8)
@@ -193,8 +206,12 @@ def _read_split(kit: _Devkit, path: Path) -> list[Sample]:
     ]
 
 
-def _read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank."""
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number, text) of the lines that are not blank.
+
+    Raises:
+        DataError: the file is not UTF-8.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -202,10 +219,10 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
-def _read_ids(path: Path, kit: _Devkit) -> list[str]:
+def _read_ids(path: Path, kit: Devkit) -> list[str]:
     """The ids of a list of pictures; a second column, as in `Layout` lists, is refused."""
     seen: dict[str, int] = {}
-    for number, name in _read_lines(path):
+    for number, name in read_lines(path):
         if name not in kit.pictures:
             near = did_you_mean(name, [other for other in kit.pictures if other[:4] == name[:4]]).capitalize()
             raise DataError(
@@ -225,7 +242,7 @@ def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
     """The labels 1, 0, -1 of one class list, in the order of `ids`."""
     wanted = set(ids)
     found: dict[str, int] = {}
-    for number, line in _read_lines(path):
+    for number, line in read_lines(path):
         name, *label = line.split()
         if label not in (["1"], ["0"], ["-1"]):
             raise DataError(
@@ -249,7 +266,7 @@ def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
 
 
 def _labels_from_objects(
-    kit: _Devkit, index: int, ids: Sequence[str], objects: Sequence[_Objects | None], class_list: Path
+    kit: Devkit, index: int, ids: Sequence[str], objects: Sequence[_Objects | None], class_list: Path
 ) -> list[int]:
     labels = []
     for name, found in zip(ids, objects, strict=True):
@@ -263,8 +280,12 @@ def _labels_from_objects(
     return labels
 
 
-def _parse(path: Path) -> ElementTree.Element:
-    """The root of an XML file; document types and entities are refused before the parser could expand them."""
+def parse_annotation(path: Path) -> ElementTree.Element:
+    """The root of an XML file; document types and entities are refused before the parser could expand them.
+
+    Raises:
+        DataError: what is refused, or XML that is cut.
+    """
     data = path.read_bytes()
     # A NUL byte means UTF-16, in which the two words could not be seen.
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
@@ -287,12 +308,12 @@ def _text(item: ElementTree.Element, tag: str, path: Path) -> str:
     return text
 
 
-def _read_annotation(kit: _Devkit, name: str) -> _Objects:
+def _read_annotation(kit: Devkit, name: str) -> _Objects:
     path = kit.root / "Annotations" / f"{name}.xml"
     classes: list[int] = []
     boxes: list[list[float]] = []
     difficult: list[bool] = []
-    for item in _parse(path).iterfind("object"):
+    for item in parse_annotation(path).iterfind("object"):
         label = _text(item, "name", path)
         if label not in kit.classes:
             raise DataError(
@@ -300,14 +321,19 @@ def _read_annotation(kit: _Devkit, name: str) -> _Objects:
                 did_you_mean(label, kit.classes) or f"The classes are: {', '.join(kit.classes)}.",
             )
         classes.append(kit.classes.index(label))
-        boxes.append(_read_box(item, path))
+        boxes.append(read_box(item, path))
         difficult.append((item.findtext("difficult") or "0").strip() == "1")
     return _Objects(
         np.array(classes, np.int64), np.array(boxes, np.float32).reshape(-1, 4), np.array(difficult, np.bool_)
     )
 
 
-def _read_box(item: ElementTree.Element, path: Path) -> list[float]:
+def read_box(item: ElementTree.Element, path: Path) -> list[float]:
+    """x1 y1 x2 y2 of an object, counted from 0 with an exclusive end; `path` is for messages.
+
+    Raises:
+        DataError: a corner is missing or no number, or the box is reversed.
+    """
     corners = [_text(item, f"bndbox/{tag}", path) for tag in ("xmin", "ymin", "xmax", "ymax")]
     try:
         x1, y1, x2, y2 = map(float, corners)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +16,7 @@ from PIL import Image
 
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.regions.masks import write_mask
-from wildcat.results import Prediction, file_name
+from wildcat.results import Prediction, file_name, file_names, free_name, picture_suffix
 from wildcat.train.runs import next_free, write_bytes, writing
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
@@ -71,10 +73,12 @@ class PredictionWriter:
             )
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
         self.taken: set[str] = set()
+        self.class_files: dict[str, str] = {}
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.rows: IO[str] = (folder / ROWS).open("w", encoding="utf-8")
+            # A file name that is not Unicode is written as JSON escapes, which read back as Python knows the name.
+            self.rows: IO[str] = (folder / ROWS).open("w", encoding="utf-8", errors="backslashreplace")
 
     def __enter__(self) -> Self:
         return self
@@ -82,14 +86,17 @@ class PredictionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.rows.close()
+        with writing(self.folder / ROWS) if error is None else contextlib.suppress(OSError):
+            self.rows.close()  # tries again to write what would not go
         if self.thumbnails and error is None:
             pictures, captions = zip(*self.thumbnails, strict=True)
-            self._write("overview.jpg", _jpeg(side_by_side(list(pictures), list(captions), height=THUMBNAIL)))
+            self._write("overview.jpg", _encoded(side_by_side(list(pictures), list(captions), height=THUMBNAIL), "jpg"))
 
     def add(self, prediction: Prediction, name: str) -> dict[str, object]:
         """Write one prediction; `name` is the picture's relative path and names its files. Returns its row."""
         stem = self._unique(Path(name).with_suffix(""))
+        if prediction.classes != tuple(self.class_files):
+            self.class_files = file_names(prediction.classes)
         drawn = self.classes or prediction.labels or (prediction.top,)
         files: dict[str, object] = {}
         if "overlays" in self.save:
@@ -113,12 +120,9 @@ class PredictionWriter:
     def _unique(self, stem: Path) -> str:
         """`stem` inside the folder, numbered where another picture has the name."""
         parts = [file_name(part) for part in stem.parts if part not in ("/", "..", ".")]
-        base = "/".join(parts) or "picture"
-        candidate, number = base, 2
-        while candidate in self.taken:
-            candidate, number = f"{base}-{number}", number + 1
-        self.taken.add(candidate)
-        return candidate
+        # A folder must not have the name of a file that another picture brings: overlays/a/cat.jpg, arrays/a.npz.
+        parts = [re.sub(r"\.(?=(jpg|png|npz)$)", "_", part, flags=re.IGNORECASE) for part in parts]
+        return free_name("/".join(parts) or "picture", self.taken)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
         maps = prediction.modalities(name)
@@ -127,11 +131,9 @@ class PredictionWriter:
         limits = (float(maps.min()), float(maps.max()))
         drawn = [overlay_heatmap(picture, m, limits=limits) for m in maps]
         captions = [f"{name} {i + 1}" for i in range(len(drawn))]
-        paths = [self._picture(d, "modalities", stem, f"{name}-{i + 1}") for i, d in enumerate(drawn)]
-        return [
-            *paths,
-            self._picture(side_by_side([picture, *drawn], ["", *captions]), "modalities", stem, f"{name}-all"),
-        ]
+        sheet = side_by_side([picture, *drawn], ["", *captions])
+        named = [*((d, f"-{i + 1}") for i, d in enumerate(drawn)), (sheet, "-all")]
+        return [self._picture(d, "modalities", stem, name, which) for d, which in named]
 
     def _remember(self, overlay: Image.Image, stem: str) -> None:
         """Keep a small copy of the first overlays for overview.jpg."""
@@ -139,8 +141,9 @@ class PredictionWriter:
             width = max(1, round(overlay.width * THUMBNAIL / overlay.height))
             self.thumbnails.append((overlay.resize((min(width, 4 * THUMBNAIL), THUMBNAIL)), Path(stem).name))
 
-    def _picture(self, picture: Image.Image, kind: str, stem: str, name: str) -> str:
-        return self._write(f"{kind}/{stem}/{file_name(name)}.jpg", _jpeg(picture))
+    def _picture(self, picture: Image.Image, kind: str, stem: str, name: str, which: str = "") -> str:
+        suffix = picture_suffix(picture)
+        return self._write(f"{kind}/{stem}/{self.class_files[name]}{which}.{suffix}", _encoded(picture, suffix))
 
     def _mask(self, prediction: Prediction, stem: str) -> str:
         relative = f"masks/{stem}.png"
@@ -170,7 +173,7 @@ def _heat(prediction: Prediction, name: str) -> Image.Image:
     return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name))))
 
 
-def _jpeg(picture: Image.Image) -> bytes:
+def _encoded(picture: Image.Image, suffix: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=92)
+    picture.save(buffer, "JPEG" if suffix == "jpg" else "PNG", quality=92)
     return buffer.getvalue()

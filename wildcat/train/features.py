@@ -253,9 +253,11 @@ def _device_of(backbone: Backbone) -> torch.device:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(path: Path) -> Iterator[None]:
+def _removed_on_failure(part: Path) -> Iterator[None]:
+    """Remove a shard in whatever state it is: its record first, which makes it a shard."""
     try:
         yield
     except BaseException:
-        path.unlink(missing_ok=True)
+        for suffix in (".json", ".f16", ".part"):
+            part.with_suffix(suffix).unlink(missing_ok=True)
         raise

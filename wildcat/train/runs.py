@@ -75,7 +75,8 @@ class Run:
                 f"{self.folder} has no {WEIGHTS}: its training stopped before the first epoch ended.",
                 f"Go on with: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
             )
-        model = model_from_config(self.config, len(self.classes), weights="none")
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+            model = model_from_config(self.config, len(self.classes), weights="none")
         load_weights(model, path)
         return model.eval()
 
@@ -102,10 +103,12 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
 
     Raises:
         RunError: the folder exists and is not empty; nothing in it is touched.
-        ConfigError: no such backbone.
+        ConfigError: no such backbone, or a setting out of range.
     """
+    config.validate()
     samples, val_samples = data.training_split(config.train_split, config.val_split)
-    backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
+    with torch.random.fork_rng(devices=[]):
+        backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
     preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         hint = (
@@ -224,7 +227,8 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     old, new = to_dict(run.config), to_dict(config)
     changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
     if classes != run.classes:
-        changed.append(f"classes {len(run.classes)} -> {len(classes)}")
+        same = len(classes) == len(run.classes)
+        changed.append(f"classes {len(run.classes)} -> {len(classes)}{' of other names or order' if same else ''}")
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",

@@ -1,0 +1,121 @@
+"""The same pictures in the same order with the same crops, whatever reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches, suggested_workers
+from wildcat.data.sample import Sample
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import ImageError
+
+PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(7):
+        path = folder / f"{i}.png"
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8)).save(path)
+        made.append(Sample(f"{i}", path, np.array([1 if i == c else -1 for c in range(7)], np.int8)))
+    return made
+
+
+@pytest.mark.parametrize("augment", [None, Augment(seed=3, crop_scale=0.3, flip="both")])
+def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample], augment: Augment | None) -> None:
+    pictures = Pictures(samples, PREPROCESS, augment)
+    batches = batch_indices(epoch_order(len(samples), 0, 2), 3)
+    alone, pair = (list(load_batches(pictures, batches, epoch=2, workers=w)) for w in (0, 2))
+    assert len(alone) == len(pair) == len(batches)
+    for (images, labels), (other_images, other_labels) in zip(alone, pair, strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+    assert [int(i) for _, labels in alone for i in labels.argmax(1)] == epoch_order(len(samples), 0, 2)
+
+
+def test_a_picture_is_the_same_in_any_batch(samples: list[Sample]) -> None:
+    """Its crop follows from (seed, epoch, index): going on in the middle of an epoch repeats it."""
+    pictures = Pictures(samples, PREPROCESS, Augment(seed=3))
+    large = {int(y.argmax()): x for xs, ys in load_batches(pictures, [[0, 1, 2, 3], [4, 5, 6]], 1) for x, y in zip(xs, ys, strict=True)}
+    for index in (5, 2):
+        ((images, labels),) = load_batches(pictures, [[index]], 1)
+        assert int(labels.argmax()) == index
+        assert torch.equal(images[0], large[index])
+
+
+def test_crops_change_with_seed_and_epoch_only(samples: list[Sample]) -> None:
+    def first(seed: int, epoch: int) -> torch.Tensor:
+        return next(iter(load_batches(Pictures(samples, PREPROCESS, Augment(seed)), [[0]], epoch)))[0]
+
+    assert torch.equal(first(0, 0), first(0, 0))
+    assert not torch.equal(first(0, 0), first(1, 0))
+    assert not torch.equal(first(0, 0), first(0, 1))
+
+
+def test_reading_draws_nothing_from_the_global_generator(samples: list[Sample]) -> None:
+    """Otherwise dropout would differ between a training that goes through and one that is resumed."""
+    before = torch.get_rng_state()
+    for workers in (0, 1):
+        list(load_batches(Pictures(samples, PREPROCESS, Augment(0)), [[0, 1], [2]], workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(count=st.integers(0, 50), seed=st.integers(0, 2**32), epoch=st.integers(0, 100))
+def test_an_epoch_takes_each_picture_once(count: int, seed: int, epoch: int) -> None:
+    order = epoch_order(count, seed, epoch)
+    assert sorted(order) == list(range(count))
+    assert order == epoch_order(count, seed, epoch)
+
+
+def test_orders_differ_between_seeds_and_epochs() -> None:
+    orders = {tuple(epoch_order(20, seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(orders) == 16
+
+
+@given(count=st.integers(0, 60), size=st.integers(1, 9))
+def test_batches_hold_every_index_in_order(count: int, size: int) -> None:
+    batches = batch_indices(range(count), size)
+    assert [i for batch in batches for i in batch] == list(range(count))
+    assert all(len(batch) == size for batch in batches[:-2])
+    if count > 1 and size > 1:
+        assert min(len(batch) for batch in batches) > 1, "batch normalisation cannot take a batch of one"
+        assert max(len(batch) for batch in batches) <= size + 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_picture_keeps_its_sentence(samples: list[Sample], tmp_path: Path, workers: int) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"<html>not found</html>")
+    bad = Sample("broken", broken, samples[0].labels)
+    batches = load_batches(Pictures([*samples, bad], PREPROCESS), [[0, 1], [2, 7], [3]], workers=workers)
+    assert len(next(batches)[0]) == 2
+    with pytest.raises(ImageError) as caught:
+        list(batches)
+    assert caught.value.message.startswith(f"{broken} is not an image")
+    assert "Convert it to JPEG or PNG" in caught.value.hint
+
+
+def test_a_missing_picture_keeps_its_sentence(samples: list[Sample], tmp_path: Path) -> None:
+    gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
+    with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
+        list(load_batches(Pictures([gone], PREPROCESS), [[0]], workers=1))
+
+
+def test_no_batches_are_no_batches(samples: list[Sample]) -> None:
+    assert list(load_batches(Pictures(samples, PREPROCESS), [], workers=2)) == []
+
+
+def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, beside_cpu, beside_gpu in [(1, 1, 1), (2, 1, 2), (6, 3, 6), (64, 4, 8)]:
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+        assert (suggested_workers("cpu"), suggested_workers("cuda")) == (beside_cpu, beside_gpu)

@@ -1,0 +1,132 @@
+"""Pictures reach the network without a shift of half a pixel, and crops stay inside the bounds they promise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wildcat.data.transforms import Preprocess, random_crop
+
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def ramps(width: int, height: int) -> Image.Image:
+    """Red rises from left to right, green from top to bottom: a pixel's colour is its place."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([4 * x, 4 * y, np.zeros_like(x)], axis=-1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (24, 60)])
+def test_the_warp_maps_pixel_centres(width: int, height: int, interpolation: str) -> None:
+    """Pixel j of S covers the picture from j W/S to (j+1) W/S, so its centre lies at (j + 1/2) W/S - 1/2."""
+    size = 20
+    tensor = Preprocess(size, *PLAIN, interpolation)(ramps(width, height))
+    places = np.arange(size) + 0.5
+    inner = slice(3, -3)  # at the border the filter is cut
+    for row in range(3, size - 3):
+        expected = 4 * (places * width / size - 0.5)
+        np.testing.assert_allclose(tensor[0, row].numpy()[inner] * 255, expected[inner], atol=1.01)
+    for column in range(3, size - 3):
+        expected = 4 * (places * height / size - 0.5)
+        np.testing.assert_allclose(tensor[1, :, column].numpy()[inner] * 255, expected[inner], atol=1.01)
+
+
+def test_corners_stay_corners() -> None:
+    picture = Image.new("RGB", (90, 50))
+    for colour, corner in [("red", (0, 0)), ("lime", (60, 0)), ("blue", (0, 30)), ("white", (60, 30))]:
+        picture.paste(colour, (*corner, corner[0] + 30, corner[1] + 20))
+    tensor = Preprocess(32, *PLAIN)(picture)
+    assert tensor[:, 0, 0].tolist() == [1, 0, 0]
+    assert tensor[:, 0, -1].tolist() == [0, 1, 0]
+    assert tensor[:, -1, 0].tolist() == [0, 0, 1]
+    assert tensor[:, -1, -1].tolist() == [1, 1, 1]
+
+
+def test_normalisation_follows_the_weights() -> None:
+    picture = Image.new("RGB", (5, 7), (255, 51, 0))
+    tensor = Preprocess(8, (0.5, 0.2, 0.4), (0.5, 0.1, 0.2))(picture)
+    assert tensor.dtype == torch.float32
+    assert tensor.shape == (3, 8, 8)
+    for channel, expected in enumerate([(1 - 0.5) / 0.5, 0.0, -2.0]):
+        np.testing.assert_allclose(tensor[channel], expected, atol=1e-6)
+
+
+@settings(max_examples=300)
+@given(
+    width=st.integers(1, 900),
+    height=st.integers(1, 900),
+    smallest=st.floats(0.01, 1.0),
+    seed=st.integers(0, 2**32),
+)
+def test_crops_are_inside_and_cover_what_they_promise(width: int, height: int, smallest: float, seed: int) -> None:
+    left, top, crop_width, crop_height = random_crop((width, height), np.random.default_rng(seed), smallest)
+    assert 0 <= left <= left + crop_width <= width
+    assert 0 <= top <= top + crop_height <= height
+    assert crop_width >= 1
+    assert crop_height >= 1
+    assert crop_width * crop_height >= smallest * width * height * (1 - 1e-9)
+    shape = (crop_width / width) / (crop_height / height)
+    slack = (1 + 1 / crop_width) * (1 + 1 / crop_height)  # sides are whole pixels
+    assert 3 / 4 / slack <= shape <= 4 / 3 * slack
+
+
+def test_crops_reach_every_size_and_corner() -> None:
+    rng = np.random.default_rng(0)
+    crops = np.array([random_crop((400, 200), rng, 0.25) for _ in range(2000)])
+    area = crops[:, 2] * crops[:, 3] / (400 * 200)
+    np.testing.assert_allclose(np.quantile(area, [0.1, 0.5, 0.9]), 0.25 + 0.75 * np.array([0.1, 0.5, 0.9]), atol=0.04)
+    shape = np.log(crops[:, 2] / 2 / crops[:, 3])
+    assert abs(shape.mean()) < 0.02, "wide and high crops are as frequent"
+    free = np.stack([400 - crops[:, 2], 200 - crops[:, 3]], axis=1)
+    roomy = (free > 20).all(axis=1)
+    np.testing.assert_allclose((crops[roomy, :2] / free[roomy]).mean(axis=0), 0.5, atol=0.04)
+    assert random_crop((400, 200), rng, 1.0) == (0, 0, 400, 200)
+
+
+def test_only_the_generator_decides() -> None:
+    preprocess, picture = Preprocess(16, *PLAIN), ramps(40, 30)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, same, other = (
+        preprocess.augmented(picture, np.random.default_rng(seed), 0.3, "both") for seed in (4, 4, 5)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("flip", "expected"), [("none", {"as is"}), ("horizontal", {"as is", "mirrored"})])
+def test_flips_asked_for(flip: str, expected: set[str]) -> None:
+    assert views_seen(flip) == expected
+
+
+def test_both_flips_give_all_four_views() -> None:
+    assert views_seen("both") == {"as is", "mirrored", "upended", "turned"}
+
+
+def views_seen(flip: str) -> set[str]:
+    picture = ramps(32, 32)
+    plain = Preprocess(32, *PLAIN)(picture)
+    views = {"as is": plain, "mirrored": plain.flip(-1), "upended": plain.flip(-2), "turned": plain.flip(-1, -2)}
+    seen = set()
+    for seed in range(40):
+        got = Preprocess(32, *PLAIN).augmented(picture, np.random.default_rng(seed), 1.0, flip)  # type: ignore[arg-type]
+        (name,) = [name for name, view in views.items() if torch.equal(view, got)]
+        seen.add(name)
+    return seen
+
+
+def test_a_crop_is_the_warp_of_its_rectangle() -> None:
+    preprocess, picture = Preprocess(16, *PLAIN), ramps(60, 40)
+    for seed in range(10):
+        left, top, width, height = random_crop(picture.size, np.random.default_rng(seed), 0.2)
+        expected = preprocess(picture.crop((left, top, left + width, top + height)))
+        assert torch.equal(preprocess.augmented(picture, np.random.default_rng(seed), 0.2, "none"), expected)
+    assert math.isfinite(float(expected.sum()))

@@ -1,0 +1,252 @@
+"""Figures of merit against scikit-learn, tables worked by hand, and a model that knows every answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+
+from wildcat.data import open_dataset, write_shapes
+from wildcat.data.images import read_mask
+from wildcat.data.sample import DataSet, Sample, Task
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import DataError
+from wildcat.evaluation import evaluate
+from wildcat.nn.model import create_model
+from wildcat.predictor import Predictor
+from wildcat.results import Prediction
+
+
+class Scripted:
+    """Stands in for a predictor: says of each file what it was told to say."""
+
+    def __init__(self, classes: Sequence[str], said: dict[str, tuple[Any, Any]], task: Task = "multilabel") -> None:
+        self.name, self.classes, self.said, self.task = "script", tuple(classes), said, task
+
+    def stream(self, pictures: Iterable[Path], **_: Any) -> Iterator[Prediction]:
+        for path in pictures:
+            scores, maps = (np.asarray(v, np.float32) for v in self.said[path.name])
+            with Image.open(path) as picture:
+                width, height = picture.size
+            yield Prediction(str(path), width, height, self.classes, self.task, scores, maps, None, path)
+
+
+def score(predictor: Any, data: DataSet, split: str, **options: Any) -> dict[str, Any]:
+    result = evaluate(predictor, data, split, **options)
+    json.dumps(result, allow_nan=False)  # plain values, and no NaN
+    return result
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=4, val=12, size=(64, 96)))
+
+
+def truth_as_maps(sample: Sample, classes: int) -> NDArray[np.float32]:
+    """(C, H, W): 1 on the class's pixels, 2 on one of them that lies in a box that is not difficult."""
+    assert sample.mask is not None and sample.boxes is not None and sample.box_classes is not None
+    assert sample.box_difficult is not None
+    mask = read_mask(sample.mask)
+    maps = (mask == np.arange(1, classes + 1)[:, None, None]).astype(np.float32)
+    for box, c in zip(sample.boxes[~sample.box_difficult], sample.box_classes[~sample.box_difficult], strict=True):
+        x1, y1, x2, y2 = box.astype(int)
+        y, x = np.argwhere(mask[y1:y2, x1:x2] == c + 1)[0]
+        maps[c, y1 + y, x1 + x] = 2
+    return maps
+
+
+def knows_all(data: DataSet, split: str, order: Sequence[int] | None = None) -> Scripted:
+    """A model that is right in everything, with its classes in another order than the data's."""
+    order = list(range(len(data.classes)) if order is None else order)
+    said = {
+        s.path.name: (10.0 * s.labels[order], truth_as_maps(s, len(data.classes))[order]) for s in data.split(split)
+    }
+    return Scripted([data.classes[i] for i in order], said)
+
+
+# --- the model that knows all ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 0, 1, 3)])
+def test_a_model_that_knows_all_has_full_marks(shapes: DataSet, order: tuple[int, ...]) -> None:
+    result = score(knows_all(shapes, "val", order), shapes, "val")
+    assert result["data"] == "shapes" and result["split"] == "val" and result["pictures"] == 12
+    assert result["classification"]["map"] == 1.0
+    assert result["classification"]["ap"] == dict.fromkeys(shapes.classes, 1.0)
+    assert result["pointing"]["map"] == 1.0
+    assert result["pointing"]["pointing_game"] == 1.0
+    assert result["segmentation"]["miou"] == 1.0
+    assert list(result["segmentation"]["iou"]) == ["background", *shapes.classes]
+
+
+def test_one_wrong_answer_counts_where_it_was_given(shapes: DataSet) -> None:
+    model = knows_all(shapes, "val")
+    sample = next(s for s in shapes.split("val") if (s.labels == 1).any())
+    c = int(np.flatnonzero(sample.labels == 1)[0])
+    scores, maps = model.said[sample.path.name]
+    scores, maps = scores.copy(), maps.copy()
+    scores[c] = -20  # the last of all
+    maps[c] = 0
+    model.said[sample.path.name] = (scores, maps)
+    result = score(model, shapes, "val")
+    positives = sum(s.labels[c] == 1 for s in shapes.split("val"))
+    total = sum(s.labels[c] != 0 for s in shapes.split("val"))
+    assert result["classification"]["ap"][shapes.classes[c]] == pytest.approx(
+        ((positives - 1) + positives / total) / positives
+    )
+    others = [name for i, name in enumerate(shapes.classes) if i != c]
+    assert all(result["classification"]["ap"][name] == 1.0 for name in others)
+    assert result["segmentation"]["iou"][shapes.classes[c]] < 1.0
+
+
+def test_classes_are_matched_by_name(shapes: DataSet) -> None:
+    rng = np.random.default_rng(1)
+    names = [s.path.name for s in shapes.split("val")]
+    said = {n: (rng.normal(size=5), rng.normal(size=(5, 4, 6))) for n in names}
+    order = [3, 0, 4, 2, 1]
+    permuted = {n: (scores[order], maps[order]) for n, (scores, maps) in said.items()}
+    expected = score(Scripted(shapes.classes, said), shapes, "val")
+    assert score(Scripted([shapes.classes[i] for i in order], permuted), shapes, "val") == expected
+    assert 0 < expected["classification"]["map"] < 1
+
+
+def test_other_classes_are_one_sentence_that_names_them(shapes: DataSet) -> None:
+    for classes, named in (
+        (("cross", "disc", "ring", "square", "cube"), ("only the model has cube", "only the data has triangle")),
+        (("cross", "disc"), ("only the data has ring, square, triangle",)),
+    ):
+        with pytest.raises(DataError, match="script and shapes have different classes") as caught:
+            evaluate(Scripted(classes, {}), shapes, "val")  # type: ignore[arg-type]
+        assert all(part in caught.value.message for part in named)
+        assert caught.value.hint
+
+
+# --- against scikit-learn and by hand -------------------------------------------------------------------------------
+
+
+def table(tmp_path: Path, labels: NDArray[np.int8], task: Task, **known: Any) -> DataSet:
+    """A data set of N pictures of 100 x 100; `known` holds a list of N values for a field of Sample."""
+    samples = []
+    for i, row in enumerate(labels):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (100, 100)).save(path)
+        samples.append(Sample(path.stem, path, row, **{field: values[i] for field, values in known.items()}))
+    classes = tuple("abcdefgh"[: labels.shape[1]])
+    return DataSet("table", "csv", tmp_path, classes, task, {"test": lambda: samples})
+
+
+def test_multilabel_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.choice(np.array([-1, 0, 1], np.int8), (60, 3), p=[0.5, 0.2, 0.3])
+    scores = np.round(rng.normal(size=(60, 3)), 1).astype(np.float32)  # rounded: some are equal
+    data = table(tmp_path, labels, "multilabel")
+    model = Scripted(data.classes, {f"{i}.png": (scores[i], np.zeros((3, 2, 2))) for i in range(60)})
+    result = score(model, data, "test", variant="plain")
+    expected = []
+    for c in range(3):
+        known = labels[:, c] != 0  # ignored labels are left out
+        expected.append(average_precision_score(labels[known, c] == 1, scores[known, c]))
+    assert list(result["classification"]["ap"].values()) == pytest.approx(expected)
+    assert result["classification"]["map"] == pytest.approx(np.mean(expected))
+    assert result["classification"]["variant"] == "plain"
+    assert "pointing" not in result and "segmentation" not in result  # nothing to compare with
+    assert "accuracy" not in result["classification"]
+
+
+def test_multiclass_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    targets = rng.choice(4, 80, p=[0.55, 0.25, 0.15, 0.05])
+    scores = (rng.normal(size=(80, 4)) + 1.5 * np.eye(4)[targets] + rng.normal(0, 5, (80, 1))).astype(np.float32)
+    data = table(tmp_path, np.where(np.eye(4)[targets] > 0, 1, -1).astype(np.int8), "multiclass")
+    model = Scripted(data.classes, {f"{i}.png": (scores[i], np.zeros((4, 2, 2))) for i in range(80)}, "multiclass")
+    result = score(model, data, "test", variant="plain")["classification"]
+    probs = softmax(scores.astype(np.float64), axis=1)
+    assert result["accuracy"] == pytest.approx(accuracy_score(targets, scores.argmax(axis=1)))
+    assert result["class_mean_accuracy"] == pytest.approx(balanced_accuracy_score(targets, scores.argmax(axis=1)))
+    assert result["roc_auc"] == pytest.approx(roc_auc_score(targets, probs, multi_class="ovr"), abs=1e-6)
+    expected = [average_precision_score(targets == c, probs[:, c]) for c in range(4)]
+    assert list(result["ap"].values()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_difficult_objects_by_hand(tmp_path: Path) -> None:
+    """Classes a, b; a point lies at the centre of a cell of 20 pixels: cell (0, 0) is (10, 10), (2, 2) is (50, 50)."""
+
+    def maps(*cells: tuple[int, int]) -> NDArray[np.float32]:
+        made = np.zeros((2, 5, 5), np.float32)
+        for c, (row, column) in enumerate(cells):
+            made[c, row, column] = 1
+        return made
+
+    labels = np.array([[1, 1], [0, -1], [-1, -1], [1, -1]], np.int8)
+    boxes = [  # of each picture: (box, class, difficult)
+        [((0, 0, 20, 20), 0, False), ((80, 80, 100, 100), 1, False), ((0, 80, 20, 100), 1, True)],
+        [((0, 0, 20, 20), 0, True)],
+        [],
+        [((60, 40, 100, 60), 0, False)],
+    ]
+    data = table(
+        tmp_path,
+        labels,
+        "multilabel",
+        boxes=[np.array([b for b, _, _ in row], np.float32).reshape(-1, 4) for row in boxes],
+        box_classes=[np.array([c for _, c, _ in row], np.int64) for row in boxes],
+        box_difficult=[np.array([d for _, _, d in row], bool) for row in boxes],
+    )
+    model = Scripted(
+        data.classes,
+        {
+            "0.png": ((0.9, 0.9), maps((0, 0), (4, 0))),  # a: inside its box; b: on the difficult one of two, a miss
+            "1.png": ((0.8, 0.1), maps((4, 4), (0, 0))),  # a: only a difficult one: counts neither way
+            "2.png": ((0.7, 0.1), maps((0, 0), (0, 0))),  # absent: the point is wrong wherever it lies
+            "3.png": ((0.6, 0.1), maps((2, 2), (0, 0))),  # a: at (50, 50), 10 pixels beside its box: inside 18 and 15
+        },
+    )
+    result = score(model, data, "test", variant="plain")
+    assert result["classification"]["ap"]["a"] == pytest.approx((1 + 2 / 3) / 2)  # ranks: present, absent, present
+    assert result["pointing"]["ap"]["a"] == pytest.approx((1 + 2 / 3) / 2)
+    assert result["pointing"]["ap"]["b"] == 0
+    assert result["pointing"]["map"] == pytest.approx((1 + 2 / 3) / 4)
+    assert result["pointing"]["pointing_game"] == pytest.approx(2 / 3)
+    assert result["pointing"]["tolerance"] == 18
+    without_class_b = dataclasses.replace(data, readers={"test": lambda: data.split("test")[1:]}, _cache={})
+    result = score(model, without_class_b, "test")
+    assert result["classification"]["ap"]["b"] is None and result["pointing"]["ap"]["b"] is None
+    assert result["classification"]["map"] == result["classification"]["ap"]["a"]
+
+
+def test_a_mask_of_another_size_is_named(shapes: DataSet, tmp_path: Path) -> None:
+    sample = shapes.split("val")[0]
+    Image.new("L", (10, 10)).save(tmp_path / "small.png")
+    odd = dataclasses.replace(
+        shapes, readers={"val": lambda: [dataclasses.replace(sample, mask=tmp_path / "small.png")]}, _cache={}
+    )
+    with pytest.raises(DataError, match=r"small\.png is 10 x 10, its picture 96 x 64"):
+        evaluate(knows_all(shapes, "val"), odd, "val")  # type: ignore[arg-type]
+
+
+# --- a real network -------------------------------------------------------------------------------------------------
+
+
+def test_figures_do_not_depend_on_the_batch_and_progress_counts_pictures(shapes: DataSet) -> None:
+    torch.manual_seed(0)
+    model = create_model("test_resnet", num_classes=5, pretrained=False)
+    predictor = Predictor("tiny", model, shapes.classes, "multilabel", Preprocess(64, (0.5,) * 3, (0.5,) * 3), "cpu")
+    told: list[int] = []
+    expected = score(predictor, shapes, "val", progress=told.append)
+    assert sum(told) == 12
+    for batch_size in (1, 5):
+        stream = predictor.stream([s.path for s in shapes.split("val")], modalities=False, batch_size=batch_size)
+        result = score(predictor, shapes, "val", predictions=stream)
+        for part in ("classification", "pointing"):
+            assert result[part]["ap"] == pytest.approx(expected[part]["ap"], abs=1e-9)
+        assert result["segmentation"]["miou"] == pytest.approx(expected["segmentation"]["miou"], abs=1e-3)

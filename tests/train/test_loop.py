@@ -1,0 +1,384 @@
+"""Training learns from tags, keeps the best epoch, stops with a sentence, and leaves the caller's things alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+from torch import Tensor, nn
+
+import wildcat.train.loop
+from wildcat.config import TrainConfig
+from wildcat.data.images import read_image
+from wildcat.data.sample import DataSet, Sample, label_matrix
+from wildcat.data.shapes import write_shapes
+from wildcat.data.voc import read_voc
+from wildcat.errors import ConfigError, ImageError, RunError, TrainingError
+from wildcat.nn.model import Wildcat, create_model
+from wildcat.train.feeds import PictureFeed
+from wildcat.train.loop import Listener, Trainer, choose_device, interruptible, train, validation_metric
+from wildcat.train.optim import class_frequencies
+from wildcat.train.runs import STATE, WEIGHTS, Run, create_run, load_state
+
+SMALL = TrainConfig(
+    backbone="test_resnet", weights="none", image_size=64, num_maps=2, epochs=3, batch_size=8, lr=0.02, workers=0
+)
+
+
+class Recorder(Listener):
+    """Keeps what it hears, and the weights of every epoch."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.records, self.weights, self.heard = run, [], [], []  # type: ignore[var-annotated]
+
+    def start(self, total_pictures: int, done: int, what: str) -> None:
+        self.heard.append([what, total_pictures, done])
+
+    def advance(self, pictures: int, note: str = "") -> None:
+        self.heard[-1][2] += pictures
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self.weights.append(load_state(self.run.folder / STATE)["model"])
+
+
+def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_on_imagenet_features_learns_shapes(tmp_path: Path) -> None:
+    """Never told where anything is. Ranking at random would give each class's share of the pictures as its AP."""
+    data = read_voc(write_shapes(tmp_path / "shapes", train=120, val=60, size=(64, 80)))
+    config = TrainConfig(tune="head", image_size=96, epochs=15, flip="none", workers=0)
+    run = create_run(tmp_path / "run", config, data)
+    outcome = train(run, data)
+    history = run.history()
+    chance = float(np.mean((label_matrix(data.split("val")) == 1).mean(axis=0)))
+    assert outcome.finished
+    assert outcome.metric is not None
+    assert outcome.metric == max(line["val"]["map"] for line in history) > chance + 0.2
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+
+
+def test_the_first_loss_is_that_of_the_prior(tmp_path: Path, shapes: DataSet) -> None:
+    """An uninformed network scores each class at its frequency, so that its loss is the entropy of the classes."""
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=1, lr=1e-12), shapes)
+    train(run, shapes)
+    p = class_frequencies(torch.from_numpy(label_matrix(shapes.split("train")))).double().numpy()
+    labels = label_matrix(shapes.split("train"))
+    expected = -(np.log(p) * (labels == 1) + np.log(1 - p) * (labels == -1)).sum() / (labels != 0).sum()
+    assert run.history()[0]["loss"] == pytest.approx(expected, rel=0.05)
+
+
+def test_fine_tuning_lowers_the_loss(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=8, backbone_lr_scale=1.0, lr=0.05), shapes)
+    recorder = Recorder(run)
+    outcome = train(run, shapes, listener=recorder)
+    losses = [line["loss"] for line in run.history()]
+    assert outcome.epochs_done == 8
+    assert losses[-1] < 0.9 * losses[0]
+    assert recorder.heard == [["training", 8 * 22, 8 * 22]]
+    assert recorder.records == run.history()
+
+
+def test_a_seed_fixes_the_result(tmp_path: Path, shapes: DataSet, weights: str) -> None:
+    """With the cache of features cold and warm as well: reading pictures draws no random number."""
+    config = replace(SMALL, tune="head", weights=weights, epochs=1)
+    results = []
+    for name, seed in [("cold", 0), ("warm", 0), ("other", 1)]:
+        torch.manual_seed(len(results))  # whatever the caller drew before
+        run = create_run(tmp_path / name, replace(config, seed=seed), shapes)
+        train(run, shapes)
+        results.append(load_state(run.folder / STATE)["model"])
+    assert same_weights(results[0], results[1])
+    assert not same_weights(results[0], results[2])
+
+
+def test_only_the_head_of_a_frozen_backbone_moves(tmp_path: Path, shapes: DataSet, weights: str) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, tune="head", weights=weights, epochs=2), shapes)
+    recorder = Recorder(run)
+    train(run, shapes, listener=recorder)
+    fresh = create_model("test_resnet", 5, 2, pretrained=weights).state_dict()
+    for name, value in run.load_model().state_dict().items():
+        assert torch.equal(value, fresh[name]) == name.startswith("backbone."), name
+    assert recorder.heard == [["features", 2 * 22 + 10, 2 * 22 + 10], ["training", 2 * 22, 2 * 22]]
+
+
+# --- the best epoch ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("metrics", "best"), [([0.2, 0.9, 0.5], 1), ([0.9, 0.2, 0.3], 0), ([0.1, 0.2, 0.3], 2)])
+def test_val_chooses_the_epoch(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch, metrics: list[float], best: int
+) -> None:
+    values = iter(metrics)
+    monkeypatch.setattr(wildcat.train.loop, "validation_metric", lambda *_: next(values))
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    recorder = Recorder(run)
+    outcome = train(run, shapes, listener=recorder)
+    assert (outcome.best_epoch, outcome.metric, outcome.metric_name) == (best, metrics[best], "map")
+    kept = run.load_model().state_dict()
+    assert [same_weights(kept, w) for w in recorder.weights] == [i == best for i in range(3)]
+    so_far = [metric == max(metrics[: i + 1]) for i, metric in enumerate(metrics)]
+    assert [line["best"] for line in run.history()] == so_far
+
+
+def test_equal_metrics_are_decided_by_the_loss(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wildcat.train.loop, "validation_metric", lambda *_: 1.0)
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    best = train(run, shapes).best_epoch
+    assert best == int(np.argmin([line["val"]["loss"] for line in run.history()]))
+
+
+def test_the_kept_weights_give_the_metric_that_was_written(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    outcome = train(run, shapes)
+    model, val = run.load_model(), shapes.split("val")
+    with torch.no_grad():
+        scores = model(torch.stack([run.preprocess(read_image(s.path)) for s in val]))
+    labels = torch.from_numpy(label_matrix(val))
+    written = run.history()[outcome.best_epoch]["val"]
+    assert validation_metric(scores, labels, multiclass=False) == pytest.approx(written["map"], abs=1e-6)
+    known = labels != 0
+    loss = nn.functional.binary_cross_entropy_with_logits(scores[known], (labels[known] > 0).float())
+    assert loss.item() == pytest.approx(written["loss"], rel=1e-4)
+
+
+def test_without_val_the_last_epoch_is_kept(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, val_split="none", epochs=2), shapes)
+    recorder = Recorder(run)
+    outcome = train(run, shapes, listener=recorder)
+    assert (outcome.best_epoch, outcome.metric) == (1, None)
+    assert all("val" not in line for line in run.history())
+    assert [same_weights(run.load_model().state_dict(), w) for w in recorder.weights] == [False, True]
+
+
+def test_data_without_val_holds_a_tenth_out(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[str]] = {}
+    create = wildcat.train.loop.create_feed
+
+    def spy(config: TrainConfig, model: Wildcat, samples: Any, val_samples: Any, *rest: Any) -> Any:
+        seen.update(train={s.name for s in samples}, val={s.name for s in val_samples})
+        return create(config, model, samples, val_samples, *rest)
+
+    monkeypatch.setattr(wildcat.train.loop, "create_feed", spy)
+    data = replace(shapes, readers={"train": shapes.readers["train"]}, _cache={})
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=1), data)
+    train(run, data)
+    everything = {s.name for s in shapes.split("train")}
+    assert seen["train"] | seen["val"] == everything
+    assert not seen["train"] & seen["val"]
+    assert 1 <= len(seen["val"]) <= 5
+    assert "val" in run.history()[0]
+
+
+def test_val_is_never_train(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    with pytest.raises(ConfigError, match="both 'train': training pictures would choose the best epoch"):
+        train(replace(run, config=replace(SMALL, val_split="train")), shapes)
+
+
+def test_classes_that_exclude_each_other_are_measured_by_accuracy(tmp_path: Path, shapes: DataSet) -> None:
+    rng = np.random.default_rng(0)
+
+    def first_class_only(sample: Sample) -> Sample:
+        labels = np.full(5, -1, np.int8)
+        labels[rng.integers(5)] = 1
+        return replace(sample, labels=labels)
+
+    splits = {name: [first_class_only(s) for s in shapes.split(name)] for name in ("train", "val")}
+    data = replace(
+        shapes, task="multiclass", readers={k: (lambda v=v: v) for k, v in splits.items()}, _cache={}
+    )
+    run = create_run(tmp_path / "run", replace(SMALL, balance=True, epochs=2), data)
+    outcome = train(run, data)
+    with torch.no_grad():
+        scores = run.load_model()(torch.stack([run.preprocess(read_image(s.path)) for s in splits["val"]]))
+    truth = label_matrix(splits["val"]).argmax(axis=1)
+    assert outcome.metric_name == "accuracy"
+    assert outcome.metric == pytest.approx(accuracy_score(truth, scores.argmax(dim=1)))
+
+
+# --- accumulation -----------------------------------------------------------------------------------------------------
+
+
+def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) -> dict[str, Tensor]:
+    """The weights after one step of plain SGD on the group of batches that `groups` cut out of eight pictures."""
+    torch.manual_seed(0)
+    model = create_model("test_vit", 5, 2, pretrained=False, image_size=64)  # no batch normalisation
+    samples = data.split("train")[:8]
+    labels = torch.from_numpy(label_matrix(samples)).clone()
+    labels[0, :3] = labels[1, 1] = labels[6, 4] = 0
+    if multiclass:
+        labels = (2 * torch.eye(5, dtype=torch.int8) - 1)[torch.tensor([0, 1, 1, 1, 4, 4, 3, 2])]
+    feed = PictureFeed(run.config, samples, (), run.preprocess, 0)
+    frequencies = class_frequencies(labels)
+    trainer = Trainer(run, multiclass, model, feed, frequencies, torch.device("cpu"), Listener(), "")
+    trainer.set_learning_rate()
+    images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
+    loss, count = trainer.take_step([(images[part], labels[part]) for part in groups])
+    assert count == 8
+    return {**model.state_dict(), "loss": torch.tensor(loss)}
+
+
+@pytest.mark.parametrize("multiclass", [False, True])
+@pytest.mark.parametrize("balance", [False, True])
+def test_accumulated_gradients_are_those_of_one_large_batch(
+    tmp_path: Path, shapes: DataSet, multiclass: bool, balance: bool
+) -> None:
+    """With ignored labels and class weights too, which weigh batches differently."""
+    config = replace(SMALL, backbone="test_vit", balance=balance, warmup=0.0, lr=1.0, backbone_lr_scale=1.0)
+    run = create_run(tmp_path / "run", config, shapes)
+    whole = step_once(run, shapes, [slice(0, 8)], multiclass)
+    parts = step_once(run, shapes, [slice(0, 2), slice(2, 7), slice(7, 8)], multiclass)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def explode(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
+    """Make the gradient of the given step (from 1) multiply the weights out of the numbers."""
+
+    def at(step: int, factor: float) -> None:
+        steps, take_step = iter(range(1, 100)), Trainer.take_step
+
+        def exploding(self: Trainer, group: Any) -> tuple[float, int]:
+            done = take_step(self, group)
+            if next(steps) == step:
+                with torch.no_grad():
+                    self.model.transfer.weight.mul_(factor)
+            return done
+
+        monkeypatch.setattr(Trainer, "take_step", exploding)
+
+    return at
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_best_weights_intact(
+    tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None]
+) -> None:
+    explode(4, float("nan"))  # three steps an epoch: the fifth step, the second of epoch 2, sees it
+    run = create_run(tmp_path / "run", replace(SMALL, lr=0.02, warmup=0.0, schedule="constant"), shapes)
+    recorder = Recorder(run)
+    with pytest.raises(TrainingError) as caught:
+        train(run, shapes, listener=recorder)
+    assert caught.value.message == "the loss is nan at epoch 2, step 2, learning rate 0.02."
+    assert "Try --lr 0.002" in caught.value.hint
+    assert same_weights(run.load_model().state_dict(), recorder.weights[0])
+    assert len(run.history()) == 1
+
+
+@pytest.mark.parametrize("val_split", ["val", "none"])
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
+    tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None], val_split: str
+) -> None:
+    explode(6, float("inf"))
+    run = create_run(tmp_path / "run", replace(SMALL, val_split=val_split), shapes)
+    with pytest.raises(TrainingError, match=r"the weights are not finite any more at epoch 2, step 3, learning rate"):
+        train(run, shapes)
+    assert all(v.isfinite().all() for n, v in run.load_model().state_dict().items() if not n.endswith("ze.std"))
+    assert len(run.history()) == 1
+
+
+def test_scores_that_overflow_on_val_stop_it_too(
+    tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None]
+) -> None:
+    explode(6, 1e37)
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    with pytest.raises(TrainingError, match=r"are not finite.* at epoch 2"):
+        train(run, shapes)
+    assert len(run.history()) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_named(tmp_path: Path, shapes: DataSet, workers: int) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    samples = [*shapes.split("train")[:7], replace(shapes.split("train")[7], path=broken)]
+    data = replace(shapes, readers={"train": lambda: samples, "val": shapes.readers["val"]}, _cache={})
+    run = create_run(tmp_path / "run", replace(SMALL, workers=workers), data)
+    with pytest.raises(ImageError, match=r"broken.jpg is not an image"):
+        train(run, data)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:99", ""):
+        with pytest.raises(ConfigError, match=f"device={name}: this machine has no such device"):
+            choose_device(name)
+
+
+# --- what belongs to the caller -------------------------------------------------------------------------------------
+
+
+def test_the_callers_things_are_left_as_found(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=1), shapes)
+    torch.manual_seed(11)
+    np.random.seed(11)  # noqa: NPY002  # the legacy generator is the caller's
+    random.seed(11)
+
+    def things() -> list[Any]:
+        return [
+            torch.get_rng_state().tolist(),
+            str(np.random.get_state()),  # noqa: NPY002
+            random.getstate(),
+            Path.cwd(),
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            signal.getsignal(signal.SIGINT),
+            signal.getsignal(signal.SIGTERM),
+            os.environ.copy(),
+        ]
+
+    before = things()
+    train(run, shapes)
+    assert things() == before
+
+
+def test_a_second_signal_interrupts_at_once() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible() as event:
+        signal.raise_signal(signal.SIGTERM)
+        assert event.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_training_in_a_thread_needs_no_signals(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=1), shapes)
+    outcomes: list[Any] = []
+    thread = threading.Thread(target=lambda: outcomes.append(train(run, shapes)))
+    thread.start()
+    thread.join()
+    assert outcomes[0].finished
+    assert (run.folder / WEIGHTS).is_file()
+
+
+def test_a_state_of_other_data_is_refused(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", replace(SMALL, epochs=1), shapes)
+    train(run, shapes)
+    fewer = shapes.split("train")[:-1]
+    other = replace(shapes, readers={"train": lambda: fewer, "val": shapes.readers["val"]}, _cache={})
+    with pytest.raises(RunError, match="the pictures or labels are not those"):
+        train(run, other, resume=True)

@@ -1,0 +1,210 @@
+"""Losses equal scikit-learn and PyTorch, ignored labels add nothing, and schedules follow tables worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import log_loss
+from torch import nn
+
+from wildcat.config import TrainConfig
+from wildcat.nn.model import create_model
+from wildcat.train.optim import (
+    balancing_weights,
+    class_frequencies,
+    create_optimizer,
+    learning_rate_factor,
+    loss_mass,
+    multiclass_loss,
+    multilabel_loss,
+    parameter_groups,
+)
+
+
+def scores_and_labels(seed: int, batch: int = 6, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    scores = torch.tensor(rng.normal(0, 3, (batch, classes)), requires_grad=True)
+    return scores, torch.from_numpy(rng.choice([-1, 0, 1], (batch, classes)).astype(np.int8))
+
+
+def one_hot(indices: list[int], classes: int) -> torch.Tensor:
+    return torch.tensor([[1 if c == i else -1 for c in range(classes)] for i in indices], dtype=torch.int8)
+
+
+# --- losses ---------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 999))
+def test_multilabel_loss_is_the_log_loss_of_the_known_labels(seed: int) -> None:
+    scores, labels = scores_and_labels(seed)
+    known = labels.numpy() != 0
+    probability = 1 / (1 + np.exp(-scores.detach().numpy()[known]))
+    expected = log_loss(labels.numpy()[known] > 0, probability, labels=[False, True])
+    assert multilabel_loss(scores, labels).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_multilabel_loss_is_pytorchs_where_nothing_is_ignored() -> None:
+    scores, labels = scores_and_labels(0)
+    labels = torch.where(labels == 0, torch.tensor(1, dtype=torch.int8), labels)
+    expected = nn.functional.multilabel_soft_margin_loss(scores, (labels > 0).double())
+    assert multilabel_loss(scores, labels).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_ignored_labels_add_no_gradient_whatever_their_score() -> None:
+    scores, labels = scores_and_labels(1)
+    multilabel_loss(scores, labels).backward()
+    assert scores.grad is not None
+    assert (labels == 0).any()
+    assert torch.equal(scores.grad == 0, labels == 0)
+    wild = torch.where(labels == 0, 1e6, scores.detach())
+    assert multilabel_loss(wild, labels).item() == pytest.approx(multilabel_loss(scores, labels).item(), rel=1e-12)
+
+
+def test_a_batch_without_any_known_label_is_no_accident() -> None:
+    scores = torch.zeros(2, 3, requires_grad=True)
+    loss = multilabel_loss(scores, torch.zeros(2, 3, dtype=torch.int8))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert scores.grad is not None
+    assert not scores.grad.any()
+
+
+def test_multilabel_class_weights_weigh_the_present_labels() -> None:
+    scores, labels = scores_and_labels(2)
+    weights = torch.tensor([1.0, 3.0, 0.5, 10.0], dtype=torch.float64)
+    total = 0.0
+    for row, known in zip(scores.tolist(), labels.tolist(), strict=True):
+        for c, (score, label) in enumerate(zip(row, known, strict=True)):
+            total += weights[c].item() * math.log1p(math.exp(-score)) if label == 1 else 0.0
+            total += math.log1p(math.exp(score)) if label == -1 else 0.0
+    expected = total / int((labels != 0).sum())
+    assert multilabel_loss(scores, labels, weights).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_multiclass_loss_is_the_log_loss_of_the_softmax() -> None:
+    scores, _ = scores_and_labels(3)
+    truth = [0, 3, 1, 1, 2, 0]
+    probability = np.exp(scores.detach().numpy())
+    probability /= probability.sum(axis=1, keepdims=True)
+    loss = multiclass_loss(scores, one_hot(truth, 4))
+    assert loss.item() == pytest.approx(log_loss(truth, probability, labels=range(4)), rel=1e-9)
+    weights = torch.tensor([1.0, 3.0, 0.5, 10.0], dtype=torch.float64)
+    loss = multiclass_loss(scores, one_hot(truth, 4), weights)
+    expected = log_loss(truth, probability, labels=range(4), sample_weight=weights.numpy()[truth])
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("multiclass", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_losses_of_parts_weighed_by_their_mass_are_the_loss_of_the_whole(multiclass: bool, weighted: bool) -> None:
+    """Otherwise pictures would count differently, depending on the batch they fall into."""
+    scores, labels = scores_and_labels(4, batch=9)
+    if multiclass:
+        labels = one_hot([0, 0, 1, 2, 3, 3, 3, 1, 0], 4)
+    weights = torch.tensor([1.0, 3.0, 0.5, 10.0], dtype=torch.float64) if weighted else None
+    loss = multiclass_loss if multiclass else multilabel_loss
+    parts = [(scores[:2], labels[:2]), (scores[2:3], labels[2:3]), (scores[3:], labels[3:])]
+    masses = [float(loss_mass(y, multiclass, weights)) for _, y in parts]
+    sum_of_parts = sum(m * loss(s, y, weights).item() for m, (s, y) in zip(masses, parts, strict=True))
+    assert sum_of_parts / sum(masses) == pytest.approx(loss(scores, labels, weights).item(), rel=1e-12)
+
+
+# --- frequencies and weights ------------------------------------------------------------------------------------------
+
+
+def test_class_frequencies_leave_ignored_labels_out() -> None:
+    labels = torch.tensor([[1, -1, 0], [1, -1, 0], [1, 1, 0], [1, 0, 0]], dtype=torch.int8)
+    np.testing.assert_allclose(class_frequencies(labels), [5 / 6, 2 / 5, 1 / 2])  # Laplace: (n + 1) / (N + 2)
+
+
+def test_balancing_weights() -> None:
+    frequencies = torch.tensor([0.5, 0.1, 0.001])
+    np.testing.assert_allclose(balancing_weights(frequencies, multiclass=False), [1, 9, 100], rtol=1e-5)
+    exclusive = torch.tensor([0.5, 0.3, 0.2])
+    weights = balancing_weights(exclusive, multiclass=True)
+    np.testing.assert_allclose(weights * exclusive, 1 / 3, rtol=1e-6)  # every class counts as much
+    assert (weights * exclusive).sum().item() == pytest.approx(1)  # and a picture counts 1 on average
+
+
+# --- learning rates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, [1, 1, 1, 1, 1, 1]),
+        ("constant", 1.0, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("step", 0.0, [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("step", 1.0, [1 / 3, 2 / 3, 0.1, 0.1, 0.01, 0.01]),
+        ("cosine", 0.0, [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]),
+        ("cosine", 1.0, [1 / 3, 2 / 3, 1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]),
+        ("cosine", 99.0, [1 / 4, 2 / 4, 3 / 4, 1, 0.75, 0.25]),  # at most half of the training is warm-up
+    ],
+)
+def test_learning_rates_of_three_epochs_of_two_steps(schedule: str, warmup: float, expected: list[float]) -> None:
+    config = TrainConfig(epochs=3, schedule=schedule, warmup=warmup)  # type: ignore[arg-type]
+    np.testing.assert_allclose([learning_rate_factor(step, 2, config) for step in range(6)], expected, atol=1e-12)
+
+
+@given(
+    schedule=st.sampled_from(["cosine", "step", "constant"]),
+    warmup=st.floats(0, 10),
+    epochs=st.integers(1, 20),
+    steps=st.integers(1, 50),
+)
+def test_learning_rates_rise_once_and_fall(schedule: str, warmup: float, epochs: int, steps: int) -> None:
+    config = TrainConfig(epochs=epochs, schedule=schedule, warmup=warmup)  # type: ignore[arg-type]
+    factors = [learning_rate_factor(step, steps, config) for step in range(epochs * steps)]
+    assert all(0 < f <= 1 for f in factors)
+    top = int(np.argmax(factors))
+    assert schedule == "step" or all(np.diff(factors[: top + 1]) >= 0)
+    assert all(np.diff(factors[top:]) <= 1e-12)
+
+
+# --- parameter groups ------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_a_fine_tuned_network() -> None:
+    config = TrainConfig(backbone="test_resnet", weights="none", lr=0.5, backbone_lr_scale=0.02, weight_decay=0.3)
+    model = create_model("test_resnet", 2, pretrained=False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    seen = {}
+    for group in parameter_groups(model, config):
+        for parameter in group["params"]:  # type: ignore[attr-defined]
+            assert id(parameter) not in seen
+            seen[id(parameter)] = (group["peak_lr"], group["weight_decay"])
+    assert seen.keys() == names.keys(), "every parameter is in exactly one group"
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert 0 < len(matrices) < len(names)
+    for key, name in names.items():
+        assert seen[key] == (0.5 if name.startswith("transfer") else 0.01, 0.3 if key in matrices else 0.0), name
+
+
+def test_groups_of_a_head() -> None:
+    model = create_model("test_resnet", 2, pretrained=False)
+    config = TrainConfig(tune="head", lr=0.5)
+    groups = parameter_groups(model, config)
+    assert [[id(p) for p in g["params"]] for g in groups] == [[id(model.transfer.weight)], [id(model.bias())]]  # type: ignore[attr-defined]
+    frozen = parameter_groups(model, TrainConfig(lr=0.5, backbone_lr_scale=0.0))
+    assert len(frozen) == 2, "a backbone with learning rate 0 is not stepped"
+
+
+def test_the_optimiser_is_sgd_with_momentum() -> None:
+    """v <- momentum v + (g + decay w); w <- w - lr v, by hand over two steps."""
+    model = create_model("test_resnet", 1, num_maps=1, pretrained=False)
+    optimizer = create_optimizer(model, TrainConfig(tune="head", lr=0.1, momentum=0.9, weight_decay=0.01))
+    weight = model.transfer.weight.detach().clone()
+    velocity = torch.zeros_like(weight)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.transfer.weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        velocity = 0.9 * velocity + 1 + 0.01 * weight
+        weight = weight - 0.1 * velocity
+        torch.testing.assert_close(model.transfer.weight.detach(), weight)
