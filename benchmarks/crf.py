@@ -235,7 +235,9 @@ def main() -> None:
         return
     timed_pictures = pictures[: arguments.pictures]
     result = {
-        "command": f"python benchmarks/crf.py --data VOCdevkit --rounds {arguments.rounds}",
+        "command": f"python benchmarks/crf.py --data VOCdevkit --pictures {arguments.pictures} "
+        f"--rounds {arguments.rounds} --threads {' '.join(map(str, arguments.threads))} "
+        f"--agreement-pictures {arguments.agreement_pictures}",
         "data": f"VOC 2012 val, {size[0]} x {size[1]} pixels, {len(timed_pictures)} pictures timed: "
         + " ".join(name for name, _, _ in timed_pictures),
         "present_classes": [int((np.unique(mask) < 255).sum()) for _, _, mask in timed_pictures],

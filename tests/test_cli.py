@@ -40,7 +40,7 @@ def command(*arguments: object) -> int:
 
 def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "wildcat", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,12 +85,10 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_help_answers_in_under_a_second_without_torch() -> None:
-    seconds = []
-    for _ in range(3):  # the best of three, since other work may be going on beside the tests
-        begun = time.perf_counter()
-        answered = subprocess_of("--help")
-        seconds.append(time.perf_counter() - begun)
-    assert min(seconds) < 1
+    before = os.times()
+    answered = subprocess_of("--help")
+    after = os.times()  # the processor's time: other work may be going on beside the tests
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
     assert answered.returncode == 0 and answered.stderr == ""
     for name in ("train", "evaluate", "predict", "datasets", "backbones"):
         assert name in answered.stdout
@@ -125,7 +123,7 @@ def test_recipes_are_defaults_that_flags_override(tmp_path: Path) -> None:
     assert (config.num_maps, config.lr) == (7, 0.25)
 
 
-def test_a_proportion_and_a_count_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_proportion_and_a_count_are_told_apart() -> None:
     def kmax(text: str) -> object:
         return parse(["train", "solar", "--out", "x", "--kmax", text]).config.kmax
 
@@ -146,7 +144,7 @@ def test_lists_are_for_grep(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_reader_that_goes_away_is_no_error() -> None:
     line = f"{sys.executable} -m wildcat datasets | true"
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False, env=buffered)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300, check=False, env=buffered)
     assert done.stdout == "" and done.stderr == ""
 
 
@@ -195,11 +193,12 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
     line = [sys.executable, "-m", "wildcat", "train", str(shapes), "--out", str(out), *map(str, flags)]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert (out / "metrics.jsonl").is_file()
         os.kill(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 1
@@ -381,7 +380,7 @@ def test_a_split_of_a_data_set(run: Path, shapes: Path, tmp_path: Path) -> None:
     assert [r["image"] for r in rows_of(tmp_path / "out")] == expected
 
 
-def test_classes_whose_names_hold_commas(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_whose_names_hold_commas(tmp_path: Path) -> None:
     """One label of a real collection is "chair, stool": the flag separates with commas and still means it."""
     for name in ("chair, stool", "chair", "table"):
         (tmp_path / "data" / name).mkdir(parents=True)

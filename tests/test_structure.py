@@ -128,7 +128,9 @@ def test_no_room_for_everything() -> None:
 
 def test_the_reader_sees_the_real_imports() -> None:
     graph = imports(read_sources(REPOSITORY / "wildcat"))
-    assert {"wildcat.nn.pooling", "wildcat.nn.backbones", "wildcat.config", "wildcat.errors"} <= graph["wildcat.nn.model"]
+    assert {"wildcat.nn.pooling", "wildcat.nn.backbones", "wildcat.config", "wildcat.errors"} <= graph[
+        "wildcat.nn.model"
+    ]
     assert "wildcat.nn" in graph["wildcat"], "imports inside functions count"
 
 
@@ -196,6 +198,8 @@ def test_cycles_are_found(changes: dict[str, str]) -> None:
     assert found[0] == found[-1]
 
 
-@pytest.mark.parametrize("name", ["wildcat/utils.py", "wildcat/nn/_helpers.py", "tests/common/test_a.py", "a/Misc/b.py"])
+@pytest.mark.parametrize(
+    "name", ["wildcat/utils.py", "wildcat/nn/_helpers.py", "tests/common/test_a.py", "a/Misc/b.py"]
+)
 def test_forbidden_names_are_found(name: str) -> None:
     assert forbidden_names([Path("wildcat/nn/pooling.py"), Path(name)]) == [str(Path(name))]

@@ -39,7 +39,7 @@ class DataCommand(Command):
     """What every command that reads a data set takes."""
 
     format: str | None = None
-    """Layout of the data (voc, scenes, folder, csv); recognised from its structure otherwise."""
+    """Layout of the data (voc, voc-action, coco, scenes, indoor, csv, folder); recognised from its structure otherwise."""
     data_option: Options = ()
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
 
@@ -107,7 +107,16 @@ class Predict(DataCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets(Command):
-    """List the data that can be read, and where it is expected."""
+    """List the data that can be read, and where it is expected; or fetch a public data set."""
+
+    action: Positional[Literal["list", "fetch"]] = "list"
+    """What to do."""
+    name: Positional[Annotated[str, arg(metavar="NAME")]] = ""
+    """The data set to fetch, such as VOC2007."""
+    to: Path | None = None
+    """Folder to fetch into; it may hold other data sets."""
+    accept_licence: bool = False
+    """Agree to the terms of use of the data set, instead of being asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +291,11 @@ def run_predict(command: Predict) -> int:
         raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
     pictures = find_pictures(command)
     predictor = load(command.run, command.device)
+    if "masks" in save and len(predictor.classes) > 254:
+        raise ConfigError(
+            f"{predictor.name} has {len(predictor.classes)} classes; a mask picture numbers 254 at most.",
+            "Leave masks out of --save; Prediction.mask gives them as arrays.",
+        )
     drawn = named_classes(command.classes, predictor.classes)
     names = dict(pictures)
     skipped: list[str] = []
@@ -324,9 +338,52 @@ def run_datasets(command: Datasets) -> int:
     """wildcat datasets"""
     from wildcat.data import list_datasets
 
+    if command.action == "fetch":
+        return run_fetch(command)
     for info in list_datasets():
-        print(f"{info.name:10} {info.format:8} {info.description}\n{'':20}{info.where}")
+        print(f"{info.name:15} {info.format:11} {info.description}\n{'':28}{info.where}")
     return 0
+
+
+def run_fetch(command: Datasets) -> int:
+    """wildcat datasets fetch"""
+    from tqdm import tqdm
+
+    from wildcat.data import fetch_dataset, find_source, is_fetched
+
+    source = find_source(command.name)
+    if command.to is None:
+        raise ConfigError(f"fetch {source.name}: name the folder to fetch into.", "Add --to DIR.")
+    if is_fetched(source, command.to):
+        print(f"{command.to / source.opens} is there already; nothing was done.")
+        return 0
+    print(f"{source.name}, from {source.homepage}\n{source.licence}", flush=True)
+    if not command.accept_licence and not (sys.stdin.isatty() and _agrees("Do you agree to these terms?")):
+        raise DataError(
+            f"{source.name} is not fetched: its terms of use were not agreed to.", "Add --accept-licence to agree."
+        )
+    with tqdm(unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5, dynamic_ncols=True) as bar:
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if bar.desc != f"{what}: ":
+                bar.reset(total)
+                bar.set_description(what, refresh=False)
+                bar.unit = "B" if total else " files"
+                bar.initial = bar.n = done
+            bar.update(done - bar.n)
+
+        result = fetch_dataset(source, command.to, show)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{result.path} is ready; everything that came is recorded in {command.to / 'fetched.json'}.")
+    return 0
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def run_backbones(command: Backbones) -> int:
@@ -498,7 +555,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
         lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
     if "segmentation" in result:
         lines.append(f"{'mean IoU':20}{_percent(result['segmentation']['miou'])}")
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _percent(value: float | None, width: int = 8) -> str:

@@ -25,10 +25,9 @@ Regions = int | float
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides what a training run computes, apart from the data.
+    """Everything that decides what a training run computes, apart from the data."""
 
-    The docstring under each field is its help on the command line.
-    """
+    # The docstring under each field is its help on the command line.
 
     # --- model -------------------------------------------------------------------------------------------------
     backbone: str = "lite0"
@@ -52,7 +51,7 @@ class TrainConfig:
     sharpness: float = 4.0
     """r of log-sum-exp pooling (pooling=lse): towards 0 is the average, large is the maximum."""
     standardize: bool = True
-    """Measure mean and spread of each backbone channel on training pictures and standardise with them."""
+    """Standardise each backbone channel with its mean and spread on training pictures (--no-standardize: do not)."""
 
     # --- data --------------------------------------------------------------------------------------------------
     image_size: int = 320

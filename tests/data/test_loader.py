@@ -46,7 +46,11 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample], a
 def test_a_picture_is_the_same_in_any_batch(samples: list[Sample]) -> None:
     """Its crop follows from (seed, epoch, index): going on in the middle of an epoch repeats it."""
     pictures = Pictures(samples, PREPROCESS, Augment(seed=3))
-    large = {int(y.argmax()): x for xs, ys in load_batches(pictures, [[0, 1, 2, 3], [4, 5, 6]], 1) for x, y in zip(xs, ys, strict=True)}
+    large = {
+        int(y.argmax()): x
+        for xs, ys in load_batches(pictures, [[0, 1, 2, 3], [4, 5, 6]], 1)
+        for x, y in zip(xs, ys, strict=True)
+    }
     for index in (5, 2):
         ((images, labels),) = load_batches(pictures, [[index]], 1)
         assert int(labels.argmax()) == index

@@ -149,7 +149,9 @@ def test_unmeasured_standardisation_is_the_identity() -> None:
 @pytest.mark.parametrize("pooling", ["wildcat", "weldon", "topk", "max", "average", "lse"])
 @pytest.mark.parametrize("architecture", ["a", "b"])
 @pytest.mark.parametrize("multiclass", [False, True])
-def test_with_zero_weights_scores_start_at_the_prior(pooling: str, architecture: Architecture, multiclass: bool) -> None:
+def test_with_zero_weights_scores_start_at_the_prior(
+    pooling: str, architecture: Architecture, multiclass: bool
+) -> None:
     model = tiny(3, 4, architecture, pooling)
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     frequencies = [0.02, 0.38, 0.6]

@@ -97,9 +97,7 @@ def test_each_map_gets_one_mth_of_the_gradient(num_maps: int) -> None:
     kmin=st.none() | st.just(0) | st.just(0.0) | counts | proportions,
     alpha=st.just(0.0) | st.floats(0, 3),
 )
-def test_spatial_pool_equals_the_loop(
-    seed: int, h: int, w: int, kmax: float, kmin: float | None, alpha: float
-) -> None:
+def test_spatial_pool_equals_the_loop(seed: int, h: int, w: int, kmax: float, kmin: float | None, alpha: float) -> None:
     x = random_maps(seed, 2, 3, h, w)
     scores = spatial_pool(torch.from_numpy(x), kmax, kmin, alpha)
     np.testing.assert_allclose(scores.numpy(), loop_spatial_pool(x, kmax, kmin, alpha), atol=1e-12)
@@ -219,7 +217,10 @@ def test_offset_gain_is_how_a_constant_passes(name: str) -> None:
 @pytest.mark.parametrize(
     ("kmax", "says"),
     [
-        (1.5, "kmax=1.5: give an int (a count of regions) or a float in (0, 1] (a proportion); did you mean 0.15 or 2?"),
+        (
+            1.5,
+            "kmax=1.5: give an int (a count of regions) or a float in (0, 1] (a proportion); did you mean 0.15 or 2?",
+        ),
         (20.0, "did you mean 0.2 or 20?"),
         (0, "a count is at least 1"),
         (-3, "kmax=-3"),

@@ -137,7 +137,11 @@ def changed(**entries: Any) -> Callable[[bytes], bytes]:
         (MANIFEST, changed(classes=[]), r"is damaged: look at classes\."),
         (MANIFEST, changed(task="regression", data=7), r"is damaged: look at task, data\."),
         (MANIFEST, changed(preprocess=5), r"is damaged: look at preprocess\."),
-        (MANIFEST, changed(preprocess={"size": "x", "mean": [0], "std": [1], "interpolation": ""}), r"its preprocess is"),
+        (
+            MANIFEST,
+            changed(preprocess={"size": "x", "mean": [0], "std": [1], "interpolation": ""}),
+            r"its preprocess is",
+        ),
         (MANIFEST, changed(preprocess={"size": 3, "mean": 0, "std": [1], "interpolation": ""}), r"its preprocess is"),
         (CONFIG, lambda old: b"epochs: [", r"config.yaml is not YAML"),
         (CONFIG, lambda old: b"\xff\xfe\x00", r"config.yaml is not YAML"),
@@ -223,7 +227,9 @@ def test_half_written_weights(run: Run, kept: float) -> None:
 )
 def test_weights_of_another_network(run: Run, other: Callable[[], Any], first: str) -> None:
     save_weights(other(), run.folder / WEIGHTS)
-    with pytest.raises(RunError, match=rf"does not fit the network of its own config.yaml: \d+ weights differ.*{first}"):
+    with pytest.raises(
+        RunError, match=rf"does not fit the network of its own config.yaml: \d+ weights differ.*{first}"
+    ):
         run.load_model()
 
 

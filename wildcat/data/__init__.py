@@ -5,7 +5,9 @@
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.catalog import FORMATS, DataSetInfo, Format, list_datasets, open_dataset
+from wildcat.data.fetch import Fetched, fetch_dataset, is_fetched
 from wildcat.data.images import list_images, read_image, read_mask, to_rgb
+from wildcat.data.miniatures import write_action, write_coco, write_indoor, write_scenes
 from wildcat.data.sample import (
     ABSENT,
     IGNORED,
@@ -17,6 +19,7 @@ from wildcat.data.sample import (
     stratified_indices,
 )
 from wildcat.data.shapes import write_shapes
+from wildcat.data.sources import Source, find_source
 
 __all__ = [
     "ABSENT",
@@ -25,10 +28,15 @@ __all__ = [
     "PRESENT",
     "DataSet",
     "DataSetInfo",
+    "Fetched",
     "Format",
     "Sample",
+    "Source",
     "Task",
     "cache_folder",
+    "fetch_dataset",
+    "find_source",
+    "is_fetched",
     "label_matrix",
     "list_datasets",
     "list_images",
@@ -37,5 +45,9 @@ __all__ = [
     "read_mask",
     "stratified_indices",
     "to_rgb",
+    "write_action",
+    "write_coco",
+    "write_indoor",
+    "write_scenes",
     "write_shapes",
 ]

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wildcat.data.action import read_action, recognise_action
 from wildcat.data.cache import cache_folder
+from wildcat.data.coco import read_coco, recognise_coco
 from wildcat.data.folder import read_folder, recognise_folder
 from wildcat.data.images import list_images
+from wildcat.data.indoor import read_indoor, recognise_indoor
 from wildcat.data.sample import DataSet
 from wildcat.data.scenes import read_scenes, recognise_scenes
 from wildcat.data.shapes import read_shapes
 from wildcat.data.solar import read_solar
+from wildcat.data.sources import SOURCES
 from wildcat.data.table import read_table, recognise_table
 from wildcat.data.voc import read_voc, recognise_voc
 from wildcat.errors import ConfigError, DataError, did_you_mean
@@ -43,7 +47,25 @@ FORMATS: dict[str, Format] = {
         "Pascal VOC devkit",
         "VOC2012/{JPEGImages/*.jpg, ImageSets/Main/{train,val}.txt, Annotations/*.xml}",
     ),
+    "voc-action": Format(
+        recognise_action,
+        read_action,
+        "actions of people in a VOC devkit",
+        "VOC2012/{JPEGImages/*.jpg, ImageSets/Action/<action>_{train,val}.txt, Annotations/*.xml}",
+    ),
+    "coco": Format(
+        recognise_coco,
+        read_coco,
+        "MS COCO, or tags and boxes as COCO json",
+        "coco/{annotations/instances_train2014.json, train2014/*.jpg, ...} or photos/{annotations.json, images/*.jpg}",
+    ),
     "scenes": Format(recognise_scenes, read_scenes, "15-Scene", "15-Scene/{CALsuburb,MITcoast,...,store}/*.jpg"),
+    "indoor": Format(
+        recognise_indoor,
+        read_indoor,
+        "MIT67",
+        "MIT67/{Images/{airport_inside,...}/*.jpg, TrainImages.txt, TestImages.txt}",
+    ),
     "csv": Format(
         recognise_table,
         read_table,
@@ -78,7 +100,7 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
 
     The bare names `solar` and `shapes` mean the packaged data sets, also where a folder of that name exists
     (write `./shapes` for the folder). Otherwise the layout is recognised from its structure, in the order of `FORMATS`,
-    unless `format` names it. `options` go to the reader: see `read_voc`, `read_table`, `read_solar`.
+    unless `format` names it. `options` go to the reader: see `read_voc`, `read_coco`, `read_table`, `read_solar`.
 
     Raises:
         ConfigError: unknown format, or an option that the format does not have.
@@ -114,18 +136,24 @@ def list_datasets() -> list[DataSetInfo]:
         DataSetInfo(
             "shapes", "shapes", "500 synthetic scenes of shapes with boxes and masks", f"generated in {cache_folder()}"
         ),
-        DataSetInfo(
-            "VOC2007", "voc", "9,963 photographs, 20 classes", "VOCdevkit/VOC2007, from host.robots.ox.ac.uk/pascal/VOC"
+        _public("VOC2007", "voc", "9,963 photographs, 20 classes, boxes; 632 with masks"),
+        _public("VOC2012", "voc", "11,540 photographs, 20 classes, boxes; 2,913 with masks"),
+        _public("VOC2012-Action", "voc-action", "photographs of people, 10 actions (--format voc-action)"),
+        _public("COCO2014", "coco", "82,783 photographs to train, 40,504 to validate, 80 classes, boxes"),
+        _public("COCO2017", "coco", "118,287 photographs to train, 5,000 to validate, 80 classes, boxes"),
+        _public("MIT67", "indoor", "5,360 + 1,340 photographs of 67 kinds of indoor places"),
+        _public("15-Scene", "scenes", "4,485 grey photographs of 15 kinds of places"),
+        *(
+            DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree)
+            for name in ("folder", "csv", "coco")
         ),
-        DataSetInfo(
-            "VOC2012",
-            "voc",
-            "11,540 photographs, 20 classes",
-            "VOCdevkit/VOC2012, from host.robots.ox.ac.uk/pascal/VOC",
-        ),
-        DataSetInfo("15-Scene", "scenes", "4,485 grey photographs of 15 kinds of places", FORMATS["scenes"].tree),
-        *(DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree) for name in ("folder", "csv")),
     ]
+
+
+def _public(name: str, format: str, description: str) -> DataSetInfo:
+    source = SOURCES[name]
+    where = f"DIR/{source.opens}, by: wildcat datasets fetch {name} --to DIR, or by hand from {source.homepage}"
+    return DataSetInfo(name, format, description, where)
 
 
 def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *path: Path) -> DataSet:
@@ -152,7 +180,7 @@ def _missing(path: Path) -> DataError:
 
 
 def _unrecognised(path: Path) -> DataError:
-    accepted = "\n".join(f"  {name:7} {entry.tree}" for name, entry in FORMATS.items())
+    accepted = "\n".join(f"  {name:10} {entry.tree}" for name, entry in FORMATS.items())
     if path.is_file():
         return DataError(
             f"{path} is a file of no known data format.", f"Give a folder or a table, laid out as one of:\n{accepted}"

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from wildcat.errors import DataError
@@ -83,7 +83,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
             if not (info.isreg() or info.isdir()):
                 raise _refusal(archive, f"has the member {info.name!r}, which is a link or device")
             content = None if info.isdir() else file.extractfile(info)
-            yield info.name, info.isdir(), lambda content=content: content  # type: ignore[misc,return-value]
+            yield info.name, info.isdir(), lambda content=content: content  # type: ignore[misc]
         # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
         raw.seek(file.offset)
         if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -92,7 +92,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
 
 def _safe_name(archive: Path, name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or any(mark in name for mark in "\\:\0"):
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\\" in name or "\0" in name:
         raise _refusal(archive, f"has the member {name!r}, which would lie outside its folder")
     return path
 

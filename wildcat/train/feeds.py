@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -97,14 +98,35 @@ class PictureFeed:
         chosen = epoch_order(len(self.samples), self.config.seed, 0)[:STATISTICS_PICTURES]
         device = next(model.parameters()).device
         total, squares, count = torch.zeros(()), torch.zeros(()), 0
-        model.eval()
-        for images, _ in load_batches(self.plain, batch_indices(chosen, self.config.batch_size), workers=self.workers):
-            features = model.features(images.to(device)).cpu().double()  # on the CPU: MPS has no double precision
-            total = total + features.sum(dim=(0, 2, 3))
-            squares = squares + features.square().sum(dim=(0, 2, 3))
-            count += features.numel() // features.shape[1]
+        batches = load_batches(self.plain, batch_indices(chosen, self.config.batch_size), workers=self.workers)
+        with relearning_norms(model):
+            for images, _ in batches:
+                features = model.features(images.to(device)).cpu().double()  # on the CPU: MPS has no double precision
+                total = total + features.sum(dim=(0, 2, 3))
+                squares = squares + features.square().sum(dim=(0, 2, 3))
+                count += features.numel() // features.shape[1]
         mean = total / count
         return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
+@contextlib.contextmanager
+def relearning_norms(model: Wildcat) -> Iterator[None]:
+    """Batch normalisation starts its running averages anew, as plain averages over the batches that follow.
+
+    Training normalises by the batch, evaluation by running averages. Those of ImageNet may be far from the pictures at
+    hand (grey ones, say): features would change their scale between the two, and the first epochs would be wasted on it.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 class FeatureFeed:

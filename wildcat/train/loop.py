@@ -348,7 +348,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # not only named, but there: "meta" has a name and holds nothing
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."

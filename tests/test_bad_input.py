@@ -1,0 +1,438 @@
+"""Whatever is wrong with the input: one sentence that names it, what to do, exit code 1 or 2, nothing overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wildcat
+from wildcat.cli import main
+from wildcat.data import write_shapes
+from wildcat.errors import RunError
+from wildcat.train import runs
+
+TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
+TINY += ("--batch-size", "8", "--lr", "0.001", "--epochs", "1")
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("WILDCAT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=10, val=5, size=(40, 60))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", str(shapes), "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path, trained: Path) -> Path:
+    """A run folder that a test may spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command that must fail; what it says, once it is certain that it says it well and changes no file."""
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def refuse(*arguments: object, names: object, code: int = 1, hint: bool = True) -> str:
+        before = contents()
+        capsys.readouterr()
+        try:
+            left = main([str(a) for a in arguments])
+        except SystemExit as stop:
+            left = int(stop.code or 0)
+        told = capsys.readouterr().err
+        assert left == code, told
+        assert "Traceback" not in told
+        said = [line for line in told.splitlines() if line.startswith("wildcat: ")]
+        if said:  # not the command line parser's own box
+            (sentence,) = said
+            assert sentence.endswith((".", "?", ":")), sentence
+            assert "\n  " in told.split(sentence)[1] + "\n" or not hint, "no remedy"
+            assert len(sentence) < 400
+        assert str(names) in told
+        assert contents() == before
+        return told
+
+    return refuse
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
+    return path
+
+
+def classes_in(folder: Path, count: int = 5) -> Path:
+    """Two class folders with a few pictures each."""
+    for c, name in enumerate(("cat", "dog")):
+        for i in range(count):
+            picture(folder / name / f"{i}.png", seed=10 * c + i)
+    return folder
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_folder(refused: Refused, tmp_path: Path, trained: Path) -> None:
+    classes_in(tmp_path / "pets")
+    for command in (["train", "--out", tmp_path / "new", *TINY], ["evaluate", trained]):
+        told = refused(*command, tmp_path / "pest", names=tmp_path / "pest")
+        assert "did you mean pets" in told.lower()
+    told = refused("predict", trained, tmp_path / "pest", names=tmp_path / "pest")
+    assert "did you mean pets" in told.lower()
+
+
+def test_an_empty_class(refused: Refused, tmp_path: Path) -> None:
+    (classes_in(tmp_path / "pets") / "fish").mkdir()
+    refused("train", tmp_path / "pets", "--out", tmp_path / "new", *TINY, names=tmp_path / "pets" / "fish")
+
+
+def test_a_folder_that_fits_no_layout(refused: Refused, tmp_path: Path) -> None:
+    picture(tmp_path / "flat" / "a.png")
+    told = refused("train", tmp_path / "flat", "--out", tmp_path / "new", *TINY, names="a.png")
+    assert "photos/{cat,dog,...}/*.jpg" in told  # a layout that can be read
+
+
+def test_a_table_with_an_unknown_column(refused: Refused, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("picture,labels\na.png,cat\n")
+    told = refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="'image'")
+    assert "'picture'" in told
+    (tmp_path / "t.csv").write_text("image,cat,size\na.png,1,large\n")
+    refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="'large'")
+
+
+def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        picture(tmp_path / f"{i}.png", seed=i)
+    rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}{';lynx' if i == 0 else ''}" for i in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,labels", *rows]))
+    assert main(["train", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new"), *TINY]) == 0
+    assert "Label 'lynx' occurs once." in capsys.readouterr().err
+    assert wildcat.load(tmp_path / "new").classes == ("cat", "dog", "lynx")
+    assert main(["evaluate", str(tmp_path / "new"), str(tmp_path / "t.csv"), "--json"]) == 0
+    ap = json.loads(capsys.readouterr().out)["classification"]["ap"]
+    assert ap["lynx"] is None and ap["cat"] is not None  # in train, so nothing to measure on val
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "0 bytes"), (b"<html>404 not found</html>", "is not an image"), (b"\xff\xd8\xff", "")]
+)
+def test_files_that_are_no_pictures(
+    refused: Refused, tmp_path: Path, trained: Path, content: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = classes_in(tmp_path / "pets") / "cat" / "bad.jpg"
+    bad.write_bytes(content)
+    told = refused("train", tmp_path / "pets", "--out", tmp_path / "new", *TINY, names="bad.jpg")
+    assert "1 of 11 pictures cannot be read" in told and said in told
+    assert not (tmp_path / "new").exists()
+    assert main(["predict", str(trained), str(tmp_path / "pets"), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "1 of 11 pictures could not be read and were skipped." in told and str(bad) in told
+    refused("predict", trained, bad, names="bad.jpg", hint=False)
+
+
+def test_a_picture_cut_in_the_middle_is_named_and_training_goes_on_once_it_is_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = picture(classes_in(tmp_path / "pets") / "cat" / "half.png", (200, 200))
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])  # its first bytes are right: found out only when it is read
+    line = ["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new")]
+    assert main([*line, *TINY]) == 1
+    told = capsys.readouterr().err
+    assert f"wildcat: {bad} is truncated" in told and "Traceback" not in told
+    bad.write_bytes(whole)
+    assert main([*line, "--resume"]) == 0
+    assert "Continuing" in capsys.readouterr().out
+
+
+def test_pictures_of_extreme_shape_work(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, size in (("dot", (1, 1)), ("wide", (20_000, 50)), ("tall", (3, 900))):
+        picture(tmp_path / "pets" / "cat" / f"{name}.png", size)
+        picture(tmp_path / "pets" / "dog" / f"{name}.png", size, seed=1)
+    assert main(["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new"), *TINY]) == 0
+    out = tmp_path / "out"
+    kinds = "overlays,heatmaps,modalities,masks,arrays"
+    cats = str(tmp_path / "pets" / "cat")
+    assert main(["predict", str(tmp_path / "new"), cats, "--out", str(out), "--save", kinds]) == 0
+    for line in (out / "predictions.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        with Image.open(out / next(iter(row["files"]["overlays"].values()))) as overlay:
+            assert overlay.size == (row["width"], row["height"])
+        for x, y in row["points"].values():
+            assert 0 < x < row["width"] and 0 < y < row["height"]
+    assert "skipped" not in capsys.readouterr().err
+
+
+def test_two_data_sets_that_share_no_class(refused: Refused, tmp_path: Path, trained: Path) -> None:
+    told = refused("evaluate", trained, classes_in(tmp_path / "pets"), names="only the data has cat, dog")
+    assert "only the model has cross" in told
+
+
+def test_a_split_that_does_not_exist(refused: Refused, shapes: Path, trained: Path) -> None:
+    for command in ("evaluate", "predict"):
+        refused(command, trained, shapes, "--split", "tset", names="no split 'tset'")
+    refused("train", shapes, "--out", "nowhere", "--val-split", "train", *TINY, names="'train'", code=2)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (["--kmax", "1.5"], "kmax=1.5: give an int (a count of regions) or a float in (0, 1]"),
+        (["--kmax", "0"], "kmax=0"),
+        (["--kmin", "-1"], "kmin=-1"),
+        (["--alpha", "nan"], "alpha=nan"),
+        (["--alpha", "-0.1"], "alpha=-0.1"),
+        (["--backbone", "test_resnett"], "did you mean test_resnet"),
+        (["--recipe", "sollar"], "did you mean solar"),
+        (["--device", "cuda:99"], "device=cuda:99"),
+        (["--device", "gpu"], "device=gpu"),
+        (["--device", "meta"], "device=meta"),
+        (["--epochs", "0"], "epochs=0"),
+        (["--epochs", "many"], "many"),
+        (["--epocs", "3"], "--epochs"),
+        (["--pooling", "maximum"], "maximum"),
+        (["--image-size", "8"], "image_size=8"),
+        (["--lr", "inf"], "lr=inf"),
+        (["--data-option", "separator"], "separator"),
+        (["--data-option", "seperator=|"], "seperator"),
+        (["--format", "vocc"], "did you mean voc"),
+    ],
+)
+def test_settings_out_of_range(refused: Refused, shapes: Path, tmp_path: Path, flags: list[str], names: str) -> None:
+    told = refused("train", shapes, "--out", tmp_path / "new", *TINY, *flags, names="", code=2, hint=False)
+    assert names.lower() in told.lower()
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unknown_class_device_or_kind_of_picture(refused: Refused, tmp_path: Path, trained: Path) -> None:
+    a = picture(tmp_path / "a.png")
+    out = tmp_path / "out"
+    assert "Did you mean disc?" in refused("predict", trained, a, "--classes", "dsc", names="'dsc'", code=2)
+    assert "It has: cross, disc" in refused("predict", trained, a, "--classes", "x", names="'x'", code=2)
+    refused("predict", trained, a, "--out", out, "--save", "overlay", names="'overlay'", code=2)
+    refused("predict", trained, a, "--device", "tpu", names="device=tpu", code=2)
+    refused("predict", trained, a, "--batch-size", 0, names="batch_size=0", code=2, hint=False)
+    refused("predict", trained, names="nothing to predict", code=2)
+    assert not out.exists()
+
+
+def test_an_unknown_command_or_model(refused: Refused, tmp_path: Path) -> None:
+    assert "Did you mean train?" in refused("trian", "solar", names="'trian'", code=2)
+    assert "Commands are: train" in refused("fly", names="'fly'", code=2)
+    a = picture(tmp_path / "a.png")
+    assert "imagenet-lite0" in refused("predict", "imagenet-lite", a, names="imagenet-lite")
+    assert "wildcat train" in refused("predict", tmp_path / "nowhere", a, names="no run folder")
+    assert "did you mean resnet50" in refused("backbones", "resnett50", names="'resnett50'", code=2).lower()
+
+
+# --- run folders ----------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
+    told = refused("train", shapes, "--out", run, *TINY, names=f"{run} exists and is never overwritten")
+    assert "--resume" in told and "run-2" in told
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    for out in (tmp_path / "full", tmp_path / "full" / "thesis.txt"):
+        assert "--resume" not in refused("train", shapes, "--out", out, *TINY, names=f"{out} exists")
+        refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} exists")
+
+
+def test_resuming_with_other_settings_classes_or_pictures(
+    refused: Refused, tmp_path: Path, shapes: Path, run: Path
+) -> None:
+    told = refused("train", shapes, "--out", run, "--resume", "--lr", 0.5, "--num-maps", 2, names="lr 0.001 -> 0.5")
+    assert "num_maps 4 -> 2" in told
+    refused("train", classes_in(tmp_path / "pets"), "--out", run, "--resume", "--format", "folder", names="classes")
+    other = write_shapes(tmp_path / "other", train=12, val=5, size=(40, 60))
+    refused("train", other, "--out", run, "--resume", names="not those")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
+def test_half_written_weights(refused: Refused, shapes: Path, run: Path, part: float) -> None:
+    weights = run / runs.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[: int(part * weights.stat().st_size)])
+    for command in (["evaluate", run, shapes], ["predict", run, shapes / "JPEGImages"]):
+        refused(*command, names=f"{weights} is damaged or half-written")
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.999])
+def test_a_half_written_state(refused: Refused, shapes: Path, run: Path, part: float) -> None:
+    state = run / runs.STATE
+    state.write_bytes(state.read_bytes()[: int(part * state.stat().st_size)])
+    refused("train", shapes, "--out", run, "--resume", names=f"{state} is damaged or half-written")
+    assert wildcat.load(run).classes  # the best weights are still of use, as the hint says
+
+
+def test_a_state_that_would_run_code_is_not_opened(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "harm",))
+
+    torch.save({"model": Harm()}, run / runs.STATE)
+    refused("train", shapes, "--out", run, "--resume", names="damaged")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_run_without_weights(refused: Refused, shapes: Path, run: Path) -> None:
+    (run / runs.WEIGHTS).unlink()
+    assert "--resume" in refused("evaluate", run, shapes, names="training stopped before the first epoch")
+
+
+def test_weights_of_another_run(refused: Refused, shapes: Path, run: Path) -> None:
+    text = (run / runs.CONFIG).read_text()
+    (run / runs.CONFIG).write_text(text.replace("num_maps: 4", "num_maps: 2"))
+    refused("evaluate", run, shapes, names="does not fit the network of its own config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"schema": 99}, "layout version 99"),
+        ({"schema": None}, "layout version None"),
+        ({"classes": []}, "classes"),
+        ({"task": "poetry"}, "task"),
+        ({"preprocess": {"size": "large", "mean": [0], "std": [1], "interpolation": "bicubic"}}, "preprocess"),
+        ({"preprocess": None}, "preprocess"),
+    ],
+)
+def test_a_manifest_of_another_version_or_damaged(
+    refused: Refused, shapes: Path, run: Path, change: dict[str, Any], names: str
+) -> None:
+    manifest = json.loads((run / runs.MANIFEST).read_text())
+    (run / runs.MANIFEST).write_text(json.dumps({**manifest, **change}))
+    for command in (["evaluate", run, shapes], ["train", shapes, "--out", run, "--resume"]):
+        told = refused(*command, names=names)
+        assert str(run / runs.MANIFEST) in told
+
+
+@pytest.mark.parametrize("name", [runs.MANIFEST, runs.CONFIG])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[1, 2]", None])
+def test_damaged_or_missing_files_of_a_run(
+    refused: Refused, shapes: Path, run: Path, name: str, content: bytes | None
+) -> None:
+    (run / name).write_bytes(content) if content is not None else (run / name).unlink()
+    refused("evaluate", run, shapes, names=name, hint=False)
+
+
+def test_empty_files_of_a_run(refused: Refused, shapes: Path, run: Path) -> None:
+    (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the weights tell
+    refused("evaluate", run, shapes, names="does not fit the network of its own config.yaml")
+    (run / runs.MANIFEST).write_bytes(b"")
+    refused("evaluate", run, shapes, names=f"{run / runs.MANIFEST} is damaged")
+
+
+def test_a_damaged_history_is_named_on_resume(refused: Refused, shapes: Path, run: Path) -> None:
+    (run / runs.METRICS).write_text('{"epoch": 1, "lo')
+    refused("train", shapes, "--out", run, "--resume", names=f"{run / runs.METRICS} is damaged")
+
+
+# --- disks ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_cannot_be_written(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
+    (tmp_path / "file").write_text("a folder cannot be made below a file")
+    out = tmp_path / "file" / "out"
+    refused("train", shapes, "--out", out, *TINY, names=f"{out} cannot be written")
+    refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} cannot be written")
+
+
+def test_a_full_disk_while_training_and_predicting(
+    tmp_path: Path, shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)  # what each file passes through before it is moved into place
+    out = tmp_path / "new"
+    assert main(["train", str(shapes), "--out", str(out), *TINY]) == 1
+    told = capsys.readouterr().err
+    assert "cannot be written: No space left on device." in told and "Traceback" not in told
+    assert not [f for f in out.rglob("*") if f.name.startswith(".")]  # no half-written file stays
+    assert main(["predict", str(trained), str(shapes / "JPEGImages"), "--out", str(tmp_path / "out")]) == 1
+    told = capsys.readouterr().err
+    assert "cannot be written: No space left on device." in told and "Traceback" not in told
+
+
+def test_a_disk_that_fills_up_later_leaves_the_former_weights(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = Path(shutil.copy(trained / runs.WEIGHTS, tmp_path))
+    before = weights.read_bytes()
+    model = wildcat.load(trained).model
+    with torch.no_grad():
+        model.transfer.weight.add_(1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        runs.save_weights(model, weights)
+    assert weights.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [weights]
+
+
+# --- inventions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_of_weights_is_not_a_run(refused: Refused, tmp_path: Path, run: Path) -> None:
+    refused("predict", run / runs.WEIGHTS, picture(tmp_path / "a.png"), names="model.safetensors")
+
+
+def test_masks_of_more_classes_than_a_picture_can_number(refused: Refused, tmp_path: Path) -> None:
+    a = picture(tmp_path / "a.png")
+    told = refused("predict", "imagenet-lite0", a, "--save", "masks", "--out", tmp_path / "o", names="1000", code=2)
+    assert "254" in told and not (tmp_path / "o").exists()  # said before the first picture
+
+
+def test_a_file_name_that_is_not_unicode(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9.png")  # as old archives leave them on Linux
+    try:
+        picture(tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    assert main(["predict", str(trained), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    row = json.loads((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8"))
+    assert Path(row["image"]) == tmp_path / "in" / name
+
+
+def test_class_folders_that_learn_from_the_same_pictures_twice(tmp_path: Path, refused: Refused) -> None:
+    """A class folder inside a class folder belongs to the outer one; a link to itself does not loop."""
+    pets = classes_in(tmp_path / "pets")
+    (pets / "cat" / "loop").symlink_to(pets / "cat", target_is_directory=True)
+    assert main(["train", str(pets), "--out", str(tmp_path / "new"), *TINY]) == 0
+    assert json.loads((tmp_path / "new" / runs.MANIFEST).read_text())["data"]["pictures"] == {"train": 8, "val": 2}

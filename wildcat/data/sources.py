@@ -1,0 +1,203 @@
+"""Where the public data sets come from: addresses, sizes, checksums, terms of use, and how to get them by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from wildcat.errors import ConfigError, DataError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file of a data set.
+
+    Attributes:
+        urls: addresses of the same bytes, in the order to try them.
+        folder: where it is unpacked, or put where it is no archive, relative to the folder that is fetched into.
+        size: bytes, None where not known for certain.
+        digest: `algorithm:hex` as printed by somebody else than us, empty where nobody did.
+    """
+
+    urls: tuple[str, ...]
+    folder: str
+    size: int | None = None
+    digest: str = ""
+
+    @property
+    def file(self) -> str:
+        """The file's own name."""
+        return self.urls[0].rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A public data set and where to get it.
+
+    Attributes:
+        name: as in `wildcat datasets`.
+        homepage: the authors' page.
+        licence: the terms of use, in a sentence.
+        downloads: its files.
+        opens: what to give to `open_dataset`, relative to the folder that is fetched into.
+        holds: paths that are there when it is complete, relative to the same.
+        note: what to know before it is opened.
+    """
+
+    name: str
+    homepage: str
+    licence: str
+    downloads: tuple[Download, ...]
+    opens: str
+    holds: tuple[str, ...]
+    note: str = ""
+
+    @property
+    def by_hand(self) -> str:
+        """How to get it without us, in a sentence."""
+        files = ", ".join(download.urls[-1] for download in self.downloads)
+        return f"Get {files} (see {self.homepage}) and unpack so that DIR/{self.holds[0]} appears."
+
+
+def find_source(name: str) -> Source:
+    """The public data set of that name, in any case of letters.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: a data set that is packaged instead.
+    """
+    packaged = {"solar": "Type: pip install 'wildcat-vision[demo]'", "shapes": "It is generated when it is first used."}
+    if name.lower() in packaged:
+        raise DataError(f"{name} is packaged: there is nothing to fetch.", packaged[name.lower()])
+    source = next((source for key, source in SOURCES.items() if key.lower() == name.lower()), None)
+    if source is None:
+        raise ConfigError(
+            f"{name!r} is no data set that can be fetched.",
+            did_you_mean(name, SOURCES) or f"Choose one of: {', '.join(SOURCES)}.",
+        )
+    return source
+
+
+def _voc(year: str, file: str, size: int, digest: str) -> Download:
+    # Both hosts are the authors' own at Oxford; torchvision has moved from the older to the first.
+    path = f"robots.ox.ac.uk/pascal/VOC/voc{year}/{file}"
+    return Download((f"https://thor.{path}", f"http://host.{path}"), ".", size, digest)
+
+
+def _coco(path: str, size: int, sha256: str) -> Download:
+    return Download((f"http://images.cocodataset.org/{path}",), "coco", size, f"sha256:{sha256}")
+
+
+_FLICKR = "The photographs are from Flickr, and their use must respect the Flickr terms of use"
+
+# Checksums of VOC: torchvision's voc.py; their sizes, and sizes and checksums of COCO: tensorflow-datasets,
+# url_checksums/{voc,coco}.txt. 15-Scene: dm_nevis and pyvision_data name the same one. MIT67: only vipy names one.
+_VOC2007 = Source(
+    "VOC2007",
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
+    f"{_FLICKR} (Database Rights on the page of VOC).",
+    (
+        _voc("2007", "VOCtrainval_06-Nov-2007.tar", 460_032_000, "md5:c52e279531787c972589f7e41ab4ae64"),
+        _voc("2007", "VOCtest_06-Nov-2007.tar", 451_020_800, "md5:b6e924de25625d8de591ea690078ad9f"),
+    ),
+    "VOCdevkit/VOC2007",
+    tuple(f"VOCdevkit/VOC2007/{path}" for path in ("ImageSets/Main/test.txt", "ImageSets/Main/trainval.txt")),
+)
+_VOC2012 = replace(
+    _VOC2007,
+    name="VOC2012",
+    homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    downloads=(_voc("2012", "VOCtrainval_11-May-2012.tar", 1_999_639_040, "md5:6cd6e144f989b92b3379bac3b3de84fd"),),
+    opens="VOCdevkit/VOC2012",
+    holds=("VOCdevkit/VOC2012/ImageSets/Main/trainval.txt", "VOCdevkit/VOC2012/ImageSets/Action/trainval.txt"),
+)
+_COCO2014 = Source(
+    "COCO2014",
+    "https://cocodataset.org/#download",
+    f"The annotations are under Creative Commons Attribution 4.0. {_FLICKR} (cocodataset.org/#termsofuse).",
+    (
+        _coco(
+            "annotations/annotations_trainval2014.zip",
+            252_872_794,
+            "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
+        ),
+        _coco(
+            "zips/val2014.zip",
+            6_645_013_297,
+            "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
+        ),
+        _coco(
+            "zips/train2014.zip",
+            13_510_573_713,
+            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
+        ),
+    ),
+    "coco",
+    ("coco/annotations/instances_train2014.json", "coco/train2014", "coco/val2014"),
+)
+_COCO2017 = replace(
+    _COCO2014,
+    name="COCO2017",
+    downloads=(
+        _coco(
+            "annotations/annotations_trainval2017.zip",
+            252_907_541,
+            "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+        ),
+        _coco(
+            "zips/val2017.zip",
+            815_585_330,
+            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+        ),
+        _coco(
+            "zips/train2017.zip",
+            19_336_861_798,
+            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+        ),
+    ),
+    holds=("coco/annotations/instances_train2017.json", "coco/train2017", "coco/val2017"),
+)
+_MIT67 = Source(
+    "MIT67",
+    "https://web.mit.edu/torralba/www/indoor.html",
+    'The page of its authors says: "The images provided here are for research purposes only."',
+    (
+        Download(
+            ("http://groups.csail.mit.edu/vision/LabelMe/NewImages/indoorCVPR_09.tar",),
+            "MIT67",
+            digest="sha1:0b252516e746ba428b96af408d2e8162d9b08ac5",
+        ),
+        Download(("http://web.mit.edu/torralba/www/TrainImages.txt",), "MIT67"),
+        Download(("http://web.mit.edu/torralba/www/TestImages.txt",), "MIT67"),
+    ),
+    "MIT67",
+    ("MIT67/Images", "MIT67/TrainImages.txt", "MIT67/TestImages.txt"),
+)
+_SCENES_URL = "http://www-cvr.ai.uiuc.edu/ponce_grp/data/scene_categories/scene_categories.zip"
+_SCENES = Source(
+    "15-Scene",
+    "https://web.archive.org/web/20070829035029/http://www-cvr.ai.uiuc.edu/ponce_grp/data/",
+    "Its authors state no licence: take it as for research, and cite Lazebnik, Schmid and Ponce (CVPR 2006).",
+    (
+        Download(
+            (_SCENES_URL, f"https://web.archive.org/web/20070829035029/{_SCENES_URL}"),
+            "15-Scene",
+            digest="md5:58828019197b2ad0a7efb472e7a85c2a",
+        ),
+    ),
+    "15-Scene",
+    ("15-Scene/CALsuburb", "15-Scene/store"),
+)
+
+SOURCES = {
+    source.name: source
+    for source in (
+        _VOC2007,
+        _VOC2012,
+        replace(_VOC2012, name="VOC2012-Action", note="Give --format voc-action: the devkit has objects too."),
+        _COCO2014,
+        _COCO2017,
+        _MIT67,
+        _SCENES,
+    )
+}
+"""Name -> source. VOC 2012's test labels are not public, so it is train and val only."""
