@@ -10,7 +10,7 @@ DEMO ?= demo
 .PHONY: demo test format bench clean
 
 demo: $(VENV)/installed-demo
-	$(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
+	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
 	rm -rf $(DEMO)/predictions
 	$(BIN)/wildcat predict $(DEMO)/run solar --split test --limit 48 --classes defective \
 		--save overlays,modalities --out $(DEMO)/predictions

@@ -53,10 +53,11 @@ def imported(module: str, is_package: bool, sources: Sources) -> Iterator[str]:
         else:
             continue
         for name in names:
-            while name and name not in sources:  # a class or function: its module
-                name = name.rpartition(".")[0]
-            if name and name != module:
-                yield name
+            parts = name.split(".")
+            above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+            found = next((m for m in above if m in sources), module)  # of a class or function: its module
+            if found != module:
+                yield found
 
 
 def imports(sources: Sources) -> dict[str, set[str]]:

@@ -39,7 +39,7 @@ class DataCommand(Command):
     """What every command that reads a data set takes."""
 
     format: str | None = None
-    """Layout of the data (voc, voc-action, coco, scenes, indoor, csv, folder); recognised from its structure otherwise."""
+    """Layout: voc, voc-action, coco, scenes, indoor, csv or folder; recognised from its structure otherwise."""
     data_option: Options = ()
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
 
@@ -219,7 +219,7 @@ def run_train(command: Train) -> int:
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import TerminalListener
     from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import MANIFEST, check_resumable, create_run, open_run
+    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused, open_run, refuse_taken
 
     config = command.config
     check_backbone_name(config.backbone)
@@ -229,6 +229,8 @@ def run_train(command: Train) -> int:
         begun = run.manifest["data"]
         options = command.data_option or tuple(begun.get("options", ()))
         command = dataclasses.replace(command, data_option=options, format=command.format or begun.get("format"))
+    else:
+        refuse_taken(command.out)
     data = open_data(command)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     check_readable([s.path for s in (*samples, *val_samples)])
@@ -240,7 +242,7 @@ def run_train(command: Train) -> int:
         run = create_run(command.out, config, data, source, command.data_option)
     describe(data, f"{len(samples)} pictures to train on, {len(val_samples)} to choose the best epoch", device.type)
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
-    if config.device == "auto" and device.type == "cpu" and config.tune == "all":
+    if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
     go_on = f"Go on with:\n  {shlex.join(['wildcat', 'train', source, '--out', str(command.out), '--resume'])}"
     try:
@@ -249,6 +251,10 @@ def run_train(command: Train) -> int:
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
         return 1
+    except WildcatError:
+        if not resume:
+            discard_unused(run)
+        raise
     if not outcome.finished:
         print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {go_on}", file=sys.stderr)
         return 1

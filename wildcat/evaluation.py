@@ -62,7 +62,8 @@ def evaluate(
     scores, points = [], []
     with_masks = all(s.mask is not None for s in samples)
     confusion = np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64)
-    predictions = predictions or predictor.stream([s.path for s in samples], modalities=False)
+    if predictions is None:
+        predictions = predictor.stream([s.path for s in samples], modalities=False)
     for sample, prediction in zip(samples, predictions, strict=True):
         scores.append(prediction.class_scores)
         points.append(list(prediction.points.values()))

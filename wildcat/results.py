@@ -29,6 +29,9 @@ from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
 SCHEMA = 1
 """Version of the rows of predictions.jsonl and of the folder `Prediction.save` writes."""
 
+OPACITY = 0.75
+"""Of the hottest place of a predicted class's overlay."""
+
 BOX_SIDE = 128
 """Longest side of the grid boxes are found on: class maps are smooth, a finer grid moves no edge noticeably."""
 
@@ -137,12 +140,21 @@ class Prediction:
         return read_image(self.picture) if isinstance(self.picture, Path) else self.picture
 
     def plot(self, name: str | None = None, *, boxes: bool = False) -> Image.Image:
-        """The picture with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class."""
+        """The picture with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class.
+
+        The heat of a class that is not predicted fades with its probability: each map is drawn from its own lowest to
+        its highest value, and would otherwise glow as brightly where there is nothing.
+        """
         name = self.top if name is None else name
-        drawn = overlay_heatmap(self.load_picture(), self.heatmap(name))
+        drawn = overlay_heatmap(self.load_picture(), self.heatmap(name), alpha=self.opacity(name))
         if boxes:
             drawn = draw_boxes(drawn, [box[:4] for box in self.find_boxes(name)])
         return draw_points(drawn, [self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
+
+    def opacity(self, name: str) -> float:
+        """How strongly the heat of a class is drawn, in [0, 0.75]: in full where it is predicted."""
+        predicted = name in self.labels or name == self.top
+        return OPACITY * (1.0 if predicted else min(1.0, 2 * self.probabilities[name]))
 
     @property
     def top(self) -> str:

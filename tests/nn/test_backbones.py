@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import pickle
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_a_picture_of_another_size_than_a_transformer_was_made_for() -> None:
 
 def test_a_network_that_gives_no_map_is_refused() -> None:
     class Flat(nn.Module):
-        pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})
         num_features = 8
 
         def forward_features(self, images: torch.Tensor) -> torch.Tensor:
@@ -103,7 +104,7 @@ def test_a_network_that_gives_no_map_is_refused() -> None:
 
 def test_tokens_that_tile_nothing_are_refused() -> None:
     class Odd(nn.Module):
-        pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})
         num_features = 8
 
         def forward_features(self, images: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from wildcat.nn.pooling import create_pool
 class Identity(nn.Module):
     """A network whose features are the picture: it makes every number of the layers after it checkable."""
 
-    pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})
     num_features = 3
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two poolings equal loops written from the paper's equations, and their gradients go where the paper sends them."""
+"""The two poolings equal loops written from the paper's equations; their gradients go where the paper sends them."""
 
 from __future__ import annotations
 

@@ -183,7 +183,8 @@ def test_groups_of_a_fine_tuned_network() -> None:
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     assert 0 < len(matrices) < len(names)
     for key, name in names.items():
-        assert seen[key] == (0.5 if name.startswith("transfer") else 0.01, 0.3 if key in matrices else 0.0), name
+        rate = 0.5 * 4 if name.startswith("transfer") else 0.01  # M = 4
+        assert seen[key] == (rate, 0.3 if key in matrices else 0.0), name
 
 
 def test_groups_of_a_head() -> None:
@@ -208,3 +209,21 @@ def test_the_optimiser_is_sgd_with_momentum() -> None:
         velocity = 0.9 * velocity + 1 + 0.01 * weight
         weight = weight - 0.1 * velocity
         torch.testing.assert_close(model.transfer.weight.detach(), weight)
+
+
+def test_class_maps_learn_at_the_same_pace_for_any_number_of_maps() -> None:
+    features, labels = torch.randn(4, 96, 3, 3), torch.tensor([[1, -1], [-1, 1], [1, 1], [-1, -1]], dtype=torch.int8)
+    class_maps = []
+    for num_maps in (1, 4):
+        model = create_model("test_resnet", 2, num_maps=num_maps, pretrained=False)
+        with torch.no_grad():
+            model.transfer.weight.copy_(torch.linspace(-1, 1, 96)[None, :, None, None].expand_as(model.transfer.weight))
+            model.bias().zero_()
+        config = TrainConfig(tune="head", num_maps=num_maps, lr=0.5, weight_decay=0.0)
+        optimizer = create_optimizer(model, config)
+        for _ in range(3):
+            optimizer.zero_grad()
+            multilabel_loss(model.score(features), labels).backward()
+            optimizer.step()
+        class_maps.append(model.class_maps_of(features))
+    torch.testing.assert_close(*class_maps)

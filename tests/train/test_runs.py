@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_not_a_run_folder(run: Run, tmp_path: Path) -> None:
     assert caught.value.hint == "did you mean run?"
     for name in (CONFIG, MANIFEST):
         (run.folder / name).rename(run.folder / "away")
-        with pytest.raises(RunError, match=f"is not a run folder: it has no {name}"):
+        with pytest.raises(RunError, match=rf"is not a run folder: it has no {re.escape(name)}"):
             open_run(run.folder)
         (run.folder / "away").rename(run.folder / name)
 

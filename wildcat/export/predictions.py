@@ -129,9 +129,9 @@ class PredictionWriter:
         picture = prediction.load_picture()
         # One scale for all M maps, so that the strongest modality looks strongest.
         limits = (float(maps.min()), float(maps.max()))
-        drawn = [overlay_heatmap(picture, m, limits=limits) for m in maps]
+        drawn = [overlay_heatmap(picture, m, prediction.opacity(name), limits=limits) for m in maps]
         captions = [f"{name} {i + 1}" for i in range(len(drawn))]
-        sheet = side_by_side([picture, *drawn], ["", *captions])
+        sheet = side_by_side([picture, *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
         named = [*((d, f"-{i + 1}") for i, d in enumerate(drawn)), (sheet, "-all")]
         return [self._picture(d, "modalities", stem, name, which) for d, which in named]
 

@@ -24,7 +24,8 @@ def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
         num_maps: M.
 
     Returns:
-        (B, C, h, w) class maps. The gradient that reaches each of the M maps is 1/M of the class map's.
+        (B, C, h, w) class maps. The gradient that reaches each of the M maps is 1/M of the class map's, the same for
+        all M: maps made by one linear layer, as in the paper, differ by where their weights began and by nothing else.
 
     Raises:
         ShapeError: `maps` is not 4-D, or its channels are not divisible by M.

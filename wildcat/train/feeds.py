@@ -114,7 +114,7 @@ def relearning_norms(model: Wildcat) -> Iterator[None]:
     """Batch normalisation starts its running averages anew, as plain averages over the batches that follow.
 
     Training normalises by the batch, evaluation by running averages. Those of ImageNet may be far from the pictures at
-    hand (grey ones, say): features would change their scale between the two, and the first epochs would be wasted on it.
+    hand (grey ones, say): features would change their scale between the two, and the first epochs be wasted on it.
     """
     norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -65,9 +65,14 @@ def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
 
 
 def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, object]]:
-    """Parameters in groups with their peak learning rate; biases and normalisation layers have no weight decay."""
+    """Parameters in groups with their peak learning rate; biases and normalisation layers have no weight decay.
+
+    The transfer layer learns at M times `peak_lr`: each of the M maps of a class receives 1/M of the class map's
+    gradient (eq. 1), so that their mean, which is all a score depends on, would otherwise move M times slower.
+    """
     groups: list[dict[str, object]] = []
-    parts: list[tuple[nn.Module, float]] = [(model.transfer, config.peak_lr), (model.pool, config.peak_lr)]
+    transfer_lr = config.peak_lr * model.num_maps
+    parts: list[tuple[nn.Module, float]] = [(model.transfer, transfer_lr), (model.pool, config.peak_lr)]
     if config.tune == "all":
         parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
     for module, rate in parts:

@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -106,17 +107,11 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
         ConfigError: no such backbone, or a setting out of range.
     """
     config.validate()
+    refuse_taken(folder)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
     preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = (
-            f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
-            if (folder / MANIFEST).is_file()
-            else f"Give another --out, for example {next_free(folder)}."
-        )
-        raise RunError(f"{folder} exists and is never overwritten.", hint)
     manifest = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,6 +132,27 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
         write_config(config, folder / CONFIG)
         write_json(folder / MANIFEST, manifest)
     return open_run(folder)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Refuse to make a run where something is already.
+
+    Raises:
+        RunError: the folder exists and is not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        hint = (
+            f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
+            if (folder / MANIFEST).is_file()
+            else f"Give another --out, for example {next_free(folder)}."
+        )
+        raise RunError(f"{folder} exists and is never overwritten.", hint)
+
+
+def discard_unused(run: Run) -> None:
+    """Remove a run folder that holds nothing but its settings, so that the same --out can be given again."""
+    if {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
+        shutil.rmtree(run.folder)
 
 
 def open_run(folder: Path) -> Run:
