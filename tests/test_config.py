@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wildcat.config import TrainConfig, from_dict, list_recipes, load_recipe, read_config, to_dict, write_config
+from wildcat.config import TrainConfig, config_text, from_dict, list_recipes, load_recipe, read_config, to_dict
 from wildcat.errors import ConfigError
 
 positive = st.floats(1e-8, 1e3)
@@ -38,14 +38,14 @@ positive = st.floats(1e-8, 1e3)
 )
 def test_yaml_round_trip(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
-    write_config(config, path)
+    path.write_text(config_text(config))
     read = read_config(path)
     assert read == config
     assert [type(v) for v in to_dict(read).values()] == [type(v) for v in to_dict(config).values()], "1 is not 1.0"
 
 
 def test_the_file_has_a_line_for_each_setting_in_order(tmp_path: Path) -> None:
-    write_config(TrainConfig(), tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text(config_text(TrainConfig()))
     lines = (tmp_path / "config.yaml").read_text(encoding="utf-8").splitlines()
     assert [line.split(":")[0] for line in lines] == [f.name for f in dataclasses.fields(TrainConfig)]
 

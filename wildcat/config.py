@@ -247,9 +247,9 @@ def _is_number(text: Any) -> bool:
         return False
 
 
-def write_config(config: TrainConfig, path: Path) -> None:
-    """Write the settings as YAML, one line a field."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+def config_text(config: TrainConfig) -> str:
+    """The settings as YAML, one line a field."""
+    return str(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:

@@ -254,16 +254,16 @@ def test_accumulated_gradients_are_those_of_one_large_batch(
 
 @pytest.fixture
 def explode(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
-    """Make the gradient of the given step (from 1) multiply the weights out of the numbers."""
+    """Make the given step (from 1) leave the transfer layer with this value for all its weights."""
 
-    def at(step: int, factor: float) -> None:
+    def at(step: int, value: float) -> None:
         steps, take_step = iter(range(1, 100)), Trainer.take_step
 
         def exploding(self: Trainer, group: Any) -> tuple[float, int]:
             done = take_step(self, group)
             if next(steps) == step:
                 with torch.no_grad():
-                    self.model.transfer.weight.mul_(factor)
+                    self.model.transfer.weight.fill_(value)
             return done
 
         monkeypatch.setattr(Trainer, "take_step", exploding)
@@ -300,9 +300,9 @@ def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
 def test_scores_that_overflow_on_val_stop_it_too(
     tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None]
 ) -> None:
-    explode(6, 1e37)
+    explode(6, 3e38)  # finite itself; its products are not
     run = create_run(tmp_path / "run", SMALL, shapes)
-    with pytest.raises(TrainingError, match=r"are not finite.* at epoch 2"):
+    with pytest.raises(TrainingError, match=r"the scores on val are not finite at epoch 2"):
         train(run, shapes)
     assert len(run.history()) == 1
 

@@ -115,7 +115,7 @@ def test_losses_of_parts_weighed_by_their_mass_are_the_loss_of_the_whole(multicl
     assert sum_of_parts / sum(masses) == pytest.approx(loss(scores, labels, weights).item(), rel=1e-12)
 
 
-# --- frequencies and weights ------------------------------------------------------------------------------------------
+# --- frequencies and weights ----------------------------------------------------------------------------------------
 
 
 def test_class_frequencies_leave_ignored_labels_out() -> None:
@@ -132,7 +132,7 @@ def test_balancing_weights() -> None:
     assert (weights * exclusive).sum().item() == pytest.approx(1)  # and a picture counts 1 on average
 
 
-# --- learning rates -----------------------------------------------------------------------------------------------------
+# --- learning rates -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_learning_rates_rise_once_and_fall(schedule: str, warmup: float, epochs:
     assert all(np.diff(factors[top:]) <= 1e-12)
 
 
-# --- parameter groups ------------------------------------------------------------------------------------------------
+# --- parameter groups -----------------------------------------------------------------------------------------------
 
 
 def test_groups_of_a_fine_tuned_network() -> None:

@@ -48,7 +48,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- making and opening -----------------------------------------------------------------------------------------------
+# --- making and opening ---------------------------------------------------------------------------------------------
 
 
 def test_a_run_says_what_it_was_made_of(run: Run, shapes: DataSet) -> None:
@@ -170,11 +170,11 @@ def test_a_damaged_history(run: Run) -> None:
     assert run.history() == [{"epoch": 1}, {"epoch": 2}]
     for damaged in ('{"epoch": 1}\n{"ep', "7\n"):
         (run.folder / METRICS).write_text(damaged)
-        with pytest.raises(RunError, match="metrics.jsonl is damaged"):
+        with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
             run.history()
 
 
-# --- going on -----------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------------------------
 
 
 def test_what_may_change_when_a_run_goes_on(run: Run) -> None:
@@ -189,7 +189,7 @@ def test_what_may_change_when_a_run_goes_on(run: Run) -> None:
         check_resumable(run, CONFIGURATION, "shapes", run.classes[::-1])
 
 
-# --- weights and state ------------------------------------------------------------------------------------------------
+# --- weights and state ----------------------------------------------------------------------------------------------
 
 
 def test_weights_come_back_bit_for_bit(run: Run) -> None:

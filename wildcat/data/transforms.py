@@ -69,7 +69,7 @@ def random_crop(size: tuple[int, int], rng: np.random.Generator, smallest: float
         return 0, 0, *size
     width, height = size
     area = rng.uniform(smallest, 1)
-    widest = min(math.log(4 / 3), -math.log(area))  # at aspect 1 / area the crop is as wide as the picture
+    widest = min(math.log(4 / 3), math.log(1 / area))  # at aspect 1 / area the crop is as wide as the picture
     aspect = math.exp(rng.uniform(-widest, widest))
     crop_width = min(width, math.ceil(width * math.sqrt(area * aspect)))
     crop_height = min(height, math.ceil(height * math.sqrt(area / aspect)))

@@ -159,6 +159,7 @@ class Trainer:
         self.metric_name = "accuracy" if multiclass else "map"
         self.fingerprint = data_fingerprint
         self.position = Position()
+        self.rate = 0.0
         self.history: list[dict[str, Any]] = []
 
     def run_epochs(self, interrupted: threading.Event) -> Outcome:
@@ -219,20 +220,20 @@ class Trainer:
     def not_finite(self, what: str) -> TrainingError:
         """The sentence for a training that has left the numbers; `what` begins it."""
         epoch, step = self.position.epoch + 1, min(self.position.step + 1, self.steps_per_epoch)
-        rate = max(float(g["lr"]) for g in self.optimizer.param_groups)
         return TrainingError(
-            f"{what} at epoch {epoch}, step {step}, learning rate {rate:g}.",
+            f"{what} at epoch {epoch}, step {step}, learning rate {self.rate:g}.",
             f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp; "
             "the weights of the best epoch so far are intact in the run folder.",
         )
 
     def set_learning_rate(self) -> float:
-        """Set the rate of every group for the coming step; the head's rate."""
+        """Set the rate of every group for the coming step; what `--lr` has become by now."""
         step = self.position.epoch * self.steps_per_epoch + self.position.step
         factor = learning_rate_factor(step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        return self.config.peak_lr * factor
+        self.rate = self.config.peak_lr * factor
+        return self.rate
 
     def end_epoch(self) -> None:
         """Measure on val, keep the weights if they are the best yet, write the history and the state."""
@@ -242,7 +243,7 @@ class Trainer:
         record: dict[str, Any] = {
             "epoch": position.epoch + 1,
             "loss": position.loss_sum / max(1, position.loss_count),
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.rate,
             "seconds": round(position.seconds, 3),
             "pictures_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
         }

@@ -35,7 +35,7 @@ import torchvision
 from torch import Tensor
 
 from wildcat._version import __version__
-from wildcat.config import TrainConfig, read_config, to_dict, write_config
+from wildcat.config import TrainConfig, config_text, read_config, to_dict
 from wildcat.data.sample import DataSet, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError, did_you_mean
@@ -129,7 +129,7 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_config(config, folder / CONFIG)
+        write_bytes(folder / CONFIG, config_text(config).encode())
         write_json(folder / MANIFEST, manifest)
     return open_run(folder)
 
