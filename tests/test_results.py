@@ -135,6 +135,17 @@ def test_plot_is_hot_at_the_point_and_clear_far_from_it() -> None:
 # --- rows and folders -----------------------------------------------------------------------------------------------
 
 
+def test_heat_of_a_class_fades_with_its_probability_where_it_is_not_predicted() -> None:
+    made = prediction(class_scores=np.array([0.5, -2.0, -9.0], np.float32))
+    plain = np.asarray(made.load_picture()).astype(int)
+    change = {c: np.abs(np.asarray(made.plot(c)).astype(int) - plain).sum(axis=2) for c in made.classes}
+    far_from_marks = np.s_[:, :30]  # dog and fish are marked further right, cat is predicted and hot here
+    assert change["cat"][far_from_marks].max() > 100
+    assert change["dog"][np.s_[:, 40:50]].max() > change["fish"][far_from_marks].max()
+    assert change["fish"][far_from_marks].max() < 3, "one in eight thousand: as good as nothing"
+    assert made.opacity("cat") > made.opacity("dog") > made.opacity("fish") > 0
+
+
 def test_a_row_is_plain_json_with_all_that_was_predicted() -> None:
     row = json.loads(json.dumps(prediction().to_dict()))
     assert {k: row[k] for k in ("image", "width", "height")} == {"image": "pets/a.png", "width": 90, "height": 40}

@@ -153,8 +153,7 @@ class Prediction:
 
     def opacity(self, name: str) -> float:
         """How strongly the heat of a class is drawn, in [0, 0.75]: in full where it is predicted."""
-        predicted = name in self.labels or name == self.top
-        return OPACITY * (1.0 if predicted else min(1.0, 2 * self.probabilities[name]))
+        return OPACITY * (1.0 if name in self.labels else min(1.0, 2 * self.probabilities[name]))
 
     @property
     def top(self) -> str:
