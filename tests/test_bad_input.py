@@ -307,6 +307,12 @@ def test_a_state_that_would_run_code_is_not_opened(refused: Refused, tmp_path: P
     assert not (tmp_path / "harm").exists()
 
 
+def test_weights_that_cannot_be_read_leave_no_run_behind(refused: Refused, tmp_path: Path, shapes: Path) -> None:
+    out = tmp_path / "new"
+    refused("train", shapes, "--out", out, *TINY, "--weights", tmp_path / "nosuch.pth", names="nosuch.pth")
+    assert not out.exists(), "the same --out can be given again"
+
+
 def test_a_run_without_weights(refused: Refused, shapes: Path, run: Path) -> None:
     (run / runs.WEIGHTS).unlink()
     assert "--resume" in refused("evaluate", run, shapes, names="training stopped before the first epoch")
