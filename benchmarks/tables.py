@@ -69,7 +69,9 @@ def solar(result: dict[str, Any]) -> str:
     return (
         f"Solar cells, held-out quarter ({r['pictures']} cells), every layer of {s['backbone']} fine-tuned for "
         f"{r['training']['epochs']} epochs at {s['image_size']} px, one seed: accuracy **{percent(c['accuracy'])} %**, "
-        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} %. "
+        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} % "
+        f"(four mirrored views averaged; the picture alone {percent(r['one_view']['accuracy'])} % and "
+        f"{r['one_view']['roc_auc']:.3f}). "
         f"Published anchor: {s['anchor']}."
     )
 

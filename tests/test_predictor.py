@@ -304,3 +304,25 @@ def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Pa
     assert caught.value.hint == "did you mean run?"
     with pytest.raises(RunError, match=r"it has no run\.json"):
         load(tmp_path / "run")
+
+
+def test_mirrored_views_are_averaged_where_they_belong(predictor: Predictor) -> None:
+    picture = block(1, 3)
+    one = predictor.predict(picture)
+    for flip, mirrored in (
+        ("horizontal", [np.s_[:, ::-1]]),
+        ("both", [np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]]),
+    ):
+        views = [one.class_maps] + [
+            predictor.predict(np.ascontiguousarray(picture[cut])).class_maps[(np.s_[:], *_two(cut))] for cut in mirrored
+        ]
+        fused = Predictor("x", predictor.model, predictor.classes, predictor.task, predictor.preprocess, "cpu", flip)  # type: ignore[arg-type]
+        np.testing.assert_allclose(fused.predict(picture).class_maps, np.mean(views, axis=0), atol=1e-5)
+        assert fused.predict(picture).points == one.points
+    with pytest.raises(ConfigError, match="flip='vertical': give none, horizontal or both"):
+        Predictor("x", predictor.model, predictor.classes, predictor.task, predictor.preprocess, "cpu", "vertical")  # type: ignore[arg-type]
+
+
+def _two(cut: Any) -> tuple[Any, Any]:
+    """Rows and columns of a cut that may name rows alone."""
+    return cut if isinstance(cut, tuple) else (cut, np.s_[:])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
-from wildcat.config import TrainConfig, load_recipe, read_config
+from wildcat.config import Flip, TrainConfig, load_recipe, read_config
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Evaluate(DataCommand):
     """Sharpen masks with a dense CRF before they are measured."""
     json: bool = False
     """Print one JSON object instead of a table."""
+    flip: Flip = "none"
+    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -101,6 +103,8 @@ class Predict(DataCommand):
     """Stop after so many pictures; 0: all."""
     batch_size: int = 8
     """Pictures that go through the network together."""
+    flip: Flip = "none"
+    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -274,7 +278,7 @@ def run_evaluate(command: Evaluate) -> int:
 
     data = open_data(command)
     split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
-    predictor = load(command.run, command.device)
+    predictor = load(command.run, command.device, command.flip)
     class_order(predictor, data)
     samples = data.split(split)
     describe(data, f"{len(samples)} pictures of {split}", predictor.device.type, quiet=command.json)
@@ -296,7 +300,7 @@ def run_predict(command: Predict) -> int:
     if command.batch_size < 1 or command.limit < 0:
         raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
     pictures = find_pictures(command)
-    predictor = load(command.run, command.device)
+    predictor = load(command.run, command.device, command.flip)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
             f"{predictor.name} has {len(predictor.classes)} classes; a mask picture numbers 254 at most.",

@@ -19,6 +19,13 @@ Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
 
+FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {
+    "none": ((),),
+    "horizontal": ((), (-1,)),
+    "both": ((), (-1,), (-2,), (-2, -1)),
+}
+"""The views of a picture that each setting of flip stands for, as the axes mirrored; the first is the picture."""
+
 Regions = int | float
 """A number of regions: an int counts them, a float in (0, 1] is a proportion of the map."""
 
@@ -33,7 +40,7 @@ class TrainConfig:
     backbone: str = "lite0"
     """Feature network: lite0, lite1, lite2 (weights come with the package) or any timm name."""
     weights: str = "imagenet"
-    """Where the backbone starts: imagenet, none (random), or a .safetensors / .pth file."""
+    """Where the network starts: imagenet, none (random), a file of backbone weights, or a run folder."""
     output_stride: int = 32
     """Input pixels per cell of the class maps: 32, 16 or 8, where the backbone can."""
     pooling: Pooling = "wildcat"

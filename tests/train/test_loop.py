@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from sklearn.metrics import accuracy_score
 from torch import Tensor, nn
 
 import wildcat.train.loop
-from wildcat.config import TrainConfig
+from wildcat.config import TrainConfig, Tune
 from wildcat.data.images import read_image
 from wildcat.data.sample import DataSet, Sample, label_matrix
 from wildcat.data.shapes import write_shapes
@@ -28,7 +29,7 @@ from wildcat.nn.model import Wildcat, create_model
 from wildcat.train.feeds import PictureFeed
 from wildcat.train.loop import Listener, Trainer, choose_device, interruptible, train, validation_metric
 from wildcat.train.optim import class_frequencies
-from wildcat.train.runs import STATE, WEIGHTS, Run, create_run, load_state
+from wildcat.train.runs import MANIFEST, STATE, WEIGHTS, Run, create_run, load_state
 
 SMALL = TrainConfig(
     backbone="test_resnet", weights="none", image_size=64, num_maps=2, epochs=3, batch_size=8, lr=0.02, workers=0
@@ -379,3 +380,22 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path, shapes: DataSet) -> No
     other = replace(shapes, readers={"train": lambda: fewer, "val": shapes.readers["val"]}, _cache={})
     with pytest.raises(RunError, match="the pictures or labels are not those"):
         train(run, other, resume=True)
+
+
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes: DataSet, tune: Tune) -> None:
+    first = create_run(tmp_path / "first", SMALL, shapes)
+    train(first, shapes)
+    still = replace(SMALL, weights=str(first.folder), tune=tune, epochs=1, lr=1e-12, val_split="none")
+    second = create_run(tmp_path / "second", still, shapes)
+    train(second, shapes)
+    learned, kept = first.load_model(), second.load_model()
+    for name, parameter in learned.named_parameters():
+        torch.testing.assert_close(kept.get_parameter(name), parameter, msg=name)
+    torch.testing.assert_close(kept.standardize.std, learned.standardize.std)
+
+    other = json.loads((first.folder / MANIFEST).read_text())
+    other["classes"] = other["classes"][::-1]
+    (first.folder / MANIFEST).write_text(json.dumps(other))
+    with pytest.raises(RunError, match=r"first was trained on other classes"):
+        train(create_run(tmp_path / "third", still, shapes), shapes)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wildcat.config import Flip
+from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
@@ -37,13 +37,6 @@ SHARD = 256
 """Pictures in a shard: what an interruption loses at most."""
 
 Axes = tuple[int, ...]
-
-VIEWS: dict[Flip, tuple[Axes, ...]] = {
-    "none": ((),),
-    "horizontal": ((), (-1,)),
-    "both": ((), (-1,), (-2,), (-2, -1)),
-}
-"""The views of a picture that each setting of `flip` keeps, as the axes mirrored; the first is the picture itself."""
 
 Place = tuple[NDArray[np.float16], int]
 """Where the features of a picture lie: a memory-mapped shard (n, D, h, w) and the row in it."""
@@ -115,7 +108,7 @@ def cached_features(
         ImageError: a picture cannot be read.
         RunError: the cache cannot be written.
     """
-    views = VIEWS[flip]
+    views = FLIP_VIEWS[flip]
     pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))

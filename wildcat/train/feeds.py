@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wildcat.config import Flip, TrainConfig
+from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches
 from wildcat.data.sample import Sample, label_matrix
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.model import Wildcat
-from wildcat.train.features import VIEWS, Features, cached_features
+from wildcat.train.features import Features, cached_features
 
 STATISTICS_PICTURES = 256
 """How many training pictures the spread of the features is measured on."""
@@ -145,7 +145,7 @@ class FeatureFeed:
         self.config = config
         model.backbone.requires_grad_(False)
         model.eval()
-        listener.start(len(samples) * len(VIEWS[config.flip]) + len(val_samples), 0, "features")
+        listener.start(len(samples) * len(FLIP_VIEWS[config.flip]) + len(val_samples), 0, "features")
 
         def features_of(part: Sequence[Sample], flip: Flip) -> Features:
             folder = cache_folder() / "features"

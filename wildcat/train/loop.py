@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ from wildcat.train.runs import (
     Run,
     adopt_state,
     load_state,
+    load_weights,
+    open_run,
     save_state,
     save_weights,
     write_history,
@@ -102,11 +105,16 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = model_from_config(config, len(run.classes)).to(device).to(memory_format=torch.channels_last)
+        begun = run_of_weights(run)
+        model = model_from_config(config, len(run.classes), weights="none" if begun else None)
+        if begun is not None:
+            load_weights(model, begun.folder / WEIGHTS)
+        model = model.to(device).to(memory_format=torch.channels_last)
         workers = suggested_workers(device.type) if config.workers < 0 else config.workers
         feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
         labels = torch.from_numpy(label_matrix(samples))
-        prepare(model, feed, labels, multiclass=data.task == "multiclass")
+        if begun is None:
+            prepare(model, feed, labels, multiclass=data.task == "multiclass")
         trainer = Trainer(
             run,
             data.task == "multiclass",
@@ -121,6 +129,24 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
             trainer.restore()
         with interruptible() as interrupted:
             return trainer.run_epochs(interrupted)
+
+
+def run_of_weights(run: Run) -> Run | None:
+    """The run whose weights `run` starts from, where `weights` names one: training goes on from its network as it is.
+
+    Raises:
+        RunError: the other run has other classes.
+    """
+    folder = Path(run.config.weights)
+    if not folder.is_dir():
+        return None
+    begun = open_run(folder)
+    if begun.classes != run.classes:
+        raise RunError(
+            f"{folder} was trained on other classes than the data has.",
+            "Start from a run with the same classes, or from imagenet.",
+        )
+    return begun
 
 
 def prepare(model: Wildcat, feed: Feed, labels: Tensor, multiclass: bool) -> None:
