@@ -1,6 +1,6 @@
 """Compare the poolings of the paper's Table 1 on one data set: same features, same schedule, several seeds.
 
-    python benchmarks/pooling.py --data DIR/VOCdevkit --out benchmarks/results/pooling-voc2012-mini.json
+    python benchmarks/pooling.py --data DIR/VOCdevkit --name "VOC 2012 mini" --out benchmarks/results/pooling.json
 
 The best epoch is the last one for every pooling (no choice is made on val), so that val is a clean test.
 """
@@ -28,6 +28,7 @@ POOLINGS: dict[str, dict[str, object]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a VOC devkit, or any data set with boxes")
+    parser.add_argument("--name", default="", help="what to call the data in tables, where it is a subset")
     parser.add_argument("--split", default="val")
     parser.add_argument("--backbone", default="lite2")
     parser.add_argument("--image-size", type=int, default=384)
@@ -64,12 +65,13 @@ def main() -> None:
             "pointing_game": spread(games),
             "seconds_per_seed": round((time.perf_counter() - begun) / arguments.seeds, 1),
         }
-    shared = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("out", "data")}
-    shared |= {
-        "data": f"{data.name}, {len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"
+    shared = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items() if k not in ("out", "data", "name")
     }
+    counts = f"{len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"
+    shared |= {"data": f"{arguments.name or data.name}, {counts}"}
     shared |= {"tune": "head", "flip": "horizontal", "ap_variant": "voc10", "point_tolerance_px": 18}
-    command = f"python benchmarks/pooling.py --data VOCdevkit --out {arguments.out.name}"
+    command = f"python benchmarks/pooling.py --data VOCdevkit --name '{arguments.name}' --out {arguments.out.name}"
     write_result(arguments.out, command, shared, results)
 
 

@@ -66,9 +66,10 @@ def solar(result: dict[str, Any]) -> str:
     """Solar cells."""
     s, r = result["settings"], result["results"]
     c = r["classification"]
+    epochs = " + ".join(str(len(stage["history"])) for stage in r["training"]["stages"])
     return (
         f"Solar cells, held-out quarter ({r['pictures']} cells), every layer of {s['backbone']} fine-tuned for "
-        f"{r['training']['epochs']} epochs at {s['image_size']} px, one seed: accuracy **{percent(c['accuracy'])} %**, "
+        f"{epochs} epochs at {s['image_size']} px, one seed: accuracy **{percent(c['accuracy'])} %**, "
         f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} % "
         f"(four mirrored views averaged; the picture alone {percent(r['one_view']['accuracy'])} % and "
         f"{r['one_view']['roc_auc']:.3f}). "
@@ -98,7 +99,7 @@ def head_cost(result: dict[str, Any]) -> str:
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
-    "pooling-voc2012-mini.json": pooling,
+    "pooling.json": pooling,
     "scenes.json": scenes,
     "head-cost.json": head_cost,
 }

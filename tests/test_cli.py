@@ -411,8 +411,7 @@ def test_results_and_progress_go_to_different_streams(
 def test_debug_shows_the_traceback() -> None:
     line = ("train", "solar", "--out", "x", "--recipe", "sollar")
     quiet = subprocess_of(*line)
-    assert quiet.returncode == 2 and quiet.stderr == (
-        "wildcat: there is no recipe 'sollar'.\n  Did you mean solar or solar-demo?\n"
-    )
+    assert quiet.returncode == 2 and len(quiet.stderr.splitlines()) == 2
+    assert quiet.stderr.startswith("wildcat: there is no recipe 'sollar'.\n  Did you mean solar or ")
     loud = subprocess_of(*line, "--debug")
     assert loud.returncode != 0 and "Traceback" in loud.stderr and "ConfigError" in loud.stderr

@@ -18,7 +18,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg, subcommand
 
 from wildcat.config import Flip, TrainConfig, load_recipe, read_config
-from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+from wildcat.errors import ConfigError, DataError, MissingExtra, RunError, WildcatError, did_you_mean
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
@@ -255,7 +255,7 @@ def run_train(command: Train) -> int:
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
         return 1
-    except WildcatError:
+    except (ConfigError, MissingExtra, RunError):  # the settings cannot work: let the same --out be given again
         if not resume:
             discard_unused(run)
         raise
