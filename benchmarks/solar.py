@@ -1,8 +1,7 @@
 """Solar cells after fine-tuning: ROC AUC, AP and accuracy on the held-out quarter.
 
     wildcat train solar --recipe solar --out runs/solar
-    wildcat train solar --recipe solar-more --weights runs/solar --out runs/solar-more
-    python benchmarks/solar.py --run runs/solar-more --out benchmarks/results/solar.json
+    python benchmarks/solar.py --run runs/solar --out benchmarks/results/solar.json
 
 The last epoch is kept: nothing is chosen on the held-out quarter, which is looked at here, once.
 """
@@ -25,7 +24,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
     """Settings and history of a run and of those it went on from, the first of them first."""
     folder = Path(run.config.weights)
     before = stages(open_run(folder)) if folder.is_dir() else []
-    settings = to_dict(run.config) | ({"weights": f"the stage before ({folder.name})"} if before else {})
+    settings = to_dict(run.config) | ({"weights": f"the stage before"} if before else {})
     history = [{k: line[k] for k in ("epoch", "loss", "val", "seconds") if k in line} for line in run.history()]
     return [*before, {"settings": settings, "history": history}]
 
@@ -50,7 +49,7 @@ def main() -> None:
         "anchor": "88.4 % accuracy, fine-tuned VGG19 (Deitsch et al. 2019), on their own split",
         "note": arguments.note,
     }
-    command = f"python benchmarks/solar.py --run runs/solar-more --out {arguments.out.name}"
+    command = f"python benchmarks/solar.py --run runs/solar --out {arguments.out.name}"
     write_result(arguments.out, command, settings, result)
 
 
