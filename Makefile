@@ -1,13 +1,13 @@
 # make demo    install, train on real solar cells, and see where the network looks
 # make test    install and run every check
-# make bench   measure what benchmarks/ claims (DATA=folder with VOCdevkit and 15-Scene)
+# make format  apply what ruff can mend
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test format bench clean
+.PHONY: demo test format clean
 
 demo: $(VENV)/installed-demo
 	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume

@@ -164,8 +164,11 @@ class Predictor:
         """Preprocessed images (B, 3, S, S) -> scores (B, C), class maps (B, C, h, w), modality maps (B, C, M, h, w)."""
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         # Maps are linear in the features: averaging the features of mirrored views, mirrored back, averages their maps.
-        views = [self.model.features(images.flip(axes)).flip(axes) for axes in FLIP_VIEWS[self.flip]]
-        return self.run_features(torch.stack(views).mean(dim=0), modalities)
+        mirrored = FLIP_VIEWS[self.flip][1:]  # the plain view needs no copy of the picture or its features
+        features = self.model.features(images)
+        for axes in mirrored:
+            features = features + self.model.features(images.flip(axes)).flip(axes)
+        return self.run_features(features / (1 + len(mirrored)) if mirrored else features, modalities)
 
     @torch.inference_mode()
     def run_features(
