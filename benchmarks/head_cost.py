@@ -81,12 +81,12 @@ def compare(whole: Callable[[], object], bare: Callable[[], object], rounds: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", default="lite0,resnet50,resnet101")
+    parser.add_argument("--backbones", default="lite0,lite2,resnet50")
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--num-maps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     results = {}

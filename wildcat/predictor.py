@@ -175,10 +175,10 @@ class Predictor:
         self, features: Tensor, modalities: bool = True
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
         """As `run`, from backbone features (B, D, h, w)."""
-        maps = self.model.maps_of(features)
-        class_maps = maps.mean(dim=2)
+        maps = self.model.maps_of(features) if modalities else None  # the M maps cost time only where asked for
+        class_maps = self.model.class_maps_of(features) if maps is None else maps.mean(dim=2)
         scores = self.model.pool(class_maps) if self.model.architecture == "a" else self.model.score(features)
-        return _array(scores), _array(class_maps), _array(maps) if modalities else None
+        return _array(scores), _array(class_maps), None if maps is None else _array(maps)
 
 
 def load(source: str | Path, device: str = "auto", flip: Flip = "none") -> Predictor:

@@ -17,7 +17,7 @@ from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, FeatureScale, Wildcat, create_model, model_from_config
-from wildcat.nn.pooling import create_pool
+from wildcat.nn.pooling import class_wise_pool, create_pool
 
 
 class Identity(nn.Module):
@@ -95,6 +95,17 @@ def test_with_average_pooling_the_architectures_are_the_same() -> None:
     images = pictures()
     a, b = (tiny(architecture=x, pooling="average")(images) for x in ("a", "b"))
     torch.testing.assert_close(a, b)
+
+
+def test_the_mean_of_the_weights_gives_the_gradient_of_the_mean_of_the_maps() -> None:
+    """Class maps made of averaged weights teach each of the M maps as eq. 1 does: a true 1/M each."""
+    model, images = tiny(classes=3, num_maps=4), pictures()
+    model.pool(class_wise_pool(model.maps(images).flatten(1, 2), 4)).square().sum().backward()
+    expected = [p.grad.clone() for p in model.transfer.parameters()]
+    model.zero_grad()
+    model(images).square().sum().backward()
+    for parameter, gradient in zip(model.transfer.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_gradcheck_of_the_network() -> None:

@@ -81,19 +81,24 @@ class Wildcat(nn.Module):
 
     def maps_of(self, features: Tensor) -> Tensor:
         """(B, D, h, w) features -> (B, C, M, h, w)."""
-        maps = self._transfer(features)
+        maps = self._transfer(features, self.transfer.weight, self.bias())
         batch, _, height, width = maps.shape
         # (B, C*M, h, w) -> (B, C, M, h, w)
         return maps.reshape(batch, self.num_classes, self.num_maps, height, width)
 
     def class_maps_of(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) features -> (B, C, h, w)."""
-        return class_wise_pool(self._transfer(features), self.num_maps)
+        """(B, D, h, w) features -> (B, C, h, w).
 
-    def _transfer(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, C*M, h, w): standardise and transfer in one convolution, no pass over the features."""
-        weight, bias = self.standardize.fold_into(self.transfer.weight, self.bias())
-        return functional.conv2d(features, weight, bias)
+        The transfer layer is linear: the mean of its maps (eq. 1) is the map of its mean weights. Taken of the weights
+        it costs nothing, gives the same maps up to rounding, and each of the M weights the same 1/M of the gradient.
+        """
+        weight = class_wise_pool(self.transfer.weight.transpose(0, 1), self.num_maps)  # (D, C*M, 1, 1) -> (D, C, 1, 1)
+        bias = class_wise_pool(self.bias()[None, :, None, None], self.num_maps)  # (1, C*M, 1, 1) -> (1, C, 1, 1)
+        return self._transfer(features, weight.transpose(0, 1), bias.flatten())
+
+    def _transfer(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, K, h, w): standardise and transfer in one convolution, no pass over the features."""
+        return functional.conv2d(features, *self.standardize.fold_into(weight, bias))
 
     @torch.no_grad()
     def start_at_prior(self, prior: Tensor, multiclass: bool) -> None:
