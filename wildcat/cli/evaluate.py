@@ -1,0 +1,75 @@
+"""wildcat evaluate: how good a model is on labelled pictures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from wildcat.cli.options import DataCommand, describe, open_data
+from wildcat.config import Flip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DataCommand):
+    """Measure a model on labelled pictures."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """A run folder, or a packaged model such as imagenet-lite0."""
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
+    """A folder, a .csv, or the name of a packaged data set."""
+    split: str | None = None
+    """Part of the data to measure on; val where the data has one, otherwise test."""
+    ap: Literal["voc07", "voc10", "plain"] = "voc10"
+    """Variant of average precision."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF before they are measured."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    flip: Flip = "none"
+    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+def run_evaluate(command: Evaluate) -> int:
+    """wildcat evaluate"""
+    from wildcat.evaluation import class_order, evaluate
+    from wildcat.predictor import load
+    from wildcat.progress import progress_bar
+
+    data = open_data(command, command.data)
+    split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
+    predictor = load(command.run, command.device, command.flip)
+    class_order(predictor, data)
+    samples = data.split(split)
+    describe(data, f"{len(samples)} pictures of {split}", predictor.device.type, quiet=command.json)
+    with progress_bar(len(samples), "evaluating") as bar:
+        result = evaluate(predictor, data, split, command.ap, command.crf, bar.update)
+    print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
+    return 0
+
+
+def evaluation_table(result: dict[str, Any]) -> str:
+    """The figures of an evaluation for a person."""
+    classification, pointing = result["classification"], result.get("pointing")
+    head = f"{'':20}{'AP':>8}{'point AP' if pointing else '':>10}"
+    lines = [f"{result['data']} {result['split']}, {result['pictures']} pictures", head]
+    for name, value in classification["ap"].items():
+        lines.append(f"{name[:20]:20}{_percent(value)}{_percent(pointing['ap'][name], 10) if pointing else ''}")
+    mean = f"{'mean':20}{_percent(classification['map'])}{_percent(pointing['map'], 10) if pointing else ''}"
+    lines.append(f"{mean}   ({classification['variant']} AP, %)")
+    for key in ("accuracy", "class_mean_accuracy", "roc_auc"):
+        if key in classification:
+            lines.append(f"{key.replace('_', ' '):20}{_percent(classification[key])}")
+    if pointing:
+        lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
+    if "segmentation" in result:
+        lines.append(f"{'mean IoU':20}{_percent(result['segmentation']['miou'])}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _percent(value: float | None, width: int = 8) -> str:
+    return f"{'-':>{width}}" if value is None else f"{100 * value:>{width}.1f}"

@@ -1,0 +1,87 @@
+"""What several commands take, and what they share in doing it: the data they name, and what they say first."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import UseAppendAction, arg
+
+from wildcat.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from wildcat.data import DataSet
+
+Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command takes."""
+
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(Command):
+    """What every command that reads a data set takes."""
+
+    format: str | None = None
+    """Layout: voc, voc-action, coco, scenes, indoor, csv or folder; recognised from its structure otherwise."""
+    data_option: Options = ()
+    """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
+
+
+def open_data(command: DataCommand, source: str) -> DataSet:
+    """The data set at `source`, with the options of its reader that the command was given."""
+    from wildcat.data import open_dataset
+
+    options: dict[str, object] = {}
+    for text in command.data_option:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--data-option {text}: give NAME=VALUE, for example separator=|.")
+        options[name.strip().replace("-", "_")] = _plain(value)
+    return open_dataset(source, command.format, **options)
+
+
+def _plain(value: str) -> str | float | int:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    return value
+
+
+def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> None:
+    """The first line of a command: what was recognised; to stderr where stdout is for a program."""
+    stream = sys.stderr if quiet else sys.stdout
+    print(
+        f"{data.name} ({data.format}, {data.task}): {len(data.classes)} classes, {pictures}; device {device}",
+        file=stream,
+        flush=True,
+    )
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def check_readable(paths: Sequence[Path]) -> None:
+    """Refuse data with pictures whose first bytes are no picture, before hours are spent on it.
+
+    Raises:
+        DataError: how many, and the first few.
+    """
+    from wildcat.data.images import fault_of
+
+    faults = [(path, fault) for path in paths if (fault := fault_of(path))]
+    if faults:
+        listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults[:5])
+        raise DataError(
+            f"{len(faults)} of {len(paths)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
+            f"Mend or remove them; the first is {faults[0][0]}.",
+        )

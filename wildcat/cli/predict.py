@@ -1,0 +1,175 @@
+"""wildcat predict: classes, points, boxes and heatmaps for pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from wildcat.cli.options import DataCommand, open_data
+from wildcat.config import Flip
+from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(DataCommand):
+    """Classes, points, boxes and heatmaps for pictures."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """A run folder, or a packaged model such as imagenet-lite0."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    """Pictures, folders of pictures, or globs; with --split, one data set."""
+    out: Path | None = None
+    """Folder to make for predictions.jsonl and pictures; without it, results are only printed."""
+    save: str = "overlays"
+    """Pictures to write, separated by commas: overlays, heatmaps, modalities, masks, arrays; none for no pictures."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF."""
+    classes: str = ""
+    """Classes to draw, separated by commas, instead of the predicted ones."""
+    split: str | None = None
+    """Predict this split of a data set."""
+    limit: int = 0
+    """Stop after so many pictures; 0: all."""
+    batch_size: int = 8
+    """Pictures that go through the network together."""
+    flip: Flip = "none"
+    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+def run_predict(command: Predict) -> int:
+    """wildcat predict"""
+    from contextlib import ExitStack
+
+    from wildcat.export.predictions import PredictionWriter, parse_save
+    from wildcat.predictor import load
+    from wildcat.progress import progress_bar
+
+    save = parse_save(command.save)
+    if command.batch_size < 1 or command.limit < 0:
+        raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
+    pictures = find_pictures(command)
+    predictor = load(command.run, command.device, command.flip)
+    if "masks" in save and len(predictor.classes) > 254:
+        raise ConfigError(
+            f"{predictor.name} has {len(predictor.classes)} classes; a mask picture numbers 254 at most.",
+            "Leave masks out of --save; Prediction.mask gives them as arrays.",
+        )
+    drawn = named_classes(command.classes, predictor.classes)
+    names = dict(pictures)
+    skipped: list[str] = []
+    written = 0
+
+    def skip(picture: object, error: WildcatError) -> None:
+        skipped.append(str(picture))
+        bar.write(f"skipped {error.message}", file=sys.stderr)
+        bar.update(1)
+
+    with ExitStack() as stack:
+        writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
+        print(
+            f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device "
+            f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",
+            flush=True,
+        )
+        bar = stack.enter_context(progress_bar(len(pictures), "predicting"))
+        stream = predictor.stream(
+            [path for path, _ in pictures],
+            modalities=bool({"modalities", "arrays"} & set(save)),
+            batch_size=command.batch_size,
+            on_error=skip,
+        )
+        for prediction in stream:
+            if writer:
+                writer.add(prediction, names[Path(prediction.image)])
+            if not writer or len(pictures) <= 10:
+                bar.write(prediction_line(prediction), file=sys.stdout)
+            written += 1
+            bar.update(1)
+    if skipped:
+        print(f"{len(skipped)} of {len(pictures)} pictures could not be read and were skipped.", file=sys.stderr)
+    if command.out:
+        print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
+    return 0 if written else 1
+
+
+def find_pictures(command: Predict) -> list[tuple[Path, str]]:
+    """The pictures a command names, each with the relative path that names its files.
+
+    Raises:
+        DataError: a path that does not exist, a folder or glob without pictures.
+    """
+    from wildcat.data.images import list_images
+
+    if not command.paths:
+        raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
+    if command.split is not None:
+        if len(command.paths) != 1:
+            raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
+        samples = open_data(command, command.paths[0]).split(command.split)
+        found = [(s.path, s.path.name) for s in samples]
+    else:
+        found = [pair for text in command.paths for pair in _pictures_at(text, list_images)]
+    unique = list(dict(found).items())
+    return unique[: command.limit] if command.limit else unique
+
+
+def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
+    import glob
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if found := list_images(path):
+            return [(p, str(p.relative_to(path))) for p in found]
+        raise DataError(
+            f"{path} holds no pictures.", "Give a folder with .jpg, .png, ... files, or the files themselves."
+        )
+    if path.exists():
+        return [(path, path.name)]
+    if glob.has_magic(text):
+        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
+        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
+            return [(p, p.name) for p in matches]
+        raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    raise DataError(f"{path} does not exist.", near or "Give a picture, a folder of pictures, or a glob in quotes.")
+
+
+def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes a comma-separated list names; a name may itself hold commas.
+
+    Raises:
+        ConfigError: an unknown class.
+
+    >>> named_classes("table, chair, stool", ["table", "chair, stool", "chair"])
+    ('table', 'chair, stool')
+    """
+    parts, found = text.split(",") if text.strip() else [], []
+    while parts:
+        ends = [n for n in range(len(parts), 0, -1) if ",".join(parts[:n]).strip() in classes]
+        if not ends:
+            name = parts[0].strip()
+            few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+            raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, classes) or f"It has: {few}.")
+        found.append(",".join(parts[: ends[0]]).strip())
+        parts = parts[ends[0] :]
+    return tuple(found)
+
+
+def prediction_line(prediction: Any) -> str:
+    """One line for a person: the picture, its likeliest classes, and where they are."""
+    names = list(prediction.labels) or [prediction.top]
+    if prediction.task == "multiclass":
+        names = sorted(prediction.classes, key=lambda c: -prediction.probabilities[c])[:3]
+    found = [
+        f"{c} {prediction.probabilities[c]:.0%} at ({prediction.points[c][0]:.0f}, {prediction.points[c][1]:.0f})"
+        for c in names
+    ]
+    none = "" if prediction.labels else "(below 50%) "
+    return f"{prediction.image}: {none}{', '.join(found)}"
