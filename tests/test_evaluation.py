@@ -23,7 +23,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import DataError
 from wildcat.evaluation import evaluate
 from wildcat.nn.model import create_model
-from wildcat.predictor import Predictor
+from wildcat.predictor import Member, Predictor
 from wildcat.results import Prediction
 
 
@@ -240,7 +240,9 @@ def test_a_mask_of_another_size_is_named(shapes: DataSet, tmp_path: Path) -> Non
 def test_figures_do_not_depend_on_the_batch_and_progress_counts_pictures(shapes: DataSet) -> None:
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=5, pretrained=False)
-    predictor = Predictor("tiny", model, shapes.classes, "multilabel", Preprocess(64, (0.5,) * 3, (0.5,) * 3), "cpu")
+    predictor = Predictor(
+        "tiny", [Member(model, Preprocess(64, (0.5,) * 3, (0.5,) * 3))], shapes.classes, "multilabel", "cpu"
+    )
     told: list[int] = []
     expected = score(predictor, shapes, "val", progress=told.append)
     assert sum(told) == 12

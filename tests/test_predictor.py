@@ -22,7 +22,7 @@ from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, Wildcat, create_model
 from wildcat.nn.pooling import create_pool
-from wildcat.predictor import BATCH_SIZE, Predictor, load
+from wildcat.predictor import BATCH_SIZE, Member, Predictor, load
 from wildcat.results import file_name
 
 COLOURS = ("red", "green", "blue")
@@ -47,7 +47,7 @@ def colour_finder(architecture: Architecture = "a", pool: tuple[float, float] = 
         model.transfer.weight[::2] *= 2
         model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
     preprocess = Preprocess(8 * CELLS, (0.0,) * 3, (1.0,) * 3, "bilinear")
-    return Predictor("colours", model, COLOURS, "multilabel", preprocess, "cpu")
+    return Predictor("colours", [Member(model, preprocess)], COLOURS, "multilabel", "cpu")
 
 
 def block(row: int, column: int, width: int = 320, height: int = 160, channel: int = 0) -> NDArray[np.uint8]:
@@ -146,7 +146,7 @@ def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
     pictures = [rng.integers(0, 256, (60 + i, 90 - i, 3), np.uint8) for i in range(7)]
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=3, pretrained=False)
-    real = Predictor("tiny", model, COLOURS, "multilabel", Preprocess(64, (0.5,) * 3, (0.5,) * 3), "cpu")
+    real = Predictor("tiny", [Member(model, Preprocess(64, (0.5,) * 3, (0.5,) * 3))], COLOURS, "multilabel", "cpu")
     alone = [real.predict(picture) for picture in pictures]
     for batch_size in (2, 3, 8):
         together = list(real.stream(pictures, batch_size=batch_size))
@@ -316,11 +316,11 @@ def test_mirrored_views_are_averaged_where_they_belong(predictor: Predictor) -> 
         views = [one.class_maps] + [
             predictor.predict(np.ascontiguousarray(picture[cut])).class_maps[(np.s_[:], *_two(cut))] for cut in mirrored
         ]
-        fused = Predictor("x", predictor.model, predictor.classes, predictor.task, predictor.preprocess, "cpu", flip)  # type: ignore[arg-type]
+        fused = Predictor("x", predictor.members, predictor.classes, predictor.task, "cpu", flip)  # type: ignore[arg-type]
         np.testing.assert_allclose(fused.predict(picture).class_maps, np.mean(views, axis=0), atol=1e-5)
         assert fused.predict(picture).points == one.points
     with pytest.raises(ConfigError, match="flip='vertical': give none, horizontal or both"):
-        Predictor("x", predictor.model, predictor.classes, predictor.task, predictor.preprocess, "cpu", "vertical")  # type: ignore[arg-type]
+        Predictor("x", predictor.members, predictor.classes, predictor.task, "cpu", "vertical")  # type: ignore[arg-type]
 
 
 def _two(cut: Any) -> tuple[Any, Any]:

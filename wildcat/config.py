@@ -15,7 +15,8 @@ import yaml
 
 from wildcat.errors import ConfigError, did_you_mean
 
-Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse"]
+Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"]
+Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
 
@@ -44,9 +45,10 @@ class TrainConfig:
     output_stride: int = 32
     """Input pixels per cell of the class maps: 32, 16 or 8, where the backbone can."""
     pooling: Pooling = "wildcat"
-    """Spatial pooling of the class maps (Table 1 of the paper); fixes kmax, kmin or alpha where its name says so."""
-    architecture: Literal["a", "b"] = "a"
-    """a: classify each region, then pool (the paper's choice); b: pool the features, then classify."""
+    """Spatial pooling of the class maps; the rows of the paper's Table 1 fix kmax, kmin or alpha as the name says."""
+    architecture: Architecture = "a"
+    """a: classify each region, then pool (the paper's choice); b: pool the features, then classify; c: as a, but pool
+    each of the M maps by itself."""
     num_maps: int = 4
     """M, the maps per class; each may find another part of the object."""
     kmax: Regions = 0.2
@@ -57,6 +59,12 @@ class TrainConfig:
     """Weight of the lowest regions, at least 0; 0 switches them off."""
     sharpness: float = 4.0
     """r of log-sum-exp pooling (pooling=lse): towards 0 is the average, large is the maximum."""
+    residual: float = 0.2
+    """lambda of residual attention (pooling=csra): weight of the attended score beside the average; 0: average only."""
+    temperature: float = math.inf
+    """T of residual attention: near 0 it attends to all regions alike, inf to the highest one only."""
+    attention_size: int = 128
+    """Hidden units of gated attention (pooling=attention)."""
     standardize: bool = True
     """Standardise each backbone channel with its mean and spread on training pictures (--no-standardize: do not)."""
 
@@ -121,7 +129,8 @@ class TrainConfig:
         check_regions("kmax", self.kmax)
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
-        for name in ("num_maps", "image_size", "epochs", "batch_size", "accumulate"):
+        check_residual(self.residual, self.temperature)
+        for name in ("num_maps", "attention_size", "image_size", "epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give a whole number of at least 1.")
         if self.image_size < 32:
@@ -200,6 +209,18 @@ def check_alpha(alpha: float) -> None:
         raise ConfigError(f"alpha={alpha}: give a finite number of at least 0; the paper finds 0.6 to 0.8 best.")
 
 
+def check_residual(residual: float, temperature: float) -> None:
+    """Refuse a weight or a temperature of residual attention that is out of range.
+
+    Raises:
+        ConfigError: names the value and what is allowed.
+    """
+    if not isinstance(residual, (int, float)) or not math.isfinite(residual) or residual < 0:
+        raise ConfigError(f"residual={residual}: give a finite number of at least 0; CSRA's authors take 0.1 to 0.5.")
+    if not isinstance(temperature, (int, float)) or not temperature > 0:  # nan is not above 0 either
+        raise ConfigError(f"temperature={temperature}: give a number above 0, or inf for the highest region alone.")
+
+
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The settings as plain values, in the order of the fields."""
     return dataclasses.asdict(config)
@@ -242,16 +263,96 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
         ", ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else getattr(o, "__name__", str(o))
         for o in options
     )
-    # YAML 1.1 takes 1e-4 without a point for text
-    remedy = f"Write it as {float(value)}." if float in options and _is_number(value) else ""
+    # YAML 1.1 takes 1e-4 without a point, and inf without one, for text
+    remedy = f"Write it as {_yaml_number(float(value))}." if float in options and _is_number(value) else ""
     raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.", remedy)
 
 
 def _is_number(text: Any) -> bool:
     try:
-        return isinstance(text, str) and math.isfinite(float(text))
+        return isinstance(text, str) and not math.isnan(float(text))
     except ValueError:
         return False
+
+
+def _yaml_number(value: float) -> str:
+    return str(yaml.safe_dump(value)).splitlines()[0]
+
+
+METHODS: dict[str, tuple[dict[str, Any], str]] = {
+    "global": (
+        {"pooling": "average", "architecture": "b", "num_maps": 1},
+        "average the features, then classify: the ResNet-101 and VGG16 features of the paper's tables 2 to 4",
+    ),
+    "deepmil": (
+        {"pooling": "max", "num_maps": 1},
+        "the highest region (Oquab et al., Is object localization for free?, CVPR 2015)",
+    ),
+    "top-instances": (
+        {"pooling": "topk", "num_maps": 1, "kmax": 0.1},
+        "the mean of the highest tenth of the regions (Li & Vasconcelos, Top instances, CVPR 2015)",
+    ),
+    "gap-a": (
+        {"pooling": "average", "num_maps": 1},
+        "classify each region, then average: class activation maps (Zhou et al., CVPR 2016)",
+    ),
+    "gap-b": (
+        {"pooling": "average", "architecture": "b", "num_maps": 1},
+        "average, then classify, as Zhou et al. train theirs; a linear classifier makes it one model with gap-a",
+    ),
+    "weldon": (
+        {"pooling": "weldon", "num_maps": 1, "kmax": 0.2},
+        "the highest plus the lowest regions, equal weights (Durand, Thome & Cord, WELDON, CVPR 2016)",
+    ),
+    "pronet": (
+        {"pooling": "lse", "num_maps": 1, "sharpness": 4.0},
+        "log-sum-exp over the regions (Sun et al., ProNet, CVPR 2016)",
+    ),
+    "wildcat": (
+        {"pooling": "wildcat", "num_maps": 4, "kmax": 0.2, "alpha": 0.7},
+        "the highest plus alpha times the lowest regions of the mean of M maps (Durand et al., WILDCAT, CVPR 2017)",
+    ),
+    "csra": (
+        {"pooling": "csra", "num_maps": 1, "residual": 0.2, "temperature": math.inf},
+        "the average plus a part of the maximum of each class (Zhu & Wu, Residual Attention, ICCV 2021)",
+    ),
+    "attention": (
+        {"pooling": "attention", "num_maps": 1, "attention_size": 128},
+        "gated attention, one map of weights per class (Ilse, Tomczak & Welling, ICML 2018; Lu et al., CLAM, 2021)",
+    ),
+}
+"""Heads to compare with, by name: what defines each, and what it is and whose. See `method_settings`."""
+
+HEAD_SETTINGS = (
+    "pooling",
+    "architecture",
+    "num_maps",
+    "kmax",
+    "kmin",
+    "alpha",
+    "sharpness",
+    "residual",
+    "temperature",
+    "attention_size",
+)
+"""The settings a method decides: how features become scores, and nothing of the backbone, the data or the training."""
+
+
+def method_settings(name: str) -> dict[str, Any]:
+    """The settings of a method of `METHODS`, all of `HEAD_SETTINGS`: a method is the same over any recipe.
+
+    Raises:
+        ConfigError: no such method.
+
+    >>> method_settings("deepmil")["pooling"], method_settings("deepmil")["num_maps"]
+    ('max', 1)
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"there is no method {name!r}.", did_you_mean(name, METHODS) or f"Methods are: {', '.join(METHODS)}."
+        )
+    defaults = to_dict(TrainConfig())
+    return {setting: defaults[setting] for setting in HEAD_SETTINGS} | METHODS[name][0]
 
 
 def config_text(config: TrainConfig) -> str:

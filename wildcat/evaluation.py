@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,56 @@ from wildcat.metrics import (
     overlap_confusion,
     pointing_average_precision,
     pointing_game,
+    precision_recall_curve,
     roc_auc,
 )
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.results import Prediction, score_probabilities
+from wildcat.train.distributed import gather, share_of
+from wildcat.train.runs import write_bytes
+from wildcat.viz.curves import draw_precision_recall
 
 POINT_TOLERANCE = 18
 """Pixels a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)."""
+
+
+MEASURES = ("classification", "pointing", "segmentation")
+"""What can be measured; each where the data has the ground truth for it."""
+
+
+@dataclass
+class Tally:
+    """What was predicted for the pictures of a split so far; those of several processes merge into one.
+
+    Figures are made of the whole tally, never averaged over parts of it: they do not depend on how many processes
+    predicted, on who predicted what, or on the size of batches.
+
+    Attributes:
+        scores: position in the split -> (C,) scores.
+        points: position -> (C, 2) points (x, y).
+        confusion: (C+1, C+1) pixels of all masks so far, rows true, columns predicted; None where they do not count.
+    """
+
+    scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    points: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    confusion: NDArray[np.int64] | None = None
+
+    def score_matrix(self, order: Sequence[int]) -> NDArray[np.float32]:
+        """(N, C) scores in the order of the split and of the data set's classes."""
+        return np.stack([self.scores[i] for i in range(len(self.scores))])[:, order]
+
+    def merge(self, other: Tally) -> Tally:
+        """Both together.
+
+        Raises:
+            DataError: a picture was predicted twice.
+        """
+        if twice := self.scores.keys() & other.scores.keys():
+            raise DataError(f"picture {min(twice)} of the split was predicted by two processes.")
+        pair = [c for c in (self.confusion, other.confusion) if c is not None]
+        confusion = np.sum(pair, axis=0) if pair else None
+        return Tally(self.scores | other.scores, self.points | other.points, confusion)
 
 
 def evaluate(
@@ -40,14 +85,19 @@ def evaluate(
     crf: bool = False,
     progress: Callable[[int], object] = lambda pictures: None,
     predictions: Iterable[Prediction] | None = None,
+    measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set; what the data has no ground truth for is left out.
+
+    Under `torchrun` every process predicts its share of the pictures, and all return the same figures, those of one
+    process alone.
 
     Args:
         crf: sharpen masks with a dense CRF before they are measured.
         variant: of average precision: "voc07", "voc10" or "plain", see `wildcat.metrics.average_precision`.
         progress: called with the number of pictures done since the last call.
         predictions: those of the split's pictures in their order, where they have been made already.
+        measures: some of `MEASURES`; masks at full resolution are what takes time.
 
     Returns:
         `{"data", "split", "pictures", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
@@ -57,26 +107,57 @@ def evaluate(
         DataError: the data set's classes are not the model's.
         ImageError: a picture cannot be read.
     """
+    order = class_order(predictor, data)
+    tally = measure(predictor, data, split, crf, progress, predictions, measures)
+    return report(tally, data, split, order, variant, crf, measures)
+
+
+def measure(
+    predictor: Predictor,
+    data: DataSet,
+    split: str,
+    crf: bool = False,
+    progress: Callable[[int], object] = lambda pictures: None,
+    predictions: Iterable[Prediction] | None = None,
+    measures: Collection[str] = MEASURES,
+) -> Tally:
+    """What the model says of each picture of a split, of which `report` makes the figures; see `evaluate`."""
     samples = data.split(split)
     order = class_order(predictor, data)
-    scores, points = [], []
-    with_masks = all(s.mask is not None for s in samples)
-    confusion = np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64)
+    with_masks = "segmentation" in measures and all(s.mask is not None for s in samples)
+    mine = range(len(samples)) if predictions is not None else share_of(len(samples))
     if predictions is None:
-        predictions = predictor.stream([s.path for s in samples], modalities=False)
-    for sample, prediction in zip(samples, predictions, strict=True):
-        scores.append(prediction.class_scores)
-        points.append(list(prediction.points.values()))
-        if with_masks and sample.mask is not None:
-            confusion += mask_confusion(prediction, sample.mask, order, crf)
+        predictions = predictor.stream([samples[i].path for i in mine], modalities=False)
+    tally = Tally(confusion=np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64) if with_masks else None)
+    for i, prediction in zip(mine, predictions, strict=True):
+        tally.scores[i] = prediction.class_scores
+        tally.points[i] = np.asarray(list(prediction.points.values()))
+        if tally.confusion is not None:
+            tally.confusion += mask_confusion(prediction, _mask_of(samples[i]), order, crf)
         progress(1)
-    score_matrix = np.stack(scores)[:, order]
+    return reduce(Tally.merge, gather(tally)) if len(mine) < len(samples) else tally
+
+
+def report(
+    tally: Tally,
+    data: DataSet,
+    split: str,
+    order: Sequence[int],
+    variant: ApVariant,
+    crf: bool = False,
+    measures: Collection[str] = MEASURES,
+) -> dict[str, Any]:
+    """The figures of a whole tally, as `evaluate` returns them; `order` is that of `class_order`."""
+    samples = data.split(split)
+    scores = tally.score_matrix(order)
+    points = np.stack([tally.points[i] for i in range(len(samples))])[:, order]
     result: dict[str, Any] = {"data": data.name, "split": split, "pictures": len(samples)}
-    result["classification"] = classification_report(score_matrix, samples, data, variant)
-    if all(s.boxes is not None for s in samples):
-        result["pointing"] = pointing_report(np.asarray(points)[:, order], score_matrix, samples, data.classes, variant)
-    if with_masks:
-        result["segmentation"] = segmentation_report(confusion, data.classes, crf)
+    if "classification" in measures:
+        result["classification"] = classification_report(scores, samples, data, variant)
+    if "pointing" in measures and all(s.boxes is not None for s in samples):
+        result["pointing"] = pointing_report(points, scores, samples, data.classes, variant)
+    if tally.confusion is not None:
+        result["segmentation"] = segmentation_report(tally.confusion, data.classes, crf)
     return result
 
 
@@ -96,6 +177,31 @@ def class_order(predictor: Predictor, data: DataSet) -> list[int]:
             "Evaluate on data with the classes the model was trained on.",
         )
     return [predictor.classes.index(c) for c in data.classes]
+
+
+def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
+    """Write the precision-recall curve of each class: a table (.csv) or a drawing (.png, .svg, .pdf).
+
+    Raises:
+        ConfigError: another kind of file.
+        MissingExtra: matplotlib is needed to draw and is not installed.
+        RunError: the file cannot be written.
+    """
+    labels = label_matrix(data.split(split))
+    scores = tally.score_matrix(order)
+    ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
+    named = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
+    curves = {c: (curve.recall, curve.precision, curve.thresholds) for c, curve in named.items()}
+    if path.suffix == ".csv":
+        rows = [
+            f"{json.dumps(c, ensure_ascii=False)},{r:.6f},{p:.6f},{t:.6g}"
+            for c, curve in curves.items()
+            for r, p, t in zip(*curve, strict=True)
+        ]
+        write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
+        return
+    title = f"{data.name} {split}, {len(labels)} pictures"
+    write_bytes(path, draw_precision_recall({c: curve[:2] for c, curve in curves.items()}, title, path.suffix))
 
 
 def classification_report(
@@ -183,6 +289,12 @@ def segmentation_report(confusion: NDArray[np.int64], classes: Sequence[str], cr
         "threshold": MaskParams().constant,
         "crf": crf,
     }
+
+
+def _mask_of(sample: Sample) -> Path:
+    if sample.mask is None:
+        raise DataError(f"{sample.name} has no mask.", "Evaluate segmentation on data with masks.")
+    return sample.mask
 
 
 def _boxes_of(sample: Sample, c: int) -> tuple[NDArray[np.float32], bool]:

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
+from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.images import read_image, to_rgb
@@ -24,10 +26,14 @@ from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
 from wildcat.results import Prediction
+from wildcat.train.ensembles import is_ensemble, open_ensemble
 from wildcat.train.loop import choose_device
 from wildcat.train.runs import open_run
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
+
+ReadPicture = tuple[Picture, Image.Image, list[Tensor]]
+"""What was given, the picture in RGB, and what each member sees of it, (3, S, S)."""
 
 PACKAGED = {f"imagenet-{name}": name for name in EMBEDDED}
 """Models that need no training: the ImageNet classifiers of the embedded backbones."""
@@ -39,34 +45,79 @@ BATCH_SIZE = 8
 READERS = 4
 
 
+@dataclass(frozen=True)
+class Member:
+    """One network and the size and scaling its pictures come in; most predictors have a single one."""
+
+    model: Wildcat
+    preprocess: Preprocess
+
+
+@dataclass(frozen=True)
+class Combination:
+    """How the scores of S members become one score per class: a linear layer over all of them (Object Bank).
+
+    Attributes:
+        weight: (C, S*C) float32; score s*C + c is that of class c by member s.
+        bias: (C,) float32.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, S, C) scores of the members -> (B, C)."""
+        return np.asarray(scores.reshape(len(scores), -1) @ self.weight.T + self.bias, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the networks say of B pictures.
+
+    Attributes:
+        scores: (B, C), of the members together.
+        class_maps: (B, C, h, w), on the finest grid of the members, their average.
+        modality_maps: (B, C, M, h, w) of a single network; of several, (B, C, S, h, w), the class maps of each; or
+            None where they were not asked for.
+        member_scores: (B, S, C).
+    """
+
+    scores: NDArray[np.float32]
+    class_maps: NDArray[np.float32]
+    modality_maps: NDArray[np.float32] | None
+    member_scores: NDArray[np.float32]
+
+
 class Predictor:
-    """A network with all that is needed to use it on pictures.
+    """One network, or several that look at the same picture, with all that is needed to use them.
 
     Attributes:
         name: what was loaded.
-        model: the network, in evaluation mode.
+        members: the networks, in evaluation mode, and what their pictures come as.
         classes: names, in the order of the scores.
         task: "multilabel" or "multiclass".
-        preprocess: from a picture to the network's input.
+        combination: how the members' scores become one; None averages them. Maps are averaged either way.
         flip: mirrored views whose maps are averaged with the picture's own: "none", "horizontal" or "both".
     """
 
     def __init__(
         self,
         name: str,
-        model: Wildcat,
+        members: Sequence[Member],
         classes: Sequence[str],
         task: Task,
-        preprocess: Preprocess,
         device: str = "auto",
         flip: Flip = "none",
+        combination: Combination | None = None,
     ) -> None:
         self.name = name
         self.device = choose_device(device)
-        self.model = model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for member in members:
+            member.model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.members = tuple(members)
         self.classes = tuple(classes)
         self.task = task
-        self.preprocess = preprocess
+        self.combination = combination
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         self.flip = flip
@@ -116,16 +167,31 @@ class Predictor:
             on_error: called with a picture that cannot be read and the reason, and the stream goes on; without it the
                 error is raised.
         """
+        for read in self._read_ahead(pictures, batch_size, on_error):
+            yield from self._predict_batch(read, modalities)
+
+    def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
+        """The networks' outputs alone, batch by batch in the order of `pictures`; see `stream`."""
+        for read in self._read_ahead(pictures, batch_size, None):
+            yield self.run(_stacked(read), modalities=False)
+
+    def _read_ahead(
+        self,
+        pictures: Iterable[Picture],
+        batch_size: int,
+        on_error: Callable[[Picture, ImageError], object] | None,
+    ) -> Iterator[list[ReadPicture]]:
+        """Batches of pictures that could be read, in order; threads read at most two batches ahead."""
         source = iter(pictures)
         with ThreadPoolExecutor(READERS) as pool:
-            pending: list[tuple[Picture, Future[tuple[Image.Image, Tensor]]]] = []
+            pending: list[tuple[Picture, Future[tuple[Image.Image, list[Tensor]]]]] = []
             while True:
                 for picture in itertools.islice(source, 2 * batch_size - len(pending)):
                     pending.append((picture, pool.submit(self._read, picture)))
                 if not pending:
                     return
                 batch, pending = pending[:batch_size], pending[batch_size:]
-                read: list[tuple[Picture, Image.Image, Tensor]] = []
+                read: list[ReadPicture] = []
                 for picture, future in batch:
                     try:
                         read.append((picture, *future.result()))
@@ -134,14 +200,18 @@ class Predictor:
                             raise
                         on_error(picture, error)
                 if read:
-                    yield from self._predict_batch(read, modalities)
+                    yield read
 
-    def _read(self, picture: Picture) -> tuple[Image.Image, Tensor]:
+    def _read(self, picture: Picture) -> tuple[Image.Image, list[Tensor]]:
         image = open_picture(picture)
-        return image, self.preprocess(image)
+        made: dict[Preprocess, Tensor] = {}
+        for member in self.members:
+            if member.preprocess not in made:
+                made[member.preprocess] = member.preprocess(image)
+        return image, [made[member.preprocess] for member in self.members]
 
-    def _predict_batch(self, read: list[tuple[Picture, Image.Image, Tensor]], modalities: bool) -> list[Prediction]:
-        scores, class_maps, maps = self.run(torch.stack([tensor for _, _, tensor in read]), modalities)
+    def _predict_batch(self, read: list[ReadPicture], modalities: bool) -> list[Prediction]:
+        outputs = self.run(_stacked(read), modalities)
         return [
             Prediction(
                 image=str(picture) if isinstance(picture, (str, Path)) else "",
@@ -149,66 +219,115 @@ class Predictor:
                 height=image.height,
                 classes=self.classes,
                 task=self.task,
-                class_scores=scores[i],
-                class_maps=class_maps[i],
-                modality_maps=None if maps is None else maps[i],
+                class_scores=outputs.scores[i],
+                class_maps=outputs.class_maps[i],
+                modality_maps=None if outputs.modality_maps is None else outputs.modality_maps[i],
                 picture=Path(picture) if isinstance(picture, (str, Path)) else image,
             )
             for i, (picture, image, _) in enumerate(read)
         ]
 
     @torch.inference_mode()
-    def run(
-        self, images: Tensor, modalities: bool = True
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Preprocessed images (B, 3, S, S) -> scores (B, C), class maps (B, C, h, w), modality maps (B, C, M, h, w)."""
+    def run(self, images: Sequence[Tensor], modalities: bool = True) -> Outputs:
+        """Preprocessed images of each member, (B, 3, S, S) each, through its network."""
+        return self.run_features([self._features(m, x) for m, x in zip(self.members, images, strict=True)], modalities)
+
+    def _features(self, member: Member, images: Tensor) -> Tensor:
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         # Maps are linear in the features: averaging the features of mirrored views, mirrored back, averages their maps.
         mirrored = FLIP_VIEWS[self.flip][1:]  # the plain view needs no copy of the picture or its features
-        features = self.model.features(images)
+        features = member.model.features(images)
         for axes in mirrored:
-            features = features + self.model.features(images.flip(axes)).flip(axes)
-        return self.run_features(features / (1 + len(mirrored)) if mirrored else features, modalities)
+            features = features + member.model.features(images.flip(axes)).flip(axes)
+        return features / (1 + len(mirrored)) if mirrored else features
 
     @torch.inference_mode()
-    def run_features(
-        self, features: Tensor, modalities: bool = True
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
-        """As `run`, from backbone features (B, D, h, w)."""
-        maps = self.model.maps_of(features) if modalities else None  # the M maps cost time only where asked for
-        class_maps = self.model.class_maps_of(features) if maps is None else maps.mean(dim=2)
-        scores = self.model.pool(class_maps) if self.model.architecture == "a" else self.model.score(features)
-        return _array(scores), _array(class_maps), None if maps is None else _array(maps)
+    def run_features(self, features: Sequence[Tensor], modalities: bool = True) -> Outputs:
+        """As `run`, from the backbone features of each member, (B, D, h, w) each."""
+        single = len(self.members) == 1
+        scores, class_maps, modality_maps = [], [], None
+        for member, x in zip(self.members, features, strict=True):
+            if modalities and single:
+                modality_maps = member.model.maps_of(x)
+                class_maps.append(modality_maps.mean(dim=2))
+            else:  # the M maps cost time only where they are asked for
+                class_maps.append(member.model.class_maps_of(x))
+            a = member.model.architecture == "a"
+            scores.append(member.model.pool(class_maps[-1]) if a else member.model.score(x))
+        member_scores = _array(torch.stack(scores, dim=1))
+        if single:
+            merged = class_maps[0]
+        else:
+            stacked = torch.stack(on_finest_grid(class_maps), dim=2)  # S of (B, C, h, w) -> (B, C, S, h, w)
+            merged, modality_maps = stacked.mean(dim=2), stacked if modalities else None
+        return Outputs(
+            scores=member_scores.mean(axis=1) if self.combination is None else self.combination(member_scores),
+            class_maps=_array(merged),
+            modality_maps=None if modality_maps is None else _array(modality_maps),
+            member_scores=member_scores,
+        )
 
 
-def load(source: str | Path, device: str = "auto", flip: Flip = "none") -> Predictor:
-    """A model ready to predict: a run folder, or a packaged model such as `imagenet-lite0`.
+def on_finest_grid(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (B, C, h, w) of the same pictures on grids of their own -> all on the largest, bilinear between centres."""
+    size = max((tuple(x.shape[-2:]) for x in maps), key=lambda grid: grid[0] * grid[1])
+    return [
+        x if tuple(x.shape[-2:]) == size else functional.interpolate(x, size, mode="bilinear", align_corners=False)
+        for x in maps
+    ]
+
+
+def load(source: str | Path, device: str = "auto", flip: Flip = "none", sizes: Sequence[int] = ()) -> Predictor:
+    """A model ready to predict: a run folder, an ensemble's folder, or a packaged model such as `imagenet-lite0`.
 
     Args:
         flip: average the maps of mirrored views, "horizontal" or "both" ways: steadier, at two or four times the cost.
+        sizes: input sides in pixels to look at each picture in, scores and maps averaged; empty: the size the network
+            was trained at. Larger ones find smaller things and sharper maps, at a cost that grows with their area.
 
     Raises:
         RunError: no such folder or model, or the folder is damaged.
+        ConfigError: a size below 32 pixels, or sizes for an ensemble, whose members have their own.
         MissingExtra: the weights of a packaged model are not installed.
     """
     name = str(source)
+    for size in sizes:
+        if size < 32:
+            raise ConfigError(
+                f"sizes: {size} pixels is too small; give at least 32.", "Customary sizes are 224 to 560."
+            )
     if name in PACKAGED:
-        return _load_packaged(name, device, flip)
+        members = at_sizes(_packaged_member(name), sizes)
+        return Predictor(name, members, imagenet_names(ImageNetInfo()), "multiclass", device, flip)
     folder = Path(source).expanduser()
     if not folder.exists() and (near := did_you_mean(name, PACKAGED)):
         raise RunError(f"there is no run folder or packaged model {name!r}.", near)
+    if is_ensemble(folder):
+        if sizes:
+            raise ConfigError(f"{name} is an ensemble: each member has its own size.", "Leave sizes out.")
+        return _load_ensemble(name, folder, device, flip)
     run = open_run(folder)
-    return Predictor(name, run.load_model(), run.classes, run.task, run.preprocess, device, flip)
+    members = at_sizes(Member(run.load_model(), run.preprocess), sizes)
+    return Predictor(name, members, run.classes, run.task, device, flip)
 
 
-def _load_packaged(name: str, device: str, flip: Flip) -> Predictor:
+def at_sizes(member: Member, sizes: Sequence[int]) -> list[Member]:
+    """The same network once for each input size, or as it is where none is given."""
+    return [Member(member.model, replace(member.preprocess, size=size)) for size in sizes] or [member]
+
+
+def _load_ensemble(name: str, folder: Path, device: str, flip: Flip) -> Predictor:
+    ensemble = open_ensemble(folder)
+    members = [Member(run.load_model(), run.preprocess) for run in ensemble.runs]
+    linear = None if ensemble.weight is None or ensemble.bias is None else Combination(ensemble.weight, ensemble.bias)
+    return Predictor(name, members, ensemble.classes, ensemble.task, device, flip, linear)
+
+
+def _packaged_member(name: str) -> Member:
     backbone = PACKAGED[name]
     model = imagenet_model(backbone)
-    info = ImageNetInfo()
-    preprocess = Preprocess(
-        IMAGENET_SIZES[backbone], model.backbone.mean, model.backbone.std, model.backbone.interpolation
-    )
-    return Predictor(name, model, imagenet_names(info), "multiclass", preprocess, device, flip)
+    size, own = IMAGENET_SIZES[backbone], model.backbone
+    return Member(model, Preprocess(size, own.mean, own.std, own.interpolation))
 
 
 def imagenet_names(info: ImageNetInfo) -> list[str]:
@@ -243,6 +362,11 @@ def open_picture(picture: Picture) -> Image.Image:
     raise ConfigError(
         f"a {type(picture).__name__} is not a picture.", "Give a path, a PIL picture or a uint8 RGB array."
     )
+
+
+def _stacked(read: Sequence[ReadPicture]) -> list[Tensor]:
+    """A batch of pictures -> for each member its images, (B, 3, S, S)."""
+    return [torch.stack(images) for images in zip(*(tensors for _, _, tensors in read), strict=True)]
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from wildcat.config import TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.images import read_image
-from wildcat.data.sample import DataSet, Sample
-from wildcat.evaluation import evaluate
-from wildcat.predictor import Predictor, load
+from wildcat.data.sample import DataSet, Sample, label_matrix
+from wildcat.ensemble import fit_combination
+from wildcat.evaluation import MEASURES, evaluate
+from wildcat.predictor import Outputs, Predictor, load
 from wildcat.results import Prediction
+from wildcat.train.ensembles import Combine
 from wildcat.train.features import Features, cached_features
 from wildcat.train.loop import Listener, train
 from wildcat.train.runs import create_run
@@ -23,45 +29,90 @@ BATCH = 32
 
 
 def train_and_evaluate(
-    data: DataSet, config: TrainConfig, split: str, listener: Listener | None = None
+    data: DataSet,
+    config: TrainConfig,
+    split: str,
+    listener: Listener | None = None,
+    sizes: Sequence[int] = (),
+    combine: Combine = "linear",
+    measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
     """Train a head (`tune=head`) in a passing run folder and measure it on `split`, both on cached features.
+
+    Args:
+        sizes: with several, one head for each input size, combined as `wildcat.ensemble` does; none: the config's.
+        combine: how: a linear classifier trained on the scores of the training pictures, or their average.
+        measures: what to measure, see `wildcat.evaluation.evaluate`.
 
     Returns:
         What `wildcat.evaluation.evaluate` returns; the numbers of `wildcat train` and `wildcat evaluate`, up to the
         half precision of the cache.
     """
+    heads = [train_head(data, replace(config, image_size=size), listener) for size in sizes or (config.image_size,)]
+    predictor = heads[0]
+    if len(heads) > 1:
+        members = [member for head in heads for member in head.members]
+        predictor = Predictor("ensemble", members, predictor.classes, predictor.task, config.device)
+        if combine == "linear":
+            learned = data.training_split(config.train_split, config.val_split)[0]
+            scores = np.concatenate(
+                [outputs.member_scores for outputs in outputs_from_features(predictor, learned, config.amp)]
+            )
+            predictor.combination = fit_combination(scores, label_matrix(learned), data.task)
+    samples = data.split(split)
+    predictions = predictions_from_features(predictor, samples, config.amp)
+    return evaluate(predictor, data, split, predictions=predictions, measures=measures)
+
+
+def train_head(data: DataSet, config: TrainConfig, listener: Listener | None = None) -> Predictor:
+    """The network a training leaves, ready to use; its run folder is gone."""
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", config, data)
         train(run, data, listener=listener)
-        predictor = load(run.folder, config.device)
-    samples = data.split(split)
-    features = cached_features(
-        predictor.model.backbone, samples, predictor.preprocess, "none", cache_folder() / "features"
-    )
-    return evaluate(predictor, data, split, predictions=predictions_from_features(predictor, samples, features))
+        return load(run.folder, config.device)
+
+
+def features_of(predictor: Predictor, samples: Sequence[Sample], amp: bool = False) -> list[Features]:
+    """Cached features of the samples for each member of the predictor, as `tune=head` keeps them."""
+    folder = cache_folder() / "features"
+    return [
+        cached_features(m.model.backbone, samples, m.preprocess, "none", folder, amp=amp) for m in predictor.members
+    ]
+
+
+def outputs_from_features(predictor: Predictor, samples: Sequence[Sample], amp: bool = False) -> Iterator[Outputs]:
+    """The networks' outputs for the samples, batch by batch in order, without running a backbone again."""
+    features = features_of(predictor, samples, amp)
+    for start in range(0, len(samples), BATCH):
+        part = range(start, min(start + BATCH, len(samples)))
+        yield predictor.run_features([f.batch(part).to(predictor.device) for f in features], modalities=False)
 
 
 def predictions_from_features(
-    predictor: Predictor, samples: Sequence[Sample], features: Features
+    predictor: Predictor, samples: Sequence[Sample], amp: bool = False
 ) -> Iterator[Prediction]:
-    """Predictions of the samples, in order, without reading a picture or running the backbone again."""
-    for start in range(0, len(samples), BATCH):
-        part = range(start, min(start + BATCH, len(samples)))
-        scores, class_maps, _ = predictor.run_features(features.batch(part).to(predictor.device), modalities=False)
-        for k, i in enumerate(part):
-            width, height = picture_size(samples[i].path)
-            yield Prediction(
-                image=str(samples[i].path),
-                width=width,
-                height=height,
-                classes=predictor.classes,
-                task=predictor.task,
-                class_scores=scores[k],
-                class_maps=class_maps[k],
-                modality_maps=None,
-                picture=samples[i].path,
-            )
+    """Predictions of the samples, in order, without reading a picture or running a backbone again."""
+    rest = iter(samples)
+    for outputs in outputs_from_features(predictor, samples, amp):
+        for scores, class_maps in zip(outputs.scores, outputs.class_maps, strict=True):
+            yield _prediction(predictor, next(rest), scores, class_maps)
+
+
+def _prediction(
+    predictor: Predictor, sample: Sample, scores: NDArray[np.float32], class_maps: NDArray[np.float32]
+) -> Prediction:
+    width, height = picture_size(sample.path)
+    return Prediction(
+        image=str(sample.path),
+        width=width,
+        height=height,
+        classes=predictor.classes,
+        task=predictor.task,
+        class_scores=scores,
+        class_maps=class_maps,
+        modality_maps=None,
+        picture=sample.path,
+    )
 
 
 @cache

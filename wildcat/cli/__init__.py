@@ -21,17 +21,26 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
 from wildcat.cli.backbones import Backbones, run_backbones
 from wildcat.cli.datasets import Datasets, run_datasets
+from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
+from wildcat.cli.export import Export, run_export
 from wildcat.cli.options import Command
 from wildcat.cli.predict import Predict, run_predict
+from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.report import Report, run_report
+from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.train import Train, run_train
-from wildcat.config import TrainConfig, load_recipe, read_config
+from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "train": (Train, run_train),
     "evaluate": (Evaluate, run_evaluate),
     "predict": (Predict, run_predict),
+    "export": (Export, run_export),
+    "ensemble": (Ensemble, run_ensemble),
+    "report": (Report, run_report),
+    "reproduce": (Reproduce, run_reproduce),
     "datasets": (Datasets, run_datasets),
     "backbones": (Backbones, run_backbones),
 }
@@ -45,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
+    keep_freed_memory()
     try:
         command = parse(arguments)
         code = next(run for kind, run in COMMANDS.values() if isinstance(command, kind))(command)
@@ -68,11 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: list[str]) -> Any:
     """The command line as one of the command dataclasses.
 
-    The recipe, or the settings of a run that is resumed, are read first: they are the defaults that flags override.
+    The recipe with the method over it, or the settings of a run that is resumed, are read first: they are the defaults
+    that flags override.
 
     Raises:
         SystemExit: 2 for misuse, 0 after --help.
-        ConfigError: an unknown recipe, or a value out of range.
+        ConfigError: an unknown recipe or method, or a value out of range.
     """
     if "--version" in arguments[:1]:
         from wildcat._version import __version__
@@ -84,11 +95,12 @@ def parse(arguments: list[str]) -> Any:
         raise ConfigError(f"there is no command {arguments[0]!r}.", near or f"Commands are: {', '.join(COMMANDS)}.")
     base = TrainConfig()
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-        recipe, out = _value_of(arguments, "--recipe"), _value_of(arguments, "--out")
+        recipe, method, out = (_value_of(arguments, flag) for flag in ("--recipe", "--method", "--out"))
+        head = method_settings(method) if method else {}
         if "--resume" in arguments and out and (Path(out) / "config.yaml").is_file():
             base = read_config(Path(out) / "config.yaml")
-        elif recipe:
-            base = load_recipe(recipe)
+        else:
+            base = dataclasses.replace(load_recipe(recipe) if recipe else base, **head)
     train = dataclasses.make_dataclass(
         "Train", [("config", OmitArgPrefixes[TrainConfig], base)], bases=(Train,), frozen=True, kw_only=True
     )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, describe, open_data
-from wildcat.config import Flip
+from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(DataCommand):
+class Evaluate(ModelCommand, DataCommand):
     """Measure a model on labelled pictures."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
@@ -28,27 +29,33 @@ class Evaluate(DataCommand):
     """Sharpen masks with a dense CRF before they are measured."""
     json: bool = False
     """Print one JSON object instead of a table."""
-    flip: Flip = "none"
-    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
+    curves: Path | None = None
+    """Write the precision-recall curve of each class to this .csv, or draw them in this .png, .svg or .pdf."""
 
 
 def run_evaluate(command: Evaluate) -> int:
-    """wildcat evaluate"""
-    from wildcat.evaluation import class_order, evaluate
-    from wildcat.predictor import load
+    """wildcat evaluate; under torchrun the processes share the pictures, and the first one speaks."""
+    from wildcat.evaluation import class_order, measure, report, save_curves
     from wildcat.progress import progress_bar
+    from wildcat.train.distributed import process_group, rank, world_size
 
     data = open_data(command, command.data)
     split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
-    predictor = load(command.run, command.device, command.flip)
-    class_order(predictor, data)
-    samples = data.split(split)
-    describe(data, f"{len(samples)} pictures of {split}", predictor.device.type, quiet=command.json)
-    with progress_bar(len(samples), "evaluating") as bar:
-        result = evaluate(predictor, data, split, command.ap, command.crf, bar.update)
-    print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
+    with process_group():
+        predictor = load_model(command, command.run)
+        order = class_order(predictor, data)
+        samples = data.split(split)
+        if first := rank() == 0:
+            processes = f" on {world_size()} processes" if world_size() > 1 else ""
+            where = f"{predictor.device.type}{processes}"
+            describe(data, f"{len(samples)} pictures of {split}", where, quiet=command.json)
+        with progress_bar(len(samples), "evaluating") if first else nullcontext() as bar:
+            tally = measure(predictor, data, split, command.crf, lambda n: bar and bar.update(n * world_size()))
+    if first:
+        result = report(tally, data, split, order, command.ap, command.crf)
+        if command.curves is not None:
+            save_curves(command.curves, tally, data, split, order)
+        print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
     return 0
 
 

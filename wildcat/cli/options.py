@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
+from wildcat.config import Flip
 from wildcat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
+    from wildcat.predictor import Predictor
 
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
@@ -27,6 +29,18 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelCommand(Command):
+    """What every command that uses a trained model takes."""
+
+    flip: Flip = "none"
+    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
+    sizes: Annotated[str, arg(metavar="S,S,...")] = ""
+    """Look at each picture at these input sizes and average, such as 320,448,576; empty: the size of training."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataCommand(Command):
     """What every command that reads a data set takes."""
 
@@ -34,6 +48,28 @@ class DataCommand(Command):
     """Layout: voc, voc-action, coco, scenes, indoor, csv or folder; recognised from its structure otherwise."""
     data_option: Options = ()
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
+
+
+def load_model(command: ModelCommand, source: str) -> Predictor:
+    """The model a command names, as its flags ask to use it."""
+    from wildcat.predictor import load
+
+    return load(source, command.device, command.flip, parse_sizes(command.sizes))
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Sides in pixels from "320,448".
+
+    Raises:
+        ConfigError: not whole numbers.
+
+    >>> parse_sizes("320, 448"), parse_sizes("")
+    ((320, 448), ())
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if wrong := next((part for part in parts if not part.isdecimal()), None):
+        raise ConfigError(f"--sizes {text}: {wrong!r} is no whole number of pixels.", "Write them as 320,448,576.")
+    return tuple(map(int, parts))
 
 
 def open_data(command: DataCommand, source: str) -> DataSet:

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, open_data
-from wildcat.config import Flip
+from wildcat.cli.options import DataCommand, ModelCommand, load_model, open_data
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(DataCommand):
+class Predict(ModelCommand, DataCommand):
     """Classes, points, boxes and heatmaps for pictures."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
@@ -37,10 +36,6 @@ class Predict(DataCommand):
     """Stop after so many pictures; 0: all."""
     batch_size: int = 8
     """Pictures that go through the network together."""
-    flip: Flip = "none"
-    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
 
 
 def run_predict(command: Predict) -> int:
@@ -48,14 +43,13 @@ def run_predict(command: Predict) -> int:
     from contextlib import ExitStack
 
     from wildcat.export.predictions import PredictionWriter, parse_save
-    from wildcat.predictor import load
     from wildcat.progress import progress_bar
 
     save = parse_save(command.save)
     if command.batch_size < 1 or command.limit < 0:
         raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
     pictures = find_pictures(command)
-    predictor = load(command.run, command.device, command.flip)
+    predictor = load_model(command, command.run)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
             f"{predictor.name} has {len(predictor.classes)} classes; a mask picture numbers 254 at most.",

@@ -12,7 +12,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.options import DataCommand, check_readable, describe, open_data
-from wildcat.config import TrainConfig
+from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
 
@@ -26,6 +26,13 @@ class Train(DataCommand):
     """Run folder to make; it is never overwritten."""
     recipe: str | None = None
     """Settings to start from: a packaged recipe or a .yaml file; flags override them."""
+    method: Annotated[
+        str | None,
+        arg(
+            metavar="NAME",
+            help=f"Head to compare with, over the recipe's or the usual one; flags override it: {', '.join(METHODS)}.",
+        ),
+    ] = None
     resume: bool = False
     """Continue the run in --out with its own settings; begin it if there is none."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)

@@ -93,6 +93,7 @@ def cached_features(
     workers: int = 0,
     batch_size: int = 16,
     progress: Callable[[int], object] = lambda pictures: None,
+    amp: bool = False,
 ) -> Features:
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
@@ -103,6 +104,7 @@ def cached_features(
         backbone: in evaluation mode, on the device that computes.
         flip: which mirrored views to keep beside each picture.
         progress: called with the number of pictures, in any view, done since the last call.
+        amp: compute them in bfloat16 where that is safe; kept apart from those computed in full.
 
     Raises:
         ImageError: a picture cannot be read.
@@ -114,7 +116,7 @@ def cached_features(
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
-    folders = [folder / _view_key(backbone, weights, preprocess, axes, shape) for axes in views]
+    folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
     progress(sum(key in known for known in found for key in pictures))
 
@@ -130,7 +132,7 @@ def cached_features(
                 batch_indices(range(len(part)), batch_size),
                 workers=workers,
             )
-            blocks = (_views_of(backbone, images, [views[v] for v in need], progress) for images, _ in loaded)
+            blocks = (_views_of(backbone, images, [views[v] for v in need], progress, amp) for images, _ in loaded)
             _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
     if by_need:
         found = [_read_shards(place, shape, set(pictures)) for place in folders]
@@ -139,13 +141,15 @@ def cached_features(
 
 @torch.inference_mode()
 def _views_of(
-    backbone: Backbone, images: Tensor, views: Sequence[Axes], progress: Callable[[int], object]
+    backbone: Backbone, images: Tensor, views: Sequence[Axes], progress: Callable[[int], object], amp: bool
 ) -> list[NDArray[np.float16]]:
     """(B, 3, S, S) -> (B, D, h, w) float16 for each view."""
-    images = images.to(_device_of(backbone)).contiguous(memory_format=torch.channels_last)
+    device = _device_of(backbone)
+    images = images.to(device).contiguous(memory_format=torch.channels_last)
     made = []
     for axes in views:
-        features = backbone(images.flip(axes) if axes else images).to(torch.float16).cpu().numpy()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            features = backbone(images.flip(axes) if axes else images).to(torch.float16).cpu().numpy()
         if not np.isfinite(features).all():
             raise RunError(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
@@ -216,9 +220,12 @@ def _checksum(path: Path) -> int:
     return checksum
 
 
-def _view_key(backbone: Backbone, weights: str, preprocess: Preprocess, axes: Axes, shape: tuple[int, ...]) -> str:
+def _view_key(
+    backbone: Backbone, weights: str, preprocess: Preprocess, axes: Axes, shape: tuple[int, ...], amp: bool
+) -> str:
     """The shape of the map is part of the key because the output stride changes it and nothing else here."""
-    text = json.dumps([LAYOUT, backbone.name, weights, asdict(preprocess), axes, shape])
+    precision = ["bfloat16"] if amp else []
+    text = json.dumps([LAYOUT, backbone.name, weights, asdict(preprocess), axes, shape, *precision])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -149,7 +149,9 @@ class FeatureFeed:
 
         def features_of(part: Sequence[Sample], flip: Flip) -> Features:
             folder = cache_folder() / "features"
-            return cached_features(model.backbone, part, preprocess, flip, folder, workers, progress=listener.advance)
+            return cached_features(
+                model.backbone, part, preprocess, flip, folder, workers, progress=listener.advance, amp=config.amp
+            )
 
         self.train = features_of(samples, config.flip)
         self.labels = torch.from_numpy(label_matrix(samples))

@@ -47,6 +47,9 @@ SCHEMA = 1
 
 CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"
 
+ENSEMBLE = "ensemble.json"
+"""What makes a folder an ensemble (`wildcat.train.ensembles`) instead of a run."""
+
 RESTORE = "Restore it from a copy, or train again."
 
 RESUMABLE = ("device", "workers")
@@ -164,6 +167,11 @@ def open_run(folder: Path) -> Run:
     if not folder.is_dir():
         near = did_you_mean(folder.name, _siblings(folder))
         raise RunError(f"there is no run folder {folder}.", near or "Give a folder that wildcat train wrote.")
+    if (folder / ENSEMBLE).is_file():
+        raise RunError(
+            f"{folder} is an ensemble, not a single run.",
+            f"Name one of its members, such as {folder / 'members' / '1'}.",
+        )
     for name in (MANIFEST, CONFIG):
         if not (folder / name).is_file():
             raise RunError(

@@ -1,0 +1,100 @@
+"""What it saves that the command line keeps freed memory: steps with and without, in pairs of processes, in turn.
+
+    python benchmarks/allocator.py --out benchmarks/results/allocator.json
+
+Both processes of a pair run the same steps on the same random pictures; only one calls `keep_freed_memory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import wildcat
+from wildcat.bench.record import write_result
+from wildcat.cli.process import keep_freed_memory
+
+
+def seconds(step: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a step after one that warms up."""
+    taken = []
+    for _ in range(repeats + 1):
+        begun = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[1:])
+
+
+def child(backbone: str, size: int, batch: int, repeats: int) -> None:
+    """Print the seconds of an inference pass and of a training step as JSON."""
+    torch.manual_seed(0)
+    model = wildcat.create_model(backbone, num_classes=20, pretrained=False).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    def infer() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    def step() -> None:
+        model.zero_grad()
+        model(images).sum().backward()
+
+    model.eval()
+    taken = {"inference": seconds(infer, repeats)}
+    model.train()
+    print(json.dumps(taken | {"training step": seconds(step, repeats)}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", default="lite0,lite2,resnet50")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--child", choices=("kept", "returned"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.child:
+        if arguments.child == "kept" and not keep_freed_memory():
+            raise SystemExit("this C library does not take the settings")
+        child(arguments.backbones, arguments.size, arguments.batch, arguments.repeats)
+        return
+    if arguments.out is None:
+        parser.error("--out is needed")
+    results = {}
+    for backbone in arguments.backbones.split(","):
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        for index in range(arguments.rounds):
+            taken = {}
+            for way in ("kept", "returned") if index % 2 else ("returned", "kept"):  # neither always goes first
+                command = [sys.executable, __file__, "--child", way, "--backbones", backbone]
+                command += ["--size", str(arguments.size), "--batch", str(arguments.batch)]
+                command += ["--repeats", str(arguments.repeats)]
+                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                taken[way] = json.loads(said)
+            for name in taken["kept"]:
+                pairs.setdefault(name, []).append((taken["kept"][name], taken["returned"][name]))
+        results[backbone] = {
+            name: {
+                "kept_s": round(statistics.median(a for a, _ in rows), 4),
+                "returned_s": round(statistics.median(b for _, b in rows), 4),
+                "ratios": sorted(round(a / b, 3) for a, b in rows),
+            }
+            for name, rows in pairs.items()
+        }
+        print(backbone, results[backbone], file=sys.stderr, flush=True)
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "child")}
+    write_result(arguments.out, f"python benchmarks/allocator.py --out {arguments.out.name}", settings, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,539 @@
+"""Annotations: what each format's own reader gets back is what the model said, and a folder is whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from scipy import ndimage
+from skimage.measure import approximate_polygon
+
+from wildcat.data import open_dataset
+from wildcat.data.coco import read_coco
+from wildcat.data.images import read_image, read_mask
+from wildcat.data.voc import read_voc
+from wildcat.errors import ConfigError, RunError, ShapeError
+from wildcat.export.annotations import (
+    ANNOTATION_FORMATS,
+    Instance,
+    InstanceParams,
+    VocWriter,
+    find_instances,
+    simplify_outline,
+    trace_outline,
+)
+from wildcat.export.annotations import writer as writer_module
+from wildcat.export.annotations.coco import compress_run_lengths, run_lengths
+from wildcat.export.annotations.outlines import outline_area
+from wildcat.results import Prediction
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, NumPy 2
+
+CLASSES = ("zebra", "cat", "dog & <co>")
+EVERY_SPECK = InstanceParams(min_area=0)
+FORMATS = tuple(ANNOTATION_FORMATS)
+
+
+def prediction(width: int = 90, height: int = 60, **changes: Any) -> Prediction:
+    """Zebras upper left and lower right, a cat in the middle of the right edge; the dog is absent."""
+    maps = np.full((3, 6, 9), -2, np.float32)
+    maps[0, 0:2, 0:3], maps[0, 4:6, 6:9], maps[1, 2:4, 7:9], maps[2, 5, 0] = 5, 9, 7, 1
+    values: dict[str, Any] = {
+        "image": "a.png",
+        "width": width,
+        "height": height,
+        "classes": CLASSES,
+        "task": "multilabel",
+        "class_scores": np.array([2, 3, -3], np.float32),
+        "class_maps": maps,
+        "modality_maps": None,
+        "picture": Image.new("RGB", (width, height), (0, 0, 80)),
+    }
+    return Prediction(**{**values, **changes})
+
+
+def nothing(**changes: Any) -> Prediction:
+    return prediction(class_scores=np.array([-2, -1, -3], np.float32), **changes)
+
+
+def noisy(seed: int) -> Prediction:
+    """Maps of noise, of which the mask is in many pieces with holes."""
+    rng = np.random.default_rng(seed)
+    maps = rng.normal(0, 1, (3, 20, 30)).astype(np.float32)
+    return prediction(50, 70, class_maps=maps, class_scores=np.array([1, 2, 3], np.float32))
+
+
+def write(folder: Path, kind: str, predictions: Iterable[Prediction], **options: Any) -> Path:
+    with ANNOTATION_FORMATS[kind](folder, CLASSES, **options) as writer:
+        for i, p in enumerate(predictions):
+            writer.add(p, f"p{i}.png")
+    return folder
+
+
+def filled(instance: Instance) -> NDArray[np.bool_]:
+    """The cropped mask without its holes."""
+    return np.asarray(ndimage.binary_fill_holes(instance.mask))
+
+
+def on_picture(instance: Instance, size: tuple[int, int], region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    x1, y1, x2, y2 = instance.box
+    whole = np.zeros(size, bool)
+    whole[y1:y2, x1:x2] = region
+    return whole
+
+
+def rasterised(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A polygon filled by Pillow on a grid eight times finer: independent of pycocotools and of our tracer."""
+    height, width = size
+    picture = Image.new("1", (8 * width, 8 * height))
+    ImageDraw.Draw(picture).polygon([(8 * x - 0.5, 8 * y - 0.5) for x, y in points], fill=1)
+    return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+# --- instances --------------------------------------------------------------------------------------------------------
+
+
+def test_instances_are_the_connected_regions_of_the_mask_with_the_probability_as_score() -> None:
+    p = prediction()
+    found = find_instances(p, EVERY_SPECK)
+    assert [i.name for i in found] == ["cat", "zebra", "zebra"]  # the likeliest class first
+    assert found[0].score == pytest.approx(1 / (1 + np.exp(-3))) and found[1].score == found[2].score
+    assert found[1].area >= found[2].area
+    mask = p.mask()
+    for i in found:
+        labels, _ = ndimage.label(mask == i.class_index + 1, np.ones((3, 3)))
+        x1, y1, x2, y2 = i.box
+        component = labels == labels[y1:y2, x1:x2][i.mask][0]
+        np.testing.assert_array_equal(on_picture(i, mask.shape, i.mask), component)
+        rows, columns = np.nonzero(component)
+        assert i.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_instances_make_up_the_mask(seed: int) -> None:
+    p = noisy(seed)
+    again = np.zeros((p.height, p.width), np.uint8)
+    for i in find_instances(p, EVERY_SPECK):
+        assert not again[on_picture(i, again.shape, i.mask)].any()  # none overlap
+        i.paint(again, i.class_index + 1)
+    np.testing.assert_array_equal(again, p.mask())
+
+
+def test_the_minimum_score_is_on_the_probability() -> None:
+    cat = 1 / (1 + np.exp(-3))  # 0.953, zebra 0.881, dog 0.047
+    assert {i.name for i in find_instances(prediction(), InstanceParams(min_score=cat - 0.01))} == {"cat"}
+    assert find_instances(prediction(), InstanceParams(min_score=cat + 0.01)) == []
+    low = {i.name for i in find_instances(prediction(), InstanceParams(min_score=0.01, min_area=0))}
+    assert low == set(CLASSES)
+    unsure = prediction(task="multiclass", class_scores=np.array([0.2, 0.1, 0], np.float32))
+    assert unsure.mask().any() and find_instances(unsure) == []  # its likeliest class has 0.37
+
+
+def test_specks_and_all_but_the_largest_are_left_out() -> None:
+    everything = find_instances(noisy(0), EVERY_SPECK)
+    large = find_instances(noisy(0), InstanceParams(min_area=0.01))
+    assert {i.area for i in large} == {i.area for i in everything if i.area >= 0.01 * 50 * 70} and len(large) > 3
+    largest = find_instances(noisy(0), InstanceParams(min_area=0, which="largest"))
+    assert len(largest) == 3
+    for i in largest:
+        assert i.area == max(j.area for j in everything if j.name == i.name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"min_score": 1.5}, "min_score=1.5"), ({"min_area": -0.1}, "min_area=-0.1"), ({"which": "al"}, "boxes='al'")],
+)
+def test_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        InstanceParams(**setting)
+
+
+# --- run lengths and outlines, against pycocotools and SciPy ----------------------------------------------------------
+
+masks = st.integers(1, 14).flatmap(
+    lambda w: st.lists(st.lists(st.booleans(), min_size=w, max_size=w), min_size=1, max_size=14)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(masks)
+def test_regions_are_encoded_and_traced_as_pycocotools_reads_them(rows: list[list[bool]]) -> None:
+    mask = np.array(rows)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    for k, (ys, xs) in enumerate(ndimage.find_objects(labels)[:count], 1):
+        whole = labels == k
+        i = Instance(0, "cat", 0.5, (xs.start, ys.start, xs.stop, ys.stop), whole[ys, xs])
+        counts = run_lengths(i, mask.shape)  # type: ignore[arg-type]
+        theirs = coco_mask.encode(np.asfortranarray(whole.astype(np.uint8)))
+        assert compress_run_lengths(counts) == theirs["counts"].decode()
+        assert counts.sum() == mask.size
+        outline = i.outline()
+        read = coco_mask.decode(coco_mask.frPyObjects([outline.ravel().tolist()], *mask.shape))[:, :, 0]
+        np.testing.assert_array_equal(read, ndimage.binary_fill_holes(whole))
+        assert outline_area(outline) == read.sum()
+
+
+def test_long_runs_are_compressed_as_pycocotools_does() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        big = np.zeros((1200, 900), bool)
+        ys, xs = np.sort(rng.integers(0, 900, 2)), np.sort(rng.integers(0, 900, 2))
+        big[ys[0] : ys[1] + 1, xs[0] : xs[1] + 1] = True
+        big[ys[0] + rng.integers(0, 3), xs[0]] = False
+        i = Instance(0, "cat", 0.5, (0, 0, 900, 1200), big)
+        theirs = coco_mask.encode(np.asfortranarray(big.astype(np.uint8)))["counts"].decode()
+        assert compress_run_lengths(run_lengths(i, (1200, 900))) == theirs
+
+
+def test_an_outline_turns_right_around_the_region_and_passes_a_shared_corner_twice() -> None:
+    diagonal = np.array([[True, False], [False, True]])
+    assert trace_outline(diagonal).tolist() == [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2], [1, 2], [1, 1], [0, 1]]
+    with pytest.raises(ShapeError):
+        trace_outline(np.zeros((3, 3), bool))
+
+
+def test_simplified_outlines_stay_within_the_tolerance() -> None:
+    rows, columns = np.mgrid[:200, :300]
+    disc = ((rows - 100) / 90) ** 2 + ((columns - 150) / 140) ** 2 < 1
+    outline = trace_outline(disc)
+    few = simplify_outline(outline, 1.0)
+    assert len(few) < len(outline) / 5
+    assert iou(rasterised(few.astype(float), disc.shape), disc) > 0.99
+    closed = np.concatenate([few, few[:1]]).astype(float)
+    for point in outline:
+        starts, along = closed[:-1], np.diff(closed, axis=0)
+        t = (((point - starts) * along).sum(1) / (along**2).sum(1)).clip(0, 1)
+        assert np.hypot(*(point - starts - t[:, None] * along).T).min() <= 1.0
+    theirs = approximate_polygon(np.concatenate([outline, outline[:1]]).astype(float), 1.0)
+    assert len(few) <= 1.2 * len(theirs)
+    np.testing.assert_array_equal(simplify_outline(outline, 0), outline)
+    dot = trace_outline(np.ones((1, 1), bool))
+    np.testing.assert_array_equal(simplify_outline(dot, 5.0), dot)  # two points would be no polygon
+    with pytest.raises(ConfigError, match="simplify=-1"):
+        simplify_outline(dot, -1)
+
+
+# --- COCO -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["coco", "coco-polygons"])
+def test_coco_comes_back_through_pycocotools(tmp_path: Path, kind: str) -> None:
+    shown = [prediction(), nothing(image="caf\udce9.png"), noisy(1), noisy(2)]
+    folder = write(tmp_path / "out", kind, shown, params=EVERY_SPECK, model="runs/x")
+    coco = COCO(str(folder / "annotations.json"))
+    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    assert coco.dataset["images"][1]["source"] == "caf\udce9.png"
+    assert "runs/x" in coco.dataset["info"]["description"]
+    assert sorted(coco.getImgIds()) == [1, 2, 3, 4]
+    for image_id, p in enumerate(shown, 1):
+        (row,) = coco.loadImgs(image_id)
+        assert (
+            (row["width"], row["height"])
+            == (p.width, p.height)
+            == read_image(folder / "images" / row["file_name"]).size
+        )
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+        instances = find_instances(p, EVERY_SPECK)
+        assert len(annotations) == len(instances)
+        again = np.zeros((p.height, p.width), np.uint8)
+        for a, i in zip(annotations, instances, strict=True):
+            region = coco.annToMask(a).astype(bool)
+            expected = on_picture(i, region.shape, i.mask if kind == "coco" else filled(i))
+            np.testing.assert_array_equal(region, expected)
+            again[region & (again == 0)] = a["category_id"]
+            assert CLASSES[a["category_id"] - 1] == i.name and a["score"] == pytest.approx(i.score, abs=1e-5)
+            assert a["area"] == region.sum() and a["iscrowd"] == 0
+            x, y, w, h = a["bbox"]
+            assert (x, y, x + w, y + h) == i.box
+            assert a["bbox"] == coco_mask.toBbox(coco.annToRLE(a)).tolist()
+        if kind == "coco":
+            np.testing.assert_array_equal(again, p.mask() if instances else 0)
+
+
+def test_coco_is_a_training_set(tmp_path: Path) -> None:
+    folder = write(tmp_path / "out", "coco", [prediction(), nothing(), prediction()])
+    data = read_coco(folder)
+    assert open_dataset(str(folder)).format == "coco"
+    assert data.classes == CLASSES
+    samples = data.split("all")
+    assert [s.labels.tolist() for s in samples] == [[1, 1, -1], [-1, -1, -1], [1, 1, -1]]
+    assert samples[0].boxes is not None and samples[0].box_classes is not None
+    instances = find_instances(prediction())
+    np.testing.assert_array_equal(samples[0].boxes, [i.box for i in instances])
+    assert samples[0].box_classes.tolist() == [i.class_index for i in instances]
+
+
+def test_coco_without_a_region(tmp_path: Path) -> None:
+    coco = COCO(str(write(tmp_path / "out", "coco", [nothing()]) / "annotations.json"))
+    assert coco.getAnnIds() == [] and len(coco.getImgIds()) == 1
+
+
+# --- YOLO -------------------------------------------------------------------------------------------------------------
+
+
+def yolo_rows(folder: Path, file: str) -> list[tuple[int, NDArray[np.float64]]]:
+    """What the rules of the format say of a picture: labels/ for images/, .txt for its suffix."""
+    picture = folder / "images" / file
+    text = Path(str(picture).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
+    rows = [line.split() for line in text.splitlines()]
+    return [(int(row[0]), np.array(row[1:], float)) for row in rows]
+
+
+def test_yolo_boxes(tmp_path: Path) -> None:
+    folder = write(tmp_path / "out", "yolo", [prediction(), nothing()])
+    settings = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))
+    assert settings["names"] == dict(enumerate(CLASSES))
+    assert (folder / settings["train"]).is_dir() and (folder / settings["val"]).is_dir()
+    rows, instances = yolo_rows(folder, "p0.png"), find_instances(prediction())
+    assert [CLASSES[c] for c, _ in rows] == [i.name for i in instances]
+    for (_, values), i in zip(rows, instances, strict=True):
+        cx, cy, w, h = values * (90, 60, 90, 60)
+        np.testing.assert_allclose((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), i.box, atol=1e-3)
+    assert yolo_rows(folder, "p1.png") == []
+    assert sorted(f.stem for f in (folder / "labels").iterdir()) == sorted(
+        f.stem for f in (folder / "images").iterdir()
+    )
+
+
+@pytest.mark.parametrize("simplify", [0.0, 1.0])
+def test_yolo_outlines(tmp_path: Path, simplify: float) -> None:
+    p = prediction(900, 600)
+    folder = write(tmp_path / "out", "yolo-segment", [p], simplify=simplify)
+    rows, instances = yolo_rows(folder, "p0.png"), find_instances(p)
+    assert len(rows) == len(instances) == 3
+    for (index, values), i in zip(rows, instances, strict=True):
+        assert CLASSES[index] == i.name and values.min() >= 0 and values.max() <= 1
+        region = rasterised(values.reshape(-1, 2) * (900, 600), (600, 900))
+        assert iou(region, on_picture(i, region.shape, filled(i))) > (0.99 if simplify else 0.999)
+
+
+@pytest.mark.parametrize("kind", ["yolo", "yolo-segment"])
+def test_yolo_scores_only_where_asked_for(tmp_path: Path, kind: str) -> None:
+    plain = yolo_rows(write(tmp_path / "plain", kind, [prediction()]), "p0.png")
+    scored = yolo_rows(write(tmp_path / "scored", kind, [prediction()], scores=True), "p0.png")
+    for (_, a), (_, b), i in zip(plain, scored, find_instances(prediction()), strict=True):
+        np.testing.assert_array_equal(a, b[:-1])
+        assert b[-1] == pytest.approx(i.score, abs=1e-6)
+
+
+# --- VOC --------------------------------------------------------------------------------------------------------------
+
+
+def test_voc_is_read_as_a_devkit(tmp_path: Path) -> None:
+    shown = [prediction(), nothing(), noisy(1)]
+    folder = write(tmp_path / "out", "voc", shown, params=EVERY_SPECK)
+    data = read_voc(folder)
+    assert data.classes == tuple(sorted(CLASSES)) and data.splits == ("train", "seg-train")
+    for split in data.splits:
+        for sample, p in zip(data.split(split), shown, strict=True):
+            instances = find_instances(p, EVERY_SPECK)
+            present = {i.name for i in instances}
+            assert sample.labels.tolist() == [1 if c in present else -1 for c in data.classes]
+            assert sample.boxes is not None and sample.box_classes is not None and sample.mask is not None
+            np.testing.assert_array_equal(sample.boxes, np.reshape([i.box for i in instances], (-1, 4)))
+            assert [data.classes[k] for k in sample.box_classes] == [i.name for i in instances]
+            names = np.array(["", *data.classes])[read_mask(sample.mask)]
+            expected = p.mask() if instances else np.zeros((p.height, p.width), int)
+            np.testing.assert_array_equal(names, np.array(["", *CLASSES])[expected])
+
+
+def test_voc_files_by_the_devkit_s_rules(tmp_path: Path) -> None:
+    folder = write(tmp_path / "out", "voc", [prediction(image="x\x07\udce9.png")])
+    root = ElementTree.parse(folder / "Annotations" / "p0.xml").getroot()
+    assert root.findtext("filename") == "p0.png" and (folder / "JPEGImages" / "p0.png").is_file()
+    assert [root.findtext(f"size/{t}") for t in ("width", "height", "depth")] == ["90", "60", "3"]
+    assert root.findtext("path") == "x??.png"
+    objects = read_mask(folder / "SegmentationObject" / "p0.png")
+    with Image.open(folder / "SegmentationClass" / "p0.png") as picture:
+        assert picture.mode == "P"
+        colours, labels = np.array(picture.getpalette()).reshape(-1, 3), np.asarray(picture)
+    assert colours[[0, 1, 2, 15]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128]]  # 15: VOC's person
+    found = root.findall("object")
+    for number, (item, i) in enumerate(zip(found, find_instances(prediction()), strict=True), 1):
+        corners = [int(item.findtext(f"bndbox/{t}") or 0) for t in ("xmin", "ymin", "xmax", "ymax")]
+        rows, columns = np.nonzero(objects == number)
+        assert corners == [columns.min() + 1, rows.min() + 1, columns.max() + 1, rows.max() + 1]  # from 1, inclusive
+        assert item.findtext("name") == i.name and float(item.findtext("score") or 0) == pytest.approx(
+            i.score, abs=1e-5
+        )
+        assert set(labels[objects == number]) == {sorted(CLASSES).index(i.name) + 1}
+    assert (folder / "ImageSets/Main/cat_train.txt").read_text() == "p0  1\n"
+    assert (folder / "ImageSets/Main/dog & <co>_train.txt").read_text() == "p0 -1\n"
+    assert "cat:128,0,0::" in (folder / "labelmap.txt").read_text().splitlines()
+
+
+def test_voc_holds_254_classes_and_254_objects(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="255 classes") as caught:
+        VocWriter(tmp_path / "out", [str(i) for i in range(255)])
+    assert "coco" in caught.value.hint
+    VocWriter(tmp_path / "out", [str(i) for i in range(254)])
+    with pytest.raises(ConfigError, match="'a/b' cannot name"):
+        VocWriter(tmp_path / "out", ["cat", "a/b"])
+    maps = np.full((3, 40, 40), -1, np.float32)
+    maps[0, ::2, ::2] = 1  # 400 single cells
+    p = prediction(40, 40, class_maps=maps)
+    folder = write(tmp_path / "out", "voc", [p], params=EVERY_SPECK)
+    objects = np.asarray(Image.open(folder / "SegmentationObject" / "p0.png"))
+    assert np.unique(objects).tolist() == list(range(256))
+    assert len(ElementTree.parse(folder / "Annotations" / "p0.xml").findall("object")) == 400
+    np.testing.assert_array_equal(read_mask(folder / "SegmentationClass" / "p0.png") == 3, objects > 0)  # zebra
+
+
+# --- Label Studio -----------------------------------------------------------------------------------------------------
+
+
+def test_label_studio_tasks_fit_their_interface(tmp_path: Path) -> None:
+    p = prediction(900, 600)
+    folder = write(tmp_path / "out", "label-studio", [p, nothing()], model="runs/x")
+    view = ElementTree.parse(folder / "config.xml").getroot()
+    image = view.find("Image")
+    assert image is not None
+    tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    assert len(tasks) == 2 and tasks[1]["predictions"] == [{"model_version": "runs/x", "result": []}]
+    (said,) = tasks[0]["predictions"]
+    served = parse_qs(urlparse(tasks[0]["data"][(image.get("value") or "")[1:]]).query)["d"][0]
+    assert (folder / served).is_file()
+    instances = find_instances(p)
+    assert said["score"] == pytest.approx(min(i.score for i in instances), abs=1e-5)
+    regions = said["result"]
+    assert len({r["id"] for r in regions}) == len(regions) == 2 * len(instances)
+    for r in regions:
+        control = next(c for c in view if c.get("name") == r["from_name"])
+        assert control.tag.lower() == r["type"] and control.get("toName") == r["to_name"] == image.get("name")
+        (name,) = r["value"][r["type"]]
+        assert name in [label.get("value") for label in control]
+        assert (r["original_width"], r["original_height"]) == (900, 600)
+    for box, polygon, i in zip(regions[::2], regions[1::2], instances, strict=True):
+        assert box["value"]["rectanglelabels"] == polygon["value"]["polygonlabels"] == [i.name]
+        assert box["score"] == polygon["score"] == pytest.approx(i.score, abs=1e-5)
+        x, y, w, h = (box["value"][k] for k in ("x", "y", "width", "height"))
+        np.testing.assert_allclose(np.array([x, y, x + w, y + h]) / 100 * (900, 600, 900, 600), i.box, atol=1e-3)
+        region = rasterised(np.array(polygon["value"]["points"]) / 100 * (900, 600), (600, 900))
+        assert iou(region, on_picture(i, region.shape, filled(i))) > 0.99
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    found = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder / "images"
+    return sorted(found.iterdir())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pictures_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
+    names = [
+        "a.jpg",
+        "a.png",
+        "x/a.jpg",
+        "x_a.png",
+        "A.jpg",
+        "../a.jpg",
+        "\u4e2d 1.png",
+        "n" * 250 + ".jpg",
+        "images/b.jpg",
+    ]
+    with ANNOTATION_FORMATS[kind](tmp_path / "out", CLASSES) as writer:
+        for i, name in enumerate(names):
+            writer.add(prediction(picture=Image.new("RGB", (90, 60), (i, 0, 0))), name)
+    files = pictures_of(tmp_path / "out")
+    assert len({f.stem.casefold() for f in files}) == len(names)
+    assert sorted(np.asarray(read_image(f))[0, 0, 0] for f in files) == list(range(len(names)))
+    assert not any(c.isspace() or c == "/" for f in files for c in f.name)  # VOC's lists are split at spaces
+    assert [f.name for f in tmp_path.iterdir()] == ["out"]
+
+
+def test_pictures_come_as_they_are_or_upright(tmp_path: Path) -> None:
+    made = Image.effect_noise((90, 60), 50).convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    made.save(tmp_path / "plain.jpg")
+    made.save(tmp_path / "turned.jpg", exif=turned)
+    made.convert("P").save(tmp_path / "moving.gif")
+    made.save(tmp_path / "nameless", format="PNG")
+    for how in ("copy", "link"):
+        with ANNOTATION_FORMATS["coco"](tmp_path / how, CLASSES, pictures=how) as writer:
+            for name in ("plain.jpg", "turned.jpg", "moving.gif", "nameless"):
+                size = (60, 90) if name == "turned.jpg" else (90, 60)
+                writer.add(prediction(*size, picture=tmp_path / name, image=name), name)
+        images = tmp_path / how / "images"
+        assert {f.name for f in images.iterdir()} == {"plain.jpg", "turned.jpg", "moving.png", "nameless.png"}
+        assert (images / "plain.jpg").read_bytes() == (tmp_path / "plain.jpg").read_bytes()
+        assert (images / "plain.jpg").is_symlink() == (how == "link")
+        with Image.open(images / "turned.jpg") as picture:  # as readers that know no EXIF see it
+            assert picture.size == (60, 90) and not picture.getexif()
+            seen = np.asarray(picture).astype(int)
+        assert np.abs(seen - np.asarray(read_image(tmp_path / "turned.jpg"))).mean() < 3
+        np.testing.assert_array_equal(read_image(images / "moving.png"), read_image(tmp_path / "moving.gif"))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_failure_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), ANNOTATION_FORMATS[kind](tmp_path / "out", CLASSES) as writer:
+        writer.add(prediction(), "a.png")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(RunError, match="No space left"):
+        write(tmp_path / "out", kind, [prediction()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_in_the_middle_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    Image.new("RGB", (90, 60)).save(tmp_path / "a.png")
+    monkeypatch.setattr(writer_module.shutil, "copyfile", full)
+    with pytest.raises(RunError, match="out cannot be written: No space left"):
+        write(tmp_path / "out", "voc", [prediction(picture=tmp_path / "a.png")])
+    assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_nothing_is_overwritten_and_nothing_appears_before_the_end(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with ANNOTATION_FORMATS["yolo"](tmp_path / "out", CLASSES) as writer:  # an empty folder is fine
+        writer.add(prediction(), "a.png")
+        assert list((tmp_path / "out").iterdir()) == []
+    before = {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    with pytest.raises(RunError, match="never overwritten") as caught:
+        ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES)
+    assert "out-2" in caught.value.hint
+    assert {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()} == before
+
+
+def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
+    for kind in FORMATS:
+        a, b = (write(tmp_path / kind / n, kind, [prediction(), noisy(0)]) for n in ("a/out", "b/out"))
+        for file in a.rglob("*"):
+            if file.is_file():
+                assert file.read_bytes() == (b / file.relative_to(a)).read_bytes(), file
+
+
+def test_misuse_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pictures='move'"):
+        ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES, pictures="move")
+    with pytest.raises(ConfigError, match="simplify=-1"):
+        ANNOTATION_FORMATS["label-studio"](tmp_path / "out", CLASSES, simplify=-1)
+    with pytest.raises(ConfigError, match="other classes"), ANNOTATION_FORMATS["coco"](tmp_path / "out", ["x"]) as w:
+        w.add(prediction(), "a.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,98 @@
+"""Figures on several processes equal those on one, whoever predicted what."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import reduce
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wildcat.cli import main
+from wildcat.config import TrainConfig
+from wildcat.data import DataSet, open_dataset, write_shapes
+from wildcat.errors import ConfigError, DataError
+from wildcat.evaluation import Tally, measure, report
+from wildcat.predictor import Predictor, load
+from wildcat.train.distributed import gather, process_group, rank, share_of, world_size
+from wildcat.train.loop import train
+from wildcat.train.runs import create_run
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=16, val=13, size=(64, 64)))
+
+
+@pytest.fixture(scope="module")
+def run(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=8, workers=0)
+    train(create_run(folder, config, shapes, "shapes"), shapes)
+    return folder
+
+
+def test_alone_a_process_has_everything() -> None:
+    assert (rank(), world_size(), list(share_of(3)), gather("x")) == (0, 1, [0, 1, 2], ["x"])
+
+
+def test_two_processes_say_what_one_says(
+    run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """13 pictures do not divide by 2: the tail is neither dropped nor counted twice."""
+    command = ["evaluate", str(run), str(shapes.root), "--json", "--device", "cpu"]
+    assert main(command) == 0
+    alone = json.loads(capsys.readouterr().out)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wildcat"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *command], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
+    assert done.stdout.count("\n") == 1, "one process speaks"
+    assert json.loads(done.stdout) == alone
+    assert {"classification", "pointing", "segmentation"} <= alone.keys()
+
+
+@settings(max_examples=20, deadline=None)
+@given(owners=st.lists(st.integers(0, 3), min_size=13, max_size=13))
+def test_any_partition_gives_the_same_figures(whole: tuple[Predictor, DataSet, Tally], owners: list[int]) -> None:
+    _, data, tally = whole
+    order = range(len(data.classes))
+    parts = [
+        Tally(
+            {i: tally.scores[i] for i, o in enumerate(owners) if o == owner},
+            {i: tally.points[i] for i, o in enumerate(owners) if o == owner},
+        )
+        for owner in range(4)
+    ]
+    merged = reduce(Tally.merge, parts)
+    measures = ("classification", "pointing")
+    expected = report(Tally(tally.scores, tally.points), data, "val", order, "voc10", measures=measures)
+    assert report(merged, data, "val", order, "voc10", measures=measures) == expected
+
+
+@pytest.fixture(scope="module")
+def whole(run: Path, shapes: DataSet) -> tuple[Predictor, DataSet, Tally]:
+    predictor = load(run, "cpu")
+    return predictor, shapes, measure(predictor, shapes, "val")
+
+
+def test_confusions_add_up_and_no_picture_counts_twice() -> None:
+    ones = np.ones((2, 2), dtype=np.int64)
+    a, b = Tally({0: ones[0]}, {}, ones), Tally({1: ones[0]}, {}, 2 * ones)
+    merged = a.merge(b).confusion
+    assert merged is not None and merged.tolist() == [[3, 3], [3, 3]]
+    with pytest.raises(DataError, match=r"picture 0 .* two processes"):
+        a.merge(Tally({0: ones[0]}, {}))
+
+
+def test_a_group_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="torchrun"), process_group():
+        pass

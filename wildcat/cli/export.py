@@ -1,0 +1,150 @@
+"""wildcat export: what a model says of pictures, as annotations other tools read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from wildcat.cli.options import ModelCommand, Options, load_model
+from wildcat.cli.predict import Predict, find_pictures
+from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(ModelCommand):
+    """Write what a model finds in pictures as annotations: COCO, YOLO, Pascal VOC, Label Studio."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """A run folder, or a packaged model such as imagenet-lite0."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    """Pictures, folders of pictures, or globs; with --split, one data set."""
+    format: str
+    """coco (run lengths), coco-polygons, yolo (boxes), yolo-segment (outlines), voc, label-studio."""
+    out: Path
+    """Folder to make; it appears when all is written."""
+    min_score: float = 0.5
+    """Write the classes whose probability in a picture is at least this."""
+    boxes: Literal["all", "largest"] = "all"
+    """Every region of a class, or its largest one."""
+    min_area: float = 0.001
+    """Leave out regions that cover less than this share of the picture; 0 keeps every speck."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF."""
+    simplify: float | None = None
+    """Pixels by which an outline may move to have fewer points; by default 0 for coco-polygons, otherwise 1."""
+    scores: bool = False
+    """End each line of YOLO labels with its score: to rank them, not to train on. Other formats always have scores."""
+    pictures: Literal["copy", "link"] = "copy"
+    """Copy the pictures into the folder, or link to them."""
+    split: str | None = None
+    """Export this split of a data set."""
+    data_format: str | None = None
+    """Layout of the data set, as --format of wildcat predict; recognised from its structure otherwise."""
+    data_option: Options = ()
+    """A setting of the data set's reader; may be repeated."""
+    limit: int = 0
+    """Stop after so many pictures; 0: all."""
+    batch_size: int = 8
+    """Pictures that go through the network together."""
+
+
+def run_export(command: Export) -> int:
+    """wildcat export"""
+    if command.format not in FORMATS:
+        raise ConfigError(
+            f"there is no export format {command.format!r}.",
+            did_you_mean(command.format, FORMATS) or f"Choose one of: {', '.join(FORMATS)}.",
+        )
+    return FORMATS[command.format](command)
+
+
+def export_annotations(command: Export) -> int:
+    """Predict each picture and write its regions."""
+    from contextlib import ExitStack
+
+    from wildcat.export.annotations import ANNOTATION_FORMATS, InstanceParams
+    from wildcat.progress import progress_bar
+
+    extra = format_options(command)
+    params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
+    if command.batch_size < 1 or command.limit < 0:
+        raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
+    pictures = find_pictures(
+        Predict(
+            run=command.run,
+            paths=command.paths,
+            split=command.split,
+            limit=command.limit,
+            format=command.data_format,
+            data_option=command.data_option,
+        )
+    )
+    predictor = load_model(command, command.run)
+    names = dict(pictures)
+    written, regions, skipped = 0, 0, 0
+
+    def skip(_: object, error: WildcatError) -> None:
+        nonlocal skipped
+        skipped += 1
+        bar.write(f"skipped {error.message}", file=sys.stderr)
+        bar.update(1)
+
+    with ExitStack() as stack:
+        writer = stack.enter_context(
+            ANNOTATION_FORMATS[command.format](
+                command.out, predictor.classes, params, pictures=command.pictures, model=predictor.name, **extra
+            )
+        )
+        print(
+            f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device "
+            f"{predictor.device.type}; writing {command.out} as {command.format}",
+            flush=True,
+        )
+        bar = stack.enter_context(progress_bar(len(pictures), "exporting"))
+        paths = [path for path, _ in pictures]
+        for prediction in predictor.stream(paths, modalities=False, batch_size=command.batch_size, on_error=skip):
+            regions += len(writer.add(prediction, names[Path(prediction.image)]))
+            written += 1
+            bar.update(1)
+        if not written:
+            raise DataError(
+                f"none of the {len(pictures)} pictures could be read; {command.out} was not written.",
+                "See the reasons above.",
+            )
+    if skipped:
+        print(f"{skipped} of {len(pictures)} pictures could not be read and were skipped.", file=sys.stderr)
+    print(f"{regions} regions in {written} pictures: {command.out}")
+    return 0
+
+
+def format_options(command: Export) -> dict[str, Any]:
+    """The options of one format alone that were given.
+
+    Raises:
+        ConfigError: the format has no such option.
+    """
+    given: dict[str, Any] = {}
+    for name, value, formats in (
+        ("simplify", command.simplify, ("coco-polygons", "yolo-segment", "label-studio")),
+        ("scores", command.scores or None, ("yolo", "yolo-segment")),
+    ):
+        if value is not None:
+            if command.format not in formats:
+                raise ConfigError(f"--{name} does not go with --format {command.format}.", f"{_listed(formats)} it.")
+            given[name] = value
+    return given
+
+
+def _listed(formats: tuple[str, ...]) -> str:
+    return f"{', '.join(formats[:-1])} and {formats[-1]} take"
+
+
+FORMATS: dict[str, Callable[[Export], int]] = dict.fromkeys(
+    ("coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"), export_annotations
+)
+"""Name -> what writes it."""

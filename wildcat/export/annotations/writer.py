@@ -1,0 +1,198 @@
+"""What all annotation formats share: a folder that appears whole or not at all, and a unique name for each picture."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, ClassVar, Literal, Self, get_args
+
+from PIL import ExifTags, Image
+
+from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.export.annotations.instances import Instance, InstanceParams, find_instances
+from wildcat.results import Prediction, file_name, free_name, picture_suffix
+from wildcat.train.runs import next_free, writing
+
+Pictures = Literal["copy", "link"]
+
+PORTABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+"""Files that every reader of these formats opens; pictures of other kinds are written anew."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the annotations know it.
+
+    Attributes:
+        stem: unique, letters, digits, dots and dashes; what its files are called.
+        file: name of the picture's file in the writer's picture folder.
+        width, height: as a person sees it; the file has no EXIF orientation that would turn it.
+        source: where it came from, as it was given.
+    """
+
+    stem: str
+    file: str
+    width: int
+    height: int
+    source: str
+
+
+class AnnotationWriter(ABC):
+    """Writes the annotations of predictions into a new folder, one at a time; a context manager.
+
+    All is written into a hidden folder beside `folder`, which gets its name when the `with` block ends. If anything
+    fails before, it is removed. Pictures are there too, since the formats are data sets: as they are, but for those
+    with an EXIF orientation (readers disagree on it) and of kinds that not every reader opens, which are written
+    anew, upright.
+
+    Args:
+        folder: must not exist, or be empty.
+        classes: of the model; predictions must have the same.
+        params: which regions are written.
+        pictures: "copy", or "link" for symbolic links to the originals, which must then stay where they are.
+        model: what made the predictions, for the formats that name it.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+        ConfigError: an unknown value of `pictures`, or classes that the format cannot hold.
+    """
+
+    picture_folder: ClassVar[str] = "images"
+
+    def __init__(
+        self,
+        folder: Path,
+        classes: Sequence[str],
+        params: InstanceParams | None = None,
+        *,
+        pictures: Pictures = "copy",
+        model: str = "",
+    ) -> None:
+        if pictures not in get_args(Pictures):
+            hint = did_you_mean(str(pictures), get_args(Pictures)) or f"Choose one of: {', '.join(get_args(Pictures))}."
+            raise ConfigError(f"pictures={pictures!r} is unknown.", hint)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(
+                f"{folder} exists and is never overwritten.", f"Give another --out, for example {next_free(folder)}."
+            )
+        self.folder, self.classes, self.params = folder, tuple(classes), params or InstanceParams()
+        self.pictures, self.model = pictures, model
+        self.partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        self.open_files = contextlib.ExitStack()
+        self.taken: set[str] = set()
+
+    def __enter__(self) -> Self:
+        with writing(self.folder):
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir()
+        try:
+            with writing(self.folder):
+                (self.partial / self.picture_folder).mkdir(parents=True)
+                self._begin()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                with writing(self.folder):
+                    self._finish()
+                    self.open_files.close()
+                    if self.folder.exists():  # and is empty: not every system renames onto a folder
+                        self.folder.rmdir()
+                    self.partial.rename(self.folder)
+        finally:
+            self._discard()
+
+    def add(self, prediction: Prediction, name: str) -> list[Instance]:
+        """Write one prediction; `name` is the picture's relative path and names its files. Returns what was written."""
+        if prediction.classes != self.classes:
+            raise ConfigError("this prediction is of a model with other classes.", "Give each model a folder.")
+        instances = find_instances(prediction, self.params)
+        stem = free_name(file_name(str(Path(name).with_suffix(""))), self.taken)
+        with writing(self.folder):
+            file = self._place(prediction, stem)
+            picture = Picture(stem, file, prediction.width, prediction.height, prediction.image)
+            self._write(picture, instances)
+        return instances
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Make what the format needs in `self.partial` before the first picture."""
+
+    @abstractmethod
+    def _write(self, picture: Picture, instances: Sequence[Instance]) -> None:
+        """Write the annotations of one picture."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Write what the format needs after the last picture."""
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk, of files that are about to be removed
+            self.open_files.close()
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _place(self, prediction: Prediction, stem: str) -> str:
+        """Bring the picture into the folder; returns its file's name."""
+        folder, source = self.partial / self.picture_folder, prediction.picture
+        suffix = portable_suffix(source) if isinstance(source, Path) else ""
+        if isinstance(source, Path) and suffix:
+            target = folder / f"{stem}{suffix}"
+            if self.pictures == "link":
+                target.symlink_to(source.resolve())
+            else:
+                shutil.copyfile(source, target)
+            return target.name
+        picture = prediction.load_picture()
+        lossy = isinstance(source, Path) and source.suffix.lower() in (".jpg", ".jpeg")
+        file = f"{stem}.{picture_suffix(picture) if lossy else 'png'}"
+        picture.save(folder / file, quality=95)
+        return file
+
+
+def portable_suffix(path: Path) -> str:
+    """The suffix under which a copy of the file opens upright in every reader, or "" where there is none."""
+    with Image.open(path) as image:
+        kind = path.suffix.lower()
+        if kind not in PORTABLE_SUFFIXES:
+            kind = f".{(image.format or '').lower()}"
+        return kind if kind in PORTABLE_SUFFIXES and not _is_turned(image) else ""
+
+
+def _is_turned(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # broken EXIF, of which Pillow raises many kinds: shown as it lies, as `read_image` does
+        return False
+
+
+class JsonRows:
+    """A JSON list in a text file, written an item a line, so that it is never in memory as a whole."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file, self.count = file, 0
+        file.write("[")
+
+    def add(self, value: object) -> None:
+        self.file.write(f"{',' if self.count else ''}\n{json.dumps(value, ensure_ascii=False)}")
+        self.count += 1
+
+    def end(self) -> None:
+        self.file.write("\n]")
+
+
+def open_text(path: Path) -> IO[str]:
+    """A new UTF-8 file for JSON; what is not Unicode in a file name is written as JSON's own escapes."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
