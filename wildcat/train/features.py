@@ -30,7 +30,7 @@ from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.runs import write_json, writing
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
@@ -39,7 +39,7 @@ SHARD = 256
 Axes = tuple[int, ...]
 
 Place = tuple[NDArray[np.float16], int]
-"""Where the features of a picture lie: a memory-mapped shard (n, D, h, w) and the row in it."""
+"""Where the features of a picture lie: a memory-mapped shard (n, h, w, D) and the row in it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Features:
 
     def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
         """(B, D, h, w) float32 features of pictures `indices`, each in its view of `views` (plain where None)."""
-        batch = np.empty((len(indices), *self.shape), dtype=np.float32)
+        batch = np.empty((len(indices), *self.shape[1:], self.shape[0]), dtype=np.float16)
         for k, index in enumerate(indices):
             shard, row = self.places[0 if views is None else views[k]][index]
             batch[k] = shard[row]
-        return torch.from_numpy(batch)
+        return torch.from_numpy(batch).float().permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w), channels last
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over pictures, views and places: two (D,) float32."""
@@ -76,8 +76,8 @@ class Features:
         for view in self.places:
             for shard, row in view:
                 values = shard[row].astype(np.float32)
-                total += values.sum(axis=(1, 2), dtype=np.float64)
-                squares += np.square(values, out=values).sum(axis=(1, 2), dtype=np.float64)
+                total += values.sum(axis=(0, 1), dtype=np.float64)
+                squares += np.square(values, out=values).sum(axis=(0, 1), dtype=np.float64)
         count = self.views * len(self) * self.shape[1] * self.shape[2]
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
@@ -143,18 +143,19 @@ def cached_features(
 def _views_of(
     backbone: Backbone, images: Tensor, views: Sequence[Axes], progress: Callable[[int], object], amp: bool
 ) -> list[NDArray[np.float16]]:
-    """(B, 3, S, S) -> (B, D, h, w) float16 for each view."""
+    """(B, 3, S, S) -> (B, h, w, D) float16 for each view: channels last, as backbones make them."""
     device = _device_of(backbone)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     made = []
     for axes in views:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            features = backbone(images.flip(axes) if axes else images).to(torch.float16).cpu().numpy()
-        if not np.isfinite(features).all():
+            features = backbone(images.flip(axes) if axes else images).to(torch.float16)
+        block = features.permute(0, 2, 3, 1).cpu().numpy()
+        if not np.isfinite(block).all():
             raise RunError(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
-        made.append(np.ascontiguousarray(features))
+        made.append(np.ascontiguousarray(block))
         progress(len(images))
     return made
 
@@ -186,7 +187,8 @@ def _write_shards(
             with writing(data):
                 file.close()
                 part.replace(data)
-            record = {"layout": LAYOUT, "shape": [len(pictures), *shape], "crc32": checksum, "pictures": list(pictures)}
+            full = [len(pictures), *_stored(shape)]
+            record = {"layout": LAYOUT, "shape": full, "crc32": checksum, "pictures": list(pictures)}
             write_json(data.with_suffix(".json"), record)  # last: a shard without its record is not there
 
 
@@ -198,7 +200,7 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
         try:
             said = json.loads(record.read_text(encoding="utf-8"))
             pictures = [str(key) for key in said["pictures"]]
-            full = (len(pictures), *shape)
+            full = (len(pictures), *_stored(shape))
             useful = not wanted.isdisjoint(pictures)
             sound = tuple(said["shape"]) == full and said["layout"] == LAYOUT
             if not (
@@ -210,6 +212,11 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
         shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
         places.update({key: (shard, row) for row, key in enumerate(pictures) if key in wanted})
     return places
+
+
+def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(D, h, w) of a picture -> (h, w, D), as it lies in a shard."""
+    return (*shape[1:], shape[0])
 
 
 def _checksum(path: Path) -> int:
