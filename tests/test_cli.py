@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from sklearn.metrics import average_precision_score
 
 import wildcat
 from wildcat.cli import main, parse
-from wildcat.config import TrainConfig, list_recipes, load_recipe, read_config
+from wildcat.config import METHODS, TrainConfig, config_text, list_recipes, load_recipe, method_settings, read_config
 from wildcat.data import open_dataset, write_shapes
 from wildcat.data.sample import label_matrix
 from wildcat.errors import ConfigError
@@ -121,6 +123,37 @@ def test_recipes_are_defaults_that_flags_override(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("num_maps: 7\nlr: 0.5\n")
     config = parse(["train", "solar", "--out", "x", "--recipe", str(tmp_path / "mine.yaml"), "--lr", "0.25"]).config
     assert (config.num_maps, config.lr) == (7, 0.25)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_goes_over_the_recipe_and_flags_over_the_method(name: str, tmp_path: Path) -> None:
+    line = ["train", "solar", "--out", str(tmp_path / "run")]
+    assert parse([*line, "--method", name]).config == replace(TrainConfig(), **method_settings(name))
+    (tmp_path / "mine.yaml").write_text("num_maps: 7\nalpha: 0.1\nkmin: 3\nepochs: 5\n")
+    over = [*line, f"--method={name}", "--recipe", str(tmp_path / "mine.yaml")]
+    assert parse(over).config == replace(TrainConfig(epochs=5), **method_settings(name))
+    flags = parse([*over, "--num-maps", "2", "--epochs", "9", "--architecture", "c", "--temperature", "inf"]).config
+    mine = {"num_maps": 2, "architecture": "c", "temperature": math.inf}
+    assert flags == replace(TrainConfig(epochs=9), **{**method_settings(name), **mine})
+
+
+def test_an_unknown_method_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "solar", "--out", tmp_path / "run", "--method", "wilcat") == 2
+    assert "there is no method 'wilcat'.\n  Did you mean wildcat?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_of_train_names_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "--help") == 0
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert ", ".join(METHODS) in said
+
+
+def test_a_run_that_is_resumed_keeps_the_method_it_has(tmp_path: Path) -> None:
+    line = ["train", "solar", "--out", str(tmp_path), "--resume", "--method", "deepmil"]
+    assert parse(line).config.pooling == "max"  # there is no run yet: it begins with the method
+    (tmp_path / "config.yaml").write_text(config_text(TrainConfig(pooling="attention", num_maps=2)))
+    assert parse(line).config == TrainConfig(pooling="attention", num_maps=2)
 
 
 def test_a_proportion_and_a_count_are_told_apart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -13,7 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wildcat.config import TrainConfig, config_text, from_dict, list_recipes, load_recipe, read_config, to_dict
+from wildcat.config import (
+    HEAD_SETTINGS,
+    METHODS,
+    TrainConfig,
+    config_text,
+    from_dict,
+    list_recipes,
+    load_recipe,
+    method_settings,
+    read_config,
+    to_dict,
+)
 from wildcat.errors import ConfigError
 
 positive = st.floats(1e-8, 1e3)
@@ -24,10 +36,13 @@ positive = st.floats(1e-8, 1e3)
     config=st.builds(
         TrainConfig,
         backbone=st.sampled_from(["lite0", "resnet50.a1_in1k", "yes", "1e3"]),
-        pooling=st.sampled_from(["wildcat", "lse"]),
+        pooling=st.sampled_from(["wildcat", "lse", "csra", "attention"]),
+        architecture=st.sampled_from(["a", "b", "c"]),
         kmax=st.integers(1, 500) | st.floats(1e-6, 1.0),
         kmin=st.none() | st.integers(0, 500) | st.floats(0, 1.0),
         alpha=st.floats(0, 5),
+        residual=st.floats(0, 5),
+        temperature=positive | st.just(math.inf),
         lr=st.none() | positive,
         weight_decay=st.floats(0, 1),
         flip=st.sampled_from(["none", "horizontal", "both"]),
@@ -76,6 +91,11 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"lr": 0.0}, "lr=0.0: give a positive number"),
         ({"lr": math.inf}, "lr=inf"),
         ({"sharpness": -1.0}, "sharpness=-1.0"),
+        ({"residual": -0.1}, "residual=-0.1: give a finite number of at least 0"),
+        ({"residual": math.nan}, "residual=nan"),
+        ({"temperature": 0.0}, "temperature=0.0: give a number above 0, or inf"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"attention_size": 0}, "attention_size=0: give a whole number of at least 1"),
         ({"backbone_lr_scale": -0.1}, "backbone_lr_scale=-0.1: give a number of at least 0"),
         ({"weight_decay": math.nan}, "weight_decay=nan"),
         ({"warmup": -1.0}, "warmup=-1.0"),
@@ -90,7 +110,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"flip": "vertical"}, "flip='vertical'"),
         ({"tune": "heads"}, "tune='heads': give all or head"),
         ({"pooling": "mean"}, "pooling='mean'"),
-        ({"architecture": "c"}, "architecture='c'"),
+        ({"architecture": "d"}, "architecture='d': give a, b or c."),
         ({"tune": "head", "weights": "none"}, "tune=head with weights=none"),
     ],
 )
@@ -113,6 +133,8 @@ def test_each_value_out_of_range_is_named(values: dict[str, Any], says: str) -> 
         ({"flip": "vertical"}, "f.yaml: flip='vertical' should be none, horizontal, both.", ""),
         ({"alpha": [0.7]}, "f.yaml: alpha=[0.7] should be float.", ""),
         ({"weight_decay": "1e-4"}, "f.yaml: weight_decay='1e-4' should be float.", "Write it as 0.0001."),
+        ({"temperature": "inf"}, "f.yaml: temperature='inf' should be float.", "Write it as .inf."),
+        ({"temperature": "nan"}, "f.yaml: temperature='nan' should be float.", ""),
         ({"num_map": 4}, "f.yaml: there is no setting 'num_map'.", "did you mean num_maps?"),
         ({"Kmax": 4}, "f.yaml: there is no setting 'Kmax'.", "did you mean kmax"),
         ({7: 4}, "f.yaml: there is no setting 7.", "Settings are: backbone, weights, "),
@@ -160,6 +182,71 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("# nothing\n")
     assert read_config(tmp_path / "mine.yaml") == TrainConfig()
     assert load_recipe(str(tmp_path / "mine.yaml")) == TrainConfig()
+
+
+def test_temperature_in_a_file_may_be_infinite(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("temperature: .inf\nresidual: 1\n")
+    assert read_config(tmp_path / "mine.yaml") == TrainConfig(temperature=math.inf, residual=1.0)
+
+
+def test_the_settings_of_runs_from_before_there_were_methods_still_load(tmp_path: Path) -> None:
+    """Their files lack the newer settings, which then have their defaults; what they compute has not changed."""
+    old = to_dict(TrainConfig(kmax=3, epochs=7))
+    for name in ("residual", "temperature", "attention_size"):
+        del old[name]
+    (tmp_path / "config.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in old.items()))
+    assert read_config(tmp_path / "config.yaml") == TrainConfig(kmax=3, epochs=7)
+
+
+# --- methods --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_decides_the_head_and_nothing_else(name: str) -> None:
+    settings, description = METHODS[name]
+    assert set(settings) <= set(HEAD_SETTINGS) == set(method_settings(name))
+    assert description and "\n" not in description
+    from_dict(method_settings(name), "method").validate()
+    other = TrainConfig(
+        backbone="resnet50",
+        epochs=3,
+        pooling="topk",
+        architecture="c",
+        num_maps=7,
+        kmax=5,
+        kmin=2,
+        alpha=0.1,
+        sharpness=9.0,
+        residual=0.9,
+        temperature=2.0,
+        attention_size=3,
+    )
+    over = dataclasses.replace(other, **method_settings(name))
+    assert (over.backbone, over.epochs) == ("resnet50", 3)
+    assert over == dataclasses.replace(TrainConfig(backbone="resnet50", epochs=3), **method_settings(name))
+
+
+def test_methods_are_those_of_the_papers_tables_and_two_newer() -> None:
+    older = ["global", "deepmil", "top-instances", "gap-a", "gap-b", "weldon", "pronet", "wildcat"]
+    assert [*METHODS] == [*older, "csra", "attention"]
+    wildcat = method_settings("wildcat")
+    assert dataclasses.replace(TrainConfig(), **wildcat) == TrainConfig(), "the defaults are the paper's"
+    assert all(method_settings(name)["num_maps"] == 1 for name in METHODS if name != "wildcat")
+    assert [method_settings(name)["architecture"] for name in ("global", "gap-a", "gap-b")] == ["b", "a", "b"]
+
+
+def test_settings_of_a_method_are_the_callers_own() -> None:
+    method_settings("csra")["residual"] = 9.0
+    assert method_settings("csra")["residual"] == 0.2
+
+
+def test_an_unknown_method() -> None:
+    with pytest.raises(ConfigError) as caught:
+        method_settings("deep-mil")
+    assert caught.value.message == "there is no method 'deep-mil'."
+    assert caught.value.hint == "did you mean deepmil?"
+    with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Methods are: global, deepmil, .*, attention\."):
+        method_settings("xyz")
 
 
 def test_packaged_recipes_are_valid() -> None:

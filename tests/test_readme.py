@@ -43,7 +43,7 @@ def test_commands_and_examples(
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("WILDCAT_CACHE", str(workplace / "cache"))
-    for command in blocks("sh")[0].strip().splitlines():
+    for command in "".join(blocks("sh")).strip().splitlines():
         words = shlex.split(command, comments=True)
         assert words[0] == "wildcat"
         assert main(words[1:]) == 0, command

@@ -90,7 +90,7 @@ class TrainConfig:
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
-    """Peak learning rate of the layers after the backbone; None: 0.2, or 1 with --tune head."""
+    """Peak learning rate of the layers after the backbone; None: 0.2, or 10 with --tune head."""
     backbone_lr_scale: float = 0.05
     """Learning rate of the backbone as a part of lr."""
     momentum: float = 0.9
@@ -117,7 +117,7 @@ class TrainConfig:
     @property
     def peak_lr(self) -> float:
         """The learning rate in force: `lr`, or the customary one of what is tuned."""
-        return self.lr if self.lr is not None else 1.0 if self.tune == "head" else 0.2
+        return self.lr if self.lr is not None else 10.0 if self.tune == "head" else 0.2
 
     def validate(self) -> None:
         """Check every value and how they fit each other.

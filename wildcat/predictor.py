@@ -252,8 +252,7 @@ class Predictor:
                 class_maps.append(modality_maps.mean(dim=2))
             else:  # the M maps cost time only where they are asked for
                 class_maps.append(member.model.class_maps_of(x))
-            a = member.model.architecture == "a"
-            scores.append(member.model.pool(class_maps[-1]) if a else member.model.score(x))
+            scores.append(member.model.score(x, class_maps[-1]))
         member_scores = _array(torch.stack(scores, dim=1))
         if single:
             merged = class_maps[0]

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wildcat
-from wildcat.config import TrainConfig
+from wildcat.config import METHODS, TrainConfig, method_settings
 from wildcat.errors import ConfigError, ShapeError
+from wildcat.nn.attention import AttentionPool
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, FeatureScale, Wildcat, create_model, model_from_config
 from wildcat.nn.pooling import class_wise_pool, create_pool
@@ -34,7 +35,8 @@ def tiny(
     classes: int = 2, num_maps: int = 2, architecture: Architecture = "a", pooling: str = "wildcat", kmax: float = 3
 ) -> Wildcat:
     """A network of double precision on identity features, with random weights."""
-    model = Wildcat(Backbone("identity", Identity()), classes, num_maps, create_pool(pooling, kmax), architecture)
+    pool = AttentionPool(3, classes, size=5) if pooling == "attention" else create_pool(pooling, kmax)
+    model = Wildcat(Backbone("identity", Identity()), classes, num_maps, pool, architecture)
     rng = np.random.default_rng(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -90,11 +92,72 @@ def test_architecture_b_pools_and_then_classifies() -> None:
         np.testing.assert_allclose(model.maps(images).numpy(), numpy_maps(model, images.numpy()), atol=1e-6)
 
 
-def test_with_average_pooling_the_architectures_are_the_same() -> None:
-    """Both are linear then, so that their order does not matter."""
+def test_architecture_c_pools_each_map_and_then_averages_its_scores() -> None:
+    model, images = tiny(classes=3, num_maps=4, architecture="c"), pictures()
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    maps = numpy_maps(model, images.numpy())
+    expected = np.mean([top_and_bottom(maps[:, :, m], 3, 0.7) for m in range(4)], axis=0)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(model.maps(images).numpy(), maps, atol=1e-6)
+        np.testing.assert_allclose(model.class_maps(images).numpy(), maps.mean(axis=2), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["average", "attention"])
+def test_with_a_pooling_that_is_linear_in_the_maps_the_architectures_are_the_same(pooling: str) -> None:
+    """The order of linear steps does not matter; the weights of attention depend on the features only."""
     images = pictures()
-    a, b = (tiny(architecture=x, pooling="average")(images) for x in ("a", "b"))
+    a, b, c = (tiny(architecture=x, pooling=pooling)(images) for x in ("a", "b", "c"))
     torch.testing.assert_close(a, b)
+    torch.testing.assert_close(a, c)
+
+
+@pytest.mark.parametrize("pooling", ["wildcat", "lse", "csra"])
+def test_with_one_map_architecture_c_is_a_and_with_several_it_is_not(pooling: str) -> None:
+    def scores(num_maps: int, architecture: Architecture) -> Tensor:
+        return tiny(num_maps=num_maps, architecture=architecture, pooling=pooling)(pictures())
+
+    torch.testing.assert_close(scores(1, "a"), scores(1, "c"))
+    assert (scores(3, "a") - scores(3, "c")).abs().min() > 1e-3
+
+
+def test_only_in_architecture_c_do_the_maps_of_a_class_learn_different_things() -> None:
+    def gradients(architecture: Architecture) -> Tensor:
+        model = tiny(num_maps=3, architecture=architecture, kmax=1)
+        model(pictures()).sum().backward()
+        assert model.transfer.weight.grad is not None
+        return model.transfer.weight.grad.reshape(2, 3, 3)  # (C, M, D)
+
+    for architecture in ("a", "b"):
+        alike = gradients(architecture)
+        torch.testing.assert_close(alike, alike[:, :1].expand_as(alike))
+    own = gradients("c")
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert (own[:, first] - own[:, second]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("temperature", [0.7, 4.0, math.inf])
+def test_residual_attention_is_the_papers_attention_over_features(temperature: float) -> None:
+    """Zhu & Wu attend to features, class by class, and classify what they attended to; we pool the class's map."""
+    model, images = tiny(classes=3, num_maps=2), pictures(2, 3, 4)
+    model.pool = create_pool("csra", residual=0.3, temperature=temperature)
+    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    mean, std = (v.numpy() for v in (model.standardize.mean, model.standardize.std))
+    weight = model.transfer.weight.detach().numpy()[:, :, 0, 0].reshape(3, 2, 3).mean(axis=1)  # (C, D), mean over M
+    bias = model.bias().detach().numpy().reshape(3, 2).mean(axis=1)
+    scores = np.zeros((2, 3))
+    for b in range(2):
+        x = [(images[b, :, i, j].numpy() - mean) / std for i in range(3) for j in range(4)]  # n features (D,)
+        for c in range(3):
+            said = np.array([weight[c] @ feature for feature in x])
+            if math.isinf(temperature):
+                attention = (said == said.max()).astype(float)
+            else:
+                attention = np.exp(temperature * said) / sum(np.exp(temperature * said))
+            attended = sum(a * feature for a, feature in zip(attention, x, strict=True))
+            residual = sum(x) / len(x) + 0.3 * attended
+            scores[b, c] = weight[c] @ residual + (1 + 0.3) * bias[c]  # theirs has no bias; ours is in the map
+    np.testing.assert_allclose(model(images).detach().numpy(), scores, atol=1e-6)
 
 
 def test_the_mean_of_the_weights_gives_the_gradient_of_the_mean_of_the_maps() -> None:
@@ -158,8 +221,8 @@ def test_unmeasured_standardisation_is_the_identity() -> None:
     assert torch.equal(FeatureScale(3).double()(features), features)
 
 
-@pytest.mark.parametrize("pooling", ["wildcat", "weldon", "topk", "max", "average", "lse"])
-@pytest.mark.parametrize("architecture", ["a", "b"])
+@pytest.mark.parametrize("pooling", ["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"])
+@pytest.mark.parametrize("architecture", ["a", "b", "c"])
 @pytest.mark.parametrize("multiclass", [False, True])
 def test_with_zero_weights_scores_start_at_the_prior(
     pooling: str, architecture: Architecture, multiclass: bool
@@ -208,6 +271,25 @@ def test_model_from_config_follows_every_setting() -> None:
     lse = model_from_config(TrainConfig("test_resnet", "none", 16, "lse", sharpness=2.5), 2)
     assert str(lse.pool) == "LogSumExpPool(sharpness=2.5)"
     assert lse.maps(torch.zeros(2, 3, 64, 64)).shape == (2, 2, 4, 4, 4), "output stride 16"
+    csra = model_from_config(TrainConfig("test_resnet", "none", pooling="csra", residual=0.4, temperature=2.0), 2)
+    assert str(csra.pool) == "ResidualAttentionPool(residual=0.4, temperature=2.0)"
+    attention = model_from_config(TrainConfig("test_resnet", "none", pooling="attention", attention_size=9), 2)
+    assert isinstance(attention.pool, AttentionPool)
+    assert attention.pool.content.weight.shape == (9, attention.backbone.num_features, 1, 1)
+    c = model_from_config(TrainConfig("test_resnet", "none", architecture="c"), 2)
+    assert c.architecture == "c"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("architecture", ["a", "b", "c"])
+def test_every_method_in_every_architecture_gives_scores_that_teach(name: str, architecture: Architecture) -> None:
+    values = {**method_settings(name), "num_maps": 2, "architecture": architecture}
+    model = model_from_config(TrainConfig("test_resnet", "none", **values), num_classes=3)
+    scores = model(torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 64, 96))).float())
+    assert scores.shape == (2, 3)
+    scores.square().sum().backward()
+    assert model.transfer.weight.grad is not None
+    assert (model.transfer.weight.grad.flatten(1).abs().amax(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (2, 3, 64)])
@@ -226,14 +308,19 @@ def test_arguments_out_of_range() -> None:
         create_model("test_resnet", num_maps=0, pretrained=False)
     with pytest.raises(ConfigError, match=r"kmax=1.5.*did you mean 0.15 or 2"):
         create_model("test_resnet", kmax=1.5, pretrained=False)
-    with pytest.raises(ConfigError, match="architecture='c'"):
-        create_model("test_resnet", pretrained=False, architecture="c")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"architecture='d': give 'a' .*, 'b' .* or 'c'"):
+        create_model("test_resnet", pretrained=False, architecture="d")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="temperature=0"):
+        create_model("no_such_network", pooling="csra", temperature=0.0)  # before the backbone is looked for
+    with pytest.raises(ConfigError, match="attention_size=0"):
+        create_model("test_resnet", pretrained=False, pooling="attention", attention_size=0)
 
 
-def test_making_a_model_leaves_the_callers_random_numbers_usable() -> None:
+@pytest.mark.parametrize("pooling", ["wildcat", "attention"])
+def test_making_a_model_leaves_the_callers_random_numbers_usable(pooling: str) -> None:
     """Weights are drawn from torch's generator, so that a seed fixes them."""
     made = []
     for _ in range(2):
         torch.manual_seed(7)
-        made.append(create_model("test_resnet", 2, pretrained=False).state_dict())
+        made.append(create_model("test_resnet", 2, pretrained=False, pooling=pooling).state_dict())
     assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.pooling import (
+    ResidualAttentionPool,
     SpatialPool,
     class_wise_pool,
     create_pool,
+    csra_pool,
     log_sum_exp_pool,
     region_count,
     spatial_pool,
@@ -203,7 +205,42 @@ def test_log_sum_exp_lies_between_its_limits() -> None:
     assert torch.isfinite(log_sum_exp_pool(1e3 * x, 100.0)).all(), "exp(1e5) must not overflow"
 
 
-@pytest.mark.parametrize("name", ["max", "topk", "average", "weldon", "wildcat", "lse"])
+# --- residual attention (CSRA); its formula over features is tested on the whole network in test_model.py -------------
+
+
+@given(seed=st.integers(0, 99), h=sides, w=sides, residual=st.floats(0, 3), temperature=st.floats(0.01, 50))
+def test_residual_attention_equals_numpy(seed: int, h: int, w: int, residual: float, temperature: float) -> None:
+    x = random_maps(seed, 2, 3, h, w)
+    weights = np.exp(temperature * x) / np.exp(temperature * x).sum(axis=(2, 3), keepdims=True)
+    expected = x.mean(axis=(2, 3)) + residual * (weights * x).sum(axis=(2, 3))
+    pooled = csra_pool(torch.from_numpy(x), residual, temperature)
+    np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-9)
+
+
+def test_residual_attention_at_its_limits() -> None:
+    x = torch.from_numpy(random_maps(0, 2, 3, 4, 5))
+    mean, highest = x.mean(dim=(2, 3)), x.amax(dim=(2, 3))
+    np.testing.assert_allclose(csra_pool(x, 0.5, math.inf), mean + 0.5 * highest, atol=1e-12)
+    np.testing.assert_allclose(csra_pool(x, 0.5, 1e4), mean + 0.5 * highest, atol=1e-9)
+    np.testing.assert_allclose(csra_pool(x, 0.5, 1e-9), 1.5 * mean, atol=1e-6)
+    np.testing.assert_allclose(csra_pool(x, 0.0), mean, atol=1e-12)
+    assert torch.isfinite(csra_pool(1e3 * x, 1.0, 100.0)).all(), "exp(1e5) must not overflow"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 3.0, math.inf])
+def test_gradcheck_of_residual_attention(temperature: float) -> None:
+    maps = torch.tensor(random_maps(0, 2, 3, 3, 4), requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: csra_pool(m, 0.3, temperature), (maps,))
+
+
+def test_ties_send_the_residual_of_infinite_temperature_to_one_region() -> None:
+    x = torch.zeros(1, 1, 3, 4, dtype=torch.float64, requires_grad=True)
+    csra_pool(x, 0.6, math.inf).sum().backward()
+    assert x.grad is not None
+    assert sorted(x.grad.ravel().tolist()) == pytest.approx([1 / 12] * 11 + [1 / 12 + 0.6])
+
+
+@pytest.mark.parametrize("name", ["max", "topk", "average", "weldon", "wildcat", "lse", "csra"])
 def test_offset_gain_is_how_a_constant_passes(name: str) -> None:
     for kmin in (None, 0, 2):
         pool = create_pool(name, kmax=2, kmin=kmin, alpha=0.7)
@@ -260,10 +297,39 @@ def test_sharpness_out_of_range(sharpness: float) -> None:
         create_pool("lse", sharpness=sharpness)  # when it is made, not at the first picture
 
 
+@pytest.mark.parametrize(
+    ("residual", "temperature", "says"),
+    [
+        (-0.1, 1.0, "residual=-0.1: give a finite number of at least 0"),
+        (math.nan, 1.0, "residual=nan"),
+        (math.inf, 1.0, "residual=inf"),
+        (None, 1.0, "residual=None"),
+        (0.2, 0.0, "temperature=0.0: give a number above 0, or inf"),
+        (0.2, -1.0, "temperature=-1.0"),
+        (0.2, math.nan, "temperature=nan"),
+        (0.2, None, "temperature=None"),
+    ],
+)
+def test_residual_attention_out_of_range(residual: float, temperature: float, says: str) -> None:
+    for pool in (
+        lambda: csra_pool(torch.zeros(1, 1, 2, 2), residual, temperature),
+        lambda: ResidualAttentionPool(residual, temperature),
+        lambda: create_pool("csra", residual=residual, temperature=temperature),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            pool()
+        assert says in caught.value.message
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 3, 4), (1, 2, 3, 4, 5), (2, 3, 0, 4), (2, 3, 4, 0)])
 def test_wrong_shapes_are_named_with_the_right_one(shape: tuple[int, ...]) -> None:
     maps = torch.zeros(shape)
-    for pool in (lambda: class_wise_pool(maps, 1), lambda: spatial_pool(maps), lambda: log_sum_exp_pool(maps, 1.0)):
+    for pool in (
+        lambda: class_wise_pool(maps, 1),
+        lambda: spatial_pool(maps),
+        lambda: log_sum_exp_pool(maps, 1.0),
+        lambda: csra_pool(maps),
+    ):
         with pytest.raises(ShapeError) as caught:
             pool()
         assert str(shape) in caught.value.message
@@ -284,8 +350,10 @@ def test_unknown_pooling() -> None:
     with pytest.raises(ConfigError) as caught:
         create_pool("weldone")
     assert caught.value.hint == "did you mean weldon?"
-    with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Poolings are: wildcat, "):
+    with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Poolings are: wildcat, .*csra, attention\."):
         create_pool("xyz")
+    with pytest.raises(ConfigError, match=r"(?s)'attention' looks at the features too.*AttentionPool\(num_features"):
+        create_pool("attention")
 
 
 def test_a_batch_of_none_is_a_batch() -> None:

@@ -187,6 +187,20 @@ def test_groups_of_a_fine_tuned_network() -> None:
         assert seen[key] == (rate, 0.3 if key in matrices else 0.0), name
 
 
+def test_attention_learns_at_the_rate_of_the_head_however_many_maps() -> None:
+    config = TrainConfig(tune="head", lr=0.5, weight_decay=0.3)
+    model = create_model("test_resnet", 2, num_maps=4, pretrained=False, pooling="attention")
+    groups = parameter_groups(model, config)
+    rates = {id(p): (g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    assert {name: rates[id(p)] for name, p in model.named_parameters() if id(p) in rates} == {
+        "transfer.weight": (2.0, 0.3),
+        "transfer.bias": (2.0, 0.0),
+        "pool.content.weight": (0.5, 0.3),
+        "pool.gate.weight": (0.5, 0.3),
+        "pool.attend.weight": (0.5, 0.3),
+    }
+
+
 def test_groups_of_a_head() -> None:
     model = create_model("test_resnet", 2, pretrained=False)
     config = TrainConfig(tune="head", lr=0.5)

@@ -74,7 +74,7 @@ def _paper_only(title: str, **paper: float) -> Row:
     return Row(title, None, {key.replace("_", " "): value for key, value in paper.items()})
 
 
-ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 1.0)
 MAP_COUNTS = (1, 2, 4, 8, 12, 16)
 
 ONE_REGION: dict[str, Any] = {"pooling": "wildcat", "architecture": "a", "num_maps": 1, "kmax": 1, "kmin": 1}

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,13 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, telling:
     """The record of a cell: read where it has been run, otherwise run and kept."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
+    effective = to_dict(config) | {"lr": config.peak_lr}  # a default may change: what was in force decides
     identity = {
         "data": data.name,
         "pictures": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
         # JSON has no infinity (the temperature of attention to the maximum alone)
-        "config": {k: str(v) if v == math.inf else v for k, v in to_dict(config).items() if k not in RESUMABLE},
+        "config": {k: str(v) if v == math.inf else v for k, v in effective.items() if k not in RESUMABLE},
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }
@@ -245,6 +247,7 @@ def description(
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags_of(plan))
     return {
         "command": f"wildcat reproduce {plan.experiment} --data {data.root.name} {flags}".rstrip(),
+        "date": datetime.now(UTC).date().isoformat(),
         "versions": cell["versions"],
         "machine": machine(),
         "settings": {

@@ -30,7 +30,7 @@ class Train(DataCommand):
         str | None,
         arg(
             metavar="NAME",
-            help=f"Head to compare with, over the recipe's or the usual one; flags override it: {', '.join(METHODS)}.",
+            help=f"Published head to take, over that of the recipe; flags override it: {', '.join(METHODS)}.",
         ),
     ] = None
     resume: bool = False

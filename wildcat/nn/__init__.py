@@ -1,16 +1,20 @@
 """The paper in code: read `pooling.py`, then `model.py`."""
 
+from wildcat.nn.attention import AttentionPool, attention_pool
 from wildcat.nn.backbones import Backbone, create_backbone, list_backbones
 from wildcat.nn.model import Wildcat, create_model, imagenet_model, model_from_config
-from wildcat.nn.pooling import class_wise_pool, create_pool, log_sum_exp_pool, region_count, spatial_pool
+from wildcat.nn.pooling import class_wise_pool, create_pool, csra_pool, log_sum_exp_pool, region_count, spatial_pool
 
 __all__ = [
+    "AttentionPool",
     "Backbone",
     "Wildcat",
+    "attention_pool",
     "class_wise_pool",
     "create_backbone",
     "create_model",
     "create_pool",
+    "csra_pool",
     "imagenet_model",
     "list_backbones",
     "log_sum_exp_pool",

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wildcat.config import Regions, TrainConfig
+from wildcat.config import Architecture, Regions, TrainConfig
 from wildcat.errors import ConfigError, ShapeError
+from wildcat.nn.attention import AttentionPool
 from wildcat.nn.backbones import EMBEDDED, Backbone, create_backbone, embedded_classifier
-from wildcat.nn.pooling import LogSumExpPool, SpatialPool, class_wise_pool, create_pool
-
-Architecture = Literal["a", "b"]
+from wildcat.nn.pooling import MapPool, class_wise_pool, create_pool
 
 
 class Wildcat(nn.Module):
@@ -24,8 +23,14 @@ class Wildcat(nn.Module):
         backbone: images (B, 3, H, W) -> features (B, D, h, w).
         standardize: fixed per-channel scaling of the features; the identity until `FeatureScale.measure` is called.
         transfer: 1x1 convolution with bias from D to C*M maps; map index = c*M + m.
-        pool: class maps (B, C, h, w) -> scores (B, C).
-        architecture: "a" classifies each region and then pools; "b" pools the features first (Table 5 of the paper).
+        pool: class maps (B, C, h, w) -> scores (B, C); `AttentionPool` is given the standardised features as well.
+        architecture: the order of things, the first two those of Table 5 of the paper.
+            "a": classify each region, average the M maps of a class, pool over space.
+            "b": pool each feature over space, classify, average the M scores of a class.
+            "c" (not in the paper): classify each region, pool each of the M maps over space, average their scores. Only
+            here do the M maps of a class get gradients of their own, at the regions that each selects.
+            All three are one model with average pooling, and with attention, whose weights are the same for the M maps
+            of a class: both are linear in the maps.
     """
 
     def __init__(
@@ -33,15 +38,16 @@ class Wildcat(nn.Module):
         backbone: Backbone,
         num_classes: int,
         num_maps: int,
-        pool: SpatialPool | LogSumExpPool,
+        pool: MapPool | AttentionPool,
         architecture: Architecture = "a",
     ) -> None:
         super().__init__()
         if num_classes < 1 or num_maps < 1:
             raise ConfigError(f"num_classes={num_classes}, num_maps={num_maps}: both must be at least 1.")
-        if architecture not in ("a", "b"):
+        if architecture not in get_args(Architecture):
             raise ConfigError(
-                f"architecture={architecture!r}: give 'a' (classify, then pool) or 'b' (pool, then classify)."
+                f"architecture={architecture!r}: give 'a' (classify, then pool), 'b' (pool, then classify) or "
+                "'c' (classify, then pool each of the M maps by itself)."
             )
         self.backbone = backbone
         self.standardize = FeatureScale(backbone.num_features)
@@ -62,14 +68,21 @@ class Wildcat(nn.Module):
         features: Tensor = self.backbone(images)
         return features
 
-    def score(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) features -> (B, C) scores."""
-        if self.architecture == "a":
-            scores: Tensor = self.pool(self.class_maps_of(features))
-            return scores
-        pooled = self.pool(self.standardize(features))  # (B, D, h, w) -> (B, D)
-        maps = self.transfer(pooled[:, :, None, None])  # (B, D, 1, 1) -> (B, C*M, 1, 1)
-        return class_wise_pool(maps, self.num_maps).flatten(1)
+    def score(self, features: Tensor, class_maps: Tensor | None = None) -> Tensor:
+        """(B, D, h, w) features -> (B, C) scores; `class_maps` are those of the features, where they have been made."""
+        scores: Tensor
+        if self.architecture == "a" or isinstance(self.pool, AttentionPool):
+            class_maps = self.class_maps_of(features) if class_maps is None else class_maps
+            attended = (self.standardize(features),) if isinstance(self.pool, AttentionPool) else ()
+            scores = self.pool(class_maps, *attended)
+        elif self.architecture == "b":
+            pooled = self.pool(self.standardize(features))  # (B, D, h, w) -> (B, D)
+            maps = self.transfer(pooled[:, :, None, None])  # (B, D, 1, 1) -> (B, C*M, 1, 1)
+            scores = class_wise_pool(maps, self.num_maps).flatten(1)
+        else:
+            maps = self.maps_of(features).flatten(1, 2)  # (B, C, M, h, w) -> (B, C*M, h, w)
+            scores = self.pool(maps).unflatten(1, (self.num_classes, self.num_maps)).mean(dim=2)
+        return scores
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, M, h, w): the M modalities of each class."""
@@ -112,8 +125,8 @@ class Wildcat(nn.Module):
             multiclass: whether classes exclude each other.
         """
         score = prior.log() if multiclass else torch.logit(prior)
-        # In architecture (a) the bias is pooled with the regions: eq. 3 passes a constant on (1 + alpha) times.
-        gain = self.pool.offset_gain() if self.architecture == "a" else 1.0
+        # In architectures (a) and (c) the bias is pooled with the regions: eq. 3 passes it on (1 + alpha) times.
+        gain = 1.0 if self.architecture == "b" else self.pool.offset_gain()
         bias = (score / gain).to(self.transfer.weight)
         self.bias().copy_(bias.repeat_interleave(self.num_maps))
 
@@ -175,6 +188,9 @@ def create_model(
     sharpness: float = 4.0,
     architecture: Architecture = "a",
     image_size: int = 224,
+    residual: float = 0.2,
+    temperature: float = math.inf,
+    attention_size: int = 128,
 ) -> Wildcat:
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 
@@ -185,10 +201,13 @@ def create_model(
         kmax, kmin, alpha: of eq. 3, see `wildcat.nn.pooling.spatial_pool`.
         pretrained: True for ImageNet weights, False for random ones, or a file of weights.
         output_stride: input pixels per cell of the maps: 32, 16 or 8.
-        pooling: a row of Table 1, see `wildcat.nn.pooling.create_pool`.
+        pooling: a row of Table 1 or `csra`, see `wildcat.nn.pooling.create_pool`; or `attention`, see
+            `wildcat.nn.attention.AttentionPool`.
         sharpness: of log-sum-exp pooling.
-        architecture: "a" (classify, then pool) or "b" (pool, then classify).
+        architecture: "a" (classify, then pool), "b" (pool, then classify) or "c" (as "a", each map by itself).
         image_size: input side in pixels, for transformers; convolutional backbones take any size.
+        residual, temperature: lambda and T of residual attention, see `wildcat.nn.pooling.csra_pool`.
+        attention_size: L, the hidden units of gated attention.
 
     Raises:
         ConfigError, MissingExtra, RunError: see `wildcat.nn.backbones.create_backbone`.
@@ -198,9 +217,13 @@ def create_model(
     >>> model(images).shape, model.maps(images).shape
     (torch.Size([2, 3]), torch.Size([2, 3, 4, 5, 3]))
     """
-    pool = create_pool(pooling, kmax, kmin, alpha, sharpness)
+    pool: MapPool | AttentionPool | None = None
+    if pooling != "attention":  # settings out of range are refused before any weights are read
+        pool = create_pool(pooling, kmax, kmin, alpha, sharpness, residual, temperature)
     weights = pretrained if isinstance(pretrained, str) else "imagenet" if pretrained else "none"
     features = create_backbone(backbone, weights, output_stride, image_size)
+    if pool is None:
+        pool = AttentionPool(features.num_features, num_classes, attention_size)
     return Wildcat(features, num_classes, num_maps, pool, architecture)
 
 
@@ -219,6 +242,9 @@ def model_from_config(config: TrainConfig, num_classes: int, weights: str | None
         sharpness=config.sharpness,
         architecture=config.architecture,
         image_size=config.image_size,
+        residual=config.residual,
+        temperature=config.temperature,
+        attention_size=config.attention_size,
     )
 
 

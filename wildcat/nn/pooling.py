@@ -2,7 +2,8 @@
 
 A score is made in two steps. `class_wise_pool` averages the M maps of each class (eq. 1), so that each map may find
 another part of the object. `spatial_pool` then averages the k+ regions that speak most for the class and adds, with
-weight alpha, the k- regions that speak most against it (eq. 3): the negative evidence.
+weight alpha, the k- regions that speak most against it (eq. 3): the negative evidence. Below them stand the spatial
+poolings it is compared with; the one that learns where to look has a file of its own, `wildcat.nn.attention`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from wildcat.config import Regions, check_alpha, check_regions
+from wildcat.config import Regions, check_alpha, check_regions, check_residual
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 
 
@@ -26,6 +27,7 @@ def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
     Returns:
         (B, C, h, w) class maps. The gradient that reaches each of the M maps is 1/M of the class map's, the same for
         all M: maps made by one linear layer, as in the paper, differ by where their weights began and by nothing else.
+        (Architecture "c" of `wildcat.nn.model` pools each map over space before this mean, and teaches each its own.)
 
     Raises:
         ShapeError: `maps` is not 4-D, or its channels are not divisible by M.
@@ -121,6 +123,41 @@ def log_sum_exp_pool(x: Tensor, sharpness: float) -> Tensor:
     return (torch.logsumexp(sharpness * regions, dim=-1) - math.log(regions.shape[-1])) / sharpness
 
 
+def csra_pool(x: Tensor, residual: float = 0.2, temperature: float = math.inf) -> Tensor:
+    """Class-specific residual attention (CSRA: Zhu & Wu, Residual Attention, ICCV 2021) of one head.
+
+    The paper attends to features: region k of class i has weight s_k = softmax over k of T m_i.x_k, and the class is
+    scored m_i.f_i, of f_i = mean of x_k + lambda * sum of s_k x_k (its section 3). Its classifier m_i is linear, so
+    that m_i.f_i is, of the class map y_k = m_i.x_k alone, `mean(y) + lambda * sum(softmax(T y) y)`: what is computed
+    here. Their release differs in two ways: it divides each y by the length of m_i, and adds up several heads, each
+    with a classifier and a temperature of its own. Without that division a finite T is measured in units of the scores;
+    T = inf, the average plus lambda times the maximum, depends on no unit.
+
+    Args:
+        x: (B, C, h, w) class maps.
+        residual: lambda >= 0, the weight of the attended score.
+        temperature: T > 0; towards 0 the weights are uniform, inf puts all weight on the highest region.
+
+    Returns:
+        (B, C) scores.
+
+    Raises:
+        ShapeError: `x` is not 4-D or has an empty map.
+        ConfigError: `residual` or `temperature` out of range.
+
+    >>> csra_pool(torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]]), residual=0.5)  # 3 + 0.5 * 6
+    tensor([[6.]])
+    """
+    check_residual(residual, temperature)
+    _check_maps(x)
+    regions = x.flatten(2)  # (B, C, h, w) -> (B, C, n)
+    if math.isinf(temperature):
+        attended = _mean_of_highest(regions, 1)
+    else:
+        attended = (torch.softmax(temperature * regions, dim=-1) * regions).sum(dim=-1)
+    return regions.mean(dim=-1) + residual * attended
+
+
 class SpatialPool(nn.Module):
     """`spatial_pool` as a layer: (B, C, h, w) -> (B, C)."""
 
@@ -161,27 +198,61 @@ class LogSumExpPool(nn.Module):
         return f"sharpness={self.sharpness}"
 
 
+class ResidualAttentionPool(nn.Module):
+    """`csra_pool` as a layer: (B, C, h, w) -> (B, C)."""
+
+    def __init__(self, residual: float, temperature: float) -> None:
+        super().__init__()
+        check_residual(residual, temperature)
+        self.residual, self.temperature = residual, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return csra_pool(x, self.residual, self.temperature)
+
+    def offset_gain(self) -> float:
+        """As `SpatialPool.offset_gain`: both the average and the attended score rise."""
+        return 1.0 + self.residual
+
+    def extra_repr(self) -> str:
+        return f"residual={self.residual}, temperature={self.temperature}"
+
+
+MapPool = SpatialPool | LogSumExpPool | ResidualAttentionPool
+"""The layers that pool each map by itself: (B, C, h, w) -> (B, C) for any C."""
+
+
 def create_pool(
     name: str = "wildcat",
     kmax: Regions = 0.2,
     kmin: Regions | None = None,
     alpha: float = 0.7,
     sharpness: float = 4.0,
-) -> SpatialPool | LogSumExpPool:
+    residual: float = 0.2,
+    temperature: float = math.inf,
+) -> MapPool:
     """The pooling layer of a row of the paper's Table 1; the name fixes what defines the row, the rest is yours.
 
     `max`: the highest region (DeepMIL). `topk`: the kmax highest (top instances). `average`: all regions (GAP).
     `weldon`: kmax highest plus kmin lowest, equal weights. `wildcat`: the lowest weighted by alpha. `lse`: ProNet.
+    `csra`: residual attention, newer than the table.
 
     Raises:
-        ConfigError: an unknown name or a value out of range.
+        ConfigError: an unknown name or a value out of range; `attention`, which pools more than maps.
     """
+    if name == "attention":
+        raise ConfigError(
+            "pooling 'attention' looks at the features too, and needs to know how many there are.",
+            "Make wildcat.nn.attention.AttentionPool(num_features, num_classes), or the network with create_model.",
+        )
     if name not in POOLINGS:
         raise ConfigError(
-            f"there is no pooling {name!r}.", did_you_mean(name, POOLINGS) or f"Poolings are: {', '.join(POOLINGS)}."
+            f"there is no pooling {name!r}.",
+            did_you_mean(name, (*POOLINGS, "attention")) or f"Poolings are: {', '.join(POOLINGS)}, attention.",
         )
     if name == "lse":
         return LogSumExpPool(sharpness)
+    if name == "csra":
+        return ResidualAttentionPool(residual, temperature)
     given: dict[str, Regions | None] = {"kmax": kmax, "kmin": kmin, "alpha": alpha}
     values = given | POOLINGS[name]
     return SpatialPool(values["kmax"], values["kmin"], values["alpha"])  # type: ignore[arg-type]  # alpha is a float
@@ -194,8 +265,9 @@ POOLINGS: dict[str, dict[str, Regions | None]] = {
     "max": {"kmax": 1, "kmin": 0, "alpha": 0.0},
     "average": {"kmax": 1.0, "kmin": 0, "alpha": 0.0},
     "lse": {},
+    "csra": {},
 }
-"""What each row of Table 1 fixes."""
+"""What each row of Table 1 fixes; poolings by parameters of their own fix nothing of eq. 3."""
 
 
 def _check_maps(maps: Tensor) -> None:
