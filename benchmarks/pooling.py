@@ -53,7 +53,7 @@ def main() -> None:
                 val_split="none",
                 **settings,  # type: ignore[arg-type]  # plain values of the right types
             )
-            result = train_and_evaluate(data, config, arguments.split)
+            result = train_and_evaluate(data, config, arguments.split, measures=("classification", "pointing"))
             maps.append(result["classification"]["map"])
             points.append(result["pointing"]["map"])
             games.append(result["pointing"]["pointing_game"])

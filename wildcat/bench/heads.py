@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from wildcat.config import TrainConfig
+from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.images import read_image
 from wildcat.data.sample import DataSet, Sample, label_matrix
@@ -36,6 +38,7 @@ def train_and_evaluate(
     sizes: Sequence[int] = (),
     combine: Combine = "linear",
     measures: Collection[str] = MEASURES,
+    flip: Flip = "none",
 ) -> dict[str, Any]:
     """Train a head (`tune=head`) in a passing run folder and measure it on `split`, both on cached features.
 
@@ -43,6 +46,7 @@ def train_and_evaluate(
         sizes: with several, one head for each input size, combined as `wildcat.ensemble` does; none: the config's.
         combine: how: a linear classifier trained on the scores of the training pictures, or their average.
         measures: what to measure, see `wildcat.evaluation.evaluate`.
+        flip: mirrored views whose maps are averaged when measured, as `wildcat evaluate --flip` does.
 
     Returns:
         What `wildcat.evaluation.evaluate` returns; the numbers of `wildcat train` and `wildcat evaluate`, up to the
@@ -55,12 +59,11 @@ def train_and_evaluate(
         predictor = Predictor("ensemble", members, predictor.classes, predictor.task, config.device)
         if combine == "linear":
             learned = data.training_split(config.train_split, config.val_split)[0]
-            scores = np.concatenate(
-                [outputs.member_scores for outputs in outputs_from_features(predictor, learned, config.amp)]
-            )
+            outputs = outputs_from_features(predictor, learned, config.amp, flip)
+            scores = np.concatenate([output.member_scores for output in outputs])
             predictor.combination = fit_combination(scores, label_matrix(learned), data.task)
     samples = data.split(split)
-    predictions = predictions_from_features(predictor, samples, config.amp)
+    predictions = predictions_from_features(predictor, samples, config.amp, flip)
     return evaluate(predictor, data, split, predictions=predictions, measures=measures)
 
 
@@ -72,28 +75,38 @@ def train_head(data: DataSet, config: TrainConfig, listener: Listener | None = N
         return load(run.folder, config.device)
 
 
-def features_of(predictor: Predictor, samples: Sequence[Sample], amp: bool = False) -> list[Features]:
+def features_of(
+    predictor: Predictor, samples: Sequence[Sample], amp: bool = False, flip: Flip = "none"
+) -> list[Features]:
     """Cached features of the samples for each member of the predictor, as `tune=head` keeps them."""
     folder = cache_folder() / "features"
-    return [
-        cached_features(m.model.backbone, samples, m.preprocess, "none", folder, amp=amp) for m in predictor.members
-    ]
+    return [cached_features(m.model.backbone, samples, m.preprocess, flip, folder, amp=amp) for m in predictor.members]
 
 
-def outputs_from_features(predictor: Predictor, samples: Sequence[Sample], amp: bool = False) -> Iterator[Outputs]:
+def outputs_from_features(
+    predictor: Predictor, samples: Sequence[Sample], amp: bool = False, flip: Flip = "none"
+) -> Iterator[Outputs]:
     """The networks' outputs for the samples, batch by batch in order, without running a backbone again."""
-    features = features_of(predictor, samples, amp)
+    features = features_of(predictor, samples, amp, flip)
     for start in range(0, len(samples), BATCH):
         part = range(start, min(start + BATCH, len(samples)))
-        yield predictor.run_features([f.batch(part).to(predictor.device) for f in features], modalities=False)
+        yield predictor.run_features(
+            [_mean_view(f, part, flip).to(predictor.device) for f in features], modalities=False
+        )
+
+
+def _mean_view(features: Features, part: Sequence[int], flip: Flip) -> Tensor:
+    """(B, D, h, w): the mean over the views of some pictures, each mirrored back, as a predictor with `flip` has it."""
+    views = [features.batch(part, [v] * len(part)).flip(axes) for v, axes in enumerate(FLIP_VIEWS[flip])]
+    return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
 
 
 def predictions_from_features(
-    predictor: Predictor, samples: Sequence[Sample], amp: bool = False
+    predictor: Predictor, samples: Sequence[Sample], amp: bool = False, flip: Flip = "none"
 ) -> Iterator[Prediction]:
     """Predictions of the samples, in order, without reading a picture or running a backbone again."""
     rest = iter(samples)
-    for outputs in outputs_from_features(predictor, samples, amp):
+    for outputs in outputs_from_features(predictor, samples, amp, flip):
         for scores, class_maps in zip(outputs.scores, outputs.class_maps, strict=True):
             yield _prediction(predictor, next(rest), scores, class_maps)
 
