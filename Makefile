@@ -14,10 +14,13 @@ demo: $(VENV)/installed-demo
 	rm -rf $(DEMO)/predictions
 	$(BIN)/wildcat predict $(DEMO)/run solar --split test --limit 48 --classes defective \
 		--save overlays,modalities --out $(DEMO)/predictions
+	rm -f $(DEMO)/report.html
+	$(BIN)/wildcat report $(DEMO)/run solar --split test --out $(DEMO)/report.html
 	$(BIN)/wildcat evaluate $(DEMO)/run solar --split test
 	@echo
 	@echo "A network that was only told which cells are defective, not where. The figures above are on cells it never saw."
-	@echo "Open  $(DEMO)/predictions/overview.jpg               where it looks, 48 cells at a glance"
+	@echo "Open  $(DEMO)/report.html                            figures, curves, hits and misses, on one page"
+	@echo "      $(DEMO)/predictions/overview.jpg               where it looks, 48 cells at a glance"
 	@echo "      $(DEMO)/predictions/overlays/                  each cell with heatmap and point"
 	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) behind the class"
 	@echo "      $(DEMO)/predictions/predictions.jsonl          scores, labels, points and boxes"

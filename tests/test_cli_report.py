@@ -67,3 +67,16 @@ def test_misuse_is_told_before_the_work(
     assert command("report", run, data, "--examples", "-1", "--out", tmp_path / "a.html") == 2
     assert command("report", run, data, "--split", "tset", "--out", tmp_path / "a.html") == 1
     assert "max-mb" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_predictions_can_have_a_report_too(
+    run_and_data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = run_and_data
+    line = ("predict", run, data / "JPEGImages", "--limit", 3, "--save", "none", "--device", "cpu", "--report")
+    assert command(*line) == 2
+    assert "Add --out DIR" in capsys.readouterr().err
+    assert command(*line, "--out", tmp_path / "out") == 0
+    assert "report.html" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "tiny on" in page and page.count("data:image/") >= 3

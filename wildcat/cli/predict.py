@@ -28,6 +28,8 @@ class Predict(ModelCommand, DataCommand):
     """Pictures to write, separated by commas: overlays, heatmaps, modalities, masks, arrays; none for no pictures."""
     crf: bool = False
     """Sharpen masks with a dense CRF."""
+    report: bool = False
+    """Also write report.html into --out: one page with the most telling pictures of each class."""
     classes: str = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
     split: str | None = None
@@ -44,8 +46,11 @@ def run_predict(command: Predict) -> int:
 
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import progress_bar
+    from wildcat.viz.report import Gallery, story_of_run, write_report
 
     save = parse_save(command.save)
+    if command.report and command.out is None:
+        raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     if command.batch_size < 1 or command.limit < 0:
         raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
     pictures = find_pictures(command)
@@ -59,6 +64,7 @@ def run_predict(command: Predict) -> int:
     names = dict(pictures)
     skipped: list[str] = []
     written = 0
+    gallery = Gallery(predictor.classes, predictor.task, crf=command.crf) if command.report else None
 
     def skip(picture: object, error: WildcatError) -> None:
         skipped.append(str(picture))
@@ -75,13 +81,15 @@ def run_predict(command: Predict) -> int:
         bar = stack.enter_context(progress_bar(len(pictures), "predicting"))
         stream = predictor.stream(
             [path for path, _ in pictures],
-            modalities=bool({"modalities", "arrays"} & set(save)),
+            modalities=command.report or bool({"modalities", "arrays"} & set(save)),
             batch_size=command.batch_size,
             on_error=skip,
         )
         for prediction in stream:
             if writer:
                 writer.add(prediction, names[Path(prediction.image)])
+            if gallery:
+                gallery.add(prediction)
             if not writer or len(pictures) <= 10:
                 bar.write(prediction_line(prediction), file=sys.stdout)
             written += 1
@@ -90,6 +98,10 @@ def run_predict(command: Predict) -> int:
         print(f"{len(skipped)} of {len(pictures)} pictures could not be read and were skipped.", file=sys.stderr)
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
+        if gallery and written:
+            title = f"{predictor.name} on {command.paths[0]}{' and others' if len(command.paths) > 1 else ''}"
+            page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
+            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of pictures")
     return 0 if written else 1
 
 
