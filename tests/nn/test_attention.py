@@ -49,7 +49,7 @@ def test_scores_are_the_classes_of_attended_features() -> None:
     for b in range(2):
         h = [(features[b, :, i, j].numpy() - mean) / std for i in range(2) for j in range(3)]
         for c in range(3):
-            said = [w[c] @ (np.tanh(v @ region) * (1 / (1 + np.exp(-u @ region)))) for region in h]
+            said = [w[c] @ (np.tanh(v @ region) / (1 + np.exp(-u @ region))) / 2 for region in h]  # L = 4
             attention = np.exp(said) / np.sum(np.exp(said))
             attended = sum(a * region for a, region in zip(attention, h, strict=True))
             scores[b, c] = np.mean([weight[c, m] @ attended + bias[c, m] for m in range(2)])
@@ -129,7 +129,7 @@ def test_it_learns_to_look_where_the_average_drowns() -> None:
     x = torch.from_numpy(features.reshape(512, 8, 4, 4) / math.sqrt(8)).float()
     truth = torch.from_numpy(labels).float()
     losses = {}
-    for rate in (0.0, 0.5):
+    for rate in (0.0, 5.0):
         pool, classify = AttentionPool(8, 1, size=16), torch.nn.Conv2d(8, 1, 1)
         parts = [{"params": pool.parameters(), "lr": rate}, {"params": classify.parameters(), "lr": 0.5}]
         optimizer = torch.optim.SGD(parts, momentum=0.9)
@@ -139,7 +139,7 @@ def test_it_learns_to_look_where_the_average_drowns() -> None:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         losses[rate] = loss.item()
-    assert losses[0.0] > 0.5 > 10 * losses[0.5], "left at its start it is the average"
+    assert losses[0.0] > 0.5 > 10 * losses[5.0], "left at its start it is the average"
 
 
 def test_a_saved_network_loads_again(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ network of its own, which sees the features, how much each region of the picture
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -48,12 +50,14 @@ class AttentionPool(nn.Module):
 
     Region k of the picture, with features h_k, has for class c the weight (eq. 9 of the paper)
 
-        a_ck = softmax over k of w_c . (tanh(V h_k) * sigmoid(U h_k)),    V, U: (L, D);  w: (C, L)
+        a_ck = softmax over k of w_c . (tanh(V h_k) * sigmoid(U h_k)) / sqrt(L),    V, U: (L, D);  w: (C, L)
 
     and the class's score is the sum over k of a_ck times its map. The paper pools the features with the weights and
     then classifies them: the same, because the classifier is linear. It has one class and thus one w; with several
     classes in a picture, each elsewhere, each needs weights of its own (as in the multi-branch CLAM: Lu et al., Nature
     Biomedical Engineering 2021). Both releases add biases, which eq. 9 has not: standardised features have mean 0.
+    The division by sqrt(L) is ours: w could hold it, and no model is lost. It keeps the gated vector's length about the
+    same for any L, like that of the features, so that w can learn at the rate of the transfer layer.
 
     It starts as average pooling: w begins at zero, and thus all weights equal. V and U begin as unit normals, made for
     features of length 1, which is what `wildcat.nn.model.FeatureScale` makes of those of any backbone: V h and U h then
@@ -82,7 +86,7 @@ class AttentionPool(nn.Module):
     def attention(self, features: Tensor) -> Tensor:
         """(B, D, h, w) standardised features -> (B, C, h, w): logarithms of the weights, up to a constant a map."""
         gated = torch.tanh(self.content(features)) * torch.sigmoid(self.gate(features))  # (B, L, h, w)
-        attention: Tensor = self.attend(gated)
+        attention: Tensor = self.attend(gated) / math.sqrt(gated.shape[1])
         return attention
 
     def offset_gain(self) -> float:
