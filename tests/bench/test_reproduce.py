@@ -233,10 +233,10 @@ def test_plans_that_cannot_be_run(shapes: DataSet, change: dict[str, Any], sente
         check_plan(plan, EXPERIMENTS["table6"], shapes)
 
 
-def test_points_need_boxes(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "15-Scene")
-    data = open_dataset(tmp_path / "15-Scene")
-    with pytest.raises(DataError, match="15-Scene has no boxes"):
+def test_points_need_boxes(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(s, boxes=None) for s in shapes.split("val")]
+    data = dataclasses.replace(shapes, name="tags", readers={"train": lambda: bare, "val": lambda: bare}, _cache={})
+    with pytest.raises(DataError, match="tags has no boxes"):
         check_plan(Plan("table8", CONFIG), EXPERIMENTS["table8"], data)
 
 

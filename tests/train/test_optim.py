@@ -184,7 +184,8 @@ def test_groups_of_a_fine_tuned_network() -> None:
     assert 0 < len(matrices) < len(names)
     for key, name in names.items():
         rate = 0.5 * 4 if name.startswith("transfer") else 0.01  # M = 4
-        assert seen[key] == (rate, 0.3 if key in matrices else 0.0), name
+        decay = 0.3 / 4 if name.startswith("transfer") else 0.3
+        assert seen[key] == (rate, decay if key in matrices else 0.0), name
 
 
 def test_attention_learns_at_the_rate_of_the_head_however_many_maps() -> None:
@@ -193,7 +194,7 @@ def test_attention_learns_at_the_rate_of_the_head_however_many_maps() -> None:
     groups = parameter_groups(model, config)
     rates = {id(p): (g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}  # type: ignore[attr-defined]
     assert {name: rates[id(p)] for name, p in model.named_parameters() if id(p) in rates} == {
-        "transfer.weight": (2.0, 0.3),
+        "transfer.weight": (2.0, 0.3 / 4),
         "transfer.bias": (2.0, 0.0),
         "pool.content.weight": (0.5, 0.3),
         "pool.gate.weight": (0.5, 0.3),
@@ -233,7 +234,7 @@ def test_class_maps_learn_at_the_same_pace_for_any_number_of_maps() -> None:
         with torch.no_grad():
             model.transfer.weight.copy_(torch.linspace(-1, 1, 96)[None, :, None, None].expand_as(model.transfer.weight))
             model.bias().zero_()
-        config = TrainConfig(tune="head", num_maps=num_maps, lr=0.5, weight_decay=0.0)
+        config = TrainConfig(tune="head", num_maps=num_maps, lr=0.5, weight_decay=0.1)
         optimizer = create_optimizer(model, config)
         for _ in range(3):
             optimizer.zero_grad()

@@ -35,10 +35,12 @@ class Evaluate(ModelCommand, DataCommand):
 
 def run_evaluate(command: Evaluate) -> int:
     """wildcat evaluate; under torchrun the processes share the pictures, and the first one speaks."""
-    from wildcat.evaluation import class_order, measure, report, save_curves
+    from wildcat.evaluation import check_curves, class_order, measure, report, save_curves
     from wildcat.progress import progress_bar
     from wildcat.train.distributed import process_group, rank, world_size
 
+    if command.curves is not None:
+        check_curves(command.curves)
     data = open_data(command, command.data)
     split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
     with process_group():
@@ -74,8 +76,23 @@ def evaluation_table(result: dict[str, Any]) -> str:
     if pointing:
         lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
     if "segmentation" in result:
-        lines.append(f"{'mean IoU':20}{_percent(result['segmentation']['miou'])}")
+        lines += _mask_lines(result["segmentation"])
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _mask_lines(masks: dict[str, Any]) -> list[str]:
+    fitted, sharpened = masks["calibration"], ", CRF" if masks["crf"] else ""
+    source = "the default"
+    if fitted:
+        source = f"fitted on {fitted['pictures']} pictures of {fitted['data']} {fitted['split']}"
+        source += f", {fitted['masks']} with masks" if fitted["masks"] else ", tags only: the threshold is the default"
+    lines = [f"{'mean IoU':20}{_percent(masks['miou'])}   (threshold {masks['threshold']:.2f}{sharpened}; {source})"]
+    if fitted and fitted["measured"]:
+        lines.append(f"note: masks were fitted on {fitted['measured']} of the pictures measured here: they flatter it")
+    if best := masks.get("hindsight"):
+        marked = f"best threshold in hindsight, {best['threshold']:.2f}; not deployable"
+        lines.append(f"{'':20}{_percent(best['miou'])}   ({marked})")
+    return lines
 
 
 def _percent(value: float | None, width: int = 8) -> str:

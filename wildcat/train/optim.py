@@ -68,18 +68,22 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
     """Parameters in groups with their peak learning rate; biases and normalisation layers have no weight decay.
 
     The transfer layer learns at M times `peak_lr`: each of the M maps of a class receives 1/M of the class map's
-    gradient (eq. 1), so that their mean, which is all a score depends on, would otherwise move M times slower.
+    gradient (eq. 1), so that their mean, which is all a score depends on, would otherwise move M times slower. Its
+    weight decay is an M-th, since decay goes with the rate: the mean moves and decays as a single map's weights would.
     """
     groups: list[dict[str, object]] = []
-    transfer_lr = config.peak_lr * model.num_maps
-    parts: list[tuple[nn.Module, float]] = [(model.transfer, transfer_lr), (model.pool, config.peak_lr)]
+    rate, maps = config.peak_lr, model.num_maps
+    parts: list[tuple[nn.Module, float, float]] = [
+        (model.transfer, rate * maps, config.weight_decay / maps),
+        (model.pool, rate, config.weight_decay),
+    ]
     if config.tune == "all":
-        parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
-    for module, rate in parts:
+        parts.append((model.backbone, rate * config.backbone_lr_scale, config.weight_decay))
+    for module, rate, weight_decay in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim > 1]
         vectors = [p for p in trained if p.ndim <= 1]
-        for parameters, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
+        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0)):
             if parameters and rate > 0:
                 groups.append({"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay})
     return groups
