@@ -103,7 +103,9 @@ def _map_rows() -> tuple[Row, ...]:
         Row(f"M = {m}, each map pooled by itself", shared | {"num_maps": m, "architecture": "c"}, x=m, line="(c)")
         for m in MAP_COUNTS[1:]
     ]
-    return (*a, *c)
+    # Whether more maps do anything that a stronger weight decay does not do to a single one.
+    decayed = Row("M = 1, weight decay x 8", shared | {"num_maps": 1, "weight_decay": 8e-4})
+    return (*a, decayed, *c)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
