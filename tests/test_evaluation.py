@@ -21,9 +21,11 @@ from wildcat.data.images import read_mask
 from wildcat.data.sample import DataSet, Sample, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import DataError
-from wildcat.evaluation import evaluate
+from wildcat.evaluation import THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
+from wildcat.metrics import mean_iou
 from wildcat.nn.model import create_model
 from wildcat.predictor import Member, Predictor
+from wildcat.regions.masks import MaskParams
 from wildcat.results import Prediction
 
 
@@ -232,6 +234,66 @@ def test_a_mask_of_another_size_is_named(shapes: DataSet, tmp_path: Path) -> Non
     )
     with pytest.raises(DataError, match=r"small\.png is 10 x 10, its picture 96 x 64"):
         evaluate(knows_all(shapes, "val"), odd, "val")  # type: ignore[arg-type]
+
+
+# --- masks at other thresholds ---------------------------------------------------------------------------------------
+
+
+def scribbles(data: DataSet, split: str) -> Scripted:
+    """A model that is often right: the truth, coarse and with noise."""
+    rng, said = np.random.default_rng(5), {}
+    for s in data.split(split):
+        maps = truth_as_maps(s, 5)[:, 4::8, 4::8].clip(max=1) + rng.normal(0, 0.3, (5, 8, 12))
+        said[s.path.name] = (3.0 * s.labels + rng.normal(0, 2, 5), maps)
+    return Scripted(data.classes, said)
+
+
+def loop_miou(predictions: Iterable[Prediction], samples: Sequence[Sample], params: MaskParams, crf: bool) -> float:
+    """Mean IoU, class by class over all pixels, from the masks that `Prediction.mask` draws."""
+    both, either = np.zeros(6), np.zeros(6)
+    for prediction, sample in zip(predictions, samples, strict=True):
+        assert sample.mask is not None
+        truth, mask = read_mask(sample.mask), prediction.mask(crf, params)
+        for c in range(6):
+            is_true, is_drawn, counts = truth == c, mask == c, truth != 255
+            both[c] += (is_true & is_drawn & counts).sum()
+            either[c] += ((is_true | is_drawn) & counts).sum()
+    return float(np.mean(both[either > 0] / either[either > 0]))
+
+
+def test_hindsight_is_the_best_of_all_masks_drawn_one_by_one(shapes: DataSet) -> None:
+    model, samples = scribbles(shapes, "val"), shapes.split("val")
+    result = score(model, shapes, "val")["segmentation"]
+    predictions = list(model.stream([s.path for s in samples]))
+    expected = [loop_miou(predictions, samples, MaskParams(constant=t), False) for t in THRESHOLDS]
+    assert result["hindsight"]["miou"] == pytest.approx(max(expected))
+    assert result["hindsight"]["threshold"] == THRESHOLDS[int(np.argmax(expected))]
+    assert result["threshold"] == 0.2 and result["calibration"] is None
+    assert result["miou"] == pytest.approx(expected[THRESHOLDS.index(0.2)])
+    assert result["miou"] < result["hindsight"]["miou"]
+    histogram = sum(strength_histogram(p, true_mask(p, s), range(5)) for p, s in zip(predictions, samples, strict=True))
+    each = [mean_iou(confusion) for confusion in confusions_by_threshold(histogram)]  # type: ignore[arg-type]
+    assert each == pytest.approx(expected)
+
+
+def test_a_crf_has_no_hindsight(shapes: DataSet) -> None:
+    one = dataclasses.replace(shapes, readers={"val": lambda: shapes.split("val")[:1]}, _cache={})
+    model = scribbles(shapes, "val")
+    result = score(model, one, "val", crf=True)["segmentation"]
+    predictions = list(model.stream([one.split("val")[0].path]))
+    assert "hindsight" not in result and result["crf"] is True
+    assert result["miou"] == pytest.approx(loop_miou(predictions, one.split("val"), MaskParams(), True))
+
+
+def test_a_model_that_draws_nothing(shapes: DataSet) -> None:
+    said = {s.path.name: (np.full(5, -9.0), np.zeros((5, 2, 3))) for s in shapes.split("val")}
+    result = score(Scripted(shapes.classes, said), shapes, "val")["segmentation"]
+    masks = [read_mask(s.mask) for s in shapes.split("val") if s.mask is not None]
+    shown = sum((m == 0).sum() for m in masks) / sum((m != 255).sum() for m in masks)
+    classes = len(set(np.concatenate([np.unique(m) for m in masks])) - {255})
+    assert result["iou"]["background"] == pytest.approx(shown)
+    assert result["miou"] == pytest.approx(shown / classes)
+    assert result["hindsight"]["miou"] == pytest.approx(result["miou"])
 
 
 # --- a real network -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "config", "_version"},
     {"nn", "data", "metrics", "regions", "viz"},
     {"train", "results"},
-    {"predictor", "evaluation", "ensemble"},
+    {"predictor", "evaluation", "calibration", "ensemble"},
     {"export", "serve", "viz.report", "bench", "progress"},
     {"cli", "__main__", ""},  # "" is the package itself, which hands out what users import
 )

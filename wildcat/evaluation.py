@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wildcat.data.images import read_mask
 from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
-from wildcat.errors import DataError
+from wildcat.errors import ConfigError, DataError
 from wildcat.metrics import (
     ApVariant,
     class_iou,
@@ -28,11 +28,14 @@ from wildcat.metrics import (
     precision_recall_curve,
     roc_auc,
 )
+from wildcat.metrics.ranking import class_indices
 from wildcat.predictor import Predictor
-from wildcat.regions.masks import MaskParams
+from wildcat.regions.masks import MaskParams, strongest_class
 from wildcat.results import Prediction, score_probabilities
+from wildcat.train.calibrations import Calibration, measured_again
 from wildcat.train.distributed import gather, share_of
 from wildcat.train.runs import write_bytes
+from wildcat.viz.curves import SUFFIXES as CURVE_SUFFIXES
 from wildcat.viz.curves import draw_precision_recall
 
 POINT_TOLERANCE = 18
@@ -41,6 +44,12 @@ POINT_TOLERANCE = 18
 
 MEASURES = ("classification", "pointing", "segmentation")
 """What can be measured; each where the data has the ground truth for it."""
+
+IGNORED_PIXEL = 255
+"""Of true masks (VOC's white border)."""
+
+THRESHOLDS = (0.01, *(i / 20 for i in range(1, 20)))
+"""Constant scores of the background among which the best one is found; the lowest draws all positive evidence."""
 
 
 @dataclass
@@ -54,11 +63,15 @@ class Tally:
         scores: position in the split -> (C,) scores.
         points: position -> (C, 2) points (x, y).
         confusion: (C+1, C+1) pixels of all masks so far, rows true, columns predicted; None where they do not count.
+        strengths: what masks at other thresholds would be, see `strength_histogram`; None where that is not known.
+        calibration: how the masks were drawn; None for the defaults.
     """
 
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     points: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
+    strengths: NDArray[np.int64] | None = None
+    calibration: Calibration | None = None
 
     def score_matrix(self, order: Sequence[int]) -> NDArray[np.float32]:
         """(N, C) scores in the order of the split and of the data set's classes."""
@@ -72,9 +85,13 @@ class Tally:
         """
         if twice := self.scores.keys() & other.scores.keys():
             raise DataError(f"picture {min(twice)} of the split was predicted by two processes.")
-        pair = [c for c in (self.confusion, other.confusion) if c is not None]
-        confusion = np.sum(pair, axis=0) if pair else None
-        return Tally(self.scores | other.scores, self.points | other.points, confusion)
+        return Tally(
+            self.scores | other.scores,
+            self.points | other.points,
+            _sum(self.confusion, other.confusion),
+            _sum(self.strengths, other.strengths),
+            self.calibration or other.calibration,
+        )
 
 
 def evaluate(
@@ -128,12 +145,21 @@ def measure(
     mine = range(len(samples)) if predictions is not None else share_of(len(samples))
     if predictions is None:
         predictions = predictor.stream([samples[i].path for i in mine], modalities=False)
-    tally = Tally(confusion=np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64) if with_masks else None)
+    tally = Tally()
+    if with_masks:
+        square = (len(data.classes) + 1,) * 2
+        tally.confusion = np.zeros(square, dtype=np.int64)
+        if not crf:  # which would have to run once for every threshold
+            tally.strengths = np.zeros((len(THRESHOLDS) + 1, *square), dtype=np.int64)
     for i, prediction in zip(mine, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
         tally.points[i] = np.asarray(list(prediction.points.values()))
         if tally.confusion is not None:
-            tally.confusion += mask_confusion(prediction, _mask_of(samples[i]), order, crf)
+            truth = true_mask(prediction, samples[i])
+            tally.confusion += mask_confusion(prediction, truth, order, crf)
+            if tally.strengths is not None:
+                tally.strengths += strength_histogram(prediction, truth, order)
+            tally.calibration = prediction.calibration
         progress(1)
     return reduce(Tally.merge, gather(tally)) if len(mine) < len(samples) else tally
 
@@ -157,7 +183,7 @@ def report(
     if "pointing" in measures and all(s.boxes is not None for s in samples):
         result["pointing"] = pointing_report(points, scores, samples, data.classes, variant)
     if tally.confusion is not None:
-        result["segmentation"] = segmentation_report(tally.confusion, data.classes, crf)
+        result["segmentation"] = segmentation_report(tally, data, split, crf)
     return result
 
 
@@ -177,6 +203,16 @@ def class_order(predictor: Predictor, data: DataSet) -> list[int]:
             "Evaluate on data with the classes the model was trained on.",
         )
     return [predictor.classes.index(c) for c in data.classes]
+
+
+def check_curves(path: Path) -> None:
+    """Refuse a file of curves of another kind before the pictures are measured.
+
+    Raises:
+        ConfigError: not .csv, .png, .svg or .pdf.
+    """
+    if path.suffix not in (".csv", *CURVE_SUFFIXES):
+        raise ConfigError(f"{path}: curves are written as .csv, or drawn as {', '.join(CURVE_SUFFIXES)}.")
 
 
 def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
@@ -261,40 +297,108 @@ def pointing_report(
     }
 
 
-def mask_confusion(prediction: Prediction, truth: Path, order: Sequence[int], crf: bool) -> NDArray[np.int64]:
-    """(C+1, C+1) pixels of a picture, rows true, columns predicted, in the data set's order of classes.
+def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
+    """(H, W) labels of a picture: 0 background, i + 1 = class i of the data set, 255 ignored.
 
     Raises:
-        DataError: the true mask has another size than the picture, or labels beyond the classes.
+        DataError: it has no mask, or one of another size.
     """
-    target = read_mask(truth)
-    if target.shape != (prediction.height, prediction.width):
-        raise DataError(
-            f"{truth} is {target.shape[1]} x {target.shape[0]}, its picture {prediction.width} x {prediction.height}.",
-            "A mask has the size of its picture.",
-        )
-    to_data = np.zeros(len(order) + 1, dtype=np.int64)
-    to_data[np.asarray(order) + 1] = np.arange(1, len(order) + 1)
-    return overlap_confusion(to_data[prediction.mask(crf)], target, len(order) + 1)
-
-
-def segmentation_report(confusion: NDArray[np.int64], classes: Sequence[str], crf: bool) -> dict[str, Any]:
-    """IoU per class and its mean with the background, on the confusion of all pixels (VOC devkit; 255 ignored).
-
-    `threshold` is the constant score of the background against maps divided by their maximum.
-    """
-    return {
-        "miou": _number(mean_iou(confusion)),
-        "iou": _named(("background", *classes), class_iou(confusion)),
-        "threshold": MaskParams().constant,
-        "crf": crf,
-    }
-
-
-def _mask_of(sample: Sample) -> Path:
     if sample.mask is None:
         raise DataError(f"{sample.name} has no mask.", "Evaluate segmentation on data with masks.")
-    return sample.mask
+    truth = read_mask(sample.mask)
+    if truth.shape != (prediction.height, prediction.width):
+        raise DataError(
+            f"{sample.mask} is {truth.shape[1]} x {truth.shape[0]}, its picture {prediction.width} x "
+            f"{prediction.height}.",
+            "A mask has the size of its picture.",
+        )
+    return truth
+
+
+def mask_confusion(
+    prediction: Prediction,
+    truth: NDArray[np.uint8],
+    order: Sequence[int],
+    crf: bool = False,
+    params: MaskParams | None = None,
+) -> NDArray[np.int64]:
+    """(C+1, C+1) pixels of a picture, rows true, columns predicted, in the data set's order of classes.
+
+    Args:
+        truth: see `true_mask`. order: see `class_order`. params: see `Prediction.mask`.
+
+    Raises:
+        ConfigError: the true mask has labels beyond the classes.
+    """
+    return overlap_confusion(_to_data(order)[prediction.mask(crf, params)], truth, len(order) + 1)
+
+
+def strength_histogram(
+    prediction: Prediction, truth: NDArray[np.uint8], order: Sequence[int], params: MaskParams | None = None
+) -> NDArray[np.int64]:
+    """(T+1, C+1, C+1) pixels of a picture by strength, true class, and the class that is drawn if any is.
+
+    All masks at `THRESHOLDS` in one: [b] holds the pixels whose strength, see `wildcat.regions.strongest_class`, is
+    above b of them. Histograms of pictures add up; `confusions_by_threshold` makes the confusion at each threshold.
+    """
+    gate, size = prediction.mask_params(params).gate, (prediction.height, prediction.width)
+    strength, labels = strongest_class(prediction.class_maps, prediction.class_probs, size, gate)
+    above = np.searchsorted(np.asarray(THRESHOLDS, dtype=np.float32), strength.astype(np.float32))
+    counted, classes = truth != IGNORED_PIXEL, len(order) + 1
+    class_indices("truth", truth[counted], classes)
+    cells = (above * classes + truth) * classes + _to_data(order)[labels.astype(np.int64)]
+    shape = (len(THRESHOLDS) + 1, classes, classes)
+    counts = np.bincount(cells[counted], minlength=int(np.prod(shape)))
+    return counts.reshape(shape).astype(np.int64, copy=False)
+
+
+def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T+1, C+1, C+1) of `strength_histogram` -> (T, C+1, C+1): the confusion of the masks at each threshold."""
+    total = histogram.sum(axis=0)
+    above = total - histogram.cumsum(axis=0)[:-1]  # [t]: pixels of a strength above threshold t
+    confusions: NDArray[np.int64] = above.copy()
+    confusions[:, :, 0] = total.sum(axis=1) - above[:, :, 1:].sum(axis=2)  # the rest of each true class is background
+    return confusions
+
+
+def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> dict[str, Any]:
+    """IoU per class and its mean with the background, on the confusion of all pixels (VOC devkit; 255 ignored).
+
+    `threshold` is what the masks were made with: the constant score of the background against maps divided by their
+    maximum, or what "power" amounts to. `calibration` says what it and the gates were fitted on, and in `measured` how
+    many of those pictures were measured here; None where nothing was fitted. `hindsight` is the best of `THRESHOLDS`
+    on the very masks it is measured on, with the same gates: no deployed model can know it.
+    """
+    if tally.confusion is None:
+        raise DataError("no masks were compared.", "Evaluate segmentation on data with masks.")
+    params = tally.calibration.params if tally.calibration else MaskParams()
+    result: dict[str, Any] = {
+        "miou": _number(mean_iou(tally.confusion)),
+        "iou": _named(("background", *data.classes), class_iou(tally.confusion)),
+        "threshold": None if params.threshold is None else round(params.threshold, 4),
+        "crf": crf,
+        "calibration": None,
+    }
+    if tally.calibration is not None:
+        record = tally.calibration.record
+        result["calibration"] = {key: record[key] for key in ("data", "split", "pictures", "masks")}
+        result["calibration"]["measured"] = measured_again(record, data, split)
+    if tally.strengths is not None:
+        means = [mean_iou(confusion) for confusion in confusions_by_threshold(tally.strengths)]
+        best = int(np.argmax(means)) if not np.isnan(means).any() else 0
+        result["hindsight"] = {"threshold": THRESHOLDS[best], "miou": _number(means[best])}
+    return result
+
+
+def _to_data(order: Sequence[int]) -> NDArray[np.int64]:
+    """(C+1,): the data set's label of each label of the model."""
+    to_data = np.zeros(len(order) + 1, dtype=np.int64)
+    to_data[np.asarray(order) + 1] = np.arange(1, len(order) + 1)
+    return to_data
+
+
+def _sum(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    return a if b is None else b if a is None else a + b
 
 
 def _boxes_of(sample: Sample, c: int) -> tuple[NDArray[np.float32], bool]:

@@ -26,6 +26,7 @@ from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
 from wildcat.results import Prediction
+from wildcat.train.calibrations import Calibration, read_calibration
 from wildcat.train.ensembles import is_ensemble, open_ensemble
 from wildcat.train.loop import choose_device
 from wildcat.train.runs import open_run
@@ -98,6 +99,7 @@ class Predictor:
         task: "multilabel" or "multiclass".
         combination: how the members' scores become one; None averages them. Maps are averaged either way.
         flip: mirrored views whose maps are averaged with the picture's own: "none", "horizontal" or "both".
+        calibration: how masks are drawn, see `wildcat calibrate`; None for the defaults.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Predictor:
         device: str = "auto",
         flip: Flip = "none",
         combination: Combination | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.name = name
         self.device = choose_device(device)
@@ -118,6 +121,7 @@ class Predictor:
         self.classes = tuple(classes)
         self.task = task
         self.combination = combination
+        self.calibration = calibration
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         self.flip = flip
@@ -223,6 +227,7 @@ class Predictor:
                 class_maps=outputs.class_maps[i],
                 modality_maps=None if outputs.modality_maps is None else outputs.modality_maps[i],
                 picture=Path(picture) if isinstance(picture, (str, Path)) else image,
+                calibration=self.calibration,
             )
             for i, (picture, image, _) in enumerate(read)
         ]
@@ -276,16 +281,24 @@ def on_finest_grid(maps: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def load(source: str | Path, device: str = "auto", flip: Flip = "none", sizes: Sequence[int] = ()) -> Predictor:
+def load(
+    source: str | Path,
+    device: str = "auto",
+    flip: Flip = "none",
+    sizes: Sequence[int] = (),
+    *,
+    calibrated: bool = True,
+) -> Predictor:
     """A model ready to predict: a run folder, an ensemble's folder, or a packaged model such as `imagenet-lite0`.
 
     Args:
         flip: average the maps of mirrored views, "horizontal" or "both" ways: steadier, at two or four times the cost.
         sizes: input sides in pixels to look at each picture in, scores and maps averaged; empty: the size the network
             was trained at. Larger ones find smaller things and sharper maps, at a cost that grows with their area.
+        calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 
     Raises:
-        RunError: no such folder or model, or the folder is damaged.
+        RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights.
         ConfigError: a size below 32 pixels, or sizes for an ensemble, whose members have their own.
         MissingExtra: the weights of a packaged model are not installed.
     """
@@ -304,10 +317,14 @@ def load(source: str | Path, device: str = "auto", flip: Flip = "none", sizes: S
     if is_ensemble(folder):
         if sizes:
             raise ConfigError(f"{name} is an ensemble: each member has its own size.", "Leave sizes out.")
-        return _load_ensemble(name, folder, device, flip)
-    run = open_run(folder)
-    members = at_sizes(Member(run.load_model(), run.preprocess), sizes)
-    return Predictor(name, members, run.classes, run.task, device, flip)
+        predictor = _load_ensemble(name, folder, device, flip)
+    else:
+        run = open_run(folder)
+        members = at_sizes(Member(run.load_model(), run.preprocess), sizes)
+        predictor = Predictor(name, members, run.classes, run.task, device, flip)
+    if calibrated:
+        predictor.calibration = read_calibration(folder, predictor.classes)
+    return predictor
 
 
 def at_sizes(member: Member, sizes: Sequence[int]) -> list[Member]:

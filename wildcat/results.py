@@ -24,6 +24,7 @@ from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
+from wildcat.train.calibrations import Calibration
 from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
 
 SCHEMA = 1
@@ -49,6 +50,7 @@ class Prediction:
         class_maps: (C, h, w) raw class maps, the whole picture on an h x w grid.
         modality_maps: (C, M, h, w) raw modality maps, or None where they were not asked for.
         picture: the RGB picture, or its path, read when needed.
+        calibration: how masks are drawn where nothing else is said, fitted by `wildcat calibrate`; or None.
     """
 
     image: str
@@ -60,6 +62,7 @@ class Prediction:
     class_maps: NDArray[np.float32]
     modality_maps: NDArray[np.float32] | None
     picture: Image.Image | Path
+    calibration: Calibration | None = None
 
     @cached_property
     def scores(self) -> Mapping[str, float]:
@@ -119,21 +122,52 @@ class Prediction:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
         return _resized(self.modality_maps[self._index(name)], (self.height, self.width))
 
-    def mask(self, crf: bool | CrfParams = False, params: MaskParams | None = None) -> NDArray[np.int64]:
+    def mask(
+        self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None
+    ) -> NDArray[np.int64]:
         """(H, W) label mask: 0 background, i + 1 = classes[i]; only predicted classes are drawn.
 
         Args:
             crf: sharpen the mask to the edges of the picture with a dense CRF, at its default or the given settings.
-            params: the gate and the background rule; of classes that exclude each other the likeliest is always drawn.
+            params: the gate and the background rule; those the model was calibrated to, or the defaults, where not
+                given. Of classes that exclude each other the likeliest is always drawn.
+            background: a class of the model that stands for the background, such as one that every picture of the
+                training data was tagged with: its map is the background's score (rule "trained"), and it is 0.
+
+        Raises:
+            ConfigError: no such class, or NaN or infinite maps or scores.
         """
-        params = params or MaskParams()
-        if self.task == "multiclass":
-            params = replace(params, gate=min(params.gate, float(self.class_probs.max())))
+        params = self.mask_params(params)
+        gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
+        drawn, background_map = list(range(len(self.classes))), None
+        if background is not None:
+            params = replace(params, rule="trained")
+            background_map = self.class_maps[drawn.pop(self._index(background))]
+        params = replace(params, gate=tuple(gates[i] for i in drawn))
         settings = (CrfParams() if crf is True else crf) or None
-        image = np.asarray(self.load_picture()) if settings else None
-        size = (self.height, self.width)
-        mask = maps_to_mask(self.class_maps, self.class_probs, size, params, image=image, crf=settings)
-        return np.asarray(mask, dtype=np.int64)
+        mask = maps_to_mask(
+            self.class_maps[drawn],
+            self.class_probs[drawn],
+            (self.height, self.width),
+            params,
+            background_map=background_map,
+            image=np.asarray(self.load_picture()) if settings else None,
+            crf=settings,
+        )
+        labels = np.asarray([0, *(i + 1 for i in drawn)], dtype=np.int64)
+        return labels[mask] if background is not None else np.asarray(mask, dtype=np.int64)
+
+    def mask_params(self, params: MaskParams | None = None) -> MaskParams:
+        """The settings `mask` uses where it is given `params`, or none."""
+        params = params or (self.calibration.params if self.calibration else MaskParams())
+        if self.task == "multilabel":
+            return params
+        likeliest, highest = int(self.class_probs.argmax()), float(self.class_probs.max())
+        if not isinstance(params.gate, tuple):
+            return replace(params, gate=min(params.gate, highest))
+        gates = list(params.gate)
+        gates[likeliest] = min(gates[likeliest], highest)
+        return replace(params, gate=tuple(gates))
 
     def load_picture(self) -> Image.Image:
         """The original picture in RGB."""

@@ -21,6 +21,7 @@ from wildcat.regions import (
     gate_classes,
     maps_to_mask,
     normalize_maps,
+    strongest_class,
     upsample_maps,
     write_mask,
 )
@@ -247,3 +248,82 @@ def test_the_highest_label_is_written(tmp_path: Path) -> None:
     write_mask(tmp_path / "mask.png", torch.full((3, 2), 254), palette)
     with Image.open(tmp_path / "mask.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), 254)
+
+
+# --- the strongest class, one gate a class, and what "power" amounts to ---------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), classes=st.integers(0, 4), whole=st.booleans())
+def test_strongest_class_against_the_loop(seed: int, classes: int, whole: bool) -> None:
+    """Whole numbers make maps that tie: of equal classes the first is taken."""
+    rng = np.random.default_rng(seed)
+    maps, prob = rng.normal(1, 2, (classes, 5, 6)), rng.uniform(0, 1, classes)
+    maps = np.round(maps) if whole else maps
+    gates = rng.uniform(0, 1, classes)
+    strength, labels = strongest_class(maps, prob, (5, 6), gates.tolist())  # the size of the maps: nothing is resampled
+    for i in range(5):
+        for j in range(6):
+            best, label = 0.0, 0
+            for c in range(classes):
+                if prob[c] >= gates[c] and maps[c].max() > 0:
+                    value = np.float32(maps[c, i, j]) / np.float32(maps[c].max())
+                    if value > best:
+                        best, label = value, c + 1
+            assert strength[i, j] == pytest.approx(best, abs=1e-6)
+            if best > 0:  # without any evidence the label says nothing
+                assert labels[i, j] == label
+
+
+def test_ties_go_to_the_background_then_to_the_first_class() -> None:
+    maps = np.array([[[4.0, 2.0, 1.0]], [[8.0, 4.0, 2.0]], [[0.0, 3.0, 0.0]]])  # normalised, 0 and 1 are equal
+    assert maps_to_mask(maps[:2], np.ones(2), (1, 3), MaskParams(constant=0.5)).tolist() == [[1, 0, 0]]
+    assert maps_to_mask(maps, np.ones(3), (1, 3), MaskParams(constant=0.5)).tolist() == [[1, 3, 0]]
+    power = MaskParams(rule="power", exponent=1.0)  # at 1/2 both are 1/2
+    assert maps_to_mask(maps[:2], np.ones(2), (1, 3), power).tolist() == [[1, 0, 0]]
+    background = np.array([[4.0, 5.0, 0.0]])
+    trained = MaskParams(rule="trained")
+    assert maps_to_mask(maps[:1], np.ones(1), (1, 3), trained, background_map=background).tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 4.0, 30.0])
+def test_power_draws_what_a_constant_draws(exponent: float) -> None:
+    power = MaskParams(rule="power", exponent=exponent)
+    assert power.threshold == pytest.approx((1 - power.threshold) ** exponent)  # type: ignore[operator]
+    maps, prob = np.random.default_rng(7).normal(1, 2, (3, 6, 7)), np.ones(3)
+    same = MaskParams(constant=power.threshold)  # type: ignore[arg-type]
+    found = maps_to_mask(maps, prob, (30, 40), power)
+    assert 0 < (found == 0).mean() < 1
+    np.testing.assert_array_equal(found, maps_to_mask(maps, prob, (30, 40), same))
+
+
+def test_rules_without_a_threshold() -> None:
+    assert MaskParams(constant=0.3).threshold == 0.3
+    assert MaskParams(rule="trained").threshold is None
+
+
+def test_one_gate_a_class() -> None:
+    prob = np.array([0.2, 0.7, 0.5], np.float32)
+    assert gate_classes(prob, (0.1, 0.8, 0.5)).tolist() == [0, 2]
+    with pytest.raises(ShapeError, match="2 gates for 3 classes"):
+        gate_classes(prob, (0.1, 0.8))
+    with pytest.raises(ConfigError, match=r"gate=\(0\.5, 1\.5\)"):
+        MaskParams(gate=(0.5, 1.5))
+
+
+def test_zero_probabilities_draw_nothing_and_an_open_gate_everything() -> None:
+    maps, prob = np.ones((2, 3, 3)), np.zeros(2)
+    assert not maps_to_mask(maps, prob, (4, 4)).any()
+    assert (maps_to_mask(maps, prob, (4, 4), MaskParams(gate=0.0)) == 1).all()
+    assert not maps_to_mask(-maps, prob, (4, 4), MaskParams(gate=0.0)).any()  # no evidence for any class
+
+
+def test_a_picture_of_one_colour_has_no_edges_to_move_to() -> None:
+    maps = np.zeros((1, 4, 4))
+    maps[0, 1:3, 1:3] = 1
+    image = np.full((32, 32, 3), 90, np.uint8)
+    soft = maps_to_mask(maps, np.ones(1), (32, 32), MaskParams(constant=0.4))
+    sharp = maps_to_mask(maps, np.ones(1), (32, 32), MaskParams(constant=0.4), image=image, crf=CrfParams())
+    assert set(np.unique(sharp)) <= {0, 1}
+    np.testing.assert_array_equal(sharp, sharp[::-1, ::-1])  # as symmetric as what it was made of
+    assert soft.any()

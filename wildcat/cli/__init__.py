@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
 from wildcat.cli.backbones import Backbones, run_backbones
+from wildcat.cli.calibrate import Calibrate, run_calibrate
 from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "train": (Train, run_train),
     "evaluate": (Evaluate, run_evaluate),
     "predict": (Predict, run_predict),
+    "calibrate": (Calibrate, run_calibrate),
     "export": (Export, run_export),
     "ensemble": (Ensemble, run_ensemble),
     "report": (Report, run_report),

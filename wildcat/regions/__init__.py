@@ -8,6 +8,7 @@ from wildcat.regions.masks import (
     gate_classes,
     maps_to_mask,
     normalize_maps,
+    strongest_class,
     upsample_maps,
     write_mask,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "maps_to_mask",
     "normalize_maps",
     "peak_points",
+    "strongest_class",
     "upsample_maps",
     "write_mask",
 ]

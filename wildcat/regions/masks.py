@@ -3,7 +3,8 @@
 No rule here sees a true label: the classes of a picture are those the model predicts.
 
 Where a mask is made without a CRF, "constant" and "power" are one family: a pixel is drawn where its strongest class is
-above a threshold (`MaskParams.threshold`), and the exponent only moves it. With a CRF they differ, in how sure it starts.
+above a threshold (`MaskParams.threshold`), and the exponent only moves it. With a CRF they differ, in how sure it is
+of each pixel before it looks at the picture.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class MaskParams:
 
         For "power" it is where s = (1 - s)^exponent.
 
-        >>> MaskParams(rule="power", exponent=1.0).threshold
-        0.5
+        >>> round(MaskParams(rule="power", exponent=4.0).threshold, 4)
+        0.2755
         """
         if self.rule != "power":
             return self.constant if self.rule == "constant" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from wildcat.errors import ConfigError, did_you_mean
 from wildcat.export.annotations.outlines import simplify_outline, trace_outline
 from wildcat.regions.boxes import connected_components
-from wildcat.regions.masks import MaskParams
 from wildcat.results import Prediction
 
 Which = Literal["all", "largest"]
@@ -95,7 +94,7 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
     probs = prediction.class_probs
     if float(probs.max()) < params.min_score:
         return []
-    mask = prediction.mask(params.crf, MaskParams(gate=params.min_score))
+    mask = prediction.mask(params.crf, replace(prediction.mask_params(), gate=params.min_score))
     drawn = set(np.unique(mask).tolist())
     found = []
     for index in np.argsort(-probs, kind="stable").tolist():

@@ -1,0 +1,71 @@
+"""wildcat calibrate: how a model draws masks, fitted on the pictures it was trained on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from wildcat.cli.options import DataCommand, ModelCommand, describe, open_data, parse_sizes
+from wildcat.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(ModelCommand, DataCommand):
+    """Fit which classes masks draw, and against which background, on training pictures; stored in the run."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """A run folder, or an ensemble's; its earlier calibration is replaced."""
+    data: Positional[Annotated[str, arg(metavar="DATA")]]
+    """A folder, a .csv, or the name of a packaged data set: what the run was trained on."""
+    split: str = "train"
+    """Part of the data to fit on; never the part you measure on."""
+    crf: bool = False
+    """Fit the background for masks that are sharpened with a dense CRF; takes much longer."""
+    json: bool = False
+    """Print calibration.json instead of a table."""
+
+
+def run_calibrate(command: Calibrate) -> int:
+    """wildcat calibrate"""
+    from wildcat.calibration import calibrate, count_steps
+    from wildcat.predictor import PACKAGED, load
+    from wildcat.progress import progress_bar
+    from wildcat.train.calibrations import fitted_samples, write_calibration
+
+    if command.run in PACKAGED:
+        raise RunError(f"{command.run} is a packaged model.", "Name a run folder: what is fitted is stored there.")
+    predictor = load(command.run, command.device, command.flip, parse_sizes(command.sizes), calibrated=False)
+    data = open_data(command, command.data)
+    samples = fitted_samples(data, command.split)
+    describe(data, f"{len(samples)} pictures of {command.split} to fit on", predictor.device.type, quiet=command.json)
+    with progress_bar(count_steps(data, command.split, command.crf), "calibrating") as bar:
+        params, record = calibrate(predictor, data, command.split, command.crf, bar.update)
+    folder = Path(command.run).expanduser()
+    made = write_calibration(folder, predictor.classes, params, record).record
+    print(json.dumps(made, ensure_ascii=False) if command.json else calibration_table(made, folder, command.data))
+    return 0
+
+
+def calibration_table(record: Mapping[str, Any], folder: Path, source: str) -> str:
+    """What was fitted, for a person."""
+    lines = [f"{'':20}{'pictures':>10}{'gate':>8}{'F1':>8}"]
+    for name, gate in record["gate"].items():
+        f1 = f"{100 * record['f1'][name]:.1f}"
+        lines.append(f"{name[:20]:20}{record['prior'][name] * record['pictures']:>10.0f}{gate:>8.2f}{f1:>8}")
+    background = record["background"]
+    if tried := record["tried"]:
+        best = max(row["miou"] for row in tried)
+        value = background["constant"] if background["rule"] == "constant" else background["exponent"]
+        where = f"mean IoU {100 * best:.1f} on the {record['masks']} masks of {record['split']}"
+        lines.append(f"background: {background['rule']} {value:.2f}{', CRF' if record['crf'] else ''} ({where})")
+    else:
+        why = f"the default: no picture of {record['split']} has a mask to fit it on"
+        lines.append(f"background: {background['rule']} {background['constant']:.2f} ({why})")
+    lines.append(f"Next: {shlex.join(['wildcat', 'evaluate', str(folder), source])}")
+    return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""calibration.json in the folder of a run or an ensemble: how its masks are drawn, fitted on training pictures.
+
+data, split, pictures, masks   what it was fitted on: so many pictures with tags, of which so many with masks
+weights                        digest of the weights it was fitted for: others need another calibration
+gate, prior, f1                of each class: see `wildcat.calibration.fit_gates`
+background                     rule, constant and exponent of `wildcat.regions.MaskParams`
+tried                          mean IoU of each background tried, on those masks; empty where there were none
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wildcat.data.sample import DataSet, Sample
+from wildcat.errors import ConfigError, RunError
+from wildcat.regions.masks import MaskParams
+from wildcat.train.ensembles import COMBINATION
+from wildcat.train.runs import WEIGHTS, versions, write_json
+
+SCHEMA = 1
+"""Version of the file's layout."""
+
+CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """How a model's masks are drawn, and what that was fitted on.
+
+    Attributes:
+        params: with one gate a class, in the order of the model's classes.
+        record: what calibration.json holds.
+    """
+
+    params: MaskParams
+    record: Mapping[str, Any]
+
+
+def write_calibration(
+    folder: Path, classes: Sequence[str], params: MaskParams, record: Mapping[str, Any]
+) -> Calibration:
+    """Write calibration.json into the folder of a run or an ensemble, in place of an earlier one; atomic.
+
+    Args:
+        params: with one gate a class.
+        record: data, split, pictures, masks, and what else there is to say; plain values.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(classes)
+    background = {"rule": params.rule, "constant": params.constant, "exponent": params.exponent}
+    content = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record,
+        "gate": dict(zip(classes, gates, strict=True)),
+        "background": background,
+        "weights": weights_digest(folder),
+        "versions": versions(),
+    }
+    write_json(folder / CALIBRATION, content)
+    return Calibration(params, content)
+
+
+def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None:
+    """The calibration of the model in `folder`, or None where it has none.
+
+    Raises:
+        RunError: the file is damaged, or was fitted for other classes or weights.
+    """
+    path = folder / CALIBRATION
+    if not path.is_file():
+        return None
+    again = f"Type: wildcat calibrate {folder} DATA, or delete the file for masks at the default settings."
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        schema, gates, background = record["schema"], dict(record["gate"]), record["background"]
+        fitted = str(record["data"]), str(record["split"]), int(record["pictures"]), int(record["masks"])
+        if set(gates) == set(classes):
+            params = MaskParams(
+                gate=tuple(float(gates[name]) for name in classes),
+                rule=background["rule"],
+                constant=float(background["constant"]),
+                exponent=float(background["exponent"]),
+            )
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        reason = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}."
+        raise RunError(f"{path} is damaged: {reason}", again) from error
+    if schema != SCHEMA:
+        raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
+    if set(gates) != set(classes):
+        raise RunError(f"{path} is of a model with other classes ({len(gates)}; here {len(classes)}).", again)
+    if record.get("weights") != weights_digest(folder):
+        raise RunError(f"{path} was fitted for other weights than those now in {folder}.", again)
+    data, split, pictures, masks = fitted
+    return Calibration(params, {**record, "data": data, "split": split, "pictures": pictures, "masks": masks})
+
+
+def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:
+    """The pictures to fit on: those of `split`; of `train`, without those that stand in for a `val` there is not."""
+    if split == "train" and "val" not in data.readers:
+        return data.training_split("train", "val")[0]
+    return data.split(split)
+
+
+def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
+    """How many pictures of a split a calibration was fitted on: figures of its masks there flatter the model."""
+    if record["data"] != data.name or record["split"] not in (*data.readers, "val"):
+        return 0
+    fitted = {sample.name for sample in fitted_samples(data, record["split"])}
+    return sum(sample.name in fitted for sample in data.split(split))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the weights of a run, or of an ensemble's members and their combination."""
+    files = [folder / WEIGHTS, folder / COMBINATION, *sorted((folder / "members").glob(f"*/{WEIGHTS}"))]
+    digests = []
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
