@@ -68,14 +68,18 @@ def solar(result: dict[str, Any]) -> str:
     """Solar cells."""
     s, r = result["settings"], result["results"]
     c = r["classification"]
-    epochs = " + ".join(str(len(stage["history"])) for stage in r["training"]["stages"])
+    how = " and ".join(
+        f"{m['backbone']} at {m['image_size']} px ({sum(len(stage['history']) for stage in m['stages'])} epochs)"
+        for m in r["members"]
+    )
+    several = len(r["members"]) > 1
+    alone = ", ".join(percent(m["four_views"]["accuracy"]) for m in r["members"])
     return (
-        f"Solar cells, held-out quarter ({r['pictures']} cells), every layer of {s['backbone']} fine-tuned for "
-        f"{epochs} epochs at {s['image_size']} px, one seed: accuracy **{percent(c['accuracy'])} %**, "
-        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} % "
-        f"(four mirrored views averaged; the picture alone {percent(r['one_view']['accuracy'])} % and "
-        f"{r['one_view']['roc_auc']:.3f}). "
-        f"Published anchor: {s['anchor']}."
+        f"Solar cells, held-out quarter ({r['pictures']} cells), every layer fine-tuned, one seed: {how}"
+        f"{', scores averaged' if several else ''}: accuracy **{percent(c['accuracy'])} %**, "
+        f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} % (four mirrored views averaged; "
+        f"the picture alone {percent(r['one_view']['accuracy'])} % and {r['one_view']['roc_auc']:.3f}"
+        f"{f'; the networks by themselves {alone} %' if several else ''}). Published anchor: {s['anchor']}."
     )
 
 

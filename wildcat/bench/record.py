@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from wildcat.config import TrainConfig, to_dict
 from wildcat.train.runs import versions, write_json
 
 
@@ -39,6 +41,11 @@ def write_result(path: Path, command: str, settings: Mapping[str, Any], results:
         "results": results,
     }
     write_json(path, content)
+
+
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON can hold them: it has no infinity, which becomes the text "inf"."""
+    return {name: str(value) if value == math.inf else value for name, value in to_dict(config).items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from wildcat.bench.experiments import FIGURES, Experiment, Row, find_experiment
 from wildcat.bench.heads import train_and_evaluate
-from wildcat.bench.record import machine
+from wildcat.bench.record import machine, plain_settings
 from wildcat.bench.tables import row_summaries, slug, write_outputs
 from wildcat.config import TrainConfig, load_recipe, to_dict
 from wildcat.data.sample import DataSet
@@ -164,13 +163,12 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, telling:
     """The record of a cell: read where it has been run, otherwise run and kept."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
-    effective = to_dict(config) | {"lr": config.peak_lr}  # a default may change: what was in force decides
+    effective = plain_settings(config) | {"lr": config.peak_lr}  # a default may change: what was in force decides
     identity = {
         "data": data.name,
         "pictures": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
-        # JSON has no infinity (the temperature of attention to the maximum alone)
-        "config": {k: str(v) if v == math.inf else v for k, v in effective.items() if k not in RESUMABLE},
+        "config": {k: v for k, v in effective.items() if k not in RESUMABLE},
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }
