@@ -28,11 +28,7 @@ def stages(run: Run) -> list[dict[str, Any]]:
     """Settings and history of a run and of those it went on from, the first of them first."""
     folder = Path(run.config.weights)
     before = stages(open_run(folder)) if folder.is_dir() else []
-    settings = (
-        to_dict(run.config)
-        | {"temperature": str(run.config.temperature)}
-        | ({"weights": "the stage before"} if before else {})
-    )
+    settings = plain_settings(run.config) | ({"weights": "the stage before"} if before else {})
     history = [{k: line[k] for k in ("epoch", "loss", "val", "seconds") if k in line} for line in run.history()]
     return [*before, {"settings": settings, "history": history}]
 
