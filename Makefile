@@ -44,7 +44,7 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,test]'
 	touch $@ $(VENV)/installed-demo
 
 clean:

@@ -30,6 +30,7 @@ from wildcat.cli.predict import Predict, run_predict
 from wildcat.cli.process import keep_freed_memory
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
+from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "predict": (Predict, run_predict),
     "calibrate": (Calibrate, run_calibrate),
     "export": (Export, run_export),
+    "serve": (Serve, run_serve),
     "ensemble": (Ensemble, run_ensemble),
     "report": (Report, run_report),
     "reproduce": (Reproduce, run_reproduce),

@@ -1,0 +1,80 @@
+"""A model whose answers follow from the picture by hand, and a client that talks to its service without a network."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, ClassVar
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wildcat.data.transforms import Preprocess
+from wildcat.nn.backbones import Backbone
+from wildcat.nn.model import Wildcat
+from wildcat.nn.pooling import create_pool
+from wildcat.predictor import Member, Predictor
+from wildcat.serve import Limits, create_app
+
+Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+class Cells(nn.Module):
+    """Features are the mean colours of 8 x 8 pixels."""
+
+    pretrained_cfg: ClassVar = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    num_features = 3
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        return functional.avg_pool2d(images, 8)
+
+
+@pytest.fixture(scope="session")
+def predictor() -> Predictor:
+    """Class c is where channel c is bright; 64 x 64 in, 8 x 8 out, two maps a class."""
+    model = Wildcat(Backbone("cells", Cells()), 3, 2, create_pool("wildcat", 3, alpha=0.7))
+    with torch.no_grad():
+        model.transfer.weight.copy_(torch.eye(3).repeat_interleave(2, 0)[:, :, None, None])
+        model.transfer.weight[::2] *= 2
+        model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
+    member = Member(model, Preprocess(64, (0.0,) * 3, (1.0,) * 3, "bilinear"))
+    return Predictor("/secret/place/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
+    """Noise with a bright red and a bright green patch; `size` is (width, height)."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 80, (size[1], size[0], 3), dtype=np.uint8)
+    pixels[: size[1] // 2, : size[0] // 3, 0] = 255 - seed % 50
+    pixels[size[1] // 2 :, size[0] // 2 :, 1] = 250
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def connect(predictor: Predictor) -> Connect:
+    """`async with connect(limits) as client`: a client of a service that stops at the end; its app is `client.app`."""
+
+    @asynccontextmanager
+    async def connected(limits: Limits | None = None, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(predictor, limits, **options)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
+            client.app = app  # type: ignore[attr-defined]
+            try:
+                yield client
+            finally:
+                app.state.service.close()
+
+    return connected

@@ -1,0 +1,99 @@
+"""A service on a port of this machine, from its socket to a clean stop."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import signal
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from wildcat.errors import ConfigError, WildcatError
+from wildcat.serve.limits import Limits
+
+BACKLOG = 128
+
+STOP_SECONDS = 10
+"""How long begun answers may take when the service is told to stop."""
+
+
+class AddressError(WildcatError):
+    """The service cannot listen where it was told to."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that accepts connections; those made before the service runs wait in it. Port 0 is any free one.
+
+    Raises:
+        ConfigError: a port that none can be.
+        AddressError: the port is taken, may not be used, or the host is not an address of this machine.
+    """
+    if not 0 <= port <= 65_535:
+        raise ConfigError(f"port={port}: give a number from 1 to 65535, or 0 for any free one.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if os.name == "posix":  # elsewhere the option would let two services share a port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressError(f"port {port} of {host} is in use.", "Give another --port, or 0 for any.") from error
+        if isinstance(error, PermissionError):
+            raise AddressError(f"port {port} may not be used.", "Ports below 1024 are the system's.") from error
+        reason = error.strerror or str(error)
+        raise AddressError(f"{host} port {port}: {reason}.", "Give an address of this machine as --host.") from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """What to type into a browser on this machine."""
+    port = listener.getsockname()[1]
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # any address includes this one
+    return f"http://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
+    """Serve until SIGINT or SIGTERM; then finish what was begun and return."""
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=4 * limits.queue + 64,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    previous = signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # the server sends itself the signal again when it is done
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        listener.close()

@@ -1,0 +1,163 @@
+"""One request from its bytes to its answer: read, decoded, through the network, drawn; none of it on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from wildcat.errors import WildcatError
+from wildcat.predictor import Predictor
+from wildcat.results import Prediction
+from wildcat.serve.answers import sent_name
+from wildcat.serve.batching import Batcher, Budget, Line
+from wildcat.serve.limits import Limits, Refused
+from wildcat.serve.pictures import decode, open_bytes
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+FIELD = "picture"
+
+THREADS = 2
+"""That decode and draw."""
+
+
+Predict = Callable[[Sequence[Image.Image]], Sequence[Prediction]]
+"""Pictures -> as many predictions, in their order."""
+
+
+class Service:
+    """Answers pictures with what `render` makes of their predictions, within `limits`.
+
+    Args:
+        predict: pictures -> as many predictions; called in one thread of its own.
+    """
+
+    def __init__(self, predict: Predict, limits: Limits) -> None:
+        self.limits = limits
+        self.batcher: Batcher[Image.Image, Prediction] = Batcher(predict, limits.batch_size)
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
+        self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
+
+    async def answer(self, request: Request, render: Callable[[Prediction], Result]) -> Result:
+        """What `render`, run in a thread, makes of the prediction for the picture in the form of `request`.
+
+        A request keeps its place in the line until the last thread that works for it is done, also where its client
+        has been told that it took too long: the place says what the machine does, not who waits.
+
+        Raises:
+            Refused: the line is full (503), the picture is not to be read (4xx), or time is up (408, 503).
+        """
+        self.line.enter()
+        try:
+            content, name = await self._receive(request)
+        except BaseException:
+            self.line.leave()
+            raise
+        task = asyncio.create_task(self._work(content, name, render))
+        task.add_done_callback(self._leave)
+        del content
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self.limits.seconds)
+        except asyncio.CancelledError as error:  # the server stops, and gives begun answers no more time
+            task.cancel()
+            raise Refused(503, "this service is stopping.") from error
+        if not done:
+            task.cancel()
+            raise Refused(503, f"no answer after {self.limits.seconds:g} seconds.", "Try again later.", retry_after=5)
+        try:
+            return task.result()
+        except (Refused, WildcatError):
+            raise
+        except Exception as error:
+            log.exception("a picture could not be answered")
+            raise Refused(500, "something failed here; the log of the service says what.") from error
+
+    def close(self) -> None:
+        """Finish what was begun."""
+        self.batcher.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _leave(self, task: asyncio.Task[Result]) -> None:
+        self.line.leave()
+        if not task.cancelled():
+            task.exception()  # it is raised where the answer is waited for, if anybody still does
+
+    async def _receive(self, request: Request) -> tuple[bytes, str]:
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                return await read_form(request)
+        except TimeoutError as error:
+            raise Refused(408, f"the picture did not arrive in {self.limits.seconds:g} seconds.") from error
+
+    async def _work(self, content: bytes, name: str, render: Callable[[Prediction], Result]) -> Result:
+        most = self.limits.max_pixels
+        opened = await finished(self.pool.submit(open_bytes, content, most))
+        async with self.budget.take(opened.width * opened.height):
+            waiting = self.batcher.submit(await finished(self.pool.submit(decode, opened, most)))
+            del content, opened  # the prediction holds the picture from here on
+            prediction = await finished(waiting)
+            return await finished(self.pool.submit(render, replace(prediction, image=name)))
+
+
+def predict_with(predictor: Predictor, limits: Limits) -> Predict:
+    """A predictor as a service uses it: batches as they come, with the maps behind each class."""
+
+    def predict(pictures: Sequence[Image.Image]) -> Sequence[Prediction]:
+        return list(predictor.stream(pictures, modalities=True, batch_size=limits.batch_size))
+
+    return predict
+
+
+async def finished(future: Future[Result]) -> Result:
+    """The result of a thread's work. Cancelled, work that has not begun is dropped, and other work waited for."""
+    try:
+        return await asyncio.shield(asyncio.wrap_future(future))
+    except asyncio.CancelledError:
+        if not future.cancel():
+            await asyncio.wait({asyncio.wrap_future(future)})
+        raise
+
+
+async def read_form(request: Request) -> tuple[bytes, str]:
+    """The bytes and the name of the one file called "picture" of a multipart form.
+
+    Raises:
+        Refused: there is none, or the form cannot be read.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise Refused(
+            415, f"the request is {kind[:100] or 'of no kind'}, not multipart/form-data.", f"curl -F {FIELD}=@dog.jpg"
+        )
+    try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            sent = form.getlist(FIELD)
+            if not sent:
+                others = ", ".join(repr(name[:40]) for name in form) or "nothing"
+                raise Refused(422, f"the form has no file {FIELD!r}; it has {others}.", f"curl -F {FIELD}=@dog.jpg")
+            if len(sent) > 1 or not isinstance(sent[0], UploadFile):
+                raise Refused(
+                    422,
+                    f"{FIELD!r} is not one file.",
+                    "Send the picture's bytes; paths and addresses are never opened.",
+                )
+            return await sent[0].read(), sent_name(sent[0].filename)
+    except (Refused, TimeoutError):
+        raise
+    except ClientDisconnect as error:
+        raise Refused(400, "the request was broken off.") from error
+    except HTTPException as error:
+        raise Refused(400, f"the form cannot be read: {error.detail}", f"curl -F {FIELD}=@dog.jpg") from error
+    except Exception as error:  # the parser of forms raises kinds of its own for what is no form
+        raise Refused(400, "the form cannot be read.", f"curl -F {FIELD}=@dog.jpg") from error
