@@ -29,11 +29,21 @@ def percent(value: dict[str, Any] | float) -> str:
     return f"{100 * value:.1f}"
 
 
+def sizes_of(settings: dict[str, Any]) -> str:
+    """The input size, or how several are combined."""
+    if not settings.get("sizes"):
+        return f"{settings['image_size']} px"
+    views = settings.get("views", settings.get("flip"))
+    mirrored = ", each picture also mirrored" if views == "horizontal" else ""
+    how = "a linear classifier on their scores" if settings.get("combine") == "linear" else "averaging"
+    return f"{settings['sizes'].replace(',', ' + ')} px, one network a size, combined by {how}{mirrored}"
+
+
 def pooling(result: dict[str, Any]) -> str:
     """Poolings on a data set with boxes."""
     s = result["settings"]
     lines = [
-        f"Pooling, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head, "
+        f"Pooling, {s['data']}: frozen {s['backbone']} at {sizes_of(s)}, {s['epochs']} epochs of the head, "
         f"mean ± standard deviation over {s['seeds']} seeds; all-point AP (voc10), point tolerance 18 px, last epoch.",
         "",
         "| pooling | M | mAP % | point AP % | pointing game % |",
@@ -49,7 +59,7 @@ def scenes(result: dict[str, Any]) -> str:
     """15-Scene."""
     s = result["settings"]
     lines = [
-        f"15-Scene: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head; accuracy on the "
+        f"15-Scene: frozen {s['backbone']} at {sizes_of(s)}, {s['epochs']} epochs of the head; accuracy on the "
         f"given split, and over {s['random_splits']} random splits of 100 training pictures a class.",
         "",
         "| pooling | given split % | random splits % | class mean, random splits % |",
@@ -106,7 +116,9 @@ def head_cost(result: dict[str, Any]) -> str:
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
     "pooling.json": pooling,
+    "pooling-sizes.json": pooling,
     "scenes.json": scenes,
+    "scenes-sizes.json": scenes,
     "head-cost.json": head_cost,
 }
 
