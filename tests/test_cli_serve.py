@@ -89,15 +89,14 @@ def test_the_first_line_is_the_address_and_the_answer_is_that_of_predict(
 
 
 def raw(service: Running, request: bytes) -> bytes:
-    """Whatever comes back for these bytes until the service closes, or pauses for longer than an answer takes."""
-    with socket.create_connection(service.place, timeout=8) as connection:
-        answer = b""
-        with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # how a refusal of unread bytes may arrive
-            connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            while part := connection.recv(65_536):
-                answer += part
-        return answer
+    """Whatever comes back for these bytes until the service closes the connection, which it may do while they come."""
+    answer = b""
+    with socket.create_connection(service.place, timeout=SECONDS) as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(65_536):
+            answer += part
+    return answer
 
 
 def test_broken_requests_on_the_wire_leave_the_service_alive(service: Running, picture: Path) -> None:

@@ -126,6 +126,16 @@ class Predictor:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         self.flip = flip
 
+    @property
+    def model(self) -> Wildcat:
+        """The network, or the first of several."""
+        return self.members[0].model
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From a picture to the input of `model`."""
+        return self.members[0].preprocess
+
     @overload
     def predict(self, pictures: Picture, *, modalities: bool = True) -> Prediction: ...
     @overload
