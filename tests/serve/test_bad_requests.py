@@ -17,6 +17,11 @@ from PIL import Image
 from tests.serve.conftest import Connect, encoded, picture
 from wildcat.serve import Limits
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Pillow warns of what is then refused
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
+
 LIMITS = Limits(max_mb=0.2, max_pixels=100_000)
 
 BOUNDARY = b"xyz"
