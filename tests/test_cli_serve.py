@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -93,7 +94,11 @@ def raw(service: Running, request: bytes) -> bytes:
     answer = b""
     with socket.create_connection(service.place, timeout=SECONDS) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
+        try:
+            connection.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the service has reset it already
+                raise
         while part := connection.recv(65_536):
             answer += part
     return answer
