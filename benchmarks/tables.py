@@ -14,19 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wildcat.bench.tables import markdown
+from wildcat.bench.tables import COMBINED, markdown, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
-
-
-def percent(value: dict[str, Any] | float) -> str:
-    """A share as per cent; with the deviation over seeds where there is one."""
-    if isinstance(value, dict):
-        deviation = f" ± {100 * value['std']:.1f}" if value["std"] is not None else ""
-        return f"{100 * value['mean']:.1f}{deviation}"
-    return f"{100 * value:.1f}"
 
 
 def sizes_of(settings: dict[str, Any]) -> str:
@@ -35,7 +27,7 @@ def sizes_of(settings: dict[str, Any]) -> str:
         return f"{settings['image_size']} px"
     views = settings.get("views", settings.get("flip"))
     mirrored = ", each picture also mirrored" if views == "horizontal" else ""
-    how = "a linear classifier on their scores" if settings.get("combine") == "linear" else "averaging"
+    how = COMBINED[settings.get("combine", "average")]
     return f"{settings['sizes'].replace(',', ' + ')} px, one network a size, combined by {how}{mirrored}"
 
 

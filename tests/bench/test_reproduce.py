@@ -14,9 +14,9 @@ import pytest
 
 from wildcat.bench import reproduce as module
 from wildcat.bench.experiments import EXPERIMENTS, find_experiment
-from wildcat.bench.reproduce import Plan, Telling, cell_config, check_plan, protocol, reproduce
+from wildcat.bench.reproduce import Plan, Telling, cell_config, check_plan, flags_of, protocol, reproduce
 from wildcat.bench.tables import markdown
-from wildcat.cli import main
+from wildcat.cli import main, parse
 from wildcat.config import TrainConfig, load_recipe
 from wildcat.data import DataSet, Sample, open_dataset, write_scenes, write_shapes
 from wildcat.errors import ConfigError, DataError, RunError
@@ -50,9 +50,8 @@ class Counting(Telling):
     def __init__(self) -> None:
         self.done: list[str] = []
 
-    def cell(self, name: str, number: int, total: int, figures: Mapping[str, Any] | None) -> None:
-        if figures is not None:
-            self.done.append(name)
+    def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
+        self.done.append(name)
 
 
 # --- the declarations -------------------------------------------------------------------------------------------------
@@ -189,6 +188,15 @@ def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
     assert {p.name for p in cell.iterdir()} == {"64", "96", "ensemble"}
     assert 0 <= summary["results"]["max"]["figures"]["map"]["mean"] <= 1
     assert "every layer of test_resnet" in markdown(summary)
+
+
+def test_the_recorded_command_gives_the_plan_again() -> None:
+    config = dataclasses.replace(load_recipe("reproduce"), image_size=320, amp=True, standardize=False, lr=3.0)
+    plan = Plan("table7", config, 2, (320, 448), "average", "test", "a small VOC")
+    command = parse(["reproduce", "table7", "--data", "VOC", *flags_of(plan)])
+    assert command.config == config
+    assert (command.seeds, command.sizes, command.combine) == (2, "320,448", "average")
+    assert (command.test_split, command.title) == ("test", "a small VOC")
 
 
 # --- protocols and refusals -------------------------------------------------------------------------------------------

@@ -55,14 +55,12 @@ class Experiment:
         title: what it asks.
         metrics: what is measured; the first is the paper's.
         rows: its lines.
-        multiscale: whether the paper combines one network per input size here.
         x_label: of the figure, where there is one.
     """
 
     title: str
     metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
-    multiscale: bool = False
     x_label: str = ""
 
 
@@ -125,7 +123,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("WILDCAT", "wildcat", VOC_2007=95.0, VOC_2012=93.4),
             *TODAY,
         ),
-        multiscale=True,
     ),
     "table3": Experiment(
         "Classification of scenes (15-Scene, MIT67)",
@@ -145,7 +142,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("WILDCAT", "wildcat", **{"15-Scene": 94.4, "MIT67": 84.0}),
             *TODAY,
         ),
-        multiscale=True,
     ),
     "table4": Experiment(
         "Classification in context (VOC 2012 Action, MS COCO)",
@@ -159,7 +155,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("WILDCAT", "wildcat", VOC_2012_Action=86.0, COCO=80.7),
             *TODAY,
         ),
-        multiscale=True,
     ),
     "table5": Experiment(
         "Architecture: (a) classify each region, then pool; (b) pool the features, then classify",
@@ -210,7 +205,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("WILDCAT", "wildcat", VOC_2012=82.9, COCO=53.4),
             *TODAY,
         ),
-        multiscale=True,
     ),
     "figure4": Experiment(
         "Weight of the negative evidence, alpha: classification",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,8 +63,8 @@ class Plan:
 class Telling:
     """Hears how a reproduction goes; does nothing."""
 
-    def cell(self, name: str, number: int, total: int, figures: Mapping[str, Any] | None) -> None:
-        """Cell `number` of `total` begins (figures None) or is done."""
+    def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
+        """Cell `number` of `total` is done."""
 
     def listener(self) -> Listener | None:
         """Who hears of a cell's training."""
@@ -93,7 +94,6 @@ def reproduce(plan: Plan, data: DataSet, out: Path, telling: Telling | None = No
         for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
             number += 1
             label = f"{row.name}, seed {seed}"
-            telling.cell(label, number, total, None)
             done[row.name].append(run_cell(plan, row, seed, data, out, telling))
             telling.cell(label, number, total, done[row.name][-1]["figures"])
         summary = {**description(plan, experiment, data, done), "results": row_summaries(experiment, done)}
@@ -242,9 +242,8 @@ def description(
     """Everything a table says besides its rows: the command, versions, machine and settings, as plain values."""
     cell = next(cells[0] for cells in done.values() if cells)
     train_split, test_split = protocol(plan, data, plan.config.seed)
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags_of(plan))
     return {
-        "command": f"wildcat reproduce {plan.experiment} --data {data.root.name} {flags}".rstrip(),
+        "command": shlex.join(["wildcat", "reproduce", plan.experiment, "--data", data.root.name, *flags_of(plan)]),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": cell["versions"],
         "machine": machine(),
@@ -270,14 +269,19 @@ SHARED = ("backbone", "tune", "epochs", "flip", "batch_size", "lr", "backbone_lr
 """Settings that a table names and no row changes."""
 
 
-def flags_of(plan: Plan) -> list[tuple[str, Any]]:
+def flags_of(plan: Plan) -> list[str]:
     """Flags that give this plan again, apart from where the data is."""
-    flags: list[tuple[str, Any]] = [("seeds", plan.seeds)]
-    flags += [("title", f"'{plan.title}'")] if plan.title else []
-    flags += [("sizes", ",".join(map(str, plan.sizes))), ("combine", plan.combine)] if len(plan.sizes) > 1 else []
+    given: dict[str, Any] = {"seeds": plan.seeds}
+    given |= {"title": plan.title} if plan.title else {}
+    given |= {"test_split": plan.test_split} if plan.test_split else {}
+    given |= {"sizes": ",".join(map(str, plan.sizes)), "combine": plan.combine} if len(plan.sizes) > 1 else {}
     default = to_dict(load_recipe(RECIPE))
-    own = to_dict(plan.config)
-    return flags + [(k, v) for k, v in own.items() if k not in RESUMABLE and v != default[k]]
+    given |= {k: v for k, v in to_dict(plan.config).items() if k not in RESUMABLE and v != default[k]}
+    flags: list[str] = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return flags
 
 
 def _seedless(split: str) -> str:

@@ -82,7 +82,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         if s["tune"] == "head"
         else (f"every layer of {s['backbone']}, {s['epochs']} epochs")
     )
-    combined = f", one network a size, combined by {_COMBINED[s['combine']]}" if s["combine"] else ""
+    combined = f", one network a size, combined by {COMBINED[s['combine']]}" if s["combine"] else ""
     variant = f" ({s['ap_variant']})"
     names = [f"{METRIC_NAMES[m]}{'' if m == 'accuracy' else variant} %" for m in metrics]
     tolerance = f"; points within {s['point_tolerance_px']} px" if "point_ap" in metrics else ""
@@ -94,13 +94,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
         "|" + "---|" * (1 + len(metrics) + len(papers)),
     ]
     for name, row in rows.items():
-        ours = [_percent(row["figures"].get(m)) for m in metrics]
+        ours = [percent(row["figures"].get(m)) for m in metrics]
         theirs = [f"{row['paper'][p]:.1f}" if p in row["paper"] else "" for p in papers]
         lines.append("| " + " | ".join([name, *ours, *theirs]) + " |")
     return "\n".join(lines)
 
 
-_COMBINED = {"linear": "a linear classifier on their scores", "average": "averaging"}
+COMBINED = {"linear": "a linear classifier on their scores", "average": "averaging"}
+"""How several sizes become one model, in words."""
 
 
 def plot(summary: Mapping[str, Any]) -> bytes:
@@ -119,9 +120,16 @@ def plot(summary: Mapping[str, Any]) -> bytes:
     return draw_series(series, s["x_label"], label, title, log_x=s["experiment"] == "table6")
 
 
-def _percent(figure: Mapping[str, Any] | None) -> str:
+def percent(figure: Mapping[str, Any] | float | None) -> str:
+    """A share as per cent; of several seeds (see `spread`) the mean, with the deviation where there is one.
+
+    >>> percent(0.5), percent({"mean": 0.872, "std": 0.004}), percent(None)
+    ('50.0', '87.2 ± 0.4', '')
+    """
     if figure is None:
         return ""
+    if not isinstance(figure, Mapping):
+        return f"{100 * figure:.1f}"
     deviation = "" if figure["std"] is None else f" ± {100 * figure['std']:.1f}"
     return f"{100 * figure['mean']:.1f}{deviation}"
 

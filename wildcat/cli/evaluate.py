@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, open_data
+from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, measured_split, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def run_evaluate(command: Evaluate) -> int:
     if command.curves is not None:
         check_curves(command.curves)
     data = open_data(command, command.data)
-    split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
+    split = measured_split(command.split, data)
     with process_group():
         predictor = load_model(command, command.run)
         order = class_order(predictor, data)

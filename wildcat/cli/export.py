@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import ModelCommand, Options, load_model
-from wildcat.cli.predict import Predict, find_pictures
+from wildcat.cli.options import DataCommand, ModelCommand, Options, load_model
+from wildcat.cli.pictures import check_amounts, find_pictures
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 
@@ -72,18 +72,9 @@ def export_annotations(command: Export) -> int:
 
     extra = format_options(command)
     params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
-    if command.batch_size < 1 or command.limit < 0:
-        raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
-    pictures = find_pictures(
-        Predict(
-            run=command.run,
-            paths=command.paths,
-            split=command.split,
-            limit=command.limit,
-            format=command.data_format,
-            data_option=command.data_option,
-        )
-    )
+    check_amounts(command.batch_size, command.limit)
+    data = DataCommand(format=command.data_format, data_option=command.data_option)
+    pictures = find_pictures(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
     names = dict(pictures)
     written, regions, skipped = 0, 0, 0

@@ -94,6 +94,11 @@ def _plain(value: str) -> str | float | int:
     return value
 
 
+def measured_split(command_split: str | None, data: DataSet) -> str:
+    """The split to measure on: the one named, otherwise val where the data has one, otherwise test."""
+    return command_split or next((s for s in ("val", "test") if s in data.splits), "val")
+
+
 def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> None:
     """The first line of a command: what was recognised; to stderr where stdout is for a program."""
     stream = sys.stderr if quiet else sys.stdout

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, load_model, open_data
-from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+from wildcat.cli.options import DataCommand, ModelCommand, load_model
+from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +47,12 @@ def run_predict(command: Predict) -> int:
 
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import progress_bar
-    from wildcat.viz.report import Gallery, story_of_run, write_report
 
     save = parse_save(command.save)
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
-    if command.batch_size < 1 or command.limit < 0:
-        raise ConfigError(f"batch_size={command.batch_size}, limit={command.limit}: give at least 1, and at least 0.")
-    pictures = find_pictures(command)
+    check_amounts(command.batch_size, command.limit)
+    pictures = find_pictures(command.paths, command.split, command.limit, command)
     predictor = load_model(command, command.run)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
@@ -64,7 +63,11 @@ def run_predict(command: Predict) -> int:
     names = dict(pictures)
     skipped: list[str] = []
     written = 0
-    gallery = Gallery(predictor.classes, predictor.task, crf=command.crf) if command.report else None
+    gallery = None
+    if command.report:
+        from wildcat.viz.report import Gallery, story_of_run, write_report
+
+        gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
     def skip(picture: object, error: WildcatError) -> None:
         skipped.append(str(picture))
@@ -103,48 +106,6 @@ def run_predict(command: Predict) -> int:
             page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
             print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of pictures")
     return 0 if written else 1
-
-
-def find_pictures(command: Predict) -> list[tuple[Path, str]]:
-    """The pictures a command names, each with the relative path that names its files.
-
-    Raises:
-        DataError: a path that does not exist, a folder or glob without pictures.
-    """
-    from wildcat.data.images import list_images
-
-    if not command.paths:
-        raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
-    if command.split is not None:
-        if len(command.paths) != 1:
-            raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
-        samples = open_data(command, command.paths[0]).split(command.split)
-        found = [(s.path, s.path.name) for s in samples]
-    else:
-        found = [pair for text in command.paths for pair in _pictures_at(text, list_images)]
-    unique = list(dict(found).items())
-    return unique[: command.limit] if command.limit else unique
-
-
-def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
-    import glob
-
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if found := list_images(path):
-            return [(p, str(p.relative_to(path))) for p in found]
-        raise DataError(
-            f"{path} holds no pictures.", "Give a folder with .jpg, .png, ... files, or the files themselves."
-        )
-    if path.exists():
-        return [(path, path.name)]
-    if glob.has_magic(text):
-        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
-        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
-            return [(p, p.name) for p in matches]
-        raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
-    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-    raise DataError(f"{path} does not exist.", near or "Give a picture, a folder of pictures, or a glob in quotes.")
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:

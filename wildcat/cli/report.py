@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, open_data
+from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, measured_split, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def run_report(command: Report) -> int:
     if command.out is not None:
         check_target(command.out)
     data = open_data(command, command.data)
-    split = command.split or next((s for s in ("val", "test") if s in data.splits), "val")
+    split = measured_split(command.split, data)
     parts = (Path(command.run).name, data.name, split)
     path = command.out or Path(f"report-{'-'.join(map(file_name, parts))}.html")
     check_target(path)

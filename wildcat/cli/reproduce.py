@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -51,10 +51,9 @@ def run_reproduce(command: Reproduce) -> int:
     class Shown(Telling):
         """A line a cell, and a bar for the training in hand."""
 
-        def cell(self, name: str, number: int, total: int, figures: Mapping[str, Any] | None) -> None:
-            if figures is not None:
-                shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in figures.items())
-                print(f"[{number}/{total}] {name}: {shown}", file=sys.stderr, flush=True)
+        def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
+            shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in figures.items())
+            print(f"[{number}/{total}] {name}: {shown}", file=sys.stderr, flush=True)
 
         def listener(self) -> TerminalListener:
             return listener

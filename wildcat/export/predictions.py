@@ -14,10 +14,10 @@ from typing import IO, Self
 import numpy as np
 from PIL import Image
 
-from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean
 from wildcat.regions.masks import write_mask
 from wildcat.results import Prediction, file_name, file_names, free_name, picture_suffix
-from wildcat.train.runs import next_free, write_bytes, writing
+from wildcat.train.runs import refuse_existing, write_bytes, writing
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
@@ -67,10 +67,7 @@ class PredictionWriter:
     def __init__(
         self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = (), crf: bool = False
     ) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder} exists and is never overwritten.", f"Give another --out, for example {next_free(folder)}."
-            )
+        refuse_existing(folder)
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
         self.taken: set[str] = set()
         self.class_files: dict[str, str] = {}

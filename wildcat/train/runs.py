@@ -143,13 +143,27 @@ def refuse_taken(folder: Path) -> None:
     Raises:
         RunError: the folder exists and is not empty, or is a file.
     """
+    resumable = (folder / MANIFEST).is_file()
+    refuse_existing(
+        folder,
+        f"Add --resume to continue it, or give another --out (for example {next_free(folder)})." if resumable else "",
+    )
+
+
+def refuse_existing(folder: Path, hint: str = "") -> None:
+    """Refuse to write where something is already.
+
+    Args:
+        hint: what to do instead; by default, to take the first free name.
+
+    Raises:
+        RunError: the folder exists and is not empty, or is a file.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        hint = (
-            f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
-            if (folder / MANIFEST).is_file()
-            else f"Give another --out, for example {next_free(folder)}."
+        raise RunError(
+            f"{folder} exists and is never overwritten.",
+            hint or f"Give another --out, for example {next_free(folder)}.",
         )
-        raise RunError(f"{folder} exists and is never overwritten.", hint)
 
 
 def discard_unused(run: Run) -> None:

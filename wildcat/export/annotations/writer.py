@@ -15,10 +15,10 @@ from typing import IO, ClassVar, Literal, Self, get_args
 
 from PIL import ExifTags, Image
 
-from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean
 from wildcat.export.annotations.instances import Instance, InstanceParams, find_instances
 from wildcat.results import Prediction, file_name, free_name, picture_suffix
-from wildcat.train.runs import next_free, writing
+from wildcat.train.runs import refuse_existing, writing
 
 Pictures = Literal["copy", "link"]
 
@@ -78,10 +78,7 @@ class AnnotationWriter(ABC):
         if pictures not in get_args(Pictures):
             hint = did_you_mean(str(pictures), get_args(Pictures)) or f"Choose one of: {', '.join(get_args(Pictures))}."
             raise ConfigError(f"pictures={pictures!r} is unknown.", hint)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(
-                f"{folder} exists and is never overwritten.", f"Give another --out, for example {next_free(folder)}."
-            )
+        refuse_existing(folder)
         self.folder, self.classes, self.params = folder, tuple(classes), params or InstanceParams()
         self.pictures, self.model = pictures, model
         self.partial = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -1,45 +1,8 @@
 "use strict";
 (async () => {
-  const find = (selector, within = document) => within.querySelector(selector);
-  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const make = (tag, className = "", content = "") => {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (content) element.textContent = content; // never innerHTML: names come from files
-    return element;
-  };
-  const drawing = (tag, attributes) => {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    return element;
-  };
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, boxOf, root } = wildcat;
   const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
   const hex = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
-  const remember = (name, value) => {
-    try {
-      if (value === undefined) return localStorage.getItem(name);
-      localStorage.setItem(name, value);
-    } catch { /* a browser may forbid memory */ }
-    return null;
-  };
-
-  // --- light and dark ---
-  const root = document.documentElement, theme = find("#theme");
-  const night = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : night.matches);
-  const nameTheme = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
-  const kept = remember("wildcat-theme");
-  if (kept === "dark" || kept === "light") root.dataset.theme = kept;
-  theme.hidden = false;
-  theme.setAttribute("aria-label", "Switch between light and dark");
-  theme.addEventListener("click", () => {
-    root.dataset.theme = isDark() ? "light" : "dark";
-    remember("wildcat-theme", root.dataset.theme);
-    nameTheme();
-  });
-  night.addEventListener("change", nameTheme);
-  nameTheme();
 
   // --- talking to the service ---
   const status = find("#status");
@@ -96,30 +59,8 @@
   let sharpened = null, running = null; // the mask with CRF as class indices; what is under way
 
   // --- from cells to pixels ---
-  /** Weights of four neighbours at a fraction between the middle two (Keys' cubic, a = -1/2), as the library draws heat. */
-  const cubic = (t) => [
-    ((-0.5 * t + 1) * t - 0.5) * t, (1.5 * t - 2.5) * t * t + 1, ((-1.5 * t + 2) * t + 0.5) * t, (0.5 * t - 0.5) * t * t,
-  ];
   /** Bilinear, as the library makes masks. */
   const linear = (t) => [0, 1 - t, t, 0];
-  /** (rows, columns) of cells -> (height, width), cell centres to where they lie; the edge value holds beyond them. */
-  const enlarge = (cells, [rows, columns], height, width, kernel) => {
-    const clamp = (i, n) => Math.min(Math.max(i, 0), n - 1);
-    const across = new Float32Array(rows * width), result = new Float32Array(height * width);
-    for (let x = 0; x < width; x++) {
-      const at = ((x + 0.5) * columns) / width - 0.5, left = Math.floor(at), weights = kernel(at - left);
-      for (let y = 0; y < rows; y++) {
-        for (let k = 0; k < 4; k++) across[y * width + x] += weights[k] * cells[y * columns + clamp(left - 1 + k, columns)];
-      }
-    }
-    for (let y = 0; y < height; y++) {
-      const at = ((y + 0.5) * rows) / height - 0.5, top = Math.floor(at), weights = kernel(at - top);
-      for (let x = 0; x < width; x++) {
-        for (let k = 0; k < 4; k++) result[y * width + x] += weights[k] * across[clamp(top - 1 + k, rows) * width + x];
-      }
-    }
-    return result;
-  };
   const canvasOf = (className, side = SIDE) => {
     const scale = Math.min(1, side / Math.max(row.width, row.height)), canvas = make("canvas", className);
     canvas.width = Math.max(1, Math.round(row.width * scale));
@@ -137,11 +78,7 @@
     const canvas = canvasOf(className, side);
     const map = bytes(which < 0 ? cells.map : cells.modalities[which]);
     const heat = enlarge(map, row.cells.grid, canvas.height, canvas.width, cubic);
-    return painted(canvas, (i) => {
-      const level = Math.min(255, Math.max(0, Math.round(heat[i]))), share = level / 255;
-      const alpha = 255 * strength * share * share * (3 - 2 * share); // clear where it is cold
-      return [colors[3 * level], colors[3 * level + 1], colors[3 * level + 2], alpha];
-    });
+    return painted(canvas, (i) => heatColor(heat[i], colors, strength));
   };
   /** The class index + 1 of each pixel, 0 the background: the library's rule "constant". */
   const maskOf = (height, width, threshold) => {
@@ -170,18 +107,11 @@
   };
 
   // --- drawing ---
-  const boxOf = ([x1, y1, x2, y2]) => {
-    const group = drawing("g", { class: "mark-box" });
-    for (const layer of ["under", "over"]) {
-      group.append(drawing("rect", { class: layer, x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) }));
-    }
-    return group;
-  };
   const RINGS = [[1.15, "#18181b"], [1, "#fff"], [0.66, "#e69f00"]];
   const radius = () => 0.02 * Math.sqrt(row.width * row.height);
   const marksOf = (name) => {
     const svg = drawing("svg", { viewBox: `0 0 ${row.width} ${row.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const box of row.boxes[name] ?? []) svg.append(boxOf(box));
+    for (const box of row.boxes[name] ?? []) svg.append(boxOf(box, "mark-box"));
     const [cx, cy] = row.points[name], point = drawing("g", { class: "mark-point" });
     for (const [part, fill] of RINGS) point.append(drawing("circle", { cx, cy, r: radius() * part, fill }));
     svg.append(point);

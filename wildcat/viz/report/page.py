@@ -102,7 +102,7 @@ def _cost(example: Example, with_photo: bool) -> int:
 def _render(contents: Contents, examples: Sequence[Example], left_out: int, now: datetime) -> bytes:
     asset = files("wildcat.viz.report")
     style = asset.joinpath("report.css").read_text(encoding="utf-8") + _shade_rules()
-    script = asset.joinpath("report.js").read_text(encoding="utf-8")
+    script = "".join(asset.joinpath(name).read_text(encoding="utf-8") for name in ("look.js", "report.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"

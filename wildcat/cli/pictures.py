@@ -1,0 +1,67 @@
+"""The pictures a command is given: files, folders, globs, or a split of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wildcat.cli.options import DataCommand, open_data
+from wildcat.errors import ConfigError, DataError, did_you_mean
+
+
+def check_amounts(batch_size: int, limit: int) -> None:
+    """Refuse a batch of nothing, or fewer pictures than none.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if batch_size < 1 or limit < 0:
+        raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
+
+
+def find_pictures(paths: Sequence[str], split: str | None, limit: int, data: DataCommand) -> list[tuple[Path, str]]:
+    """The pictures a command names, each with the relative path that names its files.
+
+    Args:
+        paths: pictures, folders of pictures, or globs; with `split`, one data set, opened as `data` says.
+        limit: the most there may be; 0: all.
+
+    Raises:
+        ConfigError: no path, or a split of several.
+        DataError: a path that does not exist, a folder or glob without pictures.
+    """
+    from wildcat.data.images import list_images
+
+    if not paths:
+        raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
+    if split is not None:
+        if len(paths) != 1:
+            raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
+        samples = open_data(data, paths[0]).split(split)
+        found = [(s.path, s.path.name) for s in samples]
+    else:
+        found = [pair for text in paths for pair in _pictures_at(text, list_images)]
+    unique = list(dict(found).items())
+    return unique[:limit] if limit else unique
+
+
+def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
+    import glob
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if found := list_images(path):
+            return [(p, str(p.relative_to(path))) for p in found]
+        raise DataError(
+            f"{path} holds no pictures.", "Give a folder with .jpg, .png, ... files, or the files themselves."
+        )
+    if path.exists():
+        return [(path, path.name)]
+    if glob.has_magic(text):
+        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
+        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
+            return [(p, p.name) for p in matches]
+        raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    raise DataError(f"{path} does not exist.", near or "Give a picture, a folder of pictures, or a glob in quotes.")
