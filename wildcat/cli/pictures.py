@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from wildcat.cli.options import DataCommand, open_data
 from wildcat.errors import ConfigError, DataError, did_you_mean
@@ -31,8 +30,6 @@ def find_pictures(paths: Sequence[str], split: str | None, limit: int, data: Dat
         ConfigError: no path, or a split of several.
         DataError: a path that does not exist, a folder or glob without pictures.
     """
-    from wildcat.data.images import list_images
-
     if not paths:
         raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
     if split is not None:
@@ -41,13 +38,15 @@ def find_pictures(paths: Sequence[str], split: str | None, limit: int, data: Dat
         samples = open_data(data, paths[0]).split(split)
         found = [(s.path, s.path.name) for s in samples]
     else:
-        found = [pair for text in paths for pair in _pictures_at(text, list_images)]
+        found = [pair for text in paths for pair in _pictures_at(text)]
     unique = list(dict(found).items())
     return unique[:limit] if limit else unique
 
 
-def _pictures_at(text: str, list_images: Any) -> list[tuple[Path, str]]:
+def _pictures_at(text: str) -> list[tuple[Path, str]]:
     import glob
+
+    from wildcat.data.images import list_images
 
     path = Path(text).expanduser()
     if path.is_dir():

@@ -1,6 +1,6 @@
 "use strict";
 (async () => {
-  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, boxOf, root } = wildcat;
+  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root } = wildcat;
   const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
   const hex = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
 
@@ -65,12 +65,6 @@
     const scale = Math.min(1, side / Math.max(row.width, row.height)), canvas = make("canvas", className);
     canvas.width = Math.max(1, Math.round(row.width * scale));
     canvas.height = Math.max(1, Math.round(row.height * scale));
-    return canvas;
-  };
-  const painted = (canvas, colorOf) => { // colorOf: pixel -> [r, g, b, alpha]
-    const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
-    for (let i = 0; i < canvas.width * canvas.height; i++) image.data.set(colorOf(i), 4 * i);
-    context.putImageData(image, 0, 0);
     return canvas;
   };
   const heatOf = (name, which, { className = "", side = SIDE, strength = 1 } = {}) => {

@@ -66,7 +66,14 @@ const wildcat = (() => {
   /** A value from 0, the lowest, to 255 -> [r, g, b, alpha]: clear where it is cold. */
   const heatColor = (value, colors, strength) => {
     const level = Math.min(255, Math.max(0, Math.round(value))), share = level / 255;
-    return [...colors.subarray(3 * level, 3 * level + 3), 255 * strength * share * share * (3 - 2 * share)];
+    const alpha = 255 * strength * share * share * (3 - 2 * share);
+    return [colors[3 * level], colors[3 * level + 1], colors[3 * level + 2], alpha];
+  };
+  const painted = (canvas, colorOf) => { // colorOf: pixel -> [r, g, b, alpha]
+    const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
+    for (let i = 0; i < canvas.width * canvas.height; i++) image.data.set(colorOf(i), 4 * i);
+    context.putImageData(image, 0, 0);
+    return canvas;
   };
   const boxOf = ([x1, y1, x2, y2], className) => {
     const group = drawing("g", { class: className });
@@ -75,5 +82,5 @@ const wildcat = (() => {
     }
     return group;
   };
-  return { find, all, make, drawing, bytes, cubic, enlarge, heatColor, boxOf, root };
+  return { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root };
 })();

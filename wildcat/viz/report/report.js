@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, boxOf, root } = wildcat;
+  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root } = wildcat;
 
   // --- tables that sort ---
   for (const table of all("table.sortable")) {
@@ -34,12 +34,8 @@
 
   const paint = (canvas) => {
     const { map, grid, strength } = canvases.get(canvas);
-    const context = canvas.getContext("2d"), image = context.createImageData(canvas.width, canvas.height);
-    const colors = tables[colormap];
-    enlarge(bytes(map), grid, canvas.height, canvas.width, cubic).forEach((value, i) => {
-      image.data.set(heatColor(value, colors, strength), 4 * i);
-    });
-    context.putImageData(image, 0, 0);
+    const colors = tables[colormap], heat = enlarge(bytes(map), grid, canvas.height, canvas.width, cubic);
+    painted(canvas, (i) => heatColor(heat[i], colors, strength));
   };
   const heatOf = (card, map, className, strength = 1) => {
     const [width, height] = store.photos[card.photo].size, scale = 160 / Math.max(width, height);
