@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wildcat.calibration import CRF_THRESHOLDS, GATES, PRIOR_PICTURES, calibrate, count_steps, fit_gates
+from wildcat.calibration import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_PICTURES, calibrate, count_steps, fit_gates
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.data.images import read_mask
 from wildcat.data.sample import Sample, Task
 from wildcat.errors import ConfigError, DataError, RunError
-from wildcat.evaluation import THRESHOLDS
+from wildcat.evaluation import SCORES, THRESHOLDS
 from wildcat.predictor import load
 from wildcat.regions import MaskParams
 from wildcat.results import Prediction
@@ -142,12 +142,14 @@ def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> N
     model = Knows(data)
     params, record = calibrate(model, data, "train", progress=told.append)  # type: ignore[arg-type]
     masked = [s for s in some if s.mask is not None]
-    expected = [loop_miou(model, masked, dataclasses.replace(params, constant=t), False) for t in THRESHOLDS]
-    assert params.rule == "constant" and params.constant == THRESHOLDS[int(np.argmax(expected))]
+    backgrounds = [dataclasses.replace(params, rule="score", score=t) for t in SCORES]
+    backgrounds += [dataclasses.replace(params, rule="constant", constant=t) for t in THRESHOLDS]
+    expected = [loop_miou(model, masked, background, False) for background in backgrounds]
+    assert loop_miou(model, masked, params, False) == pytest.approx(max(expected))
     assert max(expected) > min(expected) + 0.05
     assert [row["miou"] for row in record["tried"]] == pytest.approx(expected, abs=1e-6)
     assert (record["pictures"], record["masks"], record["split"], record["crf"]) == (24, 12, "train", False)
-    assert sum(told) == count_steps(data, "train", False) == 36
+    assert sum(told) == count_steps(data, "train", False) == 24 + 2 * 12
     probs = np.stack([p.class_probs for p in model.stream([s.path for s in some])])
     gates, f1 = fit_gates(probs, np.stack([s.labels for s in some])[:, list(model.order)])
     assert params.gate == tuple(gates.tolist())  # in the order of the model's classes
@@ -156,23 +158,23 @@ def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> N
         assert record["prior"][name] == pytest.approx(np.mean([s.labels[c] == 1 for s in some]), abs=1e-4)
 
 
-def test_under_a_crf_both_rules_are_tried(shapes: DataSet) -> None:
+def test_under_a_crf_all_rules_are_tried(shapes: DataSet) -> None:
     some = shapes.split("train")[:3]
     data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
     told: list[int] = []
     model = Knows(data)
     params, record = calibrate(model, data, "train", True, told.append)  # type: ignore[arg-type]
-    assert [row["rule"] for row in record["tried"]] == ["constant"] * 4 + ["power"] * 4
-    assert [row["threshold"] for row in record["tried"]] == pytest.approx([*CRF_THRESHOLDS, *CRF_THRESHOLDS])
+    assert [row["rule"] for row in record["tried"]] == ["score"] * 7 + ["constant"] * 4 + ["power"] * 4
+    assert [row["threshold"] for row in record["tried"]] == pytest.approx([*CRF_SCORES, *CRF_THRESHOLDS * 2])
     assert loop_miou(model, some, params, True) == pytest.approx(max(r["miou"] for r in record["tried"]), abs=1e-6)
-    assert sum(told) == count_steps(data, "train", True) == 3 + 8 * 3
+    assert sum(told) == count_steps(data, "train", True) == 3 + 15 * 3
 
 
 def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, mask=None) for s in shapes.split("train")]
     data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
     params, record = calibrate(Knows(data), data)  # type: ignore[arg-type]
-    assert (params.rule, params.constant) == ("constant", MaskParams().constant)
+    assert (params.rule, params.score) == ("score", 0.0)
     assert record["masks"] == 0 and record["tried"] == []
 
 
@@ -207,10 +209,10 @@ def test_what_is_written_is_read_and_draws(run: Path, shapes: DataSet) -> None:
     np.testing.assert_array_equal(after.mask(), before.mask(params=params))
     assert set(np.unique(after.mask())) <= {0, 1, 4}
     assert load(run, "cpu", calibrated=False).calibration is None
-    np.testing.assert_array_equal(after.mask(params=MaskParams()), before.mask())
+    np.testing.assert_array_equal(after.mask(params=MaskParams(rule="score")), before.mask())
     assert after.labels == before.labels, "what is predicted is not what is drawn"
     record = json.loads((run / "calibration.json").read_text())
-    assert record["schema"] == 1 and record["versions"]["wildcat"] and record["created"]
+    assert record["schema"] == 2 and record["versions"]["wildcat"] and record["created"]
 
 
 def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -225,7 +227,7 @@ def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_text('{"schema": 1, "gate'), "damaged: JSONDecodeError"),
+        (lambda path: path.write_text('{"schema": 2, "gate'), "damaged: JSONDecodeError"),
         (lambda path: path.write_text("[]"), "damaged: TypeError"),
         (lambda path: path.write_bytes(b"\xff\xfe"), "damaged: UnicodeDecodeError"),
         (spoilt(lambda r: r.pop("background")), "damaged: KeyError: 'background'"),
@@ -273,7 +275,7 @@ def test_an_ensemble_is_calibrated_as_a_run_is(run: Path, shapes: DataSet, tmp_p
 
 def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
-    assert "(threshold 0.20; the default)" in capsys.readouterr().out
+    assert "(background score 0.00; the default)" in capsys.readouterr().out
     assert main(["calibrate", str(run), str(shapes.root), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "24 pictures of train to fit on" in said and "on the 24 masks of train" in said
@@ -281,13 +283,13 @@ def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.Capt
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu", "--json"]) == 0
     masks = json.loads(capsys.readouterr().out)["segmentation"]
     stored = json.loads((run / "calibration.json").read_text())
-    assert masks["threshold"] == stored["background"]["constant"]
+    assert masks["threshold"] == stored["background"][masks["rule"]]
     assert masks["calibration"] == {"data": "shapes", "split": "train", "pictures": 24, "masks": 24, "measured": 0}
     assert masks["hindsight"]["miou"] >= masks["miou"]  # the constant is one of those tried
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert "fitted on 24 pictures of shapes train, 24 with masks" in said
-    assert "best threshold in hindsight" in said and "not deployable" in said and "note:" not in said
+    assert "best background in hindsight" in said and "not deployable" in said and "note:" not in said
 
 
 def test_fitted_on_what_is_measured_is_said(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:

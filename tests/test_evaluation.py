@@ -21,7 +21,7 @@ from wildcat.data.images import read_mask
 from wildcat.data.sample import DataSet, Sample, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import DataError
-from wildcat.evaluation import THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
+from wildcat.evaluation import SCORES, THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
 from wildcat.metrics import mean_iou
 from wildcat.nn.model import create_model
 from wildcat.predictor import Member, Predictor
@@ -265,15 +265,23 @@ def test_hindsight_is_the_best_of_all_masks_drawn_one_by_one(shapes: DataSet) ->
     model, samples = scribbles(shapes, "val"), shapes.split("val")
     result = score(model, shapes, "val")["segmentation"]
     predictions = list(model.stream([s.path for s in samples]))
-    expected = [loop_miou(predictions, samples, MaskParams(constant=t), False) for t in THRESHOLDS]
-    assert result["hindsight"]["miou"] == pytest.approx(max(expected))
-    assert result["hindsight"]["threshold"] == THRESHOLDS[int(np.argmax(expected))]
-    assert result["threshold"] == 0.2 and result["calibration"] is None
-    assert result["miou"] == pytest.approx(expected[THRESHOLDS.index(0.2)])
+    drawn = {
+        "score": [MaskParams(rule="score", score=t) for t in SCORES],
+        "constant": [MaskParams(rule="constant", constant=t) for t in THRESHOLDS],
+    }
+    expected = {r: [loop_miou(predictions, samples, p, False) for p in params] for r, params in drawn.items()}
+    assert result["hindsight"]["miou"] == pytest.approx(max(expected["score"]))
+    assert result["hindsight"]["threshold"] == SCORES[int(np.argmax(expected["score"]))]
+    assert (result["rule"], result["threshold"], result["calibration"]) == ("score", 0.0, None)
+    assert result["miou"] == pytest.approx(expected["score"][SCORES.index(0.0)])
     assert result["miou"] < result["hindsight"]["miou"]
-    histogram = sum(strength_histogram(p, true_mask(p, s), range(5)) for p, s in zip(predictions, samples, strict=True))
-    each = [mean_iou(confusion) for confusion in confusions_by_threshold(histogram)]  # type: ignore[arg-type]
-    assert each == pytest.approx(expected)
+    for rule, each in expected.items():
+        histogram = sum(
+            strength_histogram(p, true_mask(p, s), range(5), MaskParams(rule=rule))  # type: ignore[arg-type]
+            for p, s in zip(predictions, samples, strict=True)
+        )
+        found = [mean_iou(confusion) for confusion in confusions_by_threshold(histogram)]  # type: ignore[arg-type]
+        assert found == pytest.approx(each)
 
 
 def test_a_crf_has_no_hindsight(shapes: DataSet) -> None:
@@ -282,7 +290,7 @@ def test_a_crf_has_no_hindsight(shapes: DataSet) -> None:
     result = score(model, one, "val", crf=True)["segmentation"]
     predictions = list(model.stream([one.split("val")[0].path]))
     assert "hindsight" not in result and result["crf"] is True
-    assert result["miou"] == pytest.approx(loop_miou(predictions, one.split("val"), MaskParams(), True))
+    assert result["miou"] == pytest.approx(loop_miou(predictions, one.split("val"), MaskParams(rule="score"), True))
 
 
 def test_a_model_that_draws_nothing(shapes: DataSet) -> None:

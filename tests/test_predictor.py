@@ -23,6 +23,7 @@ from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, Wildcat, create_model
 from wildcat.nn.pooling import create_pool
 from wildcat.predictor import BATCH_SIZE, Member, Predictor, load
+from wildcat.regions.tiles import tile_picture
 from wildcat.results import file_name
 
 COLOURS = ("red", "green", "blue")
@@ -326,3 +327,76 @@ def test_mirrored_views_are_averaged_where_they_belong(predictor: Predictor) -> 
 def _two(cut: Any) -> tuple[Any, Any]:
     """Rows and columns of a cut that may name rows alone."""
     return cut if isinstance(cut, tuple) else (cut, np.s_[:])
+
+
+# --- tiles and strides ------------------------------------------------------------------------------------------------
+
+
+def large_picture() -> NDArray[np.uint8]:
+    """900 x 600, black but for a red square of 20 pixels at (700, 100) and a green one at (110, 500)."""
+    picture = np.zeros((600, 900, 3), np.uint8)
+    picture[90:110, 690:710, 0] = 255
+    picture[490:510, 100:120, 1] = 255
+    return picture
+
+
+def tiled(finder: Predictor, tile: int) -> Predictor:
+    return Predictor("tiled", finder.members, finder.classes, finder.task, "cpu", tile=tile)
+
+
+def test_tiles_find_what_is_small() -> None:
+    whole, parts = colour_finder(), tiled(colour_finder(), 128)
+    found = parts.predict(large_picture())
+    assert found.class_maps.shape[1] >= 600 * CELLS / 128 and found.class_maps.shape[2] >= 900 * CELLS / 128
+    assert found.modality_maps is not None and found.modality_maps.shape[:2] == (3, 2)
+    np.testing.assert_allclose(found.modality_maps.mean(axis=1), found.class_maps, atol=1e-5)
+    assert found.points["red"] == pytest.approx((700, 100), abs=10)
+    assert found.points["green"] == pytest.approx((110, 500), abs=10)
+    missed = whole.predict(large_picture())
+    for name in ("red", "green"):
+        assert found.scores[name] > missed.scores[name] + 0.2
+    assert found.scores["blue"] == pytest.approx(missed.scores["blue"], abs=1e-5)
+    with_red = [parts.predict(large_picture()[60:188, 640:768])]  # one tile's worth: looked at whole
+    assert with_red[0].class_maps.shape == (3, CELLS, CELLS)
+
+
+def test_a_picture_no_larger_than_a_tile_is_looked_at_whole() -> None:
+    picture = block(2, 5)
+    whole, parts = colour_finder().predict(picture), tiled(colour_finder(), 320).predict(picture)
+    np.testing.assert_array_equal(parts.class_maps, whole.class_maps)
+    np.testing.assert_array_equal(parts.class_scores, whole.class_scores)
+
+
+def test_scores_of_tiles_highest_or_mean() -> None:
+    """Independent classes are there if any tile shows them; classes that exclude each other are averaged."""
+    picture = large_picture()
+    finder = colour_finder()
+    crops = [picture[t:b, left:r] for left, t, r, b in tile_picture(900, 600, 128)]
+    each = np.stack([finder.predict(crop).class_scores for crop in crops])
+    np.testing.assert_allclose(tiled(finder, 128).predict(picture).class_scores, each.max(axis=0), rtol=1e-5)
+    finder.task = "multiclass"
+    np.testing.assert_allclose(tiled(finder, 128).predict(picture).class_scores, each.mean(axis=0), rtol=1e-5)
+
+
+def test_small_and_large_pictures_in_one_stream() -> None:
+    pictures = [block(1, 1), large_picture(), block(6, 2), large_picture()[:, ::-1].copy()]
+    parts = tiled(colour_finder(), 330)
+    streamed = list(parts.stream(pictures, batch_size=3))
+    assert [(p.width, p.height) for p in streamed] == [(320, 160), (900, 600), (320, 160), (900, 600)]
+    for one, picture in zip(streamed, pictures, strict=True):
+        np.testing.assert_allclose(one.class_maps, parts.predict(picture).class_maps, atol=1e-6)
+
+
+def test_finer_maps_from_the_same_weights() -> None:
+    plain, fine = load("imagenet-lite0", "cpu"), load("imagenet-lite0", "cpu", output_stride=16)
+    cat = skimage.data.chelsea()
+    seen, finer = plain.predict(cat), fine.predict(cat)
+    assert seen.class_maps.shape[1:] == (7, 7) and finer.class_maps.shape[1:] == (14, 14)
+    assert "cat" in finer.top and np.hypot(*np.subtract(seen.points[seen.top], finer.points[seen.top])) < 80
+
+
+def test_wrong_tiles_and_strides(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tile=8: give a side of at least 32"):
+        load("imagenet-lite0", "cpu", tile=8)
+    with pytest.raises(ConfigError, match="test_vit has no choice of output stride"):
+        create_model("test_vit", 3, pretrained=False, output_stride=8, image_size=160)

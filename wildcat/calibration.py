@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from wildcat.data.sample import ABSENT, PRESENT, DataSet, Sample, label_matrix
 from wildcat.errors import DataError
 from wildcat.evaluation import (
+    SCORES,
     THRESHOLDS,
     class_order,
     confusions_by_threshold,
@@ -26,8 +27,8 @@ from wildcat.evaluation import (
 )
 from wildcat.metrics import mean_iou
 from wildcat.predictor import Predictor
-from wildcat.regions.masks import MaskParams
-from wildcat.results import Prediction
+from wildcat.regions.masks import BackgroundRule, MaskParams
+from wildcat.results import Prediction, default_mask_params
 from wildcat.train.calibrations import fitted_samples
 
 GATES = np.arange(1, 100) / 100
@@ -36,11 +37,17 @@ GATES = np.arange(1, 100) / 100
 PRIOR_PICTURES = 10
 """How many pictures with a class the counts of all classes together weigh, when its gate is chosen."""
 
-MOST_MASKS = 1000
+MOST_MASKS, MOST_MASKS_CRF = 1000, 200
 """Masks used at most, evenly spread: a constant is found with fewer, and their class maps are held in memory."""
 
+FITTED_RULES: tuple[BackgroundRule, ...] = ("score", "constant")
+"""Rules that differ without a CRF; each is fitted, in the order of `_candidates`."""
+
 CRF_THRESHOLDS = (0.1, 0.2, 0.3, 0.4)
-"""Thresholds tried under a CRF, which runs once for each of them and each rule."""
+"""Thresholds tried under a CRF for "constant" and "power"."""
+
+CRF_SCORES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
+"""Scores tried under a CRF, which runs once for each of them and of `CRF_THRESHOLDS`."""
 
 
 def calibrate(
@@ -55,8 +62,8 @@ def calibrate(
     Args:
         split: one the model was trained on, never one it is measured on. Of a data set without `val`, the part of
             `train` that stands in for it is left out.
-        crf: fit the background for masks that are then sharpened by a CRF; "power" is tried too, which without a CRF
-            is "constant" again.
+        crf: fit the background for masks that are then sharpened by a CRF. Rules "score" and "constant" are tried, and
+            with a CRF also "power", which without one is "constant" again.
         progress: called with the number of steps done since the last call, of `count_steps`.
 
     Returns:
@@ -69,7 +76,7 @@ def calibrate(
     """
     order = class_order(predictor, data)
     samples = fitted_samples(data, split)
-    masked = set(_masked(samples))
+    masked = set(_masked(samples, crf))
     scored, kept = [], []
     for i, prediction in enumerate(predictor.stream([s.path for s in samples], modalities=False)):
         scored.append(prediction.class_probs[order])
@@ -84,7 +91,8 @@ def calibrate(
     by_model = [0.5] * len(predictor.classes)
     for c, index in enumerate(order):
         by_model[index] = float(gates[c])
-    params, tried = fit_background(MaskParams(gate=tuple(by_model)), kept, order, crf, progress)
+    params = replace(default_mask_params(data.task), gate=tuple(by_model))
+    params, tried = fit_background(params, kept, order, crf, progress)
     record = {
         "data": data.name,
         "split": split,
@@ -102,7 +110,8 @@ def calibrate(
 def count_steps(data: DataSet, split: str, crf: bool) -> int:
     """How many steps of `progress` a calibration takes."""
     samples = fitted_samples(data, split)
-    return len(samples) + len(_masked(samples)) * (len(_candidates(MaskParams())) if crf else 1)
+    rounds = len(_candidates(MaskParams(), crf)) if crf else len(FITTED_RULES)
+    return len(samples) + len(_masked(samples, crf)) * rounds
 
 
 def fit_gates(probs: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -154,8 +163,9 @@ def fit_background(
     """
     if not kept:
         return params, []
-    candidates = _candidates(params) if crf else [replace(params, constant=t) for t in THRESHOLDS]
+    candidates = _candidates(params, crf)
     classes = len(order) + 1
+    confusions: Sequence[NDArray[np.int64]]
     if crf:
         confusions = np.zeros((len(candidates), classes, classes), dtype=np.int64)
         for prediction, sample in kept:
@@ -164,14 +174,17 @@ def fit_background(
                 confusions[k] += mask_confusion(prediction, truth, order, True, candidate)
                 progress(1)
     else:
-        histograms = _histograms(params, kept, order, progress)
-        confusions = confusions_by_threshold(reduce(np.add, histograms))
+        confusions = []
+        for rule in FITTED_RULES:
+            histograms = _histograms(replace(params, rule=rule), kept, order, progress)
+            confusions = [*confusions, *confusions_by_threshold(reduce(np.add, histograms))]
     tried = [
         {"rule": p.rule, "threshold": round(p.threshold or 0.0, 4), "miou": round(mean_iou(confusion), 6)}
         for p, confusion in zip(candidates, confusions, strict=True)
     ]
-    off = [abs((p.threshold or 0.0) - MaskParams().constant) for p in candidates]
-    best = max(range(len(tried)), key=lambda k: (round(mean_iou(confusions[k]), 6), -off[k]))
+    default = params.threshold or 0.0
+    off = [(p.rule != params.rule, abs((p.threshold or 0.0) - default)) for p in candidates]
+    best = min(range(len(tried)), key=lambda k: (-round(mean_iou(confusions[k]), 6), *off[k]))
     return candidates[best], tried
 
 
@@ -186,13 +199,18 @@ def _histograms(
         progress(1)
 
 
-def _candidates(params: MaskParams) -> list[MaskParams]:
-    """Both rules at the thresholds tried under a CRF; s = (1 - s)^a has a = log(s) / log(1 - s)."""
-    constant = [replace(params, rule="constant", constant=t) for t in CRF_THRESHOLDS]
-    return constant + [replace(params, rule="power", exponent=float(np.log(t) / np.log(1 - t))) for t in CRF_THRESHOLDS]
+def _candidates(params: MaskParams, crf: bool) -> list[MaskParams]:
+    """The backgrounds that are tried, rule by rule; s = (1 - s)^a has a = log(s) / log(1 - s)."""
+    scores, constants = (CRF_SCORES, CRF_THRESHOLDS) if crf else (SCORES, THRESHOLDS)
+    made = [replace(params, rule="score", score=t) for t in scores]
+    made += [replace(params, rule="constant", constant=t) for t in constants]
+    if crf:
+        powers = [float(np.log(t) / np.log(1 - t)) for t in CRF_THRESHOLDS]
+        made += [replace(params, rule="power", exponent=a) for a in powers]
+    return made
 
 
-def _masked(samples: Sequence[Sample]) -> list[int]:
+def _masked(samples: Sequence[Sample], crf: bool) -> list[int]:
     """Positions of the pictures with masks that are used."""
     found = [i for i, sample in enumerate(samples) if sample.mask is not None]
-    return found[:: -(-len(found) // MOST_MASKS) or 1]
+    return found[:: -(-len(found) // (MOST_MASKS_CRF if crf else MOST_MASKS)) or 1]

@@ -30,7 +30,7 @@ from wildcat.metrics import (
 )
 from wildcat.metrics.ranking import class_indices
 from wildcat.predictor import Predictor
-from wildcat.regions.masks import MaskParams, strongest_class
+from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
 from wildcat.results import Prediction, score_probabilities
 from wildcat.train.calibrations import Calibration, measured_again
 from wildcat.train.distributed import gather, share_of
@@ -49,7 +49,11 @@ IGNORED_PIXEL = 255
 """Of true masks (VOC's white border)."""
 
 THRESHOLDS = (0.01, *(i / 20 for i in range(1, 20)))
-"""Constant scores of the background among which the best one is found; the lowest draws all positive evidence."""
+"""Constant scores of the background, against maps divided by their maximum, among which the best one is found; the
+lowest draws all positive evidence."""
+
+SCORES = tuple(i / 4 for i in range(-24, 25))
+"""Scores of the background against raw maps among which the best one is found."""
 
 
 @dataclass
@@ -64,13 +68,15 @@ class Tally:
         points: position -> (C, 2) points (x, y).
         confusion: (C+1, C+1) pixels of all masks so far, rows true, columns predicted; None where they do not count.
         strengths: what masks at other thresholds would be, see `strength_histogram`; None where that is not known.
-        calibration: how the masks were drawn; None for the defaults.
+        params: how the masks were drawn; its gate means nothing where classes exclude each other.
+        calibration: what that was fitted on; None where it was not.
     """
 
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     points: dict[int, NDArray[np.float64]] = field(default_factory=dict)
     confusion: NDArray[np.int64] | None = None
     strengths: NDArray[np.int64] | None = None
+    params: MaskParams | None = None
     calibration: Calibration | None = None
 
     def score_matrix(self, order: Sequence[int]) -> NDArray[np.float32]:
@@ -90,6 +96,7 @@ class Tally:
             self.points | other.points,
             _sum(self.confusion, other.confusion),
             _sum(self.strengths, other.strengths),
+            self.params or other.params,
             self.calibration or other.calibration,
         )
 
@@ -147,19 +154,16 @@ def measure(
         predictions = predictor.stream([samples[i].path for i in mine], modalities=False)
     tally = Tally()
     if with_masks:
-        square = (len(data.classes) + 1,) * 2
-        tally.confusion = np.zeros(square, dtype=np.int64)
-        if not crf:  # which would have to run once for every threshold
-            tally.strengths = np.zeros((len(THRESHOLDS) + 1, *square), dtype=np.int64)
+        tally.confusion = np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64)
     for i, prediction in zip(mine, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
         tally.points[i] = np.asarray(list(prediction.points.values()))
         if tally.confusion is not None:
             truth = true_mask(prediction, samples[i])
             tally.confusion += mask_confusion(prediction, truth, order, crf)
-            if tally.strengths is not None:
-                tally.strengths += strength_histogram(prediction, truth, order)
-            tally.calibration = prediction.calibration
+            tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
+            if not crf and tally.params.rule != "trained":  # a CRF would have to run once for every threshold
+                tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth, order))
         progress(1)
     return reduce(Tally.merge, gather(tally)) if len(mine) < len(samples) else tally
 
@@ -338,18 +342,25 @@ def strength_histogram(
 ) -> NDArray[np.int64]:
     """(T+1, C+1, C+1) pixels of a picture by strength, true class, and the class that is drawn if any is.
 
-    All masks at `THRESHOLDS` in one: [b] holds the pixels whose strength, see `wildcat.regions.strongest_class`, is
-    above b of them. Histograms of pictures add up; `confusions_by_threshold` makes the confusion at each threshold.
+    All masks at the T `thresholds_of` the rule in one: [b] holds the pixels whose strength, see
+    `wildcat.regions.strongest_class`, is above b of them. Histograms of pictures add up; `confusions_by_threshold`
+    makes the confusion at each threshold.
     """
-    gate, size = prediction.mask_params(params).gate, (prediction.height, prediction.width)
-    strength, labels = strongest_class(prediction.class_maps, prediction.class_probs, size, gate)
-    above = np.searchsorted(np.asarray(THRESHOLDS, dtype=np.float32), strength.astype(np.float32))
+    params, size = prediction.mask_params(params), (prediction.height, prediction.width)
+    thresholds = thresholds_of(params.rule)
+    strength, labels = strongest_class(prediction.class_maps, prediction.class_probs, size, params.gate, params.rule)
+    above = np.searchsorted(np.asarray(thresholds, dtype=np.float32), strength.astype(np.float32))
     counted, classes = truth != IGNORED_PIXEL, len(order) + 1
     class_indices("truth", truth[counted], classes)
     cells = (above * classes + truth) * classes + _to_data(order)[labels.astype(np.int64)]
-    shape = (len(THRESHOLDS) + 1, classes, classes)
+    shape = (len(thresholds) + 1, classes, classes)
     counts = np.bincount(cells[counted], minlength=int(np.prod(shape)))
     return counts.reshape(shape).astype(np.int64, copy=False)
+
+
+def thresholds_of(rule: BackgroundRule) -> tuple[float, ...]:
+    """The backgrounds among which the best one is found, in the unit of the rule's strength."""
+    return SCORES if rule == "score" else THRESHOLDS
 
 
 def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -364,17 +375,18 @@ def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
 def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> dict[str, Any]:
     """IoU per class and its mean with the background, on the confusion of all pixels (VOC devkit; 255 ignored).
 
-    `threshold` is what the masks were made with: the constant score of the background against maps divided by their
-    maximum, or what "power" amounts to. `calibration` says what it and the gates were fitted on, and in `measured` how
-    many of those pictures were measured here; None where nothing was fitted. `hindsight` is the best of `THRESHOLDS`
-    on the very masks it is measured on, with the same gates: no deployed model can know it.
+    `rule` and `threshold` are what the masks were made with, see `MaskParams`: the score of the background against raw
+    maps ("score"), against maps divided by their maximum ("constant"), or what "power" amounts to. `calibration` says what it and the gates were fitted on, and in `measured` how
+    many of those pictures were measured here; None where nothing was fitted. `hindsight` is the best background by the
+    same rule on the very masks it is measured on, with the same gates: no deployed model can know it.
     """
-    if tally.confusion is None:
+    if tally.confusion is None or tally.params is None:
         raise DataError("no masks were compared.", "Evaluate segmentation on data with masks.")
-    params = tally.calibration.params if tally.calibration else MaskParams()
+    params = tally.params
     result: dict[str, Any] = {
         "miou": _number(mean_iou(tally.confusion)),
         "iou": _named(("background", *data.classes), class_iou(tally.confusion)),
+        "rule": params.rule,
         "threshold": None if params.threshold is None else round(params.threshold, 4),
         "crf": crf,
         "calibration": None,
@@ -386,7 +398,7 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
     if tally.strengths is not None:
         means = [mean_iou(confusion) for confusion in confusions_by_threshold(tally.strengths)]
         best = int(np.argmax(means)) if not np.isnan(means).any() else 0
-        result["hindsight"] = {"threshold": THRESHOLDS[best], "miou": _number(means[best])}
+        result["hindsight"] = {"threshold": thresholds_of(params.rule)[best], "miou": _number(means[best])}
     return result
 
 

@@ -25,6 +25,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
+from wildcat.regions.tiles import MapCanvas, check_tile, tile_picture
 from wildcat.results import Prediction
 from wildcat.train.calibrations import Calibration, read_calibration
 from wildcat.train.ensembles import is_ensemble, open_ensemble
@@ -34,7 +35,7 @@ from wildcat.train.runs import open_run
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 
 ReadPicture = tuple[Picture, Image.Image, list[Tensor]]
-"""What was given, the picture in RGB, and what each member sees of it, (3, S, S)."""
+"""What was given, the picture in RGB, and what each member sees of it, (3, S, S); none of a picture to be tiled."""
 
 PACKAGED = {f"imagenet-{name}": name for name in EMBEDDED}
 """Models that need no training: the ImageNet classifiers of the embedded backbones."""
@@ -100,6 +101,7 @@ class Predictor:
         combination: how the members' scores become one; None averages them. Maps are averaged either way.
         flip: mirrored views whose maps are averaged with the picture's own: "none", "horizontal" or "both".
         calibration: how masks are drawn, see `wildcat calibrate`; None for the defaults.
+        tile: side in pixels above which a picture is cut into overlapping tiles; None: it is looked at whole.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Predictor:
         flip: Flip = "none",
         combination: Combination | None = None,
         calibration: Calibration | None = None,
+        tile: int | None = None,
     ) -> None:
         self.name = name
         self.device = choose_device(device)
@@ -125,6 +128,9 @@ class Predictor:
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         self.flip = flip
+        if tile is not None:
+            check_tile(tile)
+        self.tile = tile
 
     @property
     def model(self) -> Wildcat:
@@ -177,12 +183,16 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Predictions in the order of `pictures`, in bounded memory; reading runs ahead of the network in threads.
 
+        Where pictures are tiled they are read one at a time, and `batch_size` tiles go through the network together.
+
         Args:
             on_error: called with a picture that cannot be read and the reason, and the stream goes on; without it the
                 error is raised.
         """
-        for read in self._read_ahead(pictures, batch_size, on_error):
-            yield from self._predict_batch(read, modalities)
+        for read in self._read_ahead(pictures, 1 if self.tile else batch_size, on_error):
+            tiled = not read[0][2]
+            outputs = self._run_tiles(read[0][1], batch_size, modalities) if tiled else self.run(_stacked(read), modalities)
+            yield from self._predictions(read, outputs)
 
     def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
         """The networks' outputs alone, batch by batch in the order of `pictures`; see `stream`."""
@@ -218,14 +228,44 @@ class Predictor:
 
     def _read(self, picture: Picture) -> tuple[Image.Image, list[Tensor]]:
         image = open_picture(picture)
+        return image, [] if self.tile and max(image.size) > self.tile else self._inputs(image)
+
+    def _inputs(self, image: Image.Image) -> list[Tensor]:
+        """What each member sees of a picture, (3, S, S); members of one size share it."""
         made: dict[Preprocess, Tensor] = {}
         for member in self.members:
             if member.preprocess not in made:
                 made[member.preprocess] = member.preprocess(image)
-        return image, [made[member.preprocess] for member in self.members]
+        return [made[member.preprocess] for member in self.members]
 
-    def _predict_batch(self, read: list[ReadPicture], modalities: bool) -> list[Prediction]:
-        outputs = self.run(_stacked(read), modalities)
+    def _run_tiles(self, image: Image.Image, batch_size: int, modalities: bool) -> Outputs:
+        """The outputs for a picture larger than a tile, (1, ...) each.
+
+        A class scores what it scores in the tile that shows it best; where classes exclude each other, scores are the
+        average over the tiles. Maps are merged, see `wildcat.regions.tiles`.
+        """
+        tiles = tile_picture(*image.size, self.tile or max(image.size))
+        canvas, modality_canvas = MapCanvas(tiles), MapCanvas(tiles)
+        scores, member_scores = [], []
+        rest = iter(tiles)
+        while batch := list(itertools.islice(rest, batch_size)):
+            inputs = [self._inputs(image.crop(tile)) for tile in batch]
+            outputs = self.run([torch.stack(images) for images in zip(*inputs, strict=True)], modalities)
+            scores.append(outputs.scores)
+            member_scores.append(outputs.member_scores)
+            for i, tile in enumerate(batch):
+                canvas.add(tile, outputs.class_maps[i])
+                if outputs.modality_maps is not None:
+                    modality_canvas.add(tile, outputs.modality_maps[i])
+        together = np.mean if self.task == "multiclass" else np.max
+        return Outputs(
+            scores=together(np.concatenate(scores), axis=0, keepdims=True),
+            class_maps=canvas.maps()[None],
+            modality_maps=modality_canvas.maps()[None] if modalities else None,
+            member_scores=together(np.concatenate(member_scores), axis=0, keepdims=True),
+        )
+
+    def _predictions(self, read: list[ReadPicture], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
                 image=str(picture) if isinstance(picture, (str, Path)) else "",
@@ -297,6 +337,8 @@ def load(
     flip: Flip = "none",
     sizes: Sequence[int] = (),
     *,
+    output_stride: int | None = None,
+    tile: int | None = None,
     calibrated: bool = True,
 ) -> Predictor:
     """A model ready to predict: a run folder, an ensemble's folder, or a packaged model such as `imagenet-lite0`.
@@ -305,11 +347,17 @@ def load(
         flip: average the maps of mirrored views, "horizontal" or "both" ways: steadier, at two or four times the cost.
         sizes: input sides in pixels to look at each picture in, scores and maps averaged; empty: the size the network
             was trained at. Larger ones find smaller things and sharper maps, at a cost that grows with their area.
+        output_stride: input pixels per cell of the maps, 32, 16 or 8, whatever the network was trained at: finer maps
+            with the same weights, for about 2 and 8 times the cost, where the backbone can. None: that of training.
+            Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
+        tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
+            small things in large photographs. None: every picture is looked at whole.
         calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights.
-        ConfigError: a size below 32 pixels, or sizes for an ensemble, whose members have their own.
+        ConfigError: a size or a tile below 32 pixels, an output stride the network cannot give, or sizes for an
+            ensemble, whose members have their own.
         MissingExtra: the weights of a packaged model are not installed.
     """
     name = str(source)
@@ -319,19 +367,19 @@ def load(
                 f"sizes: {size} pixels is too small; give at least 32.", "Customary sizes are 224 to 560."
             )
     if name in PACKAGED:
-        members = at_sizes(_packaged_member(name), sizes)
-        return Predictor(name, members, imagenet_names(ImageNetInfo()), "multiclass", device, flip)
+        members = at_sizes(_packaged_member(name, output_stride or 32), sizes)
+        return Predictor(name, members, imagenet_names(ImageNetInfo()), "multiclass", device, flip, tile=tile)
     folder = Path(source).expanduser()
     if not folder.exists() and (near := did_you_mean(name, PACKAGED)):
         raise RunError(f"there is no run folder or packaged model {name!r}.", near)
     if is_ensemble(folder):
         if sizes:
             raise ConfigError(f"{name} is an ensemble: each member has its own size.", "Leave sizes out.")
-        predictor = _load_ensemble(name, folder, device, flip)
+        predictor = _load_ensemble(name, folder, device, flip, output_stride, tile)
     else:
         run = open_run(folder)
-        members = at_sizes(Member(run.load_model(), run.preprocess), sizes)
-        predictor = Predictor(name, members, run.classes, run.task, device, flip)
+        members = at_sizes(Member(run.load_model(output_stride), run.preprocess), sizes)
+        predictor = Predictor(name, members, run.classes, run.task, device, flip, tile=tile)
     if calibrated:
         predictor.calibration = read_calibration(folder, predictor.classes)
     return predictor
@@ -342,16 +390,18 @@ def at_sizes(member: Member, sizes: Sequence[int]) -> list[Member]:
     return [Member(member.model, replace(member.preprocess, size=size)) for size in sizes] or [member]
 
 
-def _load_ensemble(name: str, folder: Path, device: str, flip: Flip) -> Predictor:
+def _load_ensemble(
+    name: str, folder: Path, device: str, flip: Flip, output_stride: int | None, tile: int | None
+) -> Predictor:
     ensemble = open_ensemble(folder)
-    members = [Member(run.load_model(), run.preprocess) for run in ensemble.runs]
+    members = [Member(run.load_model(output_stride), run.preprocess) for run in ensemble.runs]
     linear = None if ensemble.weight is None or ensemble.bias is None else Combination(ensemble.weight, ensemble.bias)
-    return Predictor(name, members, ensemble.classes, ensemble.task, device, flip, linear)
+    return Predictor(name, members, ensemble.classes, ensemble.task, device, flip, linear, tile=tile)
 
 
-def _packaged_member(name: str) -> Member:
+def _packaged_member(name: str, output_stride: int) -> Member:
     backbone = PACKAGED[name]
-    model = imagenet_model(backbone)
+    model = imagenet_model(backbone, output_stride)
     size, own = IMAGENET_SIZES[backbone], model.backbone
     return Member(model, Preprocess(size, own.mean, own.std, own.interpolation))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ SCHEMA = 1
 
 OPACITY = 0.75
 """Of the hottest place of a predicted class's overlay."""
+
+DRAWN_PIXELS = 1 << 24
+"""Pixels of a drawing: larger pictures are shrunk to as many. Nobody looks at more, and it takes gigabytes."""
 
 BOX_SIDE = 128
 """Longest side of the grid boxes are found on: class maps are smooth, a finer grid moves no edge noticeably."""
@@ -108,19 +112,26 @@ class Prediction:
         heatmap = _resized(self.class_maps[self._index(name)], grid)
         return map_to_boxes(heatmap, threshold, which="all", size=(self.height, self.width), min_area=0.005)
 
-    def heatmap(self, name: str) -> NDArray[np.float32]:
-        """(H, W) class map in the resolution of the original picture, raw values, bilinear between cells."""
-        return _resized(self.class_maps[self._index(name)], (self.height, self.width))
+    def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
+        """(H, W) class map in the resolution of the original picture, raw values, bilinear between cells.
 
-    def modalities(self, name: str) -> NDArray[np.float32]:
+        Args:
+            size: (height, width) to have it in instead, such as `drawn_size`.
+        """
+        return _resized(self.class_maps[self._index(name)], size or (self.height, self.width))
+
+    def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(M, H, W) maps behind a class in the resolution of the original picture; their mean is the heatmap.
+
+        Args:
+            size: (height, width) to have them in instead, such as `drawn_size`.
 
         Raises:
             ConfigError: the prediction was made without them.
         """
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
-        return _resized(self.modality_maps[self._index(name)], (self.height, self.width))
+        return _resized(self.modality_maps[self._index(name)], size or (self.height, self.width))
 
     def mask(
         self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None
@@ -129,8 +140,8 @@ class Prediction:
 
         Args:
             crf: sharpen the mask to the edges of the picture with a dense CRF, at its default or the given settings.
-            params: the gate and the background rule; those the model was calibrated to, or the defaults, where not
-                given. Of classes that exclude each other the likeliest is always drawn.
+            params: the gate and the background rule; those the model was calibrated to, or `default_mask_params`, where
+                not given. Of classes that exclude each other the likeliest is always drawn.
             background: a class of the model that stands for the background, such as one that every picture of the
                 training data was tagged with: its map is the background's score (rule "trained"), and it is 0.
 
@@ -159,7 +170,7 @@ class Prediction:
 
     def mask_params(self, params: MaskParams | None = None) -> MaskParams:
         """The settings `mask` uses where it is given `params`, or none."""
-        params = params or (self.calibration.params if self.calibration else MaskParams())
+        params = params or (self.calibration.params if self.calibration else default_mask_params(self.task))
         if self.task == "multilabel":
             return params
         likeliest, highest = int(self.class_probs.argmax()), float(self.class_probs.max())
@@ -173,17 +184,31 @@ class Prediction:
         """The original picture in RGB."""
         return read_image(self.picture) if isinstance(self.picture, Path) else self.picture
 
+    @property
+    def drawn_size(self) -> tuple[int, int]:
+        """(height, width) of drawings: the picture's own, or those of 16 million pixels where it has more."""
+        scale = min(1.0, math.sqrt(DRAWN_PIXELS / (self.width * self.height)))
+        return max(1, round(self.height * scale)), max(1, round(self.width * scale))
+
+    def load_drawn(self) -> Image.Image:
+        """The original picture in RGB at `drawn_size`."""
+        picture, (height, width) = self.load_picture(), self.drawn_size
+        return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BOX)
+
     def plot(self, name: str | None = None, *, boxes: bool = False) -> Image.Image:
         """The picture with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class.
 
         The heat of a class that is not predicted fades with its probability: each map is drawn from its own lowest to
-        its highest value, and would otherwise glow as brightly where there is nothing.
+        its highest value, and would otherwise glow as brightly where there is nothing. A picture of more than 16 million
+        pixels is drawn reduced to that, see `drawn_size`.
         """
         name = self.top if name is None else name
-        drawn = overlay_heatmap(self.load_picture(), self.heatmap(name), alpha=self.opacity(name))
+        picture = self.load_drawn()
+        scale = np.asarray([picture.width / self.width, picture.height / self.height])
+        drawn = overlay_heatmap(picture, self.heatmap(name, self.drawn_size), alpha=self.opacity(name))
         if boxes:
-            drawn = draw_boxes(drawn, [box[:4] for box in self.find_boxes(name)])
-        return draw_points(drawn, [self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
+            drawn = draw_boxes(drawn, [np.tile(scale, 2) * box[:4] for box in self.find_boxes(name)])
+        return draw_points(drawn, [scale * self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
 
     def opacity(self, name: str) -> float:
         """How strongly the heat of a class is drawn, in [0, 0.75]: in full where it is predicted."""
@@ -248,6 +273,15 @@ class Prediction:
 
     def _by_class(self, values: NDArray[np.float32]) -> Mapping[str, float]:
         return MappingProxyType({c: float(v) for c, v in zip(self.classes, values, strict=True)})
+
+
+def default_mask_params(task: Task) -> MaskParams:
+    """How masks are drawn where nothing was fitted and nothing is said.
+
+    The map of an independent class says where the class is (above 0) and where it is not. Maps of classes that exclude
+    each other only say which is likelier, so there each is measured by its own maximum.
+    """
+    return MaskParams(rule="constant" if task == "multiclass" else "score")
 
 
 def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.float32]:

@@ -327,3 +327,57 @@ def test_a_picture_of_one_colour_has_no_edges_to_move_to() -> None:
     assert set(np.unique(sharp)) <= {0, 1}
     np.testing.assert_array_equal(sharp, sharp[::-1, ::-1])  # as symmetric as what it was made of
     assert soft.any()
+
+
+# --- the raw rule, and large pictures ---------------------------------------------------------------------------------
+
+
+def test_score_rule_by_hand() -> None:
+    maps = np.array([[[3.0, 1.0, -1.0, -5.0]], [[0.0, 2.0, -1.5, -2.0]]])
+    for score, wanted in ((0.0, [1, 2, 0, 0]), (-1.2, [1, 2, 1, 0]), (2.5, [1, 0, 0, 0])):
+        params = MaskParams(rule="score", score=score)
+        assert maps_to_mask(maps, np.ones(2), (1, 4), params).tolist() == [wanted]
+        assert class_probabilities_with_background(maps, params).argmax(axis=0).tolist() == [wanted]
+        assert params.threshold == score
+    found = class_probabilities_with_background(maps, MaskParams(rule="score", score=1.0))
+    exponents = np.exp(np.concatenate([np.ones((1, 1, 4)), maps]))
+    np.testing.assert_allclose(found, exponents / exponents.sum(axis=0), atol=1e-6)
+
+
+def test_a_mask_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    maps, prob = rng.normal(size=(4, 7, 9)).astype(np.float32), np.array([0.9, 0.6, 0.2, 0.8])
+    background = rng.normal(size=(7, 9)).astype(np.float32)
+    settings = [(MaskParams(rule=rule), None) for rule in ("score", "constant", "power")]  # type: ignore[arg-type]
+    settings.append((MaskParams(rule="trained"), background))  # type: ignore[arg-type]
+    for params, other in settings:
+        whole = maps_to_mask(maps, prob, (50, 41), params, background_map=other)
+        strength, label = strongest_class(maps, prob, (50, 41), rule=params.rule)
+        with monkeypatch.context() as small:
+            small.setattr("wildcat.regions.masks.STRIP_PIXELS", 41 * 3 + 7)
+            np.testing.assert_array_equal(maps_to_mask(maps, prob, (50, 41), params, background_map=other), whole)
+            strips = strongest_class(maps, prob, (50, 41), rule=params.rule)
+        np.testing.assert_allclose(strips[0], strength, atol=1e-5)
+        np.testing.assert_array_equal(strips[1], label)
+
+
+def test_a_crf_sees_a_large_picture_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two halves of other colours, the maps' border a little off: the edge is found at either size."""
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[:, 40:] = 200
+    maps = np.zeros((1, 6, 8), np.float32)
+    maps[:, :, 5:] = 4.0
+    params = MaskParams(rule="score", score=1.5)
+    sharp = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
+    seen: list[tuple[int, ...]] = []
+
+    def watched(picture: Array, *rest: Any) -> Any:
+        seen.append(picture.shape)
+        return dense_crf_of_the_package(picture, *rest)
+
+    monkeypatch.setattr("wildcat.regions.masks.dense_crf", watched)
+    monkeypatch.setattr("wildcat.regions.masks.CRF_PIXELS", 1200)
+    shrunk = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
+    assert seen == [(30, 40, 3)] and shrunk.shape == (60, 80)
+    assert (sharp != maps_to_mask(maps, np.ones(1), (60, 80), params)).any()
+    assert (shrunk == sharp).mean() > 0.98 and shrunk[:, 42:].all() and not shrunk[:, :38].any()

@@ -270,7 +270,7 @@ def test_figures_name_their_variant_tolerance_and_split(tmp_path: Path) -> None:
         (result["classification"]["map"], "voc07 AP · val, 20 pictures"),
         (result["pointing"]["map"], "voc07 AP, 18 px tolerance · val, 20 pictures"),
         (result["pointing"]["pointing_game"], "15 px tolerance · val, 20 pictures"),
-        (result["segmentation"]["miou"], "background at 0.2, without CRF · val, 20 pictures"),
+        (result["segmentation"]["miou"], "background by score 0, without CRF · val, 20 pictures"),
     ):
         assert f'<dd>{100 * value:.1f}<span class="unit"> %</span></dd><p>{detail}</p>' in page
     assert inspect.signature(pointing_game).parameters["tolerance"].default == GAME_TOLERANCE

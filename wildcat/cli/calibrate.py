@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, open_data
 from wildcat.errors import RunError
 
 
@@ -34,13 +34,13 @@ class Calibrate(ModelCommand, DataCommand):
 def run_calibrate(command: Calibrate) -> int:
     """wildcat calibrate"""
     from wildcat.calibration import calibrate, count_steps
-    from wildcat.predictor import PACKAGED, load
+    from wildcat.predictor import PACKAGED
     from wildcat.progress import progress_bar
     from wildcat.train.calibrations import fitted_samples, write_calibration
 
     if command.run in PACKAGED:
         raise RunError(f"{command.run} is a packaged model.", "Name a run folder: what is fitted is stored there.")
-    predictor = load(command.run, command.device, command.flip, parse_sizes(command.sizes), calibrated=False)
+    predictor = load_model(command, command.run, calibrated=False)
     data = open_data(command, command.data)
     samples = fitted_samples(data, command.split)
     describe(data, f"{len(samples)} pictures of {command.split} to fit on", predictor.device.type, quiet=command.json)
@@ -59,13 +59,13 @@ def calibration_table(record: Mapping[str, Any], folder: Path, source: str) -> s
         f1 = f"{100 * record['f1'][name]:.1f}"
         lines.append(f"{name[:20]:20}{record['prior'][name] * record['pictures']:>10.0f}{gate:>8.2f}{f1:>8}")
     background = record["background"]
+    value = background[{"score": "score", "constant": "constant", "power": "exponent"}[background["rule"]]]
     if tried := record["tried"]:
         best = max(row["miou"] for row in tried)
-        value = background["constant"] if background["rule"] == "constant" else background["exponent"]
         where = f"mean IoU {100 * best:.1f} on the {record['masks']} masks of {record['split']}"
         lines.append(f"background: {background['rule']} {value:.2f}{', CRF' if record['crf'] else ''} ({where})")
     else:
         why = f"the default: no picture of {record['split']} has a mask to fit it on"
-        lines.append(f"background: {background['rule']} {background['constant']:.2f} ({why})")
+        lines.append(f"background: {background['rule']} {value:.2f} ({why})")
     lines.append(f"Next: {shlex.join(['wildcat', 'evaluate', str(folder), source])}")
     return "\n".join(lines)

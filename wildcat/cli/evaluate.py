@@ -85,12 +85,13 @@ def _mask_lines(masks: dict[str, Any]) -> list[str]:
     source = "the default"
     if fitted:
         source = f"fitted on {fitted['pictures']} pictures of {fitted['data']} {fitted['split']}"
-        source += f", {fitted['masks']} with masks" if fitted["masks"] else ", tags only: the threshold is the default"
-    lines = [f"{'mean IoU':20}{_percent(masks['miou'])}   (threshold {masks['threshold']:.2f}{sharpened}; {source})"]
+        source += f", {fitted['masks']} with masks" if fitted["masks"] else ", tags only: the background is the default"
+    background = f"background {masks['rule']}" + ("" if masks["threshold"] is None else f" {masks['threshold']:.2f}")
+    lines = [f"{'mean IoU':20}{_percent(masks['miou'])}   ({background}{sharpened}; {source})"]
     if fitted and fitted["measured"]:
         lines.append(f"note: masks were fitted on {fitted['measured']} of the pictures measured here: they flatter it")
     if best := masks.get("hindsight"):
-        marked = f"best threshold in hindsight, {best['threshold']:.2f}; not deployable"
+        marked = f"best background in hindsight, {masks['rule']} {best['threshold']:.2f}; not deployable"
         lines.append(f"{'':20}{_percent(best['miou'])}   ({marked})")
     return lines
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
@@ -36,6 +36,10 @@ class ModelCommand(Command):
     """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
     sizes: Annotated[str, arg(metavar="S,S,...")] = ""
     """Look at each picture at these input sizes and average, such as 320,448,576; empty: the size of training."""
+    output_stride: Literal[32, 16, 8] | None = None
+    """Input pixels per cell of the maps, where the backbone can: finer maps of the same weights, at more cost."""
+    tile: Annotated[int | None, arg(metavar="PIXELS")] = None
+    """Cut pictures with a side above this into overlapping tiles of it: small things in large photographs."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -50,11 +54,19 @@ class DataCommand(Command):
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
 
 
-def load_model(command: ModelCommand, source: str) -> Predictor:
-    """The model a command names, as its flags ask to use it."""
+def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
+    """The model a command names, as its flags ask to use it; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
 
-    return load(source, command.device, command.flip, parse_sizes(command.sizes))
+    return load(
+        source,
+        command.device,
+        command.flip,
+        parse_sizes(command.sizes),
+        output_stride=command.output_stride,
+        tile=command.tile,
+        calibrated=calibrated,
+    )
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

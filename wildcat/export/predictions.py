@@ -25,7 +25,7 @@ SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 """What can be written of a prediction beside its line.
 
 overlays: the picture under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
-lowest to its highest value. modalities: the picture under each of the M maps of a class, and all M side by side.
+lowest to its highest value; both of at most 16 million pixels. modalities: the picture under each of the M maps of a class, and all M side by side.
 masks: an indexed .png of the predicted classes. arrays: one .npz with the raw scores, class maps and modality maps in
 the network's resolution.
 """
@@ -122,8 +122,8 @@ class PredictionWriter:
         return free_name("/".join(parts) or "picture", self.taken)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
-        maps = prediction.modalities(name)
-        picture = prediction.load_picture()
+        maps = prediction.modalities(name, prediction.drawn_size)
+        picture = prediction.load_drawn()
         # One scale for all M maps, so that the strongest modality looks strongest.
         limits = (float(maps.min()), float(maps.max()))
         drawn = [overlay_heatmap(picture, m, prediction.opacity(name), limits=limits) for m in maps]
@@ -167,7 +167,7 @@ class PredictionWriter:
 
 
 def _heat(prediction: Prediction, name: str) -> Image.Image:
-    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name))))
+    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
 
 
 def _encoded(picture: Image.Image, suffix: str) -> bytes:

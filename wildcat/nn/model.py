@@ -248,15 +248,18 @@ def model_from_config(config: TrainConfig, num_classes: int, weights: str | None
     )
 
 
-def imagenet_model(name: str) -> Wildcat:
+def imagenet_model(name: str, output_stride: int = 32) -> Wildcat:
     """The ImageNet classifier of an embedded backbone as a WILDCAT network with 1,000 classes and no training.
 
     Average pooling of class maps made by the classifier's own weights gives the classifier's own logits (Zhou et al.,
     class activation maps, CVPR 2016), so the maps explain exactly what the classifier says.
+
+    Args:
+        output_stride: input pixels per cell of the maps, 32, 16 or 8; the weights are those of 32.
     """
     if name not in EMBEDDED:
         raise ConfigError(f"{name} brings no ImageNet classifier.", f"Take one of: {', '.join(EMBEDDED)}.")
-    model = create_model(name, num_classes=1000, num_maps=1, pooling="average")
+    model = create_model(name, num_classes=1000, num_maps=1, pooling="average", output_stride=output_stride)
     weight, bias = embedded_classifier(name)
     with torch.no_grad():
         model.transfer.weight.copy_(weight[:, :, None, None])

@@ -5,12 +5,16 @@ No rule here sees a true label: the classes of a picture are those the model pre
 Where a mask is made without a CRF, "constant" and "power" are one family: a pixel is drawn where its strongest class is
 above a threshold (`MaskParams.threshold`), and the exponent only moves it. With a CRF they differ, in how sure it is
 of each pixel before it looks at the picture.
+
+A large picture is done in strips of rows, and what the dense CRF sees of it is shrunk: beside the picture and its mask
+little memory is needed.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -26,10 +30,21 @@ from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.regions.crf import CrfParams, as_tensor, dense_crf
 
 Array = TypeVar("Array", Tensor, NDArray[np.floating])
-BackgroundRule = Literal["constant", "power", "trained"]
+BackgroundRule = Literal["score", "constant", "power", "trained"]
 
 HIGHEST_PNG_LABEL = 254
 """A PNG mask holds one byte a pixel, and 255 means "ignored" (VOC devkit)."""
+
+
+RAW_RULES = ("score", "trained")
+"""Rules that compare the maps as they are; the others divide each by its maximum first."""
+
+STRIP_PIXELS = 1 << 22
+"""Pixels of a picture whose maps are upsampled at once."""
+
+CRF_PIXELS = 1 << 20
+"""Pixels a dense CRF sees at most: larger pictures are shrunk to as many for it. Published settings are in pixels of
+pictures of a fifth of that; a photograph of 12 million would take minutes and several gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +53,13 @@ class MaskParams:
 
     Attributes:
         gate: a class is drawn only if its predicted probability is at least this; one for all classes, or one a class.
-        rule: "constant": the background scores `constant` against class maps divided by their maximum; "power": it
+        rule: "score": the background scores `score` against the raw maps, all classes alike; with independent classes a
+            raw map of 0 is where the model itself is undecided, whatever the highest score of the picture is.
+            "constant": the background scores `constant` against class maps divided by their maximum; "power": it
             scores (1 - highest class map)^`exponent` (Ahn and Kwak, CVPR 2018); "trained": it is one more class of
             the model, whose image label was always on, compared by softmax of the raw maps (Pinheiro and Collobert,
             CVPR 2015).
+        score: in the unit of the maps, any number; higher draws less.
         constant: between 0 and 1; 0.15 to 0.3 in print. Higher draws less.
         exponent: above 0; 4 and up in print. Higher draws more.
 
@@ -51,6 +69,7 @@ class MaskParams:
 
     gate: float | tuple[float, ...] = 0.5
     rule: BackgroundRule = "constant"
+    score: float = 0.0
     constant: float = 0.2
     exponent: float = 4.0
 
@@ -62,6 +81,8 @@ class MaskParams:
             choices = get_args(BackgroundRule)
             hint = did_you_mean(str(self.rule), choices) or f"Choose one of: {', '.join(choices)}."
             raise ConfigError(f"rule={self.rule!r} is unknown.", hint)
+        if not math.isfinite(self.score):
+            raise ConfigError(f"score={self.score}: give a number.", "0 is usual.")
         if not 0 < self.constant < 1:
             raise ConfigError(f"constant={self.constant}: give a number between 0 and 1.", "0.2 is usual.")
         if not 0 < self.exponent < float("inf"):
@@ -71,13 +92,13 @@ class MaskParams:
     def threshold(self) -> float | None:
         """The strength, see `strongest_class`, above which a class is drawn; None for "trained", which has none.
 
-        For "power" it is where s = (1 - s)^exponent.
+        In the unit of the raw maps for "score"; for "power" it is where s = (1 - s)^exponent.
 
         >>> round(MaskParams(rule="power", exponent=4.0).threshold, 4)
         0.2755
         """
         if self.rule != "power":
-            return self.constant if self.rule == "constant" else None
+            return {"score": self.score, "constant": self.constant, "trained": None}[self.rule]
         low, high = 0.0, 1.0
         for _ in range(60):  # halving 60 times is as exact as a float is
             middle = (low + high) / 2
@@ -121,8 +142,7 @@ def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     [[[0.0, 0.25, 0.75, 1.0]]]
     """
     tensor = _maps(maps)
-    if len(size) != 2 or min(size) < 1:
-        raise ShapeError(f"size={tuple(size)} is not a picture's (height, width).", "Both are 1 or more.")
+    _check_size(size)
     if not len(tensor):
         return _like(tensor.new_zeros(0, *size), maps)
     resized = functional.interpolate(tensor[None], size=tuple(size), mode="bilinear", align_corners=False)
@@ -137,9 +157,8 @@ def normalize_maps(maps: Array) -> Array:
     >>> normalize_maps(np.array([[[-1.0, 2.0, 4.0]], [[-3.0, -2.0, -1.0]]])).tolist()
     [[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]
     """
-    positive = _maps(maps).clamp_min(0)
-    highest = positive.flatten(1).amax(dim=1)[:, None, None] if len(positive) else positive
-    return _like(positive / highest.clamp_min(torch.finfo(torch.float32).tiny), maps)
+    tensor = _maps(maps)
+    return _like(_divided(tensor, tensor.flatten(1).amax(dim=1)) if len(tensor) else tensor, maps)
 
 
 def class_probabilities_with_background(
@@ -148,11 +167,11 @@ def class_probabilities_with_background(
     """(K, H, W) raw class maps -> float32 (K + 1, H, W) probabilities, the background first, by `params.rule`.
 
     At each pixel they are non-negative and sum to 1: the scores of "constant" and "power" are divided by their sum,
-    "trained" is a softmax. The arg-max is that of the scores. With K = 0 all is background.
+    "score" and "trained" are a softmax. The arg-max is that of the scores. With K = 0 all is background.
 
     Args:
         maps: the maps of the classes to draw.
-        params: `rule`, `constant` and `exponent` are used; `gate` is not.
+        params: the rule and its setting are used; `gate` is not.
         background_map: (H, W) the raw map of the trained background class; needed by, and only by, "trained".
 
     Raises:
@@ -173,6 +192,9 @@ def class_probabilities_with_background(
                 "Give both at the same (H, W).",
             )
         return _like(torch.softmax(torch.cat([_maps(extra[None]), tensor]), dim=0), maps)
+    if params.rule == "score":
+        extra = tensor.new_full((1, *tensor.shape[1:]), params.score)
+        return _like(torch.softmax(torch.cat([extra, tensor]), dim=0), maps)
     scores = normalize_maps(tensor)
     strength = scores.amax(dim=0) if len(scores) else scores.new_zeros(scores.shape[1:])
     scores = torch.cat([_background_score(strength, params)[None], scores])
@@ -180,7 +202,11 @@ def class_probabilities_with_background(
 
 
 def strongest_class(
-    maps: Array, class_prob: Array, size: tuple[int, int], gate: float | Sequence[float] = 0.5
+    maps: Array,
+    class_prob: Array,
+    size: tuple[int, int],
+    gate: float | Sequence[float] = 0.5,
+    rule: BackgroundRule = "constant",
 ) -> tuple[Array, Array]:
     """What is drawn where anything is: the strongest of the gated classes at each pixel, and how strong it is.
 
@@ -189,10 +215,11 @@ def strongest_class(
     Args:
         maps, class_prob, size: as for `maps_to_mask`.
         gate: see `gate_classes`.
+        rule: whose strength is asked for: that of the raw maps ("score", "trained") or of normalised ones (the others).
 
     Returns:
-        (H, W) float32 in [0, 1], the highest of the upsampled and normalised maps; and (H, W) int64, i + 1 = class i.
-        Both are 0 everywhere where no class is gated.
+        (H, W) float32, the highest of the upsampled maps, raw or normalised to [0, 1]; and (H, W) int64, i + 1 = class
+        i. Both are 0 everywhere where no class is gated.
 
     Raises:
         ShapeError, ConfigError: as `maps_to_mask`.
@@ -202,7 +229,10 @@ def strongest_class(
     ([[1.0, 1.0]], [[1, 2]])
     """
     chosen, drawn = _gated(maps, class_prob, gate)
-    strength, labels = _strongest(normalize_maps(upsample_maps(drawn, size)), chosen)
+    _check_size(size)
+    strength, labels = drawn.new_zeros(size), chosen.new_zeros(size)
+    for rows, strip in _strips(drawn, size, normalized=rule not in RAW_RULES):
+        strength[rows], labels[rows] = _strongest(strip, chosen)
     return _like(strength, maps), _like(labels, maps)
 
 
@@ -243,16 +273,28 @@ def maps_to_mask(
     if crf is not None and image is None:
         raise ConfigError("crf needs the picture.", "Give image, the (H, W, 3) uint8 picture at its original size.")
     _check_rule(params, background_map)
-    upsampled, background = upsample_maps(drawn, size), None
-    if background_map is not None:
-        background = upsample_maps(as_tensor(background_map).to(drawn)[None], size)[0]
-    if crf is not None and image is not None and len(chosen):
-        probabilities = dense_crf(image, class_probabilities_with_background(upsampled, params, background), crf)
-        return _like(torch.cat([chosen.new_zeros(1), chosen + 1])[probabilities.argmax(dim=0)], maps)
-    strength, labels = _strongest(upsampled if background is not None else normalize_maps(upsampled), chosen)
-    if background is None:
-        background = _background_score(strength, params)
-    return _like(labels.masked_fill_(strength <= background, 0), maps)
+    _check_size(size)
+    mask = chosen.new_zeros(size)
+    if not len(chosen):
+        return _like(mask, maps)
+    raw_background = None if background_map is None else _maps(as_tensor(background_map).to(drawn)[None])
+    if crf is not None and image is not None:
+        seen = _shrunk(image, size)
+        background = None if raw_background is None else upsample_maps(raw_background, seen.shape[:2])[0]
+        unary = class_probabilities_with_background(upsample_maps(drawn, seen.shape[:2]), params, background)
+        labels = torch.cat([chosen.new_zeros(1), chosen + 1])
+        for rows, strip in _strips(dense_crf(seen, unary, crf), size):
+            mask[rows] = labels[strip.argmax(dim=0)]
+        return _like(mask, maps)
+    if raw_background is not None:
+        for rows, strip in _strips(torch.cat([raw_background, drawn]), size):
+            strength, mask[rows] = _strongest(strip[1:], chosen)
+            mask[rows].masked_fill_(strength <= strip[0], 0)
+        return _like(mask, maps)
+    for rows, strip in _strips(drawn, size, normalized=params.rule not in RAW_RULES):
+        strength, mask[rows] = _strongest(strip, chosen)
+        mask[rows].masked_fill_(strength <= _background_score(strength, params), 0)
+    return _like(mask, maps)
 
 
 def write_mask(
@@ -293,6 +335,11 @@ def write_mask(
         temporary.unlink(missing_ok=True)
 
 
+def _check_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ShapeError(f"size={tuple(size)} is not a picture's (height, width).", "Both are 1 or more.")
+
+
 def _check_rule(params: MaskParams, background_map: object) -> None:
     if (params.rule == "trained") != (background_map is not None):
         stance = "needs a background_map" if background_map is None else "takes no background_map"
@@ -310,6 +357,54 @@ def _gated(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tup
     return chosen, tensor[chosen]
 
 
+def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Maps (K, h, w) upsampled to a picture's size, (K, rows, W) at a time; a picture of ordinary size all at once."""
+    height, width = size
+    if height * width <= STRIP_PIXELS:
+        whole = upsample_maps(maps, size)
+        yield slice(0, height), normalize_maps(whole) if normalized else whole
+        return
+    wide = upsample_maps(maps, (maps.shape[1], width))
+    place = ((torch.arange(height, device=maps.device) + 0.5) * (maps.shape[1] / height) - 0.5).clamp(
+        0, maps.shape[1] - 1
+    )
+    above = place.long()
+    below, part = (above + 1).clamp_max(maps.shape[1] - 1), (place - above)[:, None]
+    step = max(1, STRIP_PIXELS // width)
+    strips = [slice(top, min(top + step, height)) for top in range(0, height, step)]
+
+    def upsampled(rows: slice) -> Tensor:
+        return torch.lerp(wide[:, above[rows]], wide[:, below[rows]], part[rows])
+
+    highest = None
+    if normalized:  # which takes the maximum over the whole picture
+        highest = torch.stack([upsampled(rows).amax(dim=(1, 2)) for rows in strips]).amax(dim=0)
+    for rows in strips:
+        yield rows, upsampled(rows) if highest is None else _divided(upsampled(rows), highest)
+
+
+def _divided(maps: Tensor, highest: Tensor) -> Tensor:
+    """Maps (K, H, W) without their negative values, divided by (K,) maxima; 0 where a maximum is not positive."""
+    return maps.clamp_min(0) / highest.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
+
+
+def _shrunk(image: NDArray[np.uint8] | Tensor, size: tuple[int, int]) -> NDArray[np.uint8] | Tensor:
+    """The picture for a dense CRF: as it is, or of `CRF_PIXELS` where it has more."""
+    height, width = size
+    if tuple(image.shape[:2]) != tuple(size):
+        raise ShapeError(
+            f"the mask is {height} x {width} and the image is {' x '.join(map(str, image.shape[:2]))}.",
+            "Give the picture at its original size.",
+        )
+    scale = math.sqrt(CRF_PIXELS / (height * width))
+    if scale >= 1:
+        return image
+    small = (max(1, round(width * scale)), max(1, round(height * scale)))
+    array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
+    reduced = np.asarray(Image.fromarray(array).resize(small, Image.Resampling.BOX))
+    return torch.from_numpy(reduced).to(image.device) if isinstance(image, Tensor) else reduced
+
+
 def _strongest(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """The highest of the maps (K, H, W) at each pixel, and its class + 1; the first of equal ones; 0 and 0 for none.
 
@@ -325,9 +420,9 @@ def _strongest(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _background_score(strength: Tensor, params: MaskParams) -> Tensor:
-    """(H, W) score of the background where the strongest class is so strong, by "constant" or "power"."""
-    if params.rule == "constant":
-        return torch.full_like(strength, params.constant)
+    """(H, W) score of the background where the strongest class is so strong, by any rule but "trained"."""
+    if params.rule != "power":
+        return torch.full_like(strength, params.score if params.rule == "score" else params.constant)
     return (1 - strength) ** params.exponent
 
 

@@ -3,7 +3,7 @@
 data, split, pictures, masks   what it was fitted on: so many pictures with tags, of which so many with masks
 weights                        digest of the weights it was fitted for: others need another calibration
 gate, prior, f1                of each class: see `wildcat.calibration.fit_gates`
-background                     rule, constant and exponent of `wildcat.regions.MaskParams`
+background                     rule, score, constant and exponent of `wildcat.regions.MaskParams`
 tried                          mean IoU of each background tried, on those masks; empty where there were none
 """
 
@@ -23,7 +23,7 @@ from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
 from wildcat.train.runs import WEIGHTS, versions, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the file's layout."""
 
 CALIBRATION = "calibration.json"
@@ -55,7 +55,7 @@ def write_calibration(
         RunError: the file cannot be written.
     """
     gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(classes)
-    background = {"rule": params.rule, "constant": params.constant, "exponent": params.exponent}
+    background = {name: getattr(params, name) for name in ("rule", "score", "constant", "exponent")}
     content = {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -81,20 +81,22 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
     again = f"Type: wildcat calibrate {folder} DATA, or delete the file for masks at the default settings."
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        schema, gates, background = record["schema"], dict(record["gate"]), record["background"]
+        schema = record["schema"]
+        if schema != SCHEMA:
+            raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
+        gates, background = dict(record["gate"]), record["background"]
         fitted = str(record["data"]), str(record["split"]), int(record["pictures"]), int(record["masks"])
         if set(gates) == set(classes):
             params = MaskParams(
                 gate=tuple(float(gates[name]) for name in classes),
                 rule=background["rule"],
+                score=float(background["score"]),
                 constant=float(background["constant"]),
                 exponent=float(background["exponent"]),
             )
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}."
         raise RunError(f"{path} is damaged: {reason}", again) from error
-    if schema != SCHEMA:
-        raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
     if set(gates) != set(classes):
         raise RunError(f"{path} is of a model with other classes ({len(gates)}; here {len(classes)}).", again)
     if record.get("weights") != weights_digest(folder):

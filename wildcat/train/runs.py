@@ -67,11 +67,15 @@ class Run:
     preprocess: Preprocess
     manifest: Mapping[str, Any]
 
-    def load_model(self) -> Wildcat:
+    def load_model(self, output_stride: int | None = None) -> Wildcat:
         """The network with the run's best weights, on the CPU, ready to predict.
+
+        Args:
+            output_stride: of the maps; None for that of training. Strides change no weight.
 
         Raises:
             RunError: no weights yet, or they are damaged or of another network.
+            ConfigError: an output stride the network cannot give.
         """
         path = self.folder / WEIGHTS
         if not path.is_file():
@@ -80,7 +84,8 @@ class Run:
                 f"Go on with: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
             )
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
-            model = model_from_config(self.config, len(self.classes), weights="none")
+            config = dataclasses.replace(self.config, output_stride=output_stride or self.config.output_stride)
+            model = model_from_config(config, len(self.classes), weights="none")
         load_weights(model, path)
         return model.eval()
 

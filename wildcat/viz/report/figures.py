@@ -47,7 +47,8 @@ def figure_tiles(contents: Contents) -> str:
         tiles.append(("Pointing game", points["pointing_game"], f"{GAME_TOLERANCE} px tolerance · {where}"))
     if masks := figures.get("segmentation"):
         sharpened = "with CRF" if masks["crf"] else "without CRF"
-        detail = f"background at {masks['threshold']:g}, {sharpened} · {where}"
+        background = masks["rule"] + ("" if masks["threshold"] is None else f" {masks['threshold']:g}")
+        detail = f"background by {background}, {sharpened} · {where}"
         tiles.append(("Mean IoU", masks["miou"], detail))
     shown = "".join(
         f'<div class="tile"><dt>{text(name)}</dt><dd>{percent(value)}<span class="unit"> %</span></dd>'
