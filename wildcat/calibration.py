@@ -167,7 +167,7 @@ def fit_background(
     classes = len(order) + 1
     confusions: Sequence[NDArray[np.int64]]
     if crf:
-        confusions = np.zeros((len(candidates), classes, classes), dtype=np.int64)
+        confusions = [np.zeros((classes, classes), dtype=np.int64) for _ in candidates]
         for prediction, sample in kept:
             truth = true_mask(prediction, sample)
             for k, candidate in enumerate(candidates):

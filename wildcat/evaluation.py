@@ -376,9 +376,10 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
     """IoU per class and its mean with the background, on the confusion of all pixels (VOC devkit; 255 ignored).
 
     `rule` and `threshold` are what the masks were made with, see `MaskParams`: the score of the background against raw
-    maps ("score"), against maps divided by their maximum ("constant"), or what "power" amounts to. `calibration` says what it and the gates were fitted on, and in `measured` how
-    many of those pictures were measured here; None where nothing was fitted. `hindsight` is the best background by the
-    same rule on the very masks it is measured on, with the same gates: no deployed model can know it.
+    maps ("score"), against maps divided by their maximum ("constant"), or what "power" amounts to. `calibration` says
+    what it and the gates were fitted on, and in `measured` how many of those pictures were measured here; None where
+    nothing was fitted. `hindsight` is the best background by the same rule on the very masks it is measured on, with
+    the same gates: no deployed model can know it.
     """
     if tally.confusion is None or tally.params is None:
         raise DataError("no masks were compared.", "Evaluate segmentation on data with masks.")

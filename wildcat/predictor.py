@@ -25,11 +25,13 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
+from wildcat.nn.segmenter import Segmenter
 from wildcat.regions.tiles import MapCanvas, check_tile, tile_picture
 from wildcat.results import Prediction
 from wildcat.train.calibrations import Calibration, read_calibration
 from wildcat.train.ensembles import is_ensemble, open_ensemble
 from wildcat.train.loop import choose_device
+from wildcat.train.refined import is_refined, open_refined
 from wildcat.train.runs import open_run
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -49,10 +51,15 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Member:
-    """One network and the size and scaling its pictures come in; most predictors have a single one."""
+    """One network and the size and scaling its pictures come in; most predictors have a single one.
+
+    Attributes:
+        segmenter: draws the class maps instead of the network's own, see `wildcat refine`; None where there is none.
+    """
 
     model: Wildcat
     preprocess: Preprocess
+    segmenter: Segmenter | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,8 @@ class Outputs:
     Attributes:
         scores: (B, C), of the members together.
         class_maps: (B, C, h, w), on the finest grid of the members, their average.
-        modality_maps: (B, C, M, h, w) of a single network; of several, (B, C, S, h, w), the class maps of each; or
-            None where they were not asked for.
+        modality_maps: (B, C, M, h, w) of a single network; of several, (B, C, S, h, w), the class maps of each; of a
+            segmenter its one map a class; or None where they were not asked for.
         member_scores: (B, S, C).
     """
 
@@ -119,7 +126,9 @@ class Predictor:
         self.name = name
         self.device = choose_device(device)
         for member in members:
-            member.model.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in (member.model, member.segmenter):
+                if network is not None:
+                    network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.members = tuple(members)
         self.classes = tuple(classes)
         self.task = task
@@ -191,7 +200,9 @@ class Predictor:
         """
         for read in self._read_ahead(pictures, 1 if self.tile else batch_size, on_error):
             tiled = not read[0][2]
-            outputs = self._run_tiles(read[0][1], batch_size, modalities) if tiled else self.run(_stacked(read), modalities)
+            outputs = (
+                self._run_tiles(read[0][1], batch_size, modalities) if tiled else self.run(_stacked(read), modalities)
+            )
             yield from self._predictions(read, outputs)
 
     def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
@@ -285,23 +296,36 @@ class Predictor:
     @torch.inference_mode()
     def run(self, images: Sequence[Tensor], modalities: bool = True) -> Outputs:
         """Preprocessed images of each member, (B, 3, S, S) each, through its network."""
-        return self.run_features([self._features(m, x) for m, x in zip(self.members, images, strict=True)], modalities)
+        seen = [self._look(m, x) for m, x in zip(self.members, images, strict=True)]
+        return self._outputs([features for features, _ in seen], [maps for _, maps in seen], modalities)
 
-    def _features(self, member: Member, images: Tensor) -> Tensor:
+    def _look(self, member: Member, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features (B, D, h, w) of a member, and the maps of its segmenter; averages over the mirrored views."""
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         # Maps are linear in the features: averaging the features of mirrored views, mirrored back, averages their maps.
         mirrored = FLIP_VIEWS[self.flip][1:]  # the plain view needs no copy of the picture or its features
-        features = member.model.features(images)
+        features, maps = _look_once(member, images)
         for axes in mirrored:
-            features = features + member.model.features(images.flip(axes)).flip(axes)
-        return features / (1 + len(mirrored)) if mirrored else features
+            others, their_maps = _look_once(member, images.flip(axes))
+            features = features + others.flip(axes)
+            maps = None if maps is None or their_maps is None else maps + their_maps.flip(axes)
+        views = 1 + len(mirrored)
+        return features / views if mirrored else features, None if maps is None else maps / views
 
     @torch.inference_mode()
     def run_features(self, features: Sequence[Tensor], modalities: bool = True) -> Outputs:
-        """As `run`, from the backbone features of each member, (B, D, h, w) each."""
+        """As `run`, from the backbone features of each member, (B, D, h, w) each; members have no segmenter."""
+        return self._outputs(features, [None] * len(features), modalities)
+
+    def _outputs(self, features: Sequence[Tensor], refined: Sequence[Tensor | None], modalities: bool) -> Outputs:
         single = len(self.members) == 1
         scores, class_maps, modality_maps = [], [], None
-        for member, x in zip(self.members, features, strict=True):
+        for member, x, maps in zip(self.members, features, refined, strict=True):
+            if maps is not None:
+                scores.append(member.model.score(x))
+                class_maps.append(maps)
+                modality_maps = maps[:, :, None] if modalities and single else None
+                continue
             if modalities and single:
                 modality_maps = member.model.maps_of(x)
                 class_maps.append(modality_maps.mean(dim=2))
@@ -341,7 +365,7 @@ def load(
     tile: int | None = None,
     calibrated: bool = True,
 ) -> Predictor:
-    """A model ready to predict: a run folder, an ensemble's folder, or a packaged model such as `imagenet-lite0`.
+    """A model ready to predict: the folder of a run, an ensemble or a refined model, or a packaged `imagenet-lite0`.
 
     Args:
         flip: average the maps of mirrored views, "horizontal" or "both" ways: steadier, at two or four times the cost.
@@ -377,8 +401,10 @@ def load(
             raise ConfigError(f"{name} is an ensemble: each member has its own size.", "Leave sizes out.")
         predictor = _load_ensemble(name, folder, device, flip, output_stride, tile)
     else:
-        run = open_run(folder)
-        members = at_sizes(Member(run.load_model(output_stride), run.preprocess), sizes)
+        refined = open_refined(folder) if is_refined(folder) else None
+        run = refined.base if refined else open_run(folder)
+        segmenter = refined.load_segmenter() if refined else None
+        members = at_sizes(Member(run.load_model(output_stride), run.preprocess, segmenter), sizes)
         predictor = Predictor(name, members, run.classes, run.task, device, flip, tile=tile)
     if calibrated:
         predictor.calibration = read_calibration(folder, predictor.classes)
@@ -387,7 +413,15 @@ def load(
 
 def at_sizes(member: Member, sizes: Sequence[int]) -> list[Member]:
     """The same network once for each input size, or as it is where none is given."""
-    return [Member(member.model, replace(member.preprocess, size=size)) for size in sizes] or [member]
+    return [replace(member, preprocess=replace(member.preprocess, size=size)) for size in sizes] or [member]
+
+
+def _look_once(member: Member, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Features of one view of the pictures, and the maps of the member's segmenter."""
+    if member.segmenter is None:
+        return member.model.features(images), None
+    levels = member.model.backbone.levels(images)
+    return levels[-1], member.segmenter(levels)
 
 
 def _load_ensemble(

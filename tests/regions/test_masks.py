@@ -354,7 +354,7 @@ def test_a_mask_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
         whole = maps_to_mask(maps, prob, (50, 41), params, background_map=other)
         strength, label = strongest_class(maps, prob, (50, 41), rule=params.rule)
         with monkeypatch.context() as small:
-            small.setattr("wildcat.regions.masks.STRIP_PIXELS", 41 * 3 + 7)
+            small.setattr("wildcat.regions.masks.STRIP_VALUES", 3 * 41 * 3 + 7)
             np.testing.assert_array_equal(maps_to_mask(maps, prob, (50, 41), params, background_map=other), whole)
             strips = strongest_class(maps, prob, (50, 41), rule=params.rule)
         np.testing.assert_allclose(strips[0], strength, atol=1e-5)

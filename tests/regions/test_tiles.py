@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ def test_every_pixel_is_covered_and_neighbours_overlap(width: int, height: int, 
     assert tiles.tile == (min(side, width), min(side, height))
     for length, own, starts in zip((width, height), tiles.tile, (tiles.lefts, tiles.tops), strict=True):
         assert starts[0] == 0 and starts[-1] + own == length
-        assert all(a + own - b >= int(overlap * own) for a, b in zip(starts, starts[1:], strict=False))
+        assert all(a + own - b >= int(overlap * own) for a, b in pairwise(starts))
         fewest = -(-(length - own) // max(1, own * (1 - overlap))) + 1
         assert len(starts) == fewest
     assert len(list(tiles)) == len(tiles) == len(set(tiles))

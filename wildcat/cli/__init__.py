@@ -28,6 +28,7 @@ from wildcat.cli.export import Export, run_export
 from wildcat.cli.options import Command
 from wildcat.cli.predict import Predict, run_predict
 from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "evaluate": (Evaluate, run_evaluate),
     "predict": (Predict, run_predict),
     "calibrate": (Calibrate, run_calibrate),
+    "refine": (Refine, run_refine),
     "export": (Export, run_export),
     "serve": (Serve, run_serve),
     "ensemble": (Ensemble, run_ensemble),

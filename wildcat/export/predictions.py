@@ -25,9 +25,9 @@ SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 """What can be written of a prediction beside its line.
 
 overlays: the picture under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
-lowest to its highest value; both of at most 16 million pixels. modalities: the picture under each of the M maps of a class, and all M side by side.
-masks: an indexed .png of the predicted classes. arrays: one .npz with the raw scores, class maps and modality maps in
-the network's resolution.
+lowest to its highest value. Both are reduced where they would have more than 16 million pixels. modalities: the picture
+under each of the M maps of a class, and all M side by side. masks: an indexed .png of the predicted classes. arrays:
+one .npz with the raw scores, class maps and modality maps in the network's resolution.
 """
 
 ROWS = "predictions.jsonl"

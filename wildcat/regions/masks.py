@@ -39,8 +39,8 @@ HIGHEST_PNG_LABEL = 254
 RAW_RULES = ("score", "trained")
 """Rules that compare the maps as they are; the others divide each by its maximum first."""
 
-STRIP_PIXELS = 1 << 22
-"""Pixels of a picture whose maps are upsampled at once."""
+STRIP_VALUES = 1 << 24
+"""Values of upsampled maps, classes times pixels, that are held at once."""
 
 CRF_PIXELS = 1 << 20
 """Pixels a dense CRF sees at most: larger pictures are shrunk to as many for it. Published settings are in pixels of
@@ -193,8 +193,8 @@ def class_probabilities_with_background(
             )
         return _like(torch.softmax(torch.cat([_maps(extra[None]), tensor]), dim=0), maps)
     if params.rule == "score":
-        extra = tensor.new_full((1, *tensor.shape[1:]), params.score)
-        return _like(torch.softmax(torch.cat([extra, tensor]), dim=0), maps)
+        level = tensor.new_full((1, *tensor.shape[1:]), params.score)
+        return _like(torch.softmax(torch.cat([level, tensor]), dim=0), maps)
     scores = normalize_maps(tensor)
     strength = scores.amax(dim=0) if len(scores) else scores.new_zeros(scores.shape[1:])
     scores = torch.cat([_background_score(strength, params)[None], scores])
@@ -280,8 +280,9 @@ def maps_to_mask(
     raw_background = None if background_map is None else _maps(as_tensor(background_map).to(drawn)[None])
     if crf is not None and image is not None:
         seen = _shrunk(image, size)
-        background = None if raw_background is None else upsample_maps(raw_background, seen.shape[:2])[0]
-        unary = class_probabilities_with_background(upsample_maps(drawn, seen.shape[:2]), params, background)
+        own = (int(seen.shape[0]), int(seen.shape[1]))
+        background = None if raw_background is None else upsample_maps(raw_background, own)[0]
+        unary = class_probabilities_with_background(upsample_maps(drawn, own), params, background)
         labels = torch.cat([chosen.new_zeros(1), chosen + 1])
         for rows, strip in _strips(dense_crf(seen, unary, crf), size):
             mask[rows] = labels[strip.argmax(dim=0)]
@@ -360,7 +361,7 @@ def _gated(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tup
 def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> Iterator[tuple[slice, Tensor]]:
     """Maps (K, h, w) upsampled to a picture's size, (K, rows, W) at a time; a picture of ordinary size all at once."""
     height, width = size
-    if height * width <= STRIP_PIXELS:
+    if len(maps) * height * width <= STRIP_VALUES:
         whole = upsample_maps(maps, size)
         yield slice(0, height), normalize_maps(whole) if normalized else whole
         return
@@ -370,7 +371,7 @@ def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> It
     )
     above = place.long()
     below, part = (above + 1).clamp_max(maps.shape[1] - 1), (place - above)[:, None]
-    step = max(1, STRIP_PIXELS // width)
+    step = max(1, STRIP_VALUES // (len(maps) * width))
     strips = [slice(top, min(top + step, height)) for top in range(0, height, step)]
 
     def upsampled(rows: slice) -> Tensor:

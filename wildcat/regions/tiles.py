@@ -91,7 +91,7 @@ def tile_picture(width: int, height: int, side: int, overlap: float = OVERLAP) -
 
 def _starts(length: int, side: int, overlap: float) -> tuple[int, ...]:
     steps = int(np.ceil((length - side) / max(1.0, side * (1 - overlap))))
-    return tuple(int(round(x)) for x in np.linspace(0, length - side, steps + 1))
+    return tuple(round(float(x)) for x in np.linspace(0, length - side, steps + 1))
 
 
 class MapCanvas:
@@ -111,7 +111,9 @@ class MapCanvas:
         rows, columns = maps.shape[-2:]
         if self._sum is None or self._weight is None:
             # ceil: a cell of the canvas is never larger than one of a tile
-            size = [-(-n * p // t) for n, p, t in zip((columns, rows), self.tiles.picture, self.tiles.tile, strict=True)]
+            size = [
+                -(-n * p // t) for n, p, t in zip((columns, rows), self.tiles.picture, self.tiles.tile, strict=True)
+            ]
             self._sum = np.zeros((*maps.shape[:-2], size[1], size[0]), dtype=np.float32)
             self._weight = np.zeros((size[1], size[0]), dtype=np.float32)
         height, width = self._weight.shape

@@ -21,6 +21,7 @@ from wildcat.data.sample import DataSet, Sample
 from wildcat.errors import ConfigError, RunError
 from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
+from wildcat.train.refined import BASE, SEGMENTER
 from wildcat.train.runs import WEIGHTS, versions, write_json
 
 SCHEMA = 2
@@ -121,8 +122,9 @@ def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the weights of a run, or of an ensemble's members and their combination."""
-    files = [folder / WEIGHTS, folder / COMBINATION, *sorted((folder / "members").glob(f"*/{WEIGHTS}"))]
+    """SHA-256 over the weights of a run, of an ensemble's members and combination, or of a refined model."""
+    refined = [folder / BASE / WEIGHTS, folder / SEGMENTER]
+    files = [folder / WEIGHTS, folder / COMBINATION, *refined, *sorted((folder / "members").glob(f"*/{WEIGHTS}"))]
     digests = []
     for path in files:
         if path.is_file():

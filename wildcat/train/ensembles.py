@@ -25,13 +25,10 @@ from numpy.typing import NDArray
 from wildcat.data.sample import Task
 from wildcat.errors import RunError
 from wildcat.train.runs import (
-    CONFIG,
     ENSEMBLE,
-    MANIFEST,
-    METRICS,
     RESTORE,
-    WEIGHTS,
     Run,
+    copy_run,
     open_run,
     refuse_taken,
     versions,
@@ -111,11 +108,7 @@ def write_ensemble(
     try:
         with writing(folder):
             for number, run in enumerate(runs, 1):
-                member = made / "members" / str(number)
-                member.mkdir(parents=True)
-                for name in (CONFIG, MANIFEST, WEIGHTS, METRICS):
-                    if (run.folder / name).is_file():
-                        shutil.copyfile(run.folder / name, member / name)
+                copy_run(run, made / "members" / str(number))
         if combination is not None:
             arrays = {"weight": combination[0], "bias": combination[1]}
             write_bytes(made / COMBINATION, safetensors.numpy.save(arrays))

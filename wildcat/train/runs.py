@@ -32,7 +32,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from wildcat._version import __version__
 from wildcat.config import TrainConfig, config_text, read_config, to_dict
@@ -47,8 +47,8 @@ SCHEMA = 1
 
 CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"
 
-ENSEMBLE = "ensemble.json"
-"""What makes a folder an ensemble (`wildcat.train.ensembles`) instead of a run."""
+ENSEMBLE, REFINED = "ensemble.json", "refined.json"
+"""What makes a folder an ensemble (`wildcat.train.ensembles`) or a refined model (`wildcat.train.refined`)."""
 
 RESTORE = "Restore it from a copy, or train again."
 
@@ -177,6 +177,14 @@ def discard_unused(run: Run) -> None:
         shutil.rmtree(run.folder)
 
 
+def copy_run(run: Run, folder: Path) -> None:
+    """Copy what a run needs to predict, and its history, into a new folder."""
+    folder.mkdir(parents=True)
+    for name in (CONFIG, MANIFEST, WEIGHTS, METRICS):
+        if (run.folder / name).is_file():
+            shutil.copyfile(run.folder / name, folder / name)
+
+
 def open_run(folder: Path) -> Run:
     """Open a run folder and check what it says of itself.
 
@@ -191,6 +199,8 @@ def open_run(folder: Path) -> Run:
             f"{folder} is an ensemble, not a single run.",
             f"Name one of its members, such as {folder / 'members' / '1'}.",
         )
+    if (folder / REFINED).is_file():
+        raise RunError(f"{folder} is a refined model, not a run.", f"Name the run in it: {folder / 'base'}.")
     for name in (MANIFEST, CONFIG):
         if not (folder / name).is_file():
             raise RunError(
@@ -334,13 +344,13 @@ def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
     write_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def save_weights(model: Wildcat, path: Path) -> None:
+def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors, atomically."""
     state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
     write_bytes(path, safetensors.torch.save(state))
 
 
-def load_weights(model: Wildcat, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Read a network's weights; every key and shape must fit.
 
     Raises:
@@ -356,7 +366,7 @@ def load_weights(model: Wildcat, path: Path) -> None:
     adopt_state(model, state, path)
 
 
-def adopt_state(model: Wildcat, state: Mapping[str, Tensor], path: Path) -> None:
+def adopt_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load a state dict whose keys and shapes must all fit.
 
     Raises:

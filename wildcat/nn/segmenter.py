@@ -1,0 +1,115 @@
+"""The segmenter: a second network on the same frozen backbone, trained on masks that the first made from tags.
+
+The first network classifies regions of 32 pixels and was told no more than which classes a picture holds. Its masks,
+sharpened to the edges of the pictures, are labels for pixels; a network that also sees the finer levels of the backbone
+learns from them what the many pictures agree on (the second step of weakly supervised segmentation since Wei et al.,
+2016, and Kolesnikov and Lampert, 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wildcat.errors import ConfigError, ShapeError
+
+WIDTH = 128
+"""Channels of the segmenter's layers."""
+
+LEAST_SPREAD = 1e-3
+"""Of a channel, which one that never varies is divided by."""
+
+DROPOUT = 0.1
+"""Part of the channels that training leaves out before the classifier."""
+
+
+class Segmenter(nn.Module):
+    """Levels of a backbone in, one map a class out: the log-odds of the class against the background at each place.
+
+    Each level is standardised and brought to `width` channels and to one grid; their sum goes through a 3x3
+    convolution and a linear classifier (a feature pyramid, Lin et al., CVPR 2017, with one output). The background is
+    the class whose log-odds are 0.
+
+    Attributes:
+        channels: of each level, the finest first.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> None:
+        super().__init__()
+        if not channels or num_classes < 1 or width < 1:
+            raise ConfigError(
+                f"channels={tuple(channels)}, num_classes={num_classes}, width={width}: give at least one of each."
+            )
+        self.channels = tuple(channels)
+        self.scales: Sequence[LevelScale] = nn.ModuleList(LevelScale(c) for c in channels)  # type: ignore[assignment]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in channels)
+        self.norm = nn.BatchNorm2d(width)
+        self.mix = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.mix_norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(DROPOUT)
+        self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """(B, D, h, w) of each level -> (B, C, H, W) maps, on the grid of the second coarsest level.
+
+        Raises:
+            ShapeError: another number of levels, or of channels, than the segmenter was made for.
+        """
+        found = tuple(int(level.shape[1]) for level in levels)
+        if found != self.channels:
+            raise ShapeError(
+                f"the levels have {found} channels, the segmenter takes {self.channels}.",
+                "Is it the backbone that it was trained on?",
+            )
+        grid = levels[-2 if len(levels) > 1 else -1].shape[-2:]
+        parts = zip(levels, self.scales, self.laterals, strict=True)
+        summed = sum(on_grid(lateral(scale(level)), grid) for level, scale, lateral in parts)
+        mixed = torch.relu(self.mix_norm(self.mix(torch.relu(self.norm(summed)))))
+        maps: Tensor = self.classify(self.dropout(mixed))
+        return maps
+
+    @torch.no_grad()
+    def measure(self, levels: Sequence[Tensor]) -> None:
+        """Adopt the mean and spread of each channel over the places of these levels, (B, D, h, w) each."""
+        for scale, level in zip(self.scales, levels, strict=True):
+            scale.mean.copy_(level.mean(dim=(0, 2, 3)))
+            scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(LEAST_SPREAD))
+
+
+class LevelScale(nn.Module):
+    """Fixed per-channel standardisation of a level, `(x - mean) / std`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, level: Tensor) -> Tensor:
+        return (level - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, K, h, w) on another grid: the mean over the cells of a finer one, bilinear between those of a coarser."""
+    size = (int(grid[0]), int(grid[1]))
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
+        return functional.adaptive_avg_pool2d(maps, size)
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def segmentation_loss(maps: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of each place's classes, the background first, against soft labels.
+
+    Args:
+        maps: (B, C, h, w) log-odds against the background.
+        targets: (B, C + 1, h, w) probabilities that sum to 1 at a place, or to less where it counts less.
+    """
+    log_probs = torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1).log_softmax(dim=1)
+    return -(targets * log_probs).sum() / targets.sum().clamp_min(1.0)

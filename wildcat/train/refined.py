@@ -1,0 +1,138 @@
+"""The folder of a refined model: a run, and the segmenter trained on masks the run made. It is a model as a run is.
+
+refined.json            classes, task, the segmenter's levels and grid, and what it was trained on
+segmenter.safetensors   its weights
+base/                   a copy of the run: it says which classes are there, and its backbone feeds the segmenter
+calibration.json        how masks are drawn, see `wildcat.train.calibrations`
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wildcat.errors import RunError
+from wildcat.nn.segmenter import Segmenter
+from wildcat.train.runs import (
+    REFINED,
+    RESTORE,
+    Run,
+    copy_run,
+    load_weights,
+    open_run,
+    refuse_existing,
+    save_weights,
+    versions,
+    write_json,
+    writing,
+)
+
+SCHEMA = 1
+"""Version of the folder's layout."""
+
+SEGMENTER, BASE = "segmenter.safetensors", "base"
+
+
+@dataclass(frozen=True)
+class Refined:
+    """A refined model's folder that has been opened and checked.
+
+    Attributes:
+        base: the run it was made of, a copy.
+        channels: of the levels of the backbone that the segmenter sees, the finest first.
+        width: channels of the segmenter's layers.
+    """
+
+    folder: Path
+    base: Run
+    channels: tuple[int, ...]
+    width: int
+    manifest: Mapping[str, Any]
+
+    def load_segmenter(self) -> Segmenter:
+        """The segmenter with its weights, on the CPU, ready to predict.
+
+        Raises:
+            RunError: the weights are missing, damaged or of another network.
+        """
+        segmenter = Segmenter(self.channels, len(self.base.classes), self.width)
+        load_weights(segmenter, self.folder / SEGMENTER)
+        return segmenter.eval()
+
+
+def is_refined(folder: Path) -> bool:
+    """Whether a folder says that it is a refined model."""
+    return (folder / REFINED).is_file()
+
+
+def write_refined(
+    folder: Path,
+    run: Run,
+    segmenter: Segmenter,
+    record: Mapping[str, Any],
+    finish: Callable[[Path], object] = lambda made: None,
+) -> Refined:
+    """Make the folder of a refined model; all of it or nothing.
+
+    Args:
+        record: what to say of how the segmenter was trained; plain values.
+        finish: writes what else belongs there, given the folder in the making.
+
+    Raises:
+        RunError: the folder exists and is not empty, or the disk is full; nothing is left behind.
+    """
+    refuse_existing(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        with writing(folder):
+            copy_run(run, made / BASE)
+        save_weights(segmenter, made / SEGMENTER)
+        manifest = {
+            "schema": SCHEMA,
+            "classes": list(run.classes),
+            "task": run.task,
+            "channels": list(segmenter.channels),
+            "width": segmenter.classify.in_channels,
+            "base": str(run.folder),
+            "trained": dict(record),
+            "versions": versions(),
+        }
+        write_json(made / REFINED, manifest)
+        finish(made)
+        with writing(folder):
+            made.chmod(0o755)
+            made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return open_refined(folder)
+
+
+def open_refined(folder: Path) -> Refined:
+    """Open the folder of a refined model and check that its parts fit each other.
+
+    Raises:
+        RunError: a damaged or missing file, or a layout of another version.
+    """
+    path = folder / REFINED
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        schema, classes = manifest["schema"], tuple(manifest["classes"])
+        channels, width = tuple(int(c) for c in manifest["channels"]), int(manifest["width"])
+        if min(*channels, width) < 1:
+            raise ValueError("channels below 1")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
+    if schema != SCHEMA:
+        raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", RESTORE)
+    base = open_run(folder / BASE)
+    if base.classes != classes:
+        raise RunError(f"{path} names other classes than {folder / BASE}.", RESTORE)
+    return Refined(folder, base, channels, width, manifest)
