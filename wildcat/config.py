@@ -33,13 +33,9 @@ Regions = int | float
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How a segmenter is trained on masks made from tags, see `wildcat.refinement`.
+    """How a segmenter is trained on masks made from tags, see `wildcat.refinement`."""
 
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    rounds: int = 2
+    rounds: int = 1
     """How often the segmenter is trained: first on the run's masks, then on those of the segmenter before."""
     epochs: int = 12
     """Epochs of each round."""
@@ -52,7 +48,12 @@ class RefineConfig:
     seed: int = 0
     """Seed of the initial weights and the order of the pictures."""
 
-    def __post_init__(self) -> None:
+    def validate(self) -> None:
+        """Check every value.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
         for name in ("rounds", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")

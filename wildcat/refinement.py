@@ -72,12 +72,14 @@ def refine(
         listener: hears of the stages: features, labels and training, round by round.
 
     Raises:
+        ConfigError: a setting is out of range.
         RunError: the folder exists, or cannot be written.
         DataError: the data has other classes than the run, or the split no tagged picture.
         TrainingError: the loss is not finite.
         ImageError: a picture cannot be read.
     """
     config = config or RefineConfig()
+    config.validate()
     refuse_existing(folder)
     if set(run.classes) != set(data.classes):
         raise DataError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was trained on.")

@@ -199,8 +199,8 @@ class Prediction:
         """The picture with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class.
 
         The heat of a class that is not predicted fades with its probability: each map is drawn from its own lowest to
-        its highest value, and would otherwise glow as brightly where there is nothing. Large pictures are drawn reduced,
-        see `drawn_size`.
+        its highest value, and would otherwise glow as brightly where there is nothing. Large pictures are drawn
+        reduced, see `drawn_size`.
         """
         name = self.top if name is None else name
         picture = self.load_drawn()

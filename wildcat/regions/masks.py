@@ -183,7 +183,7 @@ def class_probabilities_with_background(
     """
     params = params or MaskParams()
     _check_rule(params, background_map)
-    tensor = _maps(maps)
+    tensor: Tensor = _maps(maps)
     if background_map is not None:
         extra = as_tensor(background_map).to(tensor)
         if extra.shape != tensor.shape[1:]:
