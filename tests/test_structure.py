@@ -14,7 +14,7 @@ FLOORS = (
     {"errors", "config", "_version"},
     {"nn", "data", "metrics", "regions", "viz"},
     {"train", "results"},
-    {"predictor", "evaluation", "calibration", "ensemble"},
+    {"predictor", "evaluation", "calibration", "ensemble", "refinement"},
     {"export", "serve", "viz.report", "bench", "progress"},
     {"cli", "__main__", ""},  # "" is the package itself, which hands out what users import
 )
