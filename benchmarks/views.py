@@ -46,7 +46,6 @@ def main() -> None:
         "mirrored": {"flip": "horizontal"},
         "stride 16": {"output_stride": 16},
         "stride 16, mirrored": {"output_stride": 16, "flip": "horizontal"},
-        "stride 8": {"output_stride": 8},
         f"{size} + {size * 5 // 4} px": {"sizes": (size, size * 5 // 4)},
         f"{size * 3 // 4} + {size} + {size * 5 // 4} px": {"sizes": (size * 3 // 4, size, size * 5 // 4)},
     }

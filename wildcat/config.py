@@ -81,6 +81,9 @@ class TrainConfig:
     architecture: Architecture = "a"
     """a: classify each region, then pool (the paper's choice); b: pool the features, then classify; c: as a, but pool
     each of the M maps by itself."""
+    background: bool = False
+    """Regions choose between the classes and a background that every picture is tagged with; masks then need no
+    threshold. For independent classes and architecture a."""
     num_maps: int = 4
     """M, the maps per class; each may find another part of the object."""
     kmax: Regions = 0.2
@@ -185,6 +188,12 @@ class TrainConfig:
         ):
             if not right:
                 raise ConfigError(f"{name}={getattr(self, name)}: give {allowed}.")
+        if self.background and (self.architecture != "a" or self.pooling == "attention"):
+            raise ConfigError(
+                f"background goes with architecture a and pooling of class maps, not with architecture "
+                f"{self.architecture}, pooling {self.pooling}.",
+                "Leave --background out, or --architecture and --pooling at their defaults.",
+            )
         if self.tune == "head" and self.weights == "none":
             raise ConfigError(
                 "tune=head with weights=none would train on the features of a random network.",

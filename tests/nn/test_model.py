@@ -17,7 +17,14 @@ from wildcat.config import METHODS, TrainConfig, method_settings
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.attention import AttentionPool
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import Architecture, FeatureScale, Wildcat, create_model, model_from_config
+from wildcat.nn.model import (
+    Architecture,
+    FeatureScale,
+    Wildcat,
+    against_the_others,
+    create_model,
+    model_from_config,
+)
 from wildcat.nn.pooling import class_wise_pool, create_pool
 
 
@@ -324,3 +331,41 @@ def test_making_a_model_leaves_the_callers_random_numbers_usable(pooling: str) -
         torch.manual_seed(7)
         made.append(create_model("test_resnet", 2, pretrained=False, pooling=pooling).state_dict())
     assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
+
+
+# --- a background that competes ---------------------------------------------------------------------------------------
+
+
+def test_against_the_others_by_a_loop() -> None:
+    maps = 6 * torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    found = against_the_others(maps)
+    every = np.concatenate([maps.numpy(), np.zeros((2, 1, 3, 5))], axis=1)
+    for c in range(5):
+        rest = np.exp(np.delete(every, c, axis=1)).sum(axis=1)
+        np.testing.assert_allclose(found[:, c], every[:, c] - np.log(rest), rtol=1e-9, atol=1e-9)
+    probs = torch.cat([maps, torch.zeros(2, 1, 3, 5, dtype=torch.float64)], dim=1).softmax(dim=1)
+    torch.testing.assert_close(found.sigmoid(), probs)
+
+
+def test_against_the_others_far_apart_and_its_gradient() -> None:
+    far = torch.tensor([500.0, -500.0, 0.0, 200.0]).reshape(1, 4, 1, 1)
+    assert against_the_others(far).isfinite().all()
+    assert against_the_others(far).flatten().tolist() == [300.0, -1000.0, -500.0, -300.0, -500.0]
+    maps = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(against_the_others, (maps,))
+
+
+def test_a_network_with_a_background() -> None:
+    model = create_model("test_resnet", 3, pretrained=False, background=True).eval()
+    features = model.features(torch.randn(2, 3, 96, 64))
+    with torch.no_grad():
+        every, maps = model.training_scores(features), model.class_maps_of(features)
+        assert every.shape == (2, 4) and maps.shape == (2, 3, 3, 2)
+        torch.testing.assert_close(model.score(features), every[:, :3])
+        torch.testing.assert_close(every, model.pool(against_the_others(maps)))
+    plain = create_model("test_resnet", 3, pretrained=False)
+    assert plain.training_scores(features).shape == (2, 3)
+    assert plain.state_dict().keys() == model.state_dict().keys(), "the background has no weights of its own"
+    for wrong in ({"architecture": "b"}, {"pooling": "attention"}):
+        with pytest.raises(ConfigError, match="background=True goes with"):
+            create_model("test_resnet", 3, pretrained=False, background=True, **wrong)  # type: ignore[arg-type]

@@ -399,3 +399,43 @@ def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes
     (first.folder / MANIFEST).write_text(json.dumps(other))
     with pytest.raises(RunError, match=r"first was trained on other classes"):
         train(create_run(tmp_path / "third", still, shapes), shapes)
+
+
+# --- a background that is in every picture ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_a_background_is_learned_along(tmp_path: Path, shapes: DataSet, weights: str, tune: Tune) -> None:
+    settings = replace(SMALL, background=True, epochs=4, tune=tune, weights=weights, lr=0.05, balance=True)
+    run = create_run(tmp_path / "run", settings, shapes)
+    assert train(run, shapes).finished
+    history = run.history()
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert all(0 <= line["val"]["map"] <= 1 for line in history)
+    assert run.load_model()(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_the_background_is_in_every_picture(tmp_path: Path, shapes: DataSet, weights: str) -> None:
+    """The loss that is written is that of the classes and of one more whose label is always on."""
+    still = replace(
+        SMALL, background=True, epochs=1, tune="head", weights=weights, lr=1e-12, flip="none", batch_size=22
+    )
+    run = create_run(tmp_path / "run", still, shapes)
+    train(run, shapes)
+    model, samples = run.load_model(), shapes.split("train")
+    images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
+    with torch.no_grad():
+        scores = model.training_scores(model.features(images))
+    labels = torch.cat([torch.from_numpy(label_matrix(samples)), torch.ones(22, 1, dtype=torch.int8)], dim=1)
+    known, signs = labels != 0, labels.float()
+    expected = (nn.functional.softplus(-signs * scores) * known).sum() / known.sum()
+    assert run.history()[0]["loss"] == pytest.approx(float(expected), rel=2e-3)  # features are kept in half precision
+
+
+def test_a_background_is_for_independent_classes(tmp_path: Path, shapes: DataSet) -> None:
+    data = replace(shapes, task="multiclass", _cache={})
+    with pytest.raises(ConfigError, match="background is for independent classes; those of shapes exclude"):
+        create_run(tmp_path / "run", replace(SMALL, background=True), data)
+    with pytest.raises(ConfigError, match="background goes with architecture a"):
+        create_run(tmp_path / "run", replace(SMALL, background=True, architecture="b"), shapes)
+    assert not (tmp_path / "run").exists()

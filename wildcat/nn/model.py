@@ -31,6 +31,8 @@ class Wildcat(nn.Module):
             here do the M maps of a class get gradients of their own, at the regions that each selects.
             All three are one model with average pooling, and with attention, whose weights are the same for the M maps
             of a class: both are linear in the maps.
+        background: whether the classes of a region compete, see `against_the_others`: with each other and with a
+            background that is in every picture. Class maps are then log-odds against it, and masks need no threshold.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Wildcat(nn.Module):
         num_maps: int,
         pool: MapPool | AttentionPool,
         architecture: Architecture = "a",
+        background: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1 or num_maps < 1:
@@ -49,6 +52,11 @@ class Wildcat(nn.Module):
                 f"architecture={architecture!r}: give 'a' (classify, then pool), 'b' (pool, then classify) or "
                 "'c' (classify, then pool each of the M maps by itself)."
             )
+        if background and (architecture != "a" or isinstance(pool, AttentionPool)):
+            raise ConfigError(
+                "background=True goes with architecture 'a' and a pooling of class maps.",
+                "Leave it out, or architecture and pooling at their defaults.",
+            )
         self.backbone = backbone
         self.standardize = FeatureScale(backbone.num_features)
         self.transfer = nn.Conv2d(backbone.num_features, num_classes * num_maps, kernel_size=1)
@@ -56,6 +64,7 @@ class Wildcat(nn.Module):
         self.num_classes = num_classes
         self.num_maps = num_maps
         self.architecture = architecture
+        self.background = background
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images -> (B, C) scores (logits)."""
@@ -70,8 +79,15 @@ class Wildcat(nn.Module):
 
     def score(self, features: Tensor, class_maps: Tensor | None = None) -> Tensor:
         """(B, D, h, w) features -> (B, C) scores; `class_maps` are those of the features, where they have been made."""
+        return self.training_scores(features, class_maps)[:, : self.num_classes]
+
+    def training_scores(self, features: Tensor, class_maps: Tensor | None = None) -> Tensor:
+        """As `score`, (B, C); with a background (B, C + 1), its score last, whose label is always on."""
         scores: Tensor
-        if self.architecture == "a" or isinstance(self.pool, AttentionPool):
+        if self.background:
+            class_maps = self.class_maps_of(features) if class_maps is None else class_maps
+            scores = self.pool(against_the_others(class_maps))
+        elif self.architecture == "a" or isinstance(self.pool, AttentionPool):
             class_maps = self.class_maps_of(features) if class_maps is None else class_maps
             attended = (self.standardize(features),) if isinstance(self.pool, AttentionPool) else ()
             scores = self.pool(class_maps, *attended)
@@ -138,6 +154,26 @@ class Wildcat(nn.Module):
         return bias
 
 
+def against_the_others(maps: Tensor) -> Tensor:
+    """(B, C, h, w) log-odds of each class against the background -> (B, C + 1, h, w), the background's last.
+
+    What speaks for each class against all others and the background together, at each place: its value less the
+    log-sum-exp of the rest, the background being 0. It is the logit of the class's softmax probability (a background
+    class that competes at each place: Pinheiro and Collobert, CVPR 2015), so the loss of independent classes fits it.
+
+    >>> against_the_others(torch.zeros(1, 1, 1, 1)).flatten().tolist()  # one class, as likely as the background
+    [0.0, 0.0]
+    """
+    every = torch.cat([maps, torch.zeros_like(maps[:, :1])], dim=1)
+    highest, best = every.max(dim=1, keepdim=True)
+    is_best = torch.zeros_like(every, dtype=torch.bool).scatter(1, best, value=True)
+    # Without the highest, the rest is a sum of its own; without another one, the highest keeps the sum above 1.
+    without_best = every.masked_fill(is_best, -torch.inf).logsumexp(dim=1, keepdim=True)
+    total = (every - highest).exp().sum(dim=1, keepdim=True)
+    own = (every - highest).exp().masked_fill(is_best, 0.0)
+    return every - torch.where(is_best, without_best, highest + (total - own).log())
+
+
 class FeatureScale(nn.Module):
     """Fixed per-channel standardisation, `(x - mean) / std`; the identity until measured.
 
@@ -191,6 +227,7 @@ def create_model(
     residual: float = 0.2,
     temperature: float = math.inf,
     attention_size: int = 128,
+    background: bool = False,
 ) -> Wildcat:
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 
@@ -208,6 +245,7 @@ def create_model(
         image_size: input side in pixels, for transformers; convolutional backbones take any size.
         residual, temperature: lambda and T of residual attention, see `wildcat.nn.pooling.csra_pool`.
         attention_size: L, the hidden units of gated attention.
+        background: let the classes of a region compete with each other and a background, see `Wildcat`.
 
     Raises:
         ConfigError, MissingExtra, RunError: see `wildcat.nn.backbones.create_backbone`.
@@ -224,7 +262,7 @@ def create_model(
     features = create_backbone(backbone, weights, output_stride, image_size)
     if pool is None:
         pool = AttentionPool(features.num_features, num_classes, attention_size)
-    return Wildcat(features, num_classes, num_maps, pool, architecture)
+    return Wildcat(features, num_classes, num_maps, pool, architecture, background)
 
 
 def model_from_config(config: TrainConfig, num_classes: int, weights: str | None = None) -> Wildcat:
@@ -245,6 +283,7 @@ def model_from_config(config: TrainConfig, num_classes: int, weights: str | None
         residual=config.residual,
         temperature=config.temperature,
         attention_size=config.attention_size,
+        background=config.background,
     )
 
 

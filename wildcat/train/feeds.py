@@ -46,7 +46,7 @@ class Feed(Protocol):
         """Batches of val, in order."""
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        """Inputs -> (B, C) scores."""
+        """Inputs -> (B, C) scores, or (B, C + 1) where the network has a background."""
 
     def freeze(self, model: Wildcat) -> None:
         """Put the layers that are not trained into evaluation mode."""
@@ -85,8 +85,7 @@ class PictureFeed:
         return load_batches(self.val, batches, workers=self.workers)
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        scores: Tensor = model(inputs.contiguous(memory_format=torch.channels_last))
-        return scores
+        return model.training_scores(model.features(inputs.contiguous(memory_format=torch.channels_last)))
 
     def freeze(self, model: Wildcat) -> None:
         pass
@@ -175,7 +174,7 @@ class FeatureFeed:
             yield self.val.batch(batch), self.val_labels[batch]
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        return model.score(inputs)
+        return model.training_scores(inputs)
 
     def freeze(self, model: Wildcat) -> None:
         model.backbone.eval()

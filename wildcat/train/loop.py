@@ -177,10 +177,12 @@ class Trainer:
         self.optimizer = create_optimizer(model, self.config)
         self.loss = multiclass_loss if multiclass else multilabel_loss
         weights = balancing_weights(frequencies, multiclass) if self.config.balance else None
+        if weights is not None and self.config.background:
+            weights = torch.cat([weights, weights.new_ones(1)])
         self.class_weights = None if weights is None else weights.to(device)
         # The multi-label loss is a mean over classes: without their number each class would learn the slower the more
         # there are. With it one learning rate fits any number of classes, and cross-entropy as well.
-        self.gradient_scale = 1.0 if multiclass else float(len(run.classes))
+        self.gradient_scale = 1.0 if multiclass else float(len(run.classes) + self.config.background)
         self.steps_per_epoch = feed.steps_per_epoch(self.config.accumulate)
         self.metric_name = "accuracy" if multiclass else "map"
         self.fingerprint = data_fingerprint
@@ -226,6 +228,8 @@ class Trainer:
     def take_step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, int]:
         """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures)."""
         count = sum(len(labels) for _, labels in group)
+        if self.config.background:
+            group = [(inputs, with_background(labels)) for inputs, labels in group]
         weights = None if self.class_weights is None else self.class_weights.cpu()
         masses = [float(loss_mass(labels, self.multiclass, weights)) for _, labels in group]
         self.optimizer.zero_grad(set_to_none=True)
@@ -295,12 +299,13 @@ class Trainer:
         self.model.eval()
         scores, labels = [], []
         for inputs, batch_labels in self.feed.val_batches():
-            scores.append(self.feed.scores(self.model, inputs.to(self.device)).float().cpu())
+            scored = self.feed.scores(self.model, inputs.to(self.device))
+            scores.append(scored[:, : len(self.run.classes)].float().cpu())
             labels.append(batch_labels)
         all_scores, all_labels = torch.cat(scores), torch.cat(labels)
         if not bool(all_scores.isfinite().all()):
             raise self.not_finite("the scores on val are not finite")
-        weights = None if self.class_weights is None else self.class_weights.cpu()
+        weights = None if self.class_weights is None else self.class_weights[: len(self.run.classes)].cpu()
         loss = float(self.loss(all_scores, all_labels, weights))
         return {"loss": loss, self.metric_name: validation_metric(all_scores, all_labels, self.multiclass)}
 
@@ -343,6 +348,11 @@ class Trainer:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         self.position = Position(**state["position"])
         self.history = [line for line in self.run.history() if line["epoch"] <= self.position.epoch]
+
+
+def with_background(labels: Tensor) -> Tensor:
+    """(B, C) labels -> (B, C + 1): the background, last, is in every picture."""
+    return torch.cat([labels, torch.full_like(labels[:, :1], PRESENT)], dim=1)
 
 
 def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str:

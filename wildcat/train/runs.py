@@ -115,6 +115,11 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
         ConfigError: no such backbone, or a setting out of range.
     """
     config.validate()
+    if config.background and data.task == "multiclass":
+        raise ConfigError(
+            f"background is for independent classes; those of {data.name} exclude each other.",
+            "Leave --background out.",
+        )
     refuse_taken(folder)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     with torch.random.fork_rng(devices=[]):
