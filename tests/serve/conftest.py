@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import copy
 from typing import Any, ClassVar
 
 import httpx
@@ -20,7 +21,9 @@ from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import create_pool
 from wildcat.predictor import Member, Predictor
+from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
+from wildcat.train.calibrations import Calibration
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -47,6 +50,13 @@ def predictor() -> Predictor:
     return Predictor("/secret/place/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
 
 
+def calibrated(predictor: Predictor, params: MaskParams) -> Predictor:
+    """The same network, with masks as `wildcat calibrate` may have fitted them."""
+    model = copy(predictor)
+    model.calibration = Calibration(params, {})
+    return model
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
     """Noise with a bright red and a bright green patch; `size` is (width, height)."""
     rng = np.random.default_rng(seed)
@@ -67,8 +77,10 @@ def connect(predictor: Predictor) -> Connect:
     """`async with connect(limits) as client`: a client of a service that stops at the end; its app is `client.app`."""
 
     @asynccontextmanager
-    async def connected(limits: Limits | None = None, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(predictor, limits, **options)
+    async def connected(
+        limits: Limits | None = None, model: Predictor = predictor, **options: Any
+    ) -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(model, limits, **options)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as client:
             client.app = app  # type: ignore[attr-defined]

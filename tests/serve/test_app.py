@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import Connect, encoded, picture
+from tests.serve.conftest import Connect, calibrated, encoded, picture
 from wildcat.export.annotations import ANNOTATION_FORMATS
 from wildcat.export.predictions import ROWS, PredictionWriter
 from wildcat.predictor import Predictor
@@ -30,9 +30,9 @@ def upload(content: bytes | None = None, name: str = "a.png", field: str = "pict
     return {"files": {field: (name, encoded(picture()) if content is None else content)}}
 
 
-def ask(connect: Connect, path: str, **options: Any) -> httpx.Response:
+def ask(connect: Connect, path: str, model: Predictor | None = None, **options: Any) -> httpx.Response:
     async def once() -> httpx.Response:
-        async with connect() as client:
+        async with connect(**({"model": model} if model else {})) as client:
             return await client.post(path, **(options or upload()))
 
     return asyncio.run(once())
@@ -87,7 +87,7 @@ def test_pictures_are_sent_along_where_asked_for(connect: Connect, predictor: Pr
     assert [len(maps) for maps in sent["modalities"].values()] == [2, 2]
     heat = np.asarray(image_of(sent["heatmaps"]["red"])).astype(int).sum(axis=2)
     assert heat[:20, :25].mean() > 2 * heat[:20, 60:].mean(), "the hot place is brighter than the cold one"
-    expected = prediction.mask(params=MaskParams(constant=0.4))
+    expected = prediction.mask(params=MaskParams(rule="score", score=0.4))
     assert np.array_equal(np.asarray(image_of(sent["masks"])), expected)
     assert answer["mask_values"] == {predictor.classes[i - 1]: i for i in np.unique(expected).tolist() if i}
     assert answer["mask_values"]
@@ -110,6 +110,44 @@ def test_cells_stand_for_the_raw_maps(connect: Connect, predictor: Predictor) ->
         assert np.allclose(raw(cell["map"], cell["low"], cell["high"]), prediction.class_maps[i], atol=step)
         for text, expected in zip(cell["modalities"], prediction.modality_maps[i], strict=True):
             assert np.allclose(raw(text, cell["modality_low"], cell["modality_high"]), expected, atol=step)
+
+
+@pytest.mark.parametrize(
+    ("rule", "own", "other", "changed"),
+    [
+        ("score", {"score": 0.3}, 0.9, {"score": 0.9}),
+        ("constant", {"constant": 0.3}, 0.6, {"constant": 0.6}),
+        ("power", {"exponent": 3.0}, 0.5, {"exponent": 1.0}),  # 0.5 = (1 - 0.5)^1
+    ],
+)
+def test_masks_are_drawn_as_the_model_was_calibrated(
+    connect: Connect, predictor: Predictor, rule: Any, own: dict[str, float], other: float, changed: dict[str, float]
+) -> None:
+    """Gates of its own let a class through that is not predicted, and hold back one that is."""
+    likely = predictor.predict(picture()).probabilities
+    assert likely["red"] > 0.5 > likely["blue"]
+    params = MaskParams(gate=(1.0, 0.4, likely["blue"] - 0.01), rule=rule, **own)
+    model = calibrated(predictor, params)
+    prediction = model.predict(picture())
+    answer = ask(connect, "/predict?save=masks&cells=1", model).json()
+    expected = prediction.mask()
+    assert set(np.unique(expected)) - {0} <= {2, 3}, "red is held back"
+    assert np.array_equal(np.asarray(image_of(answer["files"]["masks"])), expected)
+    assert answer["cells"]["mask"]["classes"] == ["green", "blue"]
+    assert {"green", "blue"} <= set(answer["cells"]["classes"])
+    assert answer["cells"]["mask"]["rule"] == rule
+    assert answer["cells"]["mask"]["threshold"] == pytest.approx(params.threshold)
+    moved = Image.open(io.BytesIO(ask(connect, f"/map?kind=mask&threshold={other}", model).content))
+    wanted = prediction.mask(params=replace(params, **changed))
+    assert np.array_equal(np.asarray(moved), wanted)
+    assert not np.array_equal(wanted, expected)
+
+
+@pytest.mark.parametrize(("rule", "status"), [("score", 200), ("constant", 422), ("power", 422)])
+def test_a_threshold_is_in_the_unit_of_the_rule(connect: Connect, predictor: Predictor, rule: Any, status: int) -> None:
+    answer = ask(connect, "/map?kind=mask&threshold=1.5", calibrated(predictor, MaskParams(rule=rule)))
+    assert answer.status_code == status
+    assert status == 200 or "threshold=1.5" in answer.json()["detail"]
 
 
 def test_map_is_one_png(connect: Connect, predictor: Predictor) -> None:
@@ -175,8 +213,9 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
         ("/map?class=rod", 422, "did you mean red?"),
         ("/predict?save=everything", 422, "save"),
         ("/predict?crf=perhaps", 422, "crf=perhaps"),
-        ("/predict?threshold=1.5", 422, "threshold=1.5"),
+        ("/predict?threshold=much", 422, "threshold=much"),
         ("/predict?threshold=nan", 422, "threshold"),
+        ("/predict?threshold=inf", 422, "threshold"),
         ("/predict?cells=-1", 422, "cells=-1"),
         ("/predict?url=http://127.0.0.1/a.png", 422, "url"),
         ("/map?kind=../../etc/passwd", 422, "kind"),

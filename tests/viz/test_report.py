@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from wildcat.data.sample import DataSet, Sample, Task
 from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import evaluate
 from wildcat.metrics import pointing_game, precision_recall_curve
+from wildcat.regions.masks import MaskParams
 from wildcat.results import Prediction
+from wildcat.train.calibrations import Calibration
 from wildcat.viz.colors import MARK_COLORS
 from wildcat.viz.report import Gallery, Story, report_split, write_report
 from wildcat.viz.report.charts import small_curve, ticks
+from wildcat.viz.report.examples import make_photo
 from wildcat.viz.report.figures import GAME_TOLERANCE
 
 HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>', "a & b</title>", "plain")
@@ -257,6 +261,18 @@ def test_pictures_are_made_small_and_keep_their_content(tmp_path: Path) -> None:
     assert isinstance(left, tuple) and isinstance(right, tuple) and left[0] > 200 > right[0]
     assert left[2] < 100 < right[2]
     assert example.modalities is None
+
+
+def test_a_class_below_one_half_is_in_the_mask_where_its_gate_lets_it_through() -> None:
+    picture, maps = Image.new("RGB", (60, 40)), np.array([[[2.0, -2.0]]], np.float32)
+    said = Prediction("", 60, 40, ("a",), "multilabel", np.full(1, -1, np.float32), maps, None, picture)
+    assert said.labels == ()
+    assert make_photo(said, None, ("a",), crf=False).mask is None
+    params = MaskParams(gate=(0.2,), rule="score")
+    photo = make_photo(replace(said, calibration=Calibration(params, {})), None, ("a",), crf=False)
+    assert photo.mask is not None and list(photo.legend) == ["a"]
+    shown = np.asarray(Image.open(io.BytesIO(photo.mask)).convert("RGBA"))
+    assert (shown[:, :30, 3] == 255).all() and (shown[:, 30:, 3] == 0).all()
 
 
 # --- figures --------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wildcat.errors import ConfigError
 from wildcat.export.annotations import ANNOTATION_FORMATS, InstanceParams
-from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams
+from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams, gate_classes
 from wildcat.results import OPACITY, Prediction, file_name
 from wildcat.serve.limits import Limits, Refused
 from wildcat.serve.schema import AnnotationQuery, MapQuery, PredictQuery
@@ -30,7 +33,7 @@ def prediction_row(prediction: Prediction, query: PredictQuery, limits: Limits) 
 
     Raises:
         Refused: 422, more pictures are asked for than may be drawn, or CRF of too large a picture.
-        ConfigError: an unknown class.
+        ConfigError: an unknown class, or a threshold the model's rule does not take.
     """
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
     for name in drawn:
@@ -57,7 +60,7 @@ def drawing(prediction: Prediction, query: MapQuery) -> bytes:
 
     Raises:
         Refused: 422, CRF of too large a picture.
-        ConfigError: an unknown class.
+        ConfigError: an unknown class, or a threshold the model's rule does not take.
     """
     name = prediction.top if query.class_name is None else query.class_name
     if query.kind == "picture":
@@ -104,12 +107,14 @@ def modality_overlays(prediction: Prediction, name: str) -> list[Image.Image]:
     return [overlay_heatmap(prediction.load_picture(), m, prediction.opacity(name), limits=limits) for m in maps]
 
 
-def indexed_mask(prediction: Prediction, crf: bool, threshold: float) -> tuple[Image.Image, dict[str, int]]:
+def indexed_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tuple[Image.Image, dict[str, int]]:
     """The mask in the palette of VOC, 0 the background, and the value of each class that is in it.
 
-    That of classes[i] is i + 1; a model with more classes than a PNG has values numbers the drawn ones from 1.
+    That of classes[i] is i + 1; a model with more classes than a PNG has values numbers the drawn ones from 1. Without
+    a threshold it is `Prediction.mask()`; with one, the gates and the rule are still the model's.
     """
-    mask: NDArray[np.integer] = prediction.mask(crf, MaskParams(constant=threshold))
+    params = None if threshold is None else params_at(prediction.mask_params(), threshold)
+    mask: NDArray[np.integer] = prediction.mask(crf, params)
     drawn = [int(i) for i in np.unique(mask) if i > 0]
     if len(prediction.classes) > HIGHEST_PNG_LABEL:
         drawn = drawn[:HIGHEST_PNG_LABEL]
@@ -124,14 +129,38 @@ def indexed_mask(prediction: Prediction, crf: bool, threshold: float) -> tuple[I
     return picture, {prediction.classes[index - 1]: value for index, value in values.items()}
 
 
+def params_at(params: MaskParams, threshold: float) -> MaskParams:
+    """The same gates and rule at another threshold, in the unit of `MaskParams.threshold`.
+
+    Raises:
+        ConfigError: the rule measures each map by its maximum, and the threshold is no part of it.
+    """
+    if params.rule == "score":
+        return replace(params, score=threshold)
+    if not 0 < threshold < 1:
+        raise ConfigError(
+            f"threshold={threshold:g}: this model measures each class map by its maximum.",
+            "Give a part of it, between 0 and 1.",
+        )
+    if params.rule == "power":  # the threshold s is where s = (1 - s)^exponent
+        return replace(params, exponent=math.log(threshold) / math.log1p(-threshold))
+    return replace(params, constant=threshold)
+
+
 def cells(prediction: Prediction, count: int) -> dict[str, Any]:
-    """The maps of the `count` likeliest classes, and of all predicted ones, a byte a cell; see `Cells`."""
+    """The maps of the `count` likeliest classes and of all that are predicted or in the mask; see `Cells`."""
     order = np.argsort(-prediction.class_scores, kind="stable")
-    names = dict.fromkeys([*(prediction.classes[i] for i in order[:count].tolist()), *prediction.labels])
+    params = prediction.mask_params()
+    masked = [prediction.classes[i] for i in gate_classes(prediction.class_probs, params.gate).tolist()]
+    likeliest = (prediction.classes[i] for i in order[:count].tolist())
     column = {name: i for i, name in enumerate(prediction.classes)}
     return {
         "grid": list(prediction.class_maps.shape[1:]),
-        "classes": {name: _class_cells(prediction, name, column[name]) for name in names},
+        "classes": {
+            name: _class_cells(prediction, name, column[name])
+            for name in dict.fromkeys([*likeliest, *prediction.labels, *masked])
+        },
+        "mask": {"classes": masked, "rule": params.rule, "threshold": params.threshold},
     }
 
 

@@ -6,16 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wildcat.regions.masks import MaskParams
-
 Kind = Literal["overlays", "heatmaps", "modalities", "masks"]
 Drawing = Literal["overlay", "heatmap", "modalities", "mask", "picture"]
 Format = Literal["coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"]
 
 Crf = Annotated[bool, Field(description="Sharpen masks to the edges of the picture with a dense CRF; takes seconds.")]
 Threshold = Annotated[
-    float,
-    Field(gt=0, lt=1, description="Where a mask ends, as a part of each class map's maximum; higher draws less."),
+    float | None,
+    Field(
+        allow_inf_nan=False,
+        description="Where a mask ends, instead of where the model's own rule ends it; higher draws less. In the unit "
+        "of that rule, which `cells` names: a raw score for `score`, a part of each class map's maximum for others.",
+    ),
 ]
 
 
@@ -34,7 +36,7 @@ class PredictQuery(BaseModel):
         0, ge=0, description="Send the maps of so many of the likeliest classes too, on the network's own grid."
     )
     crf: Crf = False
-    threshold: Threshold = MaskParams.constant
+    threshold: Threshold = None
 
 
 class MapQuery(BaseModel):
@@ -49,7 +51,7 @@ class MapQuery(BaseModel):
     )
     class_name: str | None = Field(None, alias="class", description="Without it, the likeliest.", examples=["dog"])
     crf: Crf = False
-    threshold: Threshold = MaskParams.constant
+    threshold: Threshold = None
 
 
 class AnnotationQuery(BaseModel):
@@ -74,11 +76,22 @@ class ClassCells(BaseModel):
     opacity: float = Field(description="How strongly heat is best drawn, 1 where the class is predicted.")
 
 
+class MaskRule(BaseModel):
+    """How the model draws its mask: the strongest of the classes, wherever it is above the threshold."""
+
+    classes: list[str] = Field(description="Likely enough to be drawn, in the order of the model's.")
+    rule: Literal["score", "constant", "power"] = Field(
+        description="score: maps are compared as they are; otherwise each is divided by its maximum first."
+    )
+    threshold: float
+
+
 class Cells(BaseModel):
     """Class maps as the network made them; the grid covers the whole picture."""
 
     grid: tuple[int, int] = Field(description="h, w")
-    classes: dict[str, ClassCells] = Field(description="Likeliest first.")
+    classes: dict[str, ClassCells] = Field(description="The likeliest first, then others that are in the mask.")
+    mask: MaskRule
 
 
 class PredictionAnswer(BaseModel):

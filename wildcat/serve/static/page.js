@@ -56,7 +56,8 @@
   const LISTED = 60, SIDE = 320, CRF_SIDE = 1000;
   let file = null, row = null, photo = null; // what was given, what the service said, the picture to draw on
   let pinned = "", current = "", modality = -1; // class names; -1 is the mean of the M maps
-  let sharpened = null, running = null; // the mask with CRF as class indices; what is under way
+  let chosen = null, sharpened = null; // the mask's threshold, null: the model's own; the mask with CRF as class indices
+  let running = null; // what is under way
 
   // --- from cells to pixels ---
   /** Bilinear, as the library makes masks. */
@@ -74,18 +75,20 @@
     const heat = enlarge(map, row.cells.grid, canvas.height, canvas.width, cubic);
     return painted(canvas, (i) => heatColor(heat[i], colors, strength));
   };
-  /** The class index + 1 of each pixel, 0 the background: the library's rule "constant". */
-  const maskOf = (height, width, threshold) => {
-    const labels = new Uint16Array(height * width), best = new Float32Array(height * width).fill(threshold);
-    for (const name of row.labels) {
+  const byScore = () => row.cells.mask.rule === "score"; // or each map by its own maximum
+  const thresholdNow = () => chosen ?? row.cells.mask.threshold;
+  /** The class index + 1 of each pixel, 0 the background, as `Prediction.mask` draws it. */
+  const maskOf = (height, width) => {
+    const labels = new Uint16Array(height * width), best = new Float32Array(height * width).fill(thresholdNow());
+    for (const name of row.cells.mask.classes) {
       const cells = row.cells.classes[name], index = model.classes.indexOf(name) + 1;
       const map = enlarge(bytes(cells.map), row.cells.grid, height, width, linear).map((v) => cells.low + (v / 255) * (cells.high - cells.low));
-      const highest = map.reduce((a, b) => Math.max(a, b), 0);
-      if (highest > 0) map.forEach((v, i) => { if (v / highest > best[i]) { best[i] = v / highest; labels[i] = index; } });
+      const unit = byScore() ? 1 : map.reduce((a, b) => Math.max(a, b), 0);
+      if (unit > 0) map.forEach((v, i) => { if (v / unit > best[i]) { best[i] = v / unit; labels[i] = index; } });
     }
     return labels;
   };
-  const colorOfLabel = () => new Map(row.labels.map((name, i) => [model.classes.indexOf(name) + 1, marks[i % marks.length]]));
+  const colorOfLabel = () => new Map(row.cells.mask.classes.map((name, i) => [model.classes.indexOf(name) + 1, marks[i % marks.length]]));
   const maskCanvas = (side = SIDE) => {
     const canvas = canvasOf("mask", side), colors = colorOfLabel();
     let labels;
@@ -96,7 +99,7 @@
         const line = Math.floor(((y + 0.5) * height) / canvas.height) * width;
         for (let x = 0; x < canvas.width; x++, i++) labels[i] = sharpened.labels[line + Math.floor(((x + 0.5) * width) / canvas.width)];
       }
-    } else labels = maskOf(canvas.height, canvas.width, find("#threshold").value / 100);
+    } else labels = maskOf(canvas.height, canvas.width);
     return painted(canvas, (i) => { const color = colors.get(labels[i]); return color ? [...color, 255] : [0, 0, 0, 0]; });
   };
 
@@ -119,11 +122,11 @@
     if (layer() === "heat") stage.append(heatOf(current, modality, { side: 480, strength: modality < 0 ? Math.max(strength, 0.35) : 1 }), marksOf(current));
     if (layer() === "mask") stage.append(maskCanvas(480));
     const [x, y] = row.points[current], which = modality < 0 ? "" : `, map ${modality + 1}`;
-    find("#caption").textContent = layer() === "mask" ? (row.labels.length ? "" : "No class is predicted, so there is no mask.")
+    find("#caption").textContent = layer() === "mask" ? (row.cells.mask.classes.length ? "" : "No class is likely enough for a mask.")
       : `${current}${which}: ${percent(row.probabilities[current])}, point at (${x.toFixed(0)}, ${y.toFixed(0)})`;
     const legend = find("#legend"), colors = colorOfLabel();
-    legend.hidden = layer() !== "mask" || !row.labels.length;
-    legend.replaceChildren(...row.labels.map((name) => {
+    legend.hidden = layer() !== "mask" || !row.cells.mask.classes.length;
+    legend.replaceChildren(...row.cells.mask.classes.map((name) => {
       const entry = make("span"), swatch = drawing("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" });
       swatch.append(drawing("rect", { width: 12, height: 12, rx: 2, fill: hex(colors.get(model.classes.indexOf(name) + 1)) }));
       entry.append(swatch, name);
@@ -221,6 +224,7 @@
       const image = await shown(given).catch(async () => shown(await (await ask("/map?kind=picture", given, mine.signal)).blob()));
       if (photo) URL.revokeObjectURL(photo.src);
       [file, row, photo, sharpened, modality] = [given, answer, image, null, -1];
+      resetThreshold();
       photo.alt = `${row.image}: ${row.labels.join(", ") || "no class is predicted"}`;
       find("#crf").checked = false;
       pinned = current = row.labels[0] ?? Object.keys(row.cells.classes)[0];
@@ -274,8 +278,22 @@
   }
   find("#colormap").addEventListener("change", refresh);
   const threshold = find("#threshold"), crf = find("#crf");
+  const sayThreshold = () => {
+    find("#threshold-said").textContent = byScore() ? `score ${thresholdNow().toFixed(1)}` : `${(100 * thresholdNow()).toFixed(0)} %`;
+  };
+  /** The slider, in percent or in scores, where the model's own threshold is. */
+  const resetThreshold = () => {
+    chosen = null;
+    const own = thresholdNow(), maps = row.cells.mask.classes.map((name) => row.cells.classes[name]);
+    threshold.min = byScore() ? Math.floor(Math.min(own, ...maps.map((cells) => cells.low))) : 1;
+    threshold.max = byScore() ? Math.ceil(Math.max(own, ...maps.map((cells) => cells.high))) : 95;
+    threshold.step = byScore() ? 0.1 : 1;
+    threshold.value = byScore() ? own : 100 * own;
+    sayThreshold();
+  };
   threshold.addEventListener("input", () => {
-    find("#threshold-said").textContent = `${threshold.value} %`;
+    chosen = threshold.value / (byScore() ? 1 : 100);
+    sayThreshold();
     if (!crf.checked) draw();
   });
 
@@ -321,7 +339,7 @@
     say("Sharpening the mask to the edges of the picture …");
     document.body.classList.add("waiting");
     try {
-      const path = `/predict?save=masks&crf=true&threshold=${threshold.value / 100}`;
+      const path = `/predict?save=masks&crf=true${chosen === null ? "" : `&threshold=${chosen}`}`;
       sharpened = await labelsOf(await (await ask(path, await small(), mine.signal)).json());
       say(`${row.image}, mask sharpened`);
       draw();

@@ -47,7 +47,7 @@ class Photo:
         width, height: of the original.
         picture: an encoded picture of at most `SIDE` pixels.
         media_type: of `picture`.
-        mask: an indexed PNG of the predicted classes on nothing, None where none is predicted.
+        mask: an indexed PNG of the classes `Prediction.mask` draws on nothing, None where it draws none.
         truth_mask: the same of the true ones, None where it is unknown.
         legend: class name -> RGB in the two masks.
         predicted: (class, probability) of the predicted ones, likeliest first.
@@ -187,7 +187,7 @@ class Gallery:
 def make_photo(prediction: Prediction, sample: Sample | None, classes: Sequence[str], crf: bool) -> Photo:
     """The picture, its masks and its labels, made small."""
     encoded, media_type = _encoded(prediction.load_picture())
-    labels = _small(prediction.mask(crf)) if prediction.labels else np.zeros((1, 1), dtype=np.int64)
+    labels = _small(prediction.mask(crf))
     truth = None if sample is None or sample.mask is None else _small(read_mask(sample.mask).astype(np.int64))
     drawn = {prediction.classes[i - 1] for i in np.unique(labels).tolist() if i > 0}
     true = set() if truth is None else {classes[i - 1] for i in np.unique(truth).tolist() if 0 < i <= len(classes)}
