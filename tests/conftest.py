@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 # Tiny networks gain nothing from several threads, and on a busy machine threads that wait for each other take minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
 
 # A shell that starts tests in the background has them ignore Ctrl-C; the tests of interruption need it to work.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,3 +34,66 @@ def real_data() -> Path:
     if not (folder / "VOCdevkit" / "VOC2012").is_dir():
         pytest.skip(f"no real data at {folder} (set WILDCAT_TEST_DATA to a folder with VOCdevkit/ and 15-Scene/)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium of the system; skipped where there is none.
+
+    Playwright's own event loop runs as long as it does, and `asyncio.run` refuses to work beside it: tests that need
+    both live in different modules.
+    """
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives the browser")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium on the PATH (Debian: apt-get install chromium)")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
+
+
+def pixels(canvas: Locator) -> NDArray[np.uint8]:
+    """(H, W, 4): what is drawn on a canvas of a page."""
+    width, height, text = canvas.evaluate(
+        """canvas => {
+          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+          return [canvas.width, canvas.height, btoa(data.reduce((all, byte) => all + String.fromCharCode(byte), ""))];
+        }"""
+    )
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)
+
+
+Visit = Callable[..., "tuple[Page, list[str]]"]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visit]:
+    """`page, faults = visit(address, width)`: a page, and what it does wrong.
+
+    A fault is an error on its console, or a request that leaves its origin. A test that provokes one looks at it and
+    clears the list: what is left at the end fails the test.
+    """
+    all_faults: list[list[str]] = []
+    context = browser.new_context()
+
+    def opened(address: str, width: int = 1280, height: int = 800) -> tuple[Page, list[str]]:
+        page, faults = context.new_page(), []
+        all_faults.append(faults)
+        home = urlsplit(address)[:2]
+
+        def look_at(url: str) -> None:
+            if urlsplit(url)[:2] != home and urlsplit(url).scheme not in ("data", "blob"):
+                faults.append(f"asked for {url}")
+
+        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(error.message))
+        page.on("request", lambda request: look_at(request.url))
+        page.set_viewport_size({"width": width, "height": height})
+        page.set_default_timeout(20_000)
+        page.goto(address)
+        return page, faults
+
+    yield opened
+    context.close()
+    assert not any(all_faults), all_faults
