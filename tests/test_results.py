@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,22 @@ def test_plot_is_hot_at_the_point_and_clear_far_from_it() -> None:
     mark = plotted[345:356, 845:856].reshape(-1, 3)
     assert np.ptp(mark, axis=0).max() > 100  # a ring of several colours, where the heat alone is smooth
     assert np.asarray(p.plot("cat", boxes=True)).astype(int).tolist() != plotted.tolist()
+
+
+def test_a_notebook_shows_the_likeliest_class_in_a_small_picture(tmp_path: Path) -> None:
+    p = prediction()
+    png = p._repr_png_()
+    assert png is not None
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), np.asarray(p.plot("fish")))
+    tall = Image.new("RGB", (400, 3200), (40, 90, 160))
+    png = prediction(width=400, height=3200, picture=tall)._repr_png_()
+    assert png is not None
+    shown = Image.open(io.BytesIO(png))
+    assert shown.format == "PNG" and shown.size == (80, 640)
+    hot, cold = (np.asarray(shown)[y, x].astype(int) for y, x in ((160, 55), (600, 20)))
+    assert hot[0] > cold[0] + 40, "heat beside the point, upper middle, and none in the corner"
+    assert tall.size == (400, 3200)
+    assert prediction(picture=tmp_path / "gone.png")._repr_png_() is None
 
 
 # --- rows and folders -----------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -20,7 +21,7 @@ from torch.nn import functional
 
 from wildcat.data.images import read_image
 from wildcat.data.sample import Task
-from wildcat.errors import ConfigError, RunError, did_you_mean
+from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams, maps_to_mask
@@ -36,6 +37,9 @@ OPACITY = 0.75
 
 DRAWN_PIXELS = 1 << 24
 """Pixels of a drawing: larger pictures are shrunk to as many. Nobody looks at more, and it takes gigabytes."""
+
+NOTEBOOK_SIDE = 640
+"""Longest side of the picture a notebook shows: it stores every one in its file."""
 
 BOX_SIDE = 128
 """Longest side of the grid boxes are found on: class maps are smooth, a finer grid moves no edge noticeably."""
@@ -209,6 +213,17 @@ class Prediction:
         if boxes:
             drawn = draw_boxes(drawn, [np.tile(scale, 2) * box[:4] for box in self.find_boxes(name)])
         return draw_points(drawn, [scale * self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
+
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: `plot` of the likeliest class in at most 640 pixels a side; nothing of a lost file."""
+        try:
+            shown = self.plot()
+        except ImageError:
+            return None
+        shown.thumbnail((NOTEBOOK_SIDE, NOTEBOOK_SIDE))
+        buffer = io.BytesIO()
+        shown.save(buffer, "PNG")
+        return buffer.getvalue()
 
     def opacity(self, name: str) -> float:
         """How strongly the heat of a class is drawn, in [0, 0.75]: in full where it is predicted."""
