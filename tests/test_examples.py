@@ -1,0 +1,65 @@
+"""The examples run as written, on small data, and leave what they say they leave."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wildcat.data.shapes import write_shapes
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+Run = Callable[[str, Path], str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run(name, data)`: what the example printed; its files are in `tmp_path / "out"`."""
+
+    def ran(name: str, data: Path) -> str:
+        monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", [name, str(data), str(tmp_path / "out")])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return ran
+
+
+def test_your_own_folder(run: Run, tmp_path: Path) -> None:
+    """Bright and dark pictures, one folder each, are told apart, drawn and annotated."""
+    rng = np.random.default_rng(0)
+    for name, level in (("bright", 200), ("dark", 50)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(12):
+            noise = rng.integers(level - 40, level + 40, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / "pictures" / name / f"{i}.png")
+    said = run("your_own_folder", tmp_path / "pictures")
+    assert "20 + 4 pictures; bright, dark" in said
+    assert "tags    100.0% mean average precision" in said and "points" not in said
+    shown = Image.open(tmp_path / "out" / "seen.png")
+    assert shown.width > 3 * shown.height / 2, "four pictures, three views each, in two rows"
+    (written,) = (tmp_path / "out" / "annotations").glob("*.json")
+    coco = json.loads(written.read_text(encoding="utf-8"))
+    assert len(coco["images"]) == 4 and {c["name"] for c in coco["categories"]} == {"bright", "dark"}
+
+
+def test_compare_pooling(run: Run, tmp_path: Path) -> None:
+    data = write_shapes(tmp_path / "shapes", train=24, val=8)
+    said = run("compare_pooling", data)
+    rows = {
+        name: (float(tags), float(points)) for name, tags, points in re.findall(r"\| (\w+) \| (\S+) \| (\S+) \|", said)
+    }
+    assert list(rows) == ["max", "average", "weldon", "wildcat"]
+    assert len(set(rows.values())) > 1 and all(0 < value <= 100 for row in rows.values() for value in row)
+    assert (tmp_path / "out" / "poolings.md").read_text() in said
+    shown = Image.open(tmp_path / "out" / "poolings.png")
+    assert shown.width / shown.height == pytest.approx(160 / 128, rel=0.1), "four pictures of four poolings"
