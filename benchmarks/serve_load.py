@@ -1,0 +1,227 @@
+"""The service under load on this machine: throughput against the bare network, latency, memory, and broken requests.
+
+    python benchmarks/serve_load.py --out benchmarks/results/serve-load.json
+
+`wildcat serve` runs in a process of its own, and clients in this one send it the same JPEG over and over, each its next
+as soon as its last is answered; the clients' own work is taken from the same cores. Before and after, a third process
+runs the bare network on batches that are tensors already: the ratio is to the mean of the two. Memory is that of the
+service's process. The corpus of broken bodies is that of the tests (extra `test`), sent to a second service with small
+limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import io
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+from PIL import Image
+
+import wildcat
+from wildcat.bench.record import write_result
+from wildcat.cli.process import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parent.parent
+FORM = "multipart/form-data; boundary=xyz"
+
+
+def bare(run: str, batch: int, seconds: float) -> float:
+    """Pictures a second of the bare network, `batch` at a time."""
+    predictor = wildcat.load(run, "cpu")
+    size = predictor.preprocess.size
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        predictor.model(images)
+        begun, done = time.perf_counter(), 0
+        while time.perf_counter() - begun < seconds:
+            predictor.model(images)
+            done += batch
+        return done / (time.perf_counter() - begun)
+
+
+def bare_elsewhere(arguments: argparse.Namespace) -> float:
+    """`bare` in a process of its own."""
+    command = [sys.executable, __file__, "--bare", "--run", arguments.run, "--batch", str(arguments.batch)]
+    command += ["--seconds", str(arguments.seconds / 2)]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+
+
+@dataclass
+class Service:
+    """A running `wildcat serve`."""
+
+    process: subprocess.Popen[str]
+    host: str
+    port: int
+
+    def memory(self) -> float:
+        """Resident megabytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self.host, self.port, timeout=120)
+
+
+@contextlib.contextmanager
+def serving(run: str, *flags: str) -> Iterator[Service]:
+    """A service on a free port, in a process of its own."""
+    command = [sys.executable, "-m", "wildcat", "serve", run, "--port", "0", "--device", "cpu", *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        address = urlsplit(process.stdout.readline().strip())
+        service = Service(process, address.hostname or "", address.port or 0)
+        with contextlib.closing(service.connect()) as connection:
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+        yield service
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def post(connection: http.client.HTTPConnection, body: bytes, kind: str = FORM) -> tuple[int, dict[str, Any]]:
+    """Status and answer."""
+    connection.request("POST", "/predict", body, {"Content-Type": kind})
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def load(service: Service, body: bytes, clients: int, more: Callable[[], bool]) -> dict[str, Any]:
+    """What `clients` that never pause see, as long as `more()`."""
+    statuses: Counter[int] = Counter()
+    latencies: list[float] = []
+
+    def client() -> None:
+        with contextlib.closing(service.connect()) as connection:
+            while more():
+                begun = time.perf_counter()
+                status, _ = post(connection, body)
+                latencies.append(time.perf_counter() - begun)
+                statuses[status] += 1
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    begun = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken = time.perf_counter() - begun
+    return {
+        "seconds": round(taken, 2),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "answered_per_s": round(statuses[200] / taken, 2),
+        "latency_p50_s": round(statistics.median(latencies), 4),
+        "latency_p95_s": round(float(np.quantile(latencies, 0.95)), 4),
+    }
+
+
+def for_seconds(seconds: float) -> Callable[[], bool]:
+    until = time.perf_counter() + seconds
+    return lambda: time.perf_counter() < until
+
+
+def times(count: int) -> Callable[[], bool]:
+    """True `count` times, whichever thread asks."""
+    taken = itertools.count()
+    return lambda: next(taken) < count
+
+
+def broken_requests(service: Service, good: bytes) -> dict[str, Any]:
+    """Every body of the tests' corpus, and whether the service answers as ever afterwards."""
+    sys.path.insert(0, str(ROOT))
+    from tests.serve.malformed import bad_types, malformed_bodies  # noqa: PLC0415  # found by the line above
+
+    requests = [(body, FORM) for _, body in malformed_bodies()] + [(good, kind) for _, kind in bad_types()]
+    statuses: Counter[int] = Counter()
+    for body, kind in requests:
+        with contextlib.closing(service.connect()) as connection:
+            statuses[post(connection, body, kind)[0]] += 1
+    with contextlib.closing(service.connect()) as connection:
+        alive = post(connection, good)[0] == 200 and service.process.poll() is None
+    return {
+        "bodies": len(requests),
+        "answered_4xx": sum(count for status, count in statuses.items() if 400 <= status < 500),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "alive_after": alive,
+    }
+
+
+def jpeg_form(width: int, height: int) -> bytes:
+    """A form with a photograph-like JPEG: smooth noise."""
+    small = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    head = b'--xyz\r\nContent-Disposition: form-data; name="picture"; filename="a.jpg"\r\n\r\n'
+    return head + buffer.getvalue() + b"\r\n--xyz--\r\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", default="imagenet-lite0", help="a run folder or a packaged model")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--batch", type=int, default=8, help="of the service and of the bare network")
+    parser.add_argument("--width", type=int, default=320, help="of the picture, in pixels")
+    parser.add_argument("--height", type=int, default=240)
+    parser.add_argument("--requests", default="500,5000", help="compare the memory after so many requests")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        keep_freed_memory()  # as the command line does
+        print(bare(arguments.run, arguments.batch, arguments.seconds))
+        return
+    if arguments.out is None:
+        parser.error("--out is needed")
+    body = jpeg_form(arguments.width, arguments.height)
+    first, second = (int(n) for n in arguments.requests.split(","))
+    rates = [bare_elsewhere(arguments)]
+    with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
+        load(service, body, arguments.clients, times(2 * arguments.batch))  # the first passes are slow
+        under_load = load(service, body, arguments.clients, for_seconds(arguments.seconds))
+        rates.append(bare_elsewhere(arguments))
+        crowd = load(service, body, 4 * arguments.clients, for_seconds(arguments.seconds / 3))
+    ratio = under_load["answered_per_s"] / statistics.mean(rates)
+    print(f"bare {rates}, service {under_load}, ratio {ratio:.3f}", f"crowd {crowd}", sep="\n", file=sys.stderr)
+    with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
+        load(service, body, arguments.clients, times(first))
+        early = service.memory()
+        load(service, body, arguments.clients, times(second - first))
+        late = service.memory()
+    print(f"memory {early:.0f} MB -> {late:.0f} MB", file=sys.stderr)
+    with serving(arguments.run, "--max-mb", "0.2", "--max-pixels", "100000") as service:
+        broken = broken_requests(service, jpeg_form(160, 120))
+    print(broken, file=sys.stderr)
+    results = {
+        "bare_per_s": [round(rate, 2) for rate in rates],
+        "service": under_load,
+        "ratio": round(ratio, 3),
+        "crowd": {"clients": 4 * arguments.clients, **crowd},
+        "memory_mb": {str(first): round(early, 1), str(second): round(late, 1), "growth": round(late - early, 1)},
+        "broken": broken,
+    }
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "bare")}
+    settings["input_size"] = wildcat.load(arguments.run, "cpu").preprocess.size
+    write_result(arguments.out, f"python benchmarks/serve_load.py --out {arguments.out.name}", settings, results)
+
+
+if __name__ == "__main__":
+    main()
