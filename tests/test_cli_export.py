@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -99,6 +100,27 @@ def test_a_split_of_a_data_set_trains_another_model(run: Path, shapes: Path, tmp
     assert all(f.is_symlink() for f in (tmp_path / "out" / "JPEGImages").iterdir())
     again = ("--out", tmp_path / "again", "--epochs", 1, "--val-split", "none")
     assert command("train", tmp_path / "out", *again, *TINY) == 0
+
+
+def test_the_network_itself_is_written_as_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("export", run, "--format", "onnx", "--device", "cpu")
+    assert command(*line, "--sizes", 96, "--out", tmp_path / "tiny.onnx") == 0
+    assert "5 classes, 96 x 96 px" in capsys.readouterr().out
+    images = np.random.default_rng(0).normal(size=(3, 3, 96, 96)).astype(np.float32)
+    scores, maps = onnxruntime.InferenceSession(tmp_path / "tiny.onnx").run(None, {"images": images})
+    expected = wildcat.load(run, "cpu", sizes=(96,)).run([torch.from_numpy(images)])
+    np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(maps, expected.class_maps, rtol=1e-3, atol=1e-4)
+    for wrong, said in (
+        (("photo.jpg",), "has no use for photo.jpg"),
+        (("--precision", "bf16"), "--engine torch --precision bf16 do not go with --format onnx"),
+        (("--sizes", "64,96"), "one ONNX file holds one network"),
+    ):
+        assert command(*line, "--out", tmp_path / "x.onnx", *wrong) == 2
+        assert said in capsys.readouterr().err
+    assert command("export", run, "--format", "coco", "--out", tmp_path / "coco") == 2
+    assert "Name pictures" in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
 def test_a_picture_without_a_class_has_no_annotation(

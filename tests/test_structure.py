@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"errors", "config", "_version"},
     {"nn", "data", "metrics", "regions", "viz"},
-    {"train", "results"},
+    {"train", "results", "engines"},
     {"predictor", "evaluation", "calibration", "ensemble", "refinement"},
     {"export", "serve", "viz.report", "bench", "progress"},
     {"cli", "__main__", ""},  # "" is the package itself, which hands out what users import

@@ -19,6 +19,9 @@ Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", 
 Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
+EngineName = Literal["torch", "onnx", "openvino"]
+EngineChoice = Literal["torch", "onnx", "openvino", "auto"]
+Precision = Literal["fp32", "bf16", "int8"]
 
 FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {
     "none": ((),),

@@ -42,6 +42,10 @@ class TrainingError(WildcatError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class EngineError(WildcatError):
+    """What runs a network cannot do so here, or does not give what the network gives."""
+
+
 class MissingExtra(WildcatError, ImportError):
     """An optional package is not installed; the hint is the exact pip command."""
 

@@ -18,10 +18,11 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 from torch.nn import functional
 
-from wildcat.config import FLIP_VIEWS, Flip
+from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
 from wildcat.data.images import read_image, to_rgb
 from wildcat.data.sample import Task
 from wildcat.data.transforms import Preprocess
+from wildcat.engines import Engine, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
@@ -55,11 +56,20 @@ class Member:
 
     Attributes:
         segmenter: draws the class maps instead of the network's own, see `wildcat refine`; None where there is none.
+        engine: what computes its features; None: the network itself.
     """
 
     model: Wildcat
     preprocess: Preprocess
     segmenter: Segmenter | None = None
+    engine: Engine | None = None
+
+    def look(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, S, S) -> features (B, D, h, w), by the engine where there is one; and the maps of the segmenter."""
+        if self.segmenter is not None:
+            levels = self.model.backbone.levels(images)
+            return levels[-1], self.segmenter(levels)
+        return (self.model.features(images) if self.engine is None else self.engine.features(images),)
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,26 @@ class Predictor:
     def preprocess(self) -> Preprocess:
         """From a picture to the input of `model`."""
         return self.members[0].preprocess
+
+    def use_engine(self, engine: EngineChoice, precision: Precision = "fp32") -> None:
+        """Let an engine compute the features of every member; see `load`."""
+        if any(member.segmenter is not None for member in self.members):
+            if engine == "torch" and precision == "fp32":
+                return
+            raise ConfigError(
+                f"{self.name} is a refined model: its segmenter sees levels of the backbone that {engine} "
+                f"in {precision} does not give.",
+                "Leave --engine and --precision out, or use the run it was made of.",
+            )
+        opened: dict[tuple[Wildcat, int], Engine] = {}
+
+        def engine_of(member: Member) -> Engine:
+            key = member.model, 0 if engine == "torch" else member.preprocess.size  # torch takes pictures of any size
+            if key not in opened:
+                opened[key] = open_engine(engine, precision, member.model.backbone, key[1], self.device)
+            return opened[key]
+
+        self.members = tuple(replace(member, engine=engine_of(member)) for member in self.members)
 
     @overload
     def predict(self, pictures: Picture, *, modalities: bool = True) -> Prediction: ...
@@ -302,15 +332,8 @@ class Predictor:
     def _look(self, member: Member, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features (B, D, h, w) of a member, and the maps of its segmenter; averages over the mirrored views."""
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        # Maps are linear in the features: averaging the features of mirrored views, mirrored back, averages their maps.
-        mirrored = FLIP_VIEWS[self.flip][1:]  # the plain view needs no copy of the picture or its features
-        features, maps = _look_once(member, images)
-        for axes in mirrored:
-            others, their_maps = _look_once(member, images.flip(axes))
-            features = features + others.flip(axes)
-            maps = None if maps is None or their_maps is None else maps + their_maps.flip(axes)
-        views = 1 + len(mirrored)
-        return features / views if mirrored else features, None if maps is None else maps / views
+        features, *maps = mean_over_views(member.look, images, self.flip)
+        return features, maps[0] if maps else None
 
     @torch.inference_mode()
     def run_features(self, features: Sequence[Tensor], modalities: bool = True) -> Outputs:
@@ -346,6 +369,18 @@ class Predictor:
         )
 
 
+def mean_over_views(look: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, flip: Flip) -> tuple[Tensor, ...]:
+    """What `look` makes of (B, 3, S, S) images, (B, K, h, w) each: the mean over mirrored views, mirrored back.
+
+    Maps are linear in the features: averaging the features averages the maps.
+    """
+    mirrored = FLIP_VIEWS[flip][1:]  # the plain view needs no copy of the picture or its features
+    totals = look(images)
+    for axes in mirrored:
+        totals = tuple(a + b.flip(axes) for a, b in zip(totals, look(images.flip(axes)), strict=True))
+    return tuple(total / (1 + len(mirrored)) for total in totals) if mirrored else totals
+
+
 def on_finest_grid(maps: Sequence[Tensor]) -> list[Tensor]:
     """Maps (B, C, h, w) of the same pictures on grids of their own -> all on the largest, bilinear between centres."""
     size = max((tuple(x.shape[-2:]) for x in maps), key=lambda grid: grid[0] * grid[1])
@@ -363,6 +398,8 @@ def load(
     *,
     output_stride: int | None = None,
     tile: int | None = None,
+    engine: EngineChoice = "torch",
+    precision: Precision = "fp32",
     calibrated: bool = True,
 ) -> Predictor:
     """A model ready to predict: the folder of a run, an ensemble or a refined model, or a packaged `imagenet-lite0`.
@@ -376,14 +413,33 @@ def load(
             Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
         tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
             small things in large photographs. None: every picture is looked at whole.
+        engine: what computes the networks' features: "torch", "onnx" or "openvino", or "auto", the one that
+            `wildcat bench --pick` found fastest here.
+        precision: "fp32", "bf16" (torch, openvino) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
+            at the cost of rounding. Maps and scores are made of the features in float32.
         calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights.
-        ConfigError: a size or a tile below 32 pixels, an output stride the network cannot give, or sizes for an
-            ensemble, whose members have their own.
-        MissingExtra: the weights of a packaged model are not installed.
+        ConfigError: a size or a tile below 32 pixels, an output stride the network cannot give, sizes for an ensemble,
+            whose members have their own; a precision the engine has not, or a refined model with another than torch's.
+        EngineError: the engine cannot run the network here, or nothing was picked or prepared.
+        MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """
+    predictor = _load(source, device, flip, sizes, output_stride, tile, calibrated)
+    predictor.use_engine(engine, precision)
+    return predictor
+
+
+def _load(
+    source: str | Path,
+    device: str,
+    flip: Flip,
+    sizes: Sequence[int],
+    output_stride: int | None,
+    tile: int | None,
+    calibrated: bool,
+) -> Predictor:
     name = str(source)
     for size in sizes:
         if size < 32:
@@ -414,14 +470,6 @@ def load(
 def at_sizes(member: Member, sizes: Sequence[int]) -> list[Member]:
     """The same network once for each input size, or as it is where none is given."""
     return [replace(member, preprocess=replace(member.preprocess, size=size)) for size in sizes] or [member]
-
-
-def _look_once(member: Member, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Features of one view of the pictures, and the maps of the member's segmenter."""
-    if member.segmenter is None:
-        return member.model.features(images), None
-    levels = member.model.backbone.levels(images)
-    return levels[-1], member.segmenter(levels)
 
 
 def _load_ensemble(

@@ -1,4 +1,4 @@
-"""wildcat export: what a model says of pictures, as annotations other tools read."""
+"""wildcat export: a model as ONNX, or what it says of pictures as annotations other tools read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ModelCommand):
-    """Write what a model finds in pictures as annotations: COCO, YOLO, Pascal VOC, Label Studio."""
+    """Write a model as ONNX, or what it finds in pictures as annotations: COCO, YOLO, Pascal VOC, Label Studio."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
-    """Pictures, folders of pictures, or globs; with --split, one data set."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
+    """Pictures, folders of pictures, or globs; with --split, one data set. None for onnx."""
     format: str
-    """coco (run lengths), coco-polygons, yolo (boxes), yolo-segment (outlines), voc, label-studio."""
+    """onnx: the network; annotations of pictures: coco (run lengths), coco-polygons, yolo (boxes), yolo-segment
+    (outlines), voc, label-studio."""
     out: Path
-    """Folder to make; it appears when all is written."""
+    """Folder to make, for onnx a file; it appears when all is written."""
     min_score: float = 0.5
     """Write the classes whose probability in a picture is at least this."""
     boxes: Literal["all", "largest"] = "all"
@@ -113,6 +114,27 @@ def export_annotations(command: Export) -> int:
     return 0
 
 
+def export_network(command: Export) -> int:
+    """Write the network itself."""
+    from wildcat.export.onnx import export_onnx
+
+    if command.paths:
+        raise ConfigError(
+            f"--format onnx writes the network, and has no use for {command.paths[0]}.", "Leave the pictures out."
+        )
+    if command.precision != "fp32" or command.engine != "torch":
+        raise ConfigError(
+            f"--engine {command.engine} --precision {command.precision} do not go with --format onnx.",
+            "The file holds the network in fp32; give them to the commands that run it.",
+        )
+    predictor = load_model(command, command.run)
+    size = predictor.preprocess.size
+    print(f"{predictor.name}: {len(predictor.classes)} classes, {size} x {size} px; writing {command.out}", flush=True)
+    path = export_onnx(predictor, command.out)
+    print(f"scores and class_maps as torch gives them: {path}, {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def format_options(command: Export) -> dict[str, Any]:
     """The options of one format alone that were given.
 
@@ -135,7 +157,8 @@ def _listed(formats: tuple[str, ...]) -> str:
     return f"{', '.join(formats[:-1])} and {formats[-1]} take"
 
 
-FORMATS: dict[str, Callable[[Export], int]] = dict.fromkeys(
-    ("coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"), export_annotations
-)
+FORMATS: dict[str, Callable[[Export], int]] = {
+    **dict.fromkeys(("coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"), export_annotations),
+    "onnx": export_network,
+}
 """Name -> what writes it."""

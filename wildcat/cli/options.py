@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from wildcat.config import Flip
+from wildcat.config import EngineChoice, Flip, Precision
 from wildcat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class ModelCommand(Command):
     """Cut pictures with a side above this into overlapping tiles of it: small things in large photographs."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    engine: EngineChoice = "torch"
+    """What runs the network; auto: the one wildcat bench --pick found fastest here."""
+    precision: Precision = "fp32"
+    """bf16 (torch, openvino) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
         parse_sizes(command.sizes),
         output_stride=command.output_stride,
         tile=command.tile,
+        engine=command.engine,
+        precision=command.precision,
         calibrated=calibrated,
     )
 

@@ -1,0 +1,297 @@
+"""Every engine gives what the network gives; nothing kept between commands is trusted; what cannot be is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wildcat.data.transforms import Preprocess
+from wildcat.engines import PRECISIONS, calibrate_int8, open_engine, read_pick, runtimes, store, threads, write_pick
+from wildcat.engines.eager import fold, open_torch
+from wildcat.errors import ConfigError, EngineError, MissingExtra
+from wildcat.nn.backbones import Backbone
+from wildcat.nn.model import create_model
+from wildcat.predictor import Member, Predictor
+
+SIZE = 64
+CPU = torch.device("cpu")
+GRAPHS = [(name, precision) for name, all_of in PRECISIONS.items() for precision in all_of if name != "torch"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("WILDCAT_CACHE", str(folder))
+        yield folder
+
+
+def network(seed: int = 0, **settings: Any) -> Any:
+    """A tiny network whose normalisations have statistics and weights that leave a trace."""
+    torch.manual_seed(seed)
+    model = create_model("test_resnet", num_classes=3, pretrained=False, **settings).eval()
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, _BatchNorm)):
+            for values, low, high in ((norm.running_mean, -0.2, 0.2), (norm.running_var, 0.5, 2)):
+                values.uniform_(low, high)  # type: ignore[union-attr]
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.uniform_(-0.2, 0.2)
+    return model
+
+
+def pictures(count: int = 3, size: int = SIZE) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(3).normal(size=(count, 3, size, size)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    made = network()
+    rng = np.random.default_rng(5)
+    batches = [torch.from_numpy(rng.normal(size=(8, 3, SIZE, SIZE)).astype(np.float32)) for _ in range(4)]
+    assert calibrate_int8(made.backbone, SIZE, batches) == 32
+    return made
+
+
+# --- the same numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_an_engine_gives_the_networks_features_for_any_batch(name: Any, model: Any) -> None:
+    engine = open_engine(name, "fp32", model.backbone, SIZE, CPU)
+    for count in (1, 3):
+        images = pictures(count).to(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            expected = model.features(images)
+        torch.testing.assert_close(engine.features(images), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "precision"), [("torch", "bf16"), *(g for g in GRAPHS if g[1] != "fp32")])
+def test_coarser_precisions_are_near_and_not_the_same(name: Any, precision: Any, model: Any) -> None:
+    engine = open_engine(name, precision, model.backbone, SIZE, CPU)
+    with torch.inference_mode():
+        expected, found = model.features(pictures()), engine.features(pictures())
+    assert found.dtype == torch.float32
+    error = float((found - expected).norm() / expected.norm())
+    if precision == "int8":
+        assert 1e-3 < error < 0.1
+    else:  # processors without bfloat16 may compute in float32
+        assert error < 0.03
+
+
+@pytest.mark.parametrize("settings", [{"pooling": "attention"}, {"architecture": "b"}, {"architecture": "c"}])
+def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, Any]) -> None:
+    made = network(**settings)
+    members = [Member(made, Preprocess(size, (0.5,) * 3, (0.5,) * 3)) for size in (SIZE, 96)]
+    for chosen in (members, members[:1]):
+        plain = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
+        images = [pictures(2, m.preprocess.size) for m in chosen]
+        expected = plain.run(images)
+        for name in ("onnx", "openvino"):
+            other = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
+            other.use_engine(name)
+            found = other.run(images)
+            for field in ("scores", "class_maps", "modality_maps", "member_scores"):
+                a, b = getattr(found, field), getattr(expected, field)
+                np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max(), err_msg=f"{name} {field}")
+
+
+def test_answers_do_not_share_memory(model: Any) -> None:
+    for name, precision in GRAPHS:
+        engine = open_engine(name, precision, model.backbone, SIZE, CPU)
+        first = engine.features(pictures(1))
+        before = first.clone()
+        engine.features(-pictures(1))
+        assert torch.equal(first, before), name
+
+
+# --- folding ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lite0", "resnet18", "test_efficientnet", "mobilenetv3_small_050", "regnetx_002"])
+def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_model(name, num_classes=2, pretrained=False).backbone.eval()
+    count = sum(isinstance(m, _BatchNorm) for m in backbone.modules())
+    folded = fold(backbone)
+    assert count > 0 and sum(isinstance(m, _BatchNorm) for m in folded.modules()) == 0
+    assert sum(isinstance(m, _BatchNorm) for m in backbone.modules()) == count  # the network itself stays as it is
+    for size in (64, 96):
+        with torch.inference_mode():
+            torch.testing.assert_close(folded(pictures(2, size)), backbone(pictures(2, size)), rtol=1e-3, atol=1e-4)
+
+
+def test_what_cannot_be_followed_runs_as_it_is() -> None:
+    class Forked(nn.Module):
+        pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012  # as timm has it
+        num_features = 3
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward_features(self, images: Tensor) -> Tensor:
+            found: Tensor = self.norm(images)
+            return found if images.mean() > 0 else -found  # the code itself depends on the picture
+
+    backbone = Backbone("forked", Forked()).eval()
+    features = open_torch(backbone, "fp32", CPU)
+    for images in (pictures().abs(), -pictures().abs()):
+        torch.testing.assert_close(features(images), backbone(images))
+
+
+def test_a_shared_convolution_is_not_folded() -> None:
+    class Shared(nn.Module):
+        pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012  # as timm has it
+        num_features = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward_features(self, images: Tensor) -> Tensor:
+            found: Tensor = self.norm(self.conv(images)) + self.conv(-images)
+            return found
+
+    backbone = Backbone("shared", Shared()).eval()
+    with torch.no_grad():
+        backbone.network.norm.running_mean.fill_(2.0)  # type: ignore[union-attr,operator]
+        torch.testing.assert_close(open_torch(backbone, "fp32", CPU)(pictures()), backbone(pictures()))
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_is_made_once_and_again_for_other_weights_sizes_and_structures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    made: list[int] = []
+    trace = store.trace
+    monkeypatch.setattr(store, "trace", lambda *a: made.append(1) or trace(*a))
+    first = network(0).backbone
+    for _ in range(2):
+        open_engine("onnx", "fp32", first, SIZE, CPU)
+        open_engine("openvino", "fp32", first, SIZE, CPU)
+    assert len(made) == 1
+    open_engine("onnx", "fp32", network(1).backbone, SIZE, CPU)
+    open_engine("onnx", "fp32", first, 96, CPU)
+    open_engine("onnx", "fp32", network(0, output_stride=16).backbone, SIZE, CPU)
+    assert len(made) == 4
+    with torch.no_grad():
+        next(first.parameters()).flatten()[0] += 0.1
+    open_engine("onnx", "fp32", first, SIZE, CPU)
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize(("name", "damage"), [("onnx", "cut"), ("openvino", "empty"), ("onnx", "of another network")])
+def test_a_damaged_or_swapped_graph_is_made_again(
+    name: Any, damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    backbone = network(0).backbone
+    path = store.graph_folder(backbone, SIZE) / "fp32.onnx"
+    store.fp32_graph(backbone, SIZE)
+    if damage == "of another network":
+        store.fp32_graph(network(1).backbone, SIZE)
+        shutil.copy(store.graph_folder(network(1).backbone, SIZE) / "fp32.onnx", path)
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"")
+    engine = open_engine(name, "fp32", backbone, SIZE, CPU)
+    torch.testing.assert_close(engine.features(pictures()), backbone(pictures()).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    for made in (model, network(1)):
+        calibrate_int8(made.backbone, SIZE, [pictures(16)])
+    target = store.graph_folder(network(1).backbone, SIZE) / "int8.onnx"
+    shutil.copy(store.graph_folder(model.backbone, SIZE) / "int8.onnx", target)
+    with pytest.raises(EngineError, match=r"onnx in int8 gives features that differ from torch's by \d+%"):
+        open_engine("onnx", "int8", network(1).backbone, SIZE, CPU)
+    target.write_bytes(b"\0" * 100)
+    with pytest.raises(EngineError, match="openvino cannot run this network in int8"):
+        open_engine("openvino", "int8", network(1).backbone, SIZE, CPU)
+
+
+def test_auto_takes_what_was_picked_for_these_weights(
+    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    with pytest.raises(EngineError, match=r"no engine was picked.*64 px(.|\n)*wildcat bench RUN PICTURES --pick"):
+        open_engine("auto", "fp32", model.backbone, SIZE, CPU)
+    path = write_pick(model.backbone, SIZE, "cpu", "openvino", "bf16", {"ratio": 3.0})
+    write_pick(model.backbone, 96, "cpu", "onnx", "fp32", {})
+    assert read_pick(model.backbone, SIZE, "cpu") == ("openvino", "bf16")
+    engine = open_engine("auto", "fp32", model.backbone, SIZE, CPU)
+    assert (engine.name, engine.precision) == ("openvino", "bf16")
+    for other, size, device in ((network(1), SIZE, "cpu"), (model, 128, "cpu"), (model, SIZE, "cuda")):
+        with pytest.raises(EngineError, match="no engine was picked"):
+            read_pick(other.backbone, size, device)
+    for broken in ("{", "[]", json.dumps({k: {"engine": "x"} for k in json.loads(path.read_text())})):
+        path.write_text(broken)
+        with pytest.raises(EngineError, match="no engine was picked"):
+            read_pick(model.backbone, SIZE, "cpu")
+
+
+# --- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "device", "kind", "said"),
+    [
+        ("onyx", "fp32", "cpu", ConfigError, "there is no engine 'onyx'.\ndid you mean onnx?"),
+        ("onnx", "bf16", "cpu", ConfigError, "onnx has no precision bf16.\nIt has: fp32, int8."),
+        ("torch", "int8", "cpu", ConfigError, "torch has no precision int8.\nIt has: fp32, bf16."),
+        ("openvino", "fp32", "cuda", EngineError, "OpenVINO does not run on cuda"),
+        ("onnx", "fp32", "mps", EngineError, "onnxruntime does not run on mps"),
+    ],
+)
+def test_misuse_is_answered_in_a_sentence(
+    name: Any, precision: Any, device: str, kind: type[Exception], said: str, model: Any
+) -> None:
+    with pytest.raises(kind) as caught:
+        open_engine(name, precision, model.backbone, SIZE, torch.device(device))
+    assert said in str(caught.value)
+
+
+def test_int8_needs_pictures_first() -> None:
+    other = network(2).backbone
+    with pytest.raises(EngineError, match=r"there is no int8 graph of these weights at 64 px.\n.*wildcat bench"):
+        open_engine("openvino", "int8", other, SIZE, CPU)
+    for batches in ([], [pictures(15)]):
+        with pytest.raises(ConfigError, match=f"{15 * len(batches)} pictures are too few"):
+            calibrate_int8(other, SIZE, batches)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("openvino", "openvino", "openvino"), ("onnx", "onnx", "export")]
+)
+def test_a_missing_package_is_named(
+    name: Any, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda wanted: None if wanted == package else object())
+    with pytest.raises(MissingExtra) as caught:
+        open_engine(name, "fp32", network(0).backbone, SIZE, CPU)
+    assert caught.value.hint == f"Type: pip install 'wildcat-vision[{extra}]'"
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 3), ("5000 100000", 1), ("", 8)])
+def test_a_containers_share_of_the_processor_counts(
+    text: str, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(threads, "CGROUP", tmp_path / "cpu.max")
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert threads.available_cores() == cores
+    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
+    assert threads.engine_threads() == min(2, cores)

@@ -1,0 +1,98 @@
+"""What computes a backbone's features: torch, onnxruntime or OpenVINO.
+
+An engine takes over the part that costs, images (B, 3, S, S) -> features (B, D, h, w). What follows (1x1 convolution,
+poolings: a hundredth of the work) stays in torch, in full precision, so that every pooling, architecture, mirrored view
+and the M modality maps come out of any engine, and nothing is written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wildcat.config import EngineChoice, EngineName, Precision
+from wildcat.engines.eager import open_torch
+from wildcat.engines.graph import EXACT, probe, relative_error
+from wildcat.engines.runtimes import PRECISIONS, open_onnxruntime, open_openvino
+from wildcat.engines.store import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
+from wildcat.errors import ConfigError, EngineError, did_you_mean
+from wildcat.nn.backbones import Backbone
+
+__all__ = ["PRECISIONS", "Engine", "calibrate_int8", "open_engine", "read_pick", "write_pick"]
+
+ROUGH = 0.5
+"""Largest relative error of features in bf16 or int8 on a random picture; another network's are off by 1.4."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes the features of one backbone.
+
+    Attributes:
+        features: (B, 3, S, S) float32 images -> (B, D, h, w) float32 features, on the images' device.
+    """
+
+    name: EngineName
+    precision: Precision
+    features: Callable[[Tensor], Tensor]
+
+
+def open_engine(
+    name: EngineChoice, precision: Precision, backbone: Backbone, size: int, device: torch.device
+) -> Engine:
+    """An engine for a backbone, checked against it on a random picture.
+
+    Args:
+        name: "torch", "onnx", "openvino", or "auto": what `wildcat bench --pick` found here, whatever the precision.
+        precision: "fp32", "bf16" or "int8", see `PRECISIONS`; int8 takes a graph that `calibrate_int8` has made.
+        size: side of the pictures in pixels; torch takes any other as well.
+
+    Raises:
+        ConfigError: no such engine, or not in this precision.
+        MissingExtra: its package is not installed.
+        EngineError: it cannot run this network or device, or gives other features than the network does.
+    """
+    if name == "auto":
+        name, precision = read_pick(backbone, size, device.type)
+    if name not in PRECISIONS:
+        raise ConfigError(
+            f"there is no engine {name!r}.", did_you_mean(name, PRECISIONS) or "Give torch, onnx, openvino or auto."
+        )
+    if precision not in PRECISIONS[name]:
+        raise ConfigError(f"{name} has no precision {precision}.", f"It has: {', '.join(PRECISIONS[name])}.")
+    if name == "torch":
+        return Engine(name, precision, open_torch(backbone, precision, device))
+    remedy = "Make its graph again with wildcat bench RUN PICTURES." if precision == "int8" else "Use --engine torch."
+    for again in (False, True):
+        try:
+            engine = Engine(name, precision, _open_graph(name, precision, backbone, size, device, again))
+            error = _error(engine, backbone, size, device)
+        except (ConfigError, EngineError, ImportError):
+            raise
+        except Exception as reason:  # a kept graph that is damaged; each runtime has kinds of its own for that
+            if again:
+                what = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+                raise EngineError(f"{name} cannot run this network in {precision}: {what}.", remedy) from reason
+            continue
+        if error <= (EXACT if precision == "fp32" else ROUGH):
+            return engine
+    raise EngineError(
+        f"{name} in {precision} gives features that differ from torch's by {error:.0%} of their size.",
+        remedy,
+    )
+
+
+def _open_graph(
+    name: EngineName, precision: Precision, backbone: Backbone, size: int, device: torch.device, again: bool
+) -> Callable[[Tensor], Tensor]:
+    graph = int8_graph(backbone, size) if precision == "int8" else fp32_graph(backbone, size, again)
+    return open_onnxruntime(graph, device) if name == "onnx" else open_openvino(graph, precision, device)
+
+
+def _error(engine: Engine, backbone: Backbone, size: int, device: torch.device) -> float:
+    images = probe(size, seed=2).to(device)
+    with torch.inference_mode():
+        return relative_error(engine.features(images), backbone(images))

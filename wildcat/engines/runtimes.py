@@ -1,0 +1,76 @@
+"""onnxruntime and OpenVINO as engines: both run the same ONNX graph."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wildcat.config import EngineName, Precision
+from wildcat.engines.graph import run_graph, session_of
+from wildcat.engines.threads import engine_threads
+from wildcat.errors import EngineError, MissingExtra
+
+PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
+    "torch": ("fp32", "bf16"),
+    "onnx": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+"""What each engine can compute in."""
+
+
+def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """(B, 3, S, S) -> (B, D, h, w) by onnxruntime.
+
+    Raises:
+        EngineError: a device its installed build does not know.
+        MissingExtra: it is not installed.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"onnxruntime does not run on {device.type} here.", "Give --device cpu, or --engine torch.")
+    session = session_of(graph, engine_threads(), device.type)
+    if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        raise EngineError(
+            "the installed onnxruntime knows no CUDA.",
+            "pip install onnxruntime-gpu in its place, or give --device cpu.",
+        )
+
+    def features(images: Tensor) -> Tensor:
+        return torch.from_numpy(run_graph(session, images.cpu().contiguous().numpy())[0]).to(images.device)
+
+    return features
+
+
+def open_openvino(graph: bytes, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """(B, 3, S, S) -> (B, D, h, w) by OpenVINO, on the processor.
+
+    Raises:
+        EngineError: another device.
+        MissingExtra: it is not installed.
+    """
+    if device.type != "cpu":
+        raise EngineError(f"OpenVINO does not run on {device.type} here.", "Give --device cpu, or --engine torch.")
+    if importlib.util.find_spec("openvino") is None:
+        raise MissingExtra("openvino", "openvino")
+    import openvino  # noqa: PLC0415  # optional
+
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_NUM_THREADS": engine_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left to itself it takes bfloat16 wherever the processor has it, and says nothing.
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    lock = threading.Lock()  # a compiled model answers one at a time
+
+    def features(images: Tensor) -> Tensor:
+        with lock:
+            found = np.array(compiled(images.contiguous().numpy())[0])  # a copy: the next answer overwrites its memory
+        return torch.from_numpy(found)
+
+    return features

@@ -1,0 +1,145 @@
+"""Graphs kept between commands: found again by what the network is, and never trusted without a look.
+
+<cache>/engines/<digest>/fp32.onnx   the backbone at one picture size
+                         int8.onnx   the same, quantised
+                         int8.json   on how many pictures, by which versions
+<cache>/engines/picks.json           which engine `wildcat bench --pick` found fastest here
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from wildcat.config import EngineName, Precision
+from wildcat.data.cache import cache_folder
+from wildcat.engines.graph import trace
+from wildcat.engines.quantize import quantize
+from wildcat.errors import EngineError
+from wildcat.nn.backbones import Backbone
+from wildcat.train.runs import write_bytes, write_json, writing
+
+FORMAT = 1
+"""Version of what is kept; graphs of another one are not found."""
+
+
+def digest(backbone: Backbone, size: int) -> str:
+    """What a graph depends on: the network's structure and weights, the picture size, and what made the graph."""
+    found = hashlib.sha256()
+    made = {name: _version(name) for name in ("torch", "onnx", "onnxscript")}
+    found.update(json.dumps([FORMAT, size, made, repr(backbone)]).encode())
+    for name, values in backbone.state_dict().items():
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:32]
+
+
+def graph_folder(backbone: Backbone, size: int) -> Path:
+    """Where the graphs of a network at a picture size are kept."""
+    return cache_folder() / "engines" / digest(backbone, size)
+
+
+def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
+    """The serialised graph of a backbone at a picture size, made where it is not kept yet, or `again`.
+
+    Raises:
+        MissingExtra, EngineError: see `wildcat.engines.graph.trace`.
+        RunError: it cannot be written.
+    """
+    path = graph_folder(backbone, size) / "fp32.onnx"
+    if path.is_file() and not again:
+        return path.read_bytes()
+    graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, graph)
+    return graph
+
+
+def int8_graph(backbone: Backbone, size: int) -> bytes:
+    """The quantised graph that `calibrate_int8` made.
+
+    Raises:
+        EngineError: there is none for these weights at this size.
+    """
+    path = graph_folder(backbone, size) / "int8.onnx"
+    if not path.is_file():
+        raise EngineError(
+            f"there is no int8 graph of these weights at {size} px.",
+            "Make it with a few hundred pictures like those to come: wildcat bench RUN PICTURES.",
+        )
+    return path.read_bytes()
+
+
+def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> int:
+    """Make and keep the quantised graph, its ranges measured on `images`, batches (B, 3, size, size).
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        ConfigError, EngineError, MissingExtra: see `wildcat.engines.quantize.quantize`.
+    """
+    folder = graph_folder(backbone, size)
+    graph, count = quantize(fp32_graph(backbone, size), images)
+    write_bytes(folder / "int8.onnx", graph)
+    write_json(folder / "int8.json", {"pictures": count, "onnxruntime": _version("onnxruntime")})
+    return count
+
+
+def read_pick(backbone: Backbone, size: int, device: str) -> tuple[EngineName, Precision]:
+    """The engine and precision picked for a network on this machine.
+
+    Raises:
+        EngineError: none was picked.
+    """
+    entry = _picks().get(_pick_key(backbone, size, device), {})
+    if entry.get("engine") not in get_args(EngineName) or entry.get("precision") not in get_args(Precision):
+        raise EngineError(
+            f"no engine was picked for these weights at {size} px on this machine's {device}.",
+            "Pick one: wildcat bench RUN PICTURES --pick, with the --sizes and --device of this command.",
+        )
+    return entry["engine"], entry["precision"]
+
+
+def write_pick(
+    backbone: Backbone, size: int, device: str, engine: EngineName, precision: Precision, record: dict[str, Any]
+) -> Path:
+    """Keep a choice, with what it rests on; returns the file."""
+    path = _picks_path()
+    picks = _picks() | {_pick_key(backbone, size, device): {"engine": engine, "precision": precision, **record}}
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, picks)
+    return path
+
+
+def _picks_path() -> Path:
+    return cache_folder() / "engines" / "picks.json"
+
+
+def _picks() -> dict[str, Any]:
+    try:
+        picks = json.loads(_picks_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged: it is made again by the next pick
+        return {}
+    return picks if isinstance(picks, dict) else {}
+
+
+def _pick_key(backbone: Backbone, size: int, device: str) -> str:
+    return f"{platform.node()} {device} {digest(backbone, size)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"

@@ -1,0 +1,95 @@
+"""A model as one ONNX file: pictures in, scores and class maps out, with all that is needed to use them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from wildcat._version import __version__
+from wildcat.config import Flip
+from wildcat.engines.eager import fold
+from wildcat.engines.graph import describe, trace
+from wildcat.errors import ConfigError
+from wildcat.nn.backbones import Backbone
+from wildcat.nn.model import Wildcat
+from wildcat.nn.segmenter import Segmenter
+from wildcat.predictor import Predictor, mean_over_views
+from wildcat.train.runs import refuse_existing, write_bytes, writing
+
+OUTPUTS = ("scores", "class_maps")
+
+
+def export_onnx(predictor: Predictor, path: str | Path) -> Path:
+    """Write a predictor's network as ONNX, after comparing it with torch on random pictures.
+
+    The file takes `images` (B, 3, S, S) float32, any B: RGB in [0, 1], the whole picture warped to S x S, minus `mean`,
+    divided by `std`. It gives `scores` (B, C), raw, and `class_maps` (B, C, h, w); mirrored views are averaged as the
+    predictor does. Its metadata holds, as text: `classes`, `mean` and `std` (JSON lists), `size` (S), `interpolation`,
+    `task` (sigmoid of the scores where "multilabel", softmax where "multiclass"), `flip` and `wildcat`, the version.
+
+    Raises:
+        ConfigError: a predictor of several networks or sizes, of which one graph holds one.
+        EngineError: an operation has no ONNX form, or the graph does not give what torch gives; nothing is written.
+        MissingExtra: the packages of extra `export` are not installed.
+        RunError: the file exists, or cannot be written.
+    """
+    path = Path(path)
+    if len(predictor.members) > 1:
+        raise ConfigError(
+            f"{predictor.name} looks {len(predictor.members)} times at a picture; one ONNX file holds one network "
+            "at one size.",
+            f"Export one at a time: a member of an ensemble ({predictor.name}/members/1), or one of --sizes.",
+        )
+    if path.suffix != ".onnx":
+        raise ConfigError(f"{path} is not named as an ONNX file.", f"Give a name such as {path.with_suffix('.onnx')}.")
+    if path.exists():
+        refuse_existing(path)
+    preprocess = predictor.preprocess
+    network, folded = (
+        _ScoresAndMaps(predictor.model, backbone, predictor.members[0].segmenter, predictor.flip)
+        for backbone in (predictor.model.backbone, fold(predictor.model.backbone))
+    )
+    model = trace(folded, preprocess.size, OUTPUTS, network)
+    describe(
+        model,
+        {
+            "wildcat": __version__,
+            "name": Path(predictor.name).name,
+            "classes": json.dumps(list(predictor.classes), ensure_ascii=False),
+            "task": predictor.task,
+            "size": str(preprocess.size),
+            "mean": json.dumps(list(preprocess.mean)),
+            "std": json.dumps(list(preprocess.std)),
+            "interpolation": preprocess.interpolation,
+            "flip": predictor.flip,
+        },
+    )
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, model.SerializeToString())
+    return path
+
+
+class _ScoresAndMaps(nn.Module):
+    """What the file computes: the features once, their scores, and their maps or those of a refined model's segmenter."""
+
+    def __init__(self, model: Wildcat, backbone: Backbone, segmenter: Segmenter | None, flip: Flip) -> None:
+        super().__init__()
+        self.model = model
+        self.backbone = backbone
+        self.segmenter = segmenter
+        self.flip = flip
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, *refined = mean_over_views(self.look, images, self.flip)
+        maps = self.model.class_maps_of(features)
+        return self.model.score(features, maps), refined[0] if refined else maps
+
+    def look(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, D, h, w) features of one view, and the maps of a segmenter."""
+        if self.segmenter is None:
+            return (self.backbone(images),)
+        levels = self.backbone.levels(images)
+        return levels[-1], self.segmenter(levels)
