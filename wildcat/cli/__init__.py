@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
 from wildcat.cli.backbones import Backbones, run_backbones
+from wildcat.cli.bench import Bench, run_bench
 from wildcat.cli.calibrate import Calibrate, run_calibrate
 from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "ensemble": (Ensemble, run_ensemble),
     "report": (Report, run_report),
     "reproduce": (Reproduce, run_reproduce),
+    "bench": (Bench, run_bench),
     "datasets": (Datasets, run_datasets),
     "backbones": (Backbones, run_backbones),
 }

@@ -17,7 +17,7 @@ FEWEST = 16
 """Pictures below which measured ranges are guesses; a few hundred are customary."""
 
 
-def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int]:
+def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor]:
     """A float32 graph with its convolutions in int8 (QDQ; per-channel weights, ranges of activations from `images`).
 
     Args:
@@ -25,7 +25,7 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int]:
         images: batches (B, 3, S, S) as the network takes them; read once.
 
     Returns:
-        The serialised graph, and how many pictures its ranges were measured on.
+        The serialised graph, how many pictures its ranges were measured on, and the first of them, (1, 3, S, S).
 
     Raises:
         ConfigError: fewer than 16 pictures.
@@ -43,17 +43,18 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int]:
         quantize_static,
     )
 
-    count = 0
+    count, first = 0, Tensor()
 
     class Pictures(CalibrationDataReader):  # type: ignore[misc]  # untyped
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(images)
 
         def get_next(self) -> dict[str, Any] | None:
-            nonlocal count
+            nonlocal count, first
             batch = next(self.batches, None)
             if batch is None:
                 return None
+            first = batch[:1].clone() if count == 0 else first
             count += len(batch)
             return {"images": batch.numpy()}
 
@@ -84,7 +85,7 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int]:
         if count < FEWEST:
             raise _too_few(count)
         made = onnx.load(target)
-    return made.SerializeToString(), count
+    return made.SerializeToString(), count, first
 
 
 def _too_few(count: int) -> ConfigError:

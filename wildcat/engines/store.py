@@ -2,7 +2,8 @@
 
 <cache>/engines/<digest>/fp32.onnx   the backbone at one picture size
                          int8.onnx   the same, quantised
-                         int8.json   on how many pictures, by which versions
+                         int8.npy    a picture its ranges were measured on, to check it with
+                             int8.json   on how many pictures, by which versions
 <cache>/engines/picks.json           which engine `wildcat bench --pick` found fastest here
 """
 
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,19 +67,21 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
     return graph
 
 
-def int8_graph(backbone: Backbone, size: int) -> bytes:
-    """The quantised graph that `calibrate_int8` made.
+def int8_graph(backbone: Backbone, size: int) -> tuple[bytes, Tensor]:
+    """The quantised graph that `calibrate_int8` made, and a picture (1, 3, size, size) its ranges were measured on.
 
     Raises:
-        EngineError: there is none for these weights at this size.
+        EngineError: there is none for these weights at this size, or its picture is damaged.
     """
-    path = graph_folder(backbone, size) / "int8.onnx"
-    if not path.is_file():
+    folder = graph_folder(backbone, size)
+    try:
+        picture = torch.from_numpy(np.load(folder / "int8.npy").astype(np.float32))
+        return (folder / "int8.onnx").read_bytes(), picture
+    except (OSError, ValueError, EOFError) as error:
         raise EngineError(
             f"there is no int8 graph of these weights at {size} px.",
             "Make it with a few hundred pictures like those to come: wildcat bench RUN PICTURES.",
-        )
-    return path.read_bytes()
+        ) from error
 
 
 def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> int:
@@ -89,7 +94,10 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
         ConfigError, EngineError, MissingExtra: see `wildcat.engines.quantize.quantize`.
     """
     folder = graph_folder(backbone, size)
-    graph, count = quantize(fp32_graph(backbone, size), images)
+    graph, count, first = quantize(fp32_graph(backbone, size), images)
+    array = io.BytesIO()
+    np.save(array, first.numpy().astype(np.float16))
+    write_bytes(folder / "int8.npy", array.getvalue())
     write_bytes(folder / "int8.onnx", graph)
     write_json(folder / "int8.json", {"pictures": count, "onnxruntime": _version("onnxruntime")})
     return count
