@@ -76,10 +76,10 @@ def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alph
     _check_maps(x)
     regions = x.flatten(2)  # (B, C, h, w) -> (B, C, n)
     total = regions.shape[-1]
-    scores = _mean_of_highest(regions, region_count(kmax, total))
+    scores = _mean_of_extremes(regions, region_count(kmax, total), highest=True)
     lowest = 0 if alpha == 0 else region_count(kmax if kmin is None else kmin, total)
     if lowest:
-        scores = scores - alpha * _mean_of_highest(-regions, lowest)
+        scores = scores + alpha * _mean_of_extremes(regions, lowest, highest=False)
     return scores
 
 
@@ -94,13 +94,13 @@ def region_count(k: Regions, total: int) -> int:
     return min(total, max(1, round(k * total)) if isinstance(k, float) else k)
 
 
-def _mean_of_highest(regions: Tensor, count: int) -> Tensor:
-    """(B, C, n) -> (B, C), the mean of the `count` highest."""
+def _mean_of_extremes(regions: Tensor, count: int, highest: bool) -> Tensor:
+    """(B, C, n) -> (B, C), the mean of the `count` highest, or lowest."""
     if count == regions.shape[-1]:
         return regions.mean(dim=-1)
-    if count == 1:
-        return regions.max(dim=-1).values  # max, not amax: with ties amax would spread the gradient over all of them
-    return regions.topk(count, dim=-1, sorted=False).values.mean(dim=-1)
+    if count == 1:  # max, not amax: with ties amax would spread the gradient over all of them
+        return (regions.max(dim=-1) if highest else regions.min(dim=-1)).values
+    return regions.topk(count, dim=-1, largest=highest, sorted=False).values.mean(dim=-1)
 
 
 def log_sum_exp_pool(x: Tensor, sharpness: float) -> Tensor:
@@ -152,7 +152,7 @@ def csra_pool(x: Tensor, residual: float = 0.2, temperature: float = math.inf) -
     _check_maps(x)
     regions = x.flatten(2)  # (B, C, h, w) -> (B, C, n)
     if math.isinf(temperature):
-        attended = _mean_of_highest(regions, 1)
+        attended = _mean_of_extremes(regions, 1, highest=True)
     else:
         attended = (torch.softmax(temperature * regions, dim=-1) * regions).sum(dim=-1)
     return regions.mean(dim=-1) + residual * attended
