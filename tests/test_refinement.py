@@ -16,6 +16,7 @@ from wildcat.config import RefineConfig, TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.evaluation import evaluate
+from wildcat.export.onnx import export_onnx
 from wildcat.nn.backbones import create_backbone
 from wildcat.predictor import load
 from wildcat.refinement import FlatLevels, refine, scaled_crf, small_picture, unflattened
@@ -185,3 +186,17 @@ def test_a_crf_is_scaled_to_what_it_sees(tmp_path: Path) -> None:
     assert quarter.appearance_sigma_rgb == CrfParams().appearance_sigma_rgb
     Image.new("RGB", (1024, 256)).save(tmp_path / "wide.png")
     assert small_picture(tmp_path / "wide.png").shape == (128, 512, 3)
+
+
+def test_as_onnx_and_by_engines(refined: Path, shapes: DataSet, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    predictor = load(refined, "cpu")
+    file = export_onnx(predictor, tmp_path / "refined.onnx")
+    images = torch.stack([predictor.preprocess(Image.open(s.path)) for s in shapes.split("val")[:2]])
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    scores, maps = session.run(["scores", "class_maps"], {session.get_inputs()[0].name: images.numpy()})
+    expected = predictor.run([images], modalities=False)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
+    np.testing.assert_allclose(maps, expected.class_maps, atol=1e-3)
+    with pytest.raises(ConfigError, match="refined model: its segmenter sees levels"):
+        load(refined, "cpu", engine="onnx")

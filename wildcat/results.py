@@ -143,7 +143,8 @@ class Prediction:
         """(H, W) label mask: 0 background, i + 1 = classes[i]; only predicted classes are drawn.
 
         Args:
-            crf: sharpen the mask to the edges of the picture with a dense CRF, at its default or the given settings.
+            crf: sharpen the mask to the edges of the picture with a dense CRF: True for the settings that were stored
+                for the model, the defaults where there are none; or settings of your own.
             params: the gate and the background rule; those the model was calibrated to, or `default_mask_params`, where
                 not given. Of classes that exclude each other the likeliest is always drawn.
             background: a class of the model that stands for the background, such as one that every picture of the
@@ -159,7 +160,8 @@ class Prediction:
             params = replace(params, rule="trained")
             background_map = self.class_maps[drawn.pop(self._index(background))]
         params = replace(params, gate=tuple(gates[i] for i in drawn))
-        settings = (CrfParams() if crf is True else crf) or None
+        stored = self.calibration.crf if self.calibration else None
+        settings = (stored or CrfParams() if crf is True else crf) or None
         mask = maps_to_mask(
             self.class_maps[drawn],
             self.class_probs[drawn],

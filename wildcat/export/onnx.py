@@ -47,9 +47,10 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
     if path.exists():
         refuse_existing(path)
     preprocess = predictor.preprocess
+    plain, segmenter = predictor.model.backbone, predictor.members[0].segmenter
     network, folded = (
-        _ScoresAndMaps(predictor.model, backbone, predictor.members[0].segmenter, predictor.flip)
-        for backbone in (predictor.model.backbone, fold(predictor.model.backbone))
+        _ScoresAndMaps(predictor.model, backbone, segmenter, predictor.flip)
+        for backbone in (plain, fold(plain) if segmenter is None else plain)  # a folded network has no inner levels
     )
     model = trace(folded, preprocess.size, OUTPUTS, network)
     describe(
@@ -73,7 +74,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
 
 
 class _ScoresAndMaps(nn.Module):
-    """What the file computes: the features once, their scores, and their maps or those of a refined model's segmenter."""
+    """What the file computes: the features once, their scores, and their maps or those of a segmenter."""
 
     def __init__(self, model: Wildcat, backbone: Backbone, segmenter: Segmenter | None, flip: Flip) -> None:
         super().__init__()

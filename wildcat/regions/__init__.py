@@ -1,7 +1,7 @@
 """Class maps in; points, boxes and masks out."""
 
 from wildcat.regions.boxes import Box, connected_components, map_to_boxes
-from wildcat.regions.crf import CrfParams, dense_crf, exact_dense_crf
+from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf, exact_dense_crf
 from wildcat.regions.masks import (
     MaskParams,
     class_probabilities_with_background,
@@ -15,6 +15,7 @@ from wildcat.regions.masks import (
 from wildcat.regions.points import peak_points
 
 __all__ = [
+    "MILD_CRF",
     "Box",
     "CrfParams",
     "MaskParams",

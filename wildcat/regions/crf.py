@@ -97,6 +97,16 @@ class CrfParams:
             )
 
 
+MILD_CRF = CrfParams(
+    appearance_weight=4.0,
+    appearance_sigma_xy=67.0,
+    appearance_sigma_rgb=3.0,
+    smoothness_weight=3.0,
+    smoothness_sigma=1.0,
+)
+"""DeepLab's settings (Chen et al., ICLR 2015), for maps that are sharp and sure already: stronger ones erode them."""
+
+
 @overload
 def dense_crf(
     image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any], params: CrfParams | None = None

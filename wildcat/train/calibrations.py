@@ -3,6 +3,7 @@
 data, split, pictures, masks   what it was fitted on: so many pictures with tags, of which so many with masks
 weights                        digest of the weights it was fitted for: others need another calibration
 gate, prior, f1                of each class: see `wildcat.calibration.fit_gates`
+crf_settings                   of `wildcat.regions.CrfParams`, where the model's maps ask for other than the defaults
 background                     rule, score, constant and exponent of `wildcat.regions.MaskParams`
 tried                          mean IoU of each background tried, on those masks; empty where there were none
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from wildcat.data.sample import DataSet, Sample
 from wildcat.errors import ConfigError, RunError
+from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
 from wildcat.train.refined import BASE, SEGMENTER
@@ -36,21 +38,28 @@ class Calibration:
 
     Attributes:
         params: with one gate a class, in the order of the model's classes.
+        crf: settings of the dense CRF that go with the model's maps; None for the defaults.
         record: what calibration.json holds.
     """
 
     params: MaskParams
     record: Mapping[str, Any]
+    crf: CrfParams | None = None
 
 
 def write_calibration(
-    folder: Path, classes: Sequence[str], params: MaskParams, record: Mapping[str, Any]
+    folder: Path,
+    classes: Sequence[str],
+    params: MaskParams,
+    record: Mapping[str, Any],
+    crf: CrfParams | None = None,
 ) -> Calibration:
     """Write calibration.json into the folder of a run or an ensemble, in place of an earlier one; atomic.
 
     Args:
         params: with one gate a class.
         record: data, split, pictures, masks, and what else there is to say; plain values.
+        crf: settings of the dense CRF for this model; None leaves them at their defaults.
 
     Raises:
         RunError: the file cannot be written.
@@ -63,11 +72,12 @@ def write_calibration(
         **record,
         "gate": dict(zip(classes, gates, strict=True)),
         "background": background,
+        "crf_settings": None if crf is None else asdict(crf),
         "weights": weights_digest(folder),
         "versions": versions(),
     }
     write_json(folder / CALIBRATION, content)
-    return Calibration(params, content)
+    return Calibration(params, content, crf)
 
 
 def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None:
@@ -86,6 +96,7 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
         if schema != SCHEMA:
             raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
         gates, background = dict(record["gate"]), record["background"]
+        crf = None if record["crf_settings"] is None else CrfParams(**record["crf_settings"])
         fitted = str(record["data"]), str(record["split"]), int(record["pictures"]), int(record["masks"])
         if set(gates) == set(classes):
             params = MaskParams(
@@ -103,7 +114,7 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
     if record.get("weights") != weights_digest(folder):
         raise RunError(f"{path} was fitted for other weights than those now in {folder}.", again)
     data, split, pictures, masks = fitted
-    return Calibration(params, {**record, "data": data, "split": split, "pictures": pictures, "masks": masks})
+    return Calibration(params, {**record, "data": data, "split": split, "pictures": pictures, "masks": masks}, crf)
 
 
 def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:
