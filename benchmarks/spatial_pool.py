@@ -1,4 +1,4 @@
-"""What `spatial_pool` saves over sorting every map: time and memory, forward and backward, in pairs of processes, in turn.
+"""What `spatial_pool` saves over sorting every map: time and memory, forward and backward, in pairs of processes.
 
     python benchmarks/spatial_pool.py --out benchmarks/results/spatial-pool.json
 

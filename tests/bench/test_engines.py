@@ -19,6 +19,7 @@ from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
 from wildcat.engines import read_pick
+from wildcat.engines.store import graph_folder
 from wildcat.errors import ConfigError
 from wildcat.nn.model import model_from_config
 from wildcat.predictor import Predictor
@@ -103,10 +104,14 @@ def test_the_command_times_compares_and_picks(
 
 
 def test_without_pictures_only_times_are_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(run), "--rounds", "1", "--batch-size", "1", "--device", "cpu", "--sizes", "96"]) == 0
+    flags = ["--rounds", "1", "--batch-size", "1", "--device", "cpu", "--sizes", "96", "--output-stride", "16"]
+    assert main(["bench", str(run), *flags]) == 0
     table = capsys.readouterr().out
     assert "test_resnet 96 px" in table and "score error" not in table
     assert "left out: onnx int8: there is no int8 graph of these weights at 96 px." in table
+    backbones = {s: wildcat.load(run, "cpu", output_stride=s).model.backbone for s in (16, 32)}
+    made = {s: (graph_folder(backbone, 96) / "fp32.onnx").is_file() for s, backbone in backbones.items()}
+    assert made == {16: True, 32: False}
 
 
 def row(speedup: float, error: float) -> dict[str, float]:

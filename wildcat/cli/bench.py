@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -39,6 +39,8 @@ class Bench(DataCommand):
     """Average the maps of mirrored views, as the commands to come will."""
     sizes: Annotated[str, arg(metavar="S,S,...")] = ""
     """Input sizes in pixels, as the commands to come will use; empty: the size of training."""
+    output_stride: Literal[32, 16, 8] | None = None
+    """Input pixels per cell of the maps, as the commands to come will use."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
@@ -54,7 +56,8 @@ def run_bench(command: Bench) -> int:
         raise ConfigError("--pick judges engines by what they say of pictures.", "Name pictures of the kind to come.")
     check_tolerance(command.tolerance)
     found = find_pictures(command.paths, command.split, 0, command) if command.paths else []
-    predictor = load(command.run, command.device, command.flip, parse_sizes(command.sizes))
+    sizes = parse_sizes(command.sizes)
+    predictor = load(command.run, command.device, command.flip, sizes, output_stride=command.output_stride)
     result = bench_engines(
         predictor,
         [path for path, _ in found],

@@ -113,7 +113,7 @@ def read_pick(backbone: Backbone, size: int, device: str) -> tuple[EngineName, P
     if entry.get("engine") not in get_args(EngineName) or entry.get("precision") not in get_args(Precision):
         raise EngineError(
             f"no engine was picked for these weights at {size} px on this machine's {device}.",
-            "Pick one: wildcat bench RUN PICTURES --pick, with the --sizes and --device of this command.",
+            "Pick one: wildcat bench RUN PICTURES --pick, with this command's --sizes, --output-stride and --device.",
         )
     return entry["engine"], entry["precision"]
 
