@@ -105,6 +105,67 @@ def head_cost(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def engines(result: dict[str, Any]) -> str:
+    """Engines in turn, and the usual ways to a heatmap."""
+    s, m, rows = result["settings"], result["machine"], result["results"]
+    names = [
+        "hook CAM",
+        *dict.fromkeys(n for row in rows.values() for n in row["rows"] if " " in n and n != "hook CAM"),
+    ]
+    lines = [
+        f"How many times faster than the network as it is in torch, float32: scores and class maps of {s['classes']} "
+        f"classes, batches of {s['batch']}, {m['threads']} threads of {m['processor']}; median of {s['rounds']} rounds "
+        "timed in turn (quartiles).",
+        "",
+        f"| | {' | '.join(rows)} |",
+        f"|---|{'---|' * len(rows)}",
+    ]
+    for name in names:
+        cells = [row["rows"].get(name) for row in rows.values()]
+        shown = [
+            f"{c['speedup']:.2f} ({c['quartiles'][0]:.2f} to {c['quartiles'][1]:.2f})" if c else "-" for c in cells
+        ]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    if all("gradcam" in row for row in rows.values()):
+        cells = [
+            f"{row['gradcam']['eager']['speedup']:.0f}, {row['gradcam']['best']['speedup']:.0f}"
+            for row in rows.values()
+        ]
+        lines.append(f"| over GradCAM, a call a class: torch as it is, best engine | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def engine_accuracy(result: dict[str, Any]) -> str:
+    """What engines cost in accuracy."""
+    s = result["settings"]
+    lines = [
+        f"{s['data']}, {s['pictures']} pictures of {s['split']}: {s['backbone']} at {s['image_size']} px on each "
+        f"engine; int8 ranges from {s['calibration']} pictures of {s['calibration_split']}; all-point AP (voc10), point "
+        "tolerance 18 px.",
+        "",
+        "| engine | mAP % | change | point AP % | change |",
+        "|---|---|---|---|---|",
+    ]
+    first = next(iter(result["results"].values()))
+    for name, row in result["results"].items():
+        cells = [f"{100 * row[k]:.2f} | {100 * (row[k] - first[k]):+.2f}" for k in ("map", "point_ap")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pool_cost(result: dict[str, Any]) -> str:
+    """The spatial pooling against a full sort."""
+    s, r = result["settings"], result["results"]
+    shape = " x ".join(map(str, s["shape"]))
+    faster, smaller = (r[f"{key} ratio"] for key in ("seconds", "memory_mb"))
+    return (
+        f"`spatial_pool` forward and backward on {shape} maps, k = {s['k']}, alpha = {s['alpha']}: "
+        f"{faster['median']:.2f} times faster than sorting every map ({faster['lowest']:.2f} to {faster['highest']:.2f} "
+        f"over {s['rounds']} pairs of processes), with {smaller['median']:.2f} times less memory "
+        f"({smaller['lowest']:.2f} to {smaller['highest']:.2f})."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
     "pooling.json": pooling,
@@ -112,6 +173,9 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scenes.json": scenes,
     "scenes-sizes.json": scenes,
     "head-cost.json": head_cost,
+    "engines.json": engines,
+    "engine-accuracy.json": engine_accuracy,
+    "spatial-pool.json": pool_cost,
 }
 
 

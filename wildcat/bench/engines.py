@@ -64,7 +64,7 @@ def bench_engines(
         progress(f"preparing {label}")
         try:
             if precision == "int8" and pictures and name == "onnx":  # both runtimes take the same graph
-                _calibrate(predictor.members, pictures, batch_size)
+                calibrate(predictor, pictures, batch_size)
             ready[label] = _with_engine(predictor, name, precision)
         except (EngineError, MissingExtra) as error:
             left_out[label] = error.message
@@ -156,9 +156,15 @@ def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -
     return other
 
 
-def _calibrate(members: Sequence[Member], pictures: Sequence[Path], batch_size: int) -> None:
+def calibrate(predictor: Predictor, pictures: Sequence[Path], batch_size: int = 8) -> int:
+    """Make int8 graphs for every member with at most 200 of the pictures, spread over them; returns how many.
+
+    Raises:
+        ConfigError, EngineError, MissingExtra: see `wildcat.engines.calibrate_int8`.
+        ImageError: a picture cannot be read.
+    """
     chosen = _evenly(pictures, CALIBRATION)
-    for member in members:
+    for member in predictor.members:
 
         def batches(member: Member = member) -> Iterator[Tensor]:
             for start in range(0, len(chosen), batch_size):
@@ -166,6 +172,7 @@ def _calibrate(members: Sequence[Member], pictures: Sequence[Path], batch_size: 
                 yield torch.stack([member.preprocess(read_image(path)) for path in paths])
 
         calibrate_int8(member.model.backbone, member.preprocess.size, batches())
+    return len(chosen)
 
 
 def _evenly(pictures: Sequence[Path], most: int) -> list[Path]:
