@@ -140,8 +140,8 @@ def engine_accuracy(result: dict[str, Any]) -> str:
     s = result["settings"]
     lines = [
         f"{s['data']}, {s['pictures']} pictures of {s['split']}: {s['backbone']} at {s['image_size']} px on each "
-        f"engine; int8 ranges from {s['calibration']} pictures of {s['calibration_split']}; all-point AP (voc10), point "
-        "tolerance 18 px.",
+        f"engine; int8 ranges from {s['calibration']} pictures of {s['calibration_split']}; all-point AP (voc10), "
+        "point tolerance 18 px.",
         "",
         "| engine | mAP % | change | point AP % | change |",
         "|---|---|---|---|---|",
@@ -160,9 +160,9 @@ def pool_cost(result: dict[str, Any]) -> str:
     faster, smaller = (r[f"{key} ratio"] for key in ("seconds", "memory_mb"))
     return (
         f"`spatial_pool` forward and backward on {shape} maps, k = {s['k']}, alpha = {s['alpha']}: "
-        f"{faster['median']:.2f} times faster than sorting every map ({faster['lowest']:.2f} to {faster['highest']:.2f} "
-        f"over {s['rounds']} pairs of processes), with {smaller['median']:.2f} times less memory "
-        f"({smaller['lowest']:.2f} to {smaller['highest']:.2f})."
+        f"{faster['median']:.2f} times faster than sorting every map ({faster['lowest']:.2f} to "
+        f"{faster['highest']:.2f} over {s['rounds']} pairs of processes), with {smaller['median']:.2f} times less "
+        f"memory ({smaller['lowest']:.2f} to {smaller['highest']:.2f})."
     )
 
 

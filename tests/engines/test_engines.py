@@ -251,8 +251,8 @@ def test_auto_takes_what_was_picked_for_these_weights(
         ("onyx", "fp32", "cpu", ConfigError, "there is no engine 'onyx'.\ndid you mean onnx?"),
         ("onnx", "bf16", "cpu", ConfigError, "onnx has no precision bf16.\nIt has: fp32, int8."),
         ("torch", "int8", "cpu", ConfigError, "torch has no precision int8.\nIt has: fp32, bf16."),
-        ("openvino", "fp32", "cuda", EngineError, "OpenVINO does not run on cuda"),
-        ("onnx", "fp32", "mps", EngineError, "onnxruntime does not run on mps"),
+        ("openvino", "fp32", "cuda", EngineError, "engine openvino does not run on cuda"),
+        ("onnx", "fp32", "mps", EngineError, "engine onnx does not run on mps"),
     ],
 )
 def test_misuse_is_answered_in_a_sentence(
@@ -273,13 +273,18 @@ def test_int8_needs_pictures_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"), [("openvino", "openvino", "openvino"), ("onnx", "onnx", "export")]
+    ("name", "packages", "extra"),
+    [
+        ("openvino", ("openvino",), "openvino"),
+        ("openvino", ("openvino", "onnx", "onnxruntime"), "openvino"),  # one command for all of them
+        ("onnx", ("onnx",), "export"),
+    ],
 )
 def test_a_missing_package_is_named(
-    name: Any, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: Any, packages: tuple[str, ...], extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda wanted: None if wanted == package else object())
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda wanted: None if wanted in packages else object())
     with pytest.raises(MissingExtra) as caught:
         open_engine(name, "fp32", network(0).backbone, SIZE, CPU)
     assert caught.value.hint == f"Type: pip install 'wildcat-vision[{extra}]'"

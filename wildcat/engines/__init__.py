@@ -16,7 +16,7 @@ from torch import Tensor
 from wildcat.config import EngineChoice, EngineName, Precision
 from wildcat.engines.eager import open_torch
 from wildcat.engines.graph import EXACT, probe, relative_error
-from wildcat.engines.runtimes import PRECISIONS, open_onnxruntime, open_openvino
+from wildcat.engines.runtimes import PRECISIONS, check_runtime, open_onnxruntime, open_openvino
 from wildcat.engines.store import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
 from wildcat.errors import ConfigError, EngineError, did_you_mean
 from wildcat.nn.backbones import Backbone
@@ -65,6 +65,7 @@ def open_engine(
         raise ConfigError(f"{name} has no precision {precision}.", f"It has: {', '.join(PRECISIONS[name])}.")
     if name == "torch":
         return Engine(name, precision, open_torch(backbone, precision, device))
+    check_runtime(name, device)
     remedy = "Make its graph again with wildcat bench RUN PICTURES." if precision == "int8" else "Use --engine torch."
     for again in (False, True):
         try:
@@ -73,7 +74,7 @@ def open_engine(
                 graph, images = int8_graph(backbone, size)
             else:
                 graph, images = fp32_graph(backbone, size, again), probe(size, seed=2)
-            runs = open_onnxruntime(graph, device) if name == "onnx" else open_openvino(graph, precision, device)
+            runs = open_onnxruntime(graph, device) if name == "onnx" else open_openvino(graph, precision)
             engine = Engine(name, precision, runs)
             error = _error(engine, backbone, images.to(device))
         except (ConfigError, EngineError, ImportError):

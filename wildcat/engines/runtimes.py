@@ -23,15 +23,30 @@ PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
 """What each engine can compute in."""
 
 
+DEVICES: dict[EngineName, tuple[str, ...]] = {"onnx": ("cpu", "cuda"), "openvino": ("cpu",)}
+"""Where the runtimes run."""
+
+
+def check_runtime(name: EngineName, device: torch.device) -> None:
+    """Refuse a runtime that cannot be used here, before a graph is made for it.
+
+    Raises:
+        EngineError: a device it does not run on.
+        MissingExtra: it is not installed.
+    """
+    if device.type not in DEVICES[name]:
+        raise EngineError(f"engine {name} does not run on {device.type} here.", "Give --device cpu, or --engine torch.")
+    package, extra = {"onnx": ("onnxruntime", "export"), "openvino": ("openvino", "openvino")}[name]
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(package, extra)
+
+
 def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], Tensor]:
     """(B, 3, S, S) -> (B, D, h, w) by onnxruntime.
 
     Raises:
-        EngineError: a device its installed build does not know.
-        MissingExtra: it is not installed.
+        EngineError: its installed build does not know the device.
     """
-    if device.type not in ("cpu", "cuda"):
-        raise EngineError(f"onnxruntime does not run on {device.type} here.", "Give --device cpu, or --engine torch.")
     session = session_of(graph, engine_threads(), device.type)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(
@@ -45,17 +60,8 @@ def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], T
     return features
 
 
-def open_openvino(graph: bytes, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """(B, 3, S, S) -> (B, D, h, w) by OpenVINO, on the processor.
-
-    Raises:
-        EngineError: another device.
-        MissingExtra: it is not installed.
-    """
-    if device.type != "cpu":
-        raise EngineError(f"OpenVINO does not run on {device.type} here.", "Give --device cpu, or --engine torch.")
-    if importlib.util.find_spec("openvino") is None:
-        raise MissingExtra("openvino", "openvino")
+def open_openvino(graph: bytes, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """(B, 3, S, S) -> (B, D, h, w) by OpenVINO, on the processor."""
     import openvino  # noqa: PLC0415  # optional
 
     core = openvino.Core()
