@@ -166,6 +166,25 @@ def pool_cost(result: dict[str, Any]) -> str:
     )
 
 
+def scaling(result: dict[str, Any]) -> str:
+    """How cost grows."""
+    s, m = result["settings"], result["machine"]
+    lines = [
+        f"Cost of scores and class maps, {s['backbone']} on {s['device']}, {m['threads']} threads of {m['processor']}; what "
+        "is not varied is 20 classes, M = 4, 224 px, a batch of 8; exponent of the setting (lowest and highest of "
+        f"{s['rounds']} rounds): 1 is linear, 0 is free.",
+        "",
+        "| varied | settings | seconds | exponent |",
+        "|---|---|---|---|",
+    ]
+    for name, row in result["results"].items():
+        settings, seconds = ", ".join(map(str, row["settings"])), ", ".join(f"{x:.3f}" for x in row["seconds"])
+        lines.append(
+            f"| {name} | {settings} | {seconds} | {row['exponent']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
     "pooling.json": pooling,
@@ -176,6 +195,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "engines.json": engines,
     "engine-accuracy.json": engine_accuracy,
     "spatial-pool.json": pool_cost,
+    "scaling.json": scaling,
 }
 
 
