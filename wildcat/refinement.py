@@ -49,12 +49,6 @@ PUBLISHED_PIXELS = 375 * 500
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
-BALANCED = 40
-"""Pictures on which `Refinement.background_shift` is found."""
-
-SHIFTS, SHIFT_STEP = (0.0, 4.0), 0.25
-"""Between which it lies, and how exactly it is found."""
-
 MEASURED = 64
 """Pictures the spread of the levels is measured on."""
 
@@ -106,7 +100,6 @@ def refine(
         **asdict(config),
         "crf": asdict(refinement.crf),
         "losses": refinement.losses,
-        "shifts": refinement.shifts,
     }
     gate = calibration.params.gate if calibration else MaskParams().gate
     drawn = {"data": data.name, "split": split, "pictures": len(samples), "masks": 0, "crf": False}
@@ -123,7 +116,6 @@ class Refinement:
 
     Attributes:
         losses: the mean loss of the last epoch of each round.
-        shifts: of each round, see `background_shift`.
     """
 
     def __init__(
@@ -144,7 +136,6 @@ class Refinement:
         self.device = next(model.parameters()).device
         self.views = FLIP_VIEWS[run.config.flip]
         self.losses: list[float] = []
-        self.shifts: list[float] = []
         flat = FlatLevels(model.backbone)
         self.listener.start(len(samples) * len(self.views), 0, "features")
         self.features: Features = cached_features(
@@ -194,41 +185,15 @@ class Refinement:
         params = self.params if segmenter is None else MaskParams(rule="score")
         self.listener.start(len(self.samples), 0, what)
         made = []
-        shift = self.background_shift(segmenter, params)
-        self.shifts.append(shift)
-        for index in range(len(self.samples)):
-            picture, unary = self.unary(index, segmenter, params)
-            sharp = dense_crf(picture, shifted(unary, shift), scaled_crf(self.crf, picture.shape[0] * picture.shape[1]))
+        for index, sample in enumerate(self.samples):
+            picture = small_picture(sample.path)
+            size = (picture.shape[0], picture.shape[1])
+            maps = upsample_maps(self.maps(index, segmenter)[self.present[index].to(self.device)], size)
+            unary = class_probabilities_with_background(maps, params)
+            sharp = dense_crf(picture, unary, scaled_crf(self.crf, size[0] * size[1]))
             made.append(nn.functional.adaptive_avg_pool2d(sharp[None], grid)[0].half().cpu())
             self.listener.advance(1)
         return made
-
-    def unary(self, index: int, segmenter: Segmenter | None, params: MaskParams) -> tuple[NDArray[np.uint8], Tensor]:
-        """A picture made small, and (K + 1, H, W) probabilities of the background and the classes it is tagged with."""
-        picture = small_picture(self.samples[index].path)
-        maps = self.maps(index, segmenter)[self.present[index].to(self.device)]
-        size = (picture.shape[0], picture.shape[1])
-        return picture, class_probabilities_with_background(upsample_maps(maps, size), params)
-
-    def background_shift(self, segmenter: Segmenter | None, params: MaskParams) -> float:
-        """By how much the background's log-odds are lowered before the CRF so that it moves borders and not areas.
-
-        Most pixels are background, and each tells its neighbours so: a CRF shrinks what the maps have found, the more
-        the surer they are. Halving intervals finds the shift at which the classes cover, on some of the pictures, as
-        much as before.
-        """
-        some = epoch_order(len(self.samples), self.config.seed, 0)[:BALANCED]
-        seen = [self.unary(index, segmenter, params) for index in some]
-        covered = sum(float((unary.argmax(dim=0) > 0).float().mean()) for _, unary in seen)
-        low, high = SHIFTS
-        while high - low > SHIFT_STEP:
-            shift = (low + high) / 2
-            left = 0.0
-            for picture, unary in seen:
-                settings = scaled_crf(self.crf, picture.shape[0] * picture.shape[1])
-                left += float((dense_crf(picture, shifted(unary, shift), settings).argmax(dim=0) > 0).float().mean())
-            low, high = (shift, high) if left < covered else (low, shift)
-        return (low + high) / 2
 
     def train(self, targets: Sequence[Tensor], what: str) -> Segmenter:
         """A new segmenter trained on soft labels."""
@@ -271,10 +236,10 @@ class Refinement:
         return segmenter
 
     def _target(self, index: int, target: Tensor, axes: tuple[int, ...]) -> Tensor:
-        """(C + 1, h, w) float32 of one view."""
+        """(C + 1, h, w) float32 of one view; `axes` count from the last, see `FLIP_VIEWS`."""
         full = torch.zeros(self.num_classes + 1, *target.shape[1:])
         full[torch.cat([torch.zeros(1, dtype=torch.int64), self.present[index] + 1])] = target.float()
-        return full.flip([axis - 1 for axis in axes]) if axes else full
+        return full.flip(axes) if axes else full
 
 
 class FlatLevels(nn.Module):
@@ -297,12 +262,6 @@ def unflattened(vectors: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list
     """(B, L, 1, 1) of `FlatLevels` -> its levels, (B, D, h, w) each, channels last."""
     parts = torch.split(vectors.flatten(1), [d * h * w for d, h, w in shapes], dim=1)
     return [part.reshape(len(part), h, w, d).permute(0, 3, 1, 2) for part, (d, h, w) in zip(parts, shapes, strict=True)]
-
-
-def shifted(probabilities: Tensor, shift: float) -> Tensor:
-    """(K + 1, H, W) probabilities with the background's log-odds, the first, lowered by `shift`."""
-    scaled = torch.cat([probabilities[:1] * math.exp(-shift), probabilities[1:]])
-    return scaled / scaled.sum(dim=0)
 
 
 def small_picture(path: Path) -> NDArray[np.uint8]:
