@@ -38,7 +38,7 @@ LINES: dict[str, tuple[int, ...]] = {
     "classes": (20, 80, 320, 1280),
     "maps a class": (1, 4, 16, 64),
     "maps a class, modalities": (1, 4, 16, 64),
-    "pixels": (224**2, 320**2, 448**2, 640**2),
+    "pixels": (96**2, 192**2, 384**2, 768**2),
 }
 """What is varied, and its four points."""
 

@@ -171,7 +171,7 @@ def scaling(result: dict[str, Any]) -> str:
     s, m = result["settings"], result["machine"]
     lines = [
         f"Cost of scores and class maps, {s['backbone']} on {s['device']}, {m['threads']} threads of {m['processor']}; "
-        "is not varied is 20 classes, M = 4, 224 px, a batch of 8; exponent of the setting (lowest and highest of "
+        "what is not varied is 20 classes, M = 4, 224 px, a batch of 8; exponent of the setting (lowest and highest of "
         f"{s['rounds']} rounds): 1 is linear, 0 is free.",
         "",
         "| varied | settings | seconds | exponent |",
