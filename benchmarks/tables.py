@@ -185,6 +185,26 @@ def scaling(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def serve_load(result: dict[str, Any]) -> str:
+    """The service under load."""
+    s, r = result["settings"], result["results"]
+    service, crowd, memory = r["service"], r["crowd"], r["memory_mb"]
+    early, late = s["requests"].split(",")
+    refused = sum(count for status, count in crowd["statuses"].items() if status == "503")
+    alone = " and ".join(f"{each['per_s']:.1f}" for each in r["bare"])
+    return (
+        f"`wildcat serve`, {s['backbone']} at {s['input_size']} px, {s['classes']} classes, pictures of {s['width']} x "
+        f"{s['height']}, {s['clients']} clients on the same {result['machine']['cores']} cores for "
+        f"{s['seconds']:g} s: {service['per_s']:.1f} pictures a second, **{r['ratio']:.2f}** of the bare network in "
+        f"batches of {s['batch']} ({alone} before and after); latency {service['latency_p50_s']:.2f} s (median), "
+        f"{service['latency_p95_s']:.2f} s (95 %). With {crowd['clients']} clients {crowd['per_s']:.1f} a second, and "
+        f"{refused:,} were told to come back (503). Memory {memory[early]:.0f} MB after {int(early):,} requests, "
+        f"{memory[late]:.0f} MB after {int(late):,}. Of {r['broken']['bodies']} broken bodies "
+        f"{r['broken']['answered_4xx']} were answered with 4xx, and the service "
+        f"{'went on' if r['broken']['alive_after'] else 'died'}."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
     "pooling.json": pooling,
@@ -196,6 +216,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine-accuracy.json": engine_accuracy,
     "spatial-pool.json": pool_cost,
     "scaling.json": scaling,
+    "serve-load.json": serve_load,
 }
 
 

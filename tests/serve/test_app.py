@@ -232,10 +232,6 @@ def test_what_does_not_fit_is_answered_with_a_sentence(connect: Connect, path: s
 
 
 def test_more_drawing_than_the_service_bears_is_refused(connect: Connect) -> None:
-    content = encoded(Image.new("RGB", (1500, 1400)))
-    refused = ask(connect, "/map?kind=mask&crf=true", **upload(content))
-    assert refused.status_code == 422
-    assert "2,100,000" in refused.json()["detail"]
     large = encoded(Image.new("L", (6000, 5000)))
     refused = ask(connect, "/predict?save=overlays&save=heatmaps&save=masks", **upload(large))
     assert refused.status_code == 422

@@ -24,15 +24,12 @@ from wildcat.serve.schema import AnnotationQuery, MapQuery, PredictQuery
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
-CRF_PIXELS = 2_000_000
-"""Most pixels of a picture whose mask is sharpened here: each costs the CRF about 1 KB of memory."""
-
 
 def prediction_row(prediction: Prediction, query: PredictQuery, limits: Limits) -> dict[str, Any]:
     """The row of predictions.jsonl, its `files` in data URLs; see `PredictionAnswer`.
 
     Raises:
-        Refused: 422, more pictures are asked for than may be drawn, or CRF of too large a picture.
+        Refused: 422, more pictures are asked for than may be drawn.
         ConfigError: an unknown class, or a threshold the model's rule does not take.
     """
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
@@ -59,14 +56,12 @@ def drawing(prediction: Prediction, query: MapQuery) -> bytes:
     """One PNG of a prediction.
 
     Raises:
-        Refused: 422, CRF of too large a picture.
         ConfigError: an unknown class, or a threshold the model's rule does not take.
     """
     name = prediction.top if query.class_name is None else query.class_name
     if query.kind == "picture":
         return _png(prediction.load_picture())
     if query.kind == "mask":
-        _check_crf(prediction, query.crf)
         return _png(indexed_mask(prediction, query.crf, query.threshold)[0])
     if query.kind == "modalities":
         drawn = modality_overlays(prediction, name)
@@ -78,10 +73,8 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
     """The folder `wildcat export annotations` would write for this picture, in a zip file.
 
     Raises:
-        Refused: 422, CRF of too large a picture.
         ConfigError: the format cannot hold the classes.
     """
-    _check_crf(prediction, query.crf)
     params = InstanceParams(min_score=query.min_score, crf=query.crf)
     with tempfile.TemporaryDirectory(prefix="wildcat-") as place:
         folder = Path(place) / "annotations"
@@ -97,14 +90,14 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
 
 def heat(prediction: Prediction, name: str) -> Image.Image:
     """The heatmap of a class alone, from its own lowest to its highest value."""
-    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name))))
+    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
 
 
 def modality_overlays(prediction: Prediction, name: str) -> list[Image.Image]:
     """The picture under each of the M maps of a class, all on one scale."""
-    maps = prediction.modalities(name)
+    maps, picture = prediction.modalities(name, prediction.drawn_size), prediction.load_drawn()
     limits = (float(maps.min()), float(maps.max()))
-    return [overlay_heatmap(prediction.load_picture(), m, prediction.opacity(name), limits=limits) for m in maps]
+    return [overlay_heatmap(picture, m, prediction.opacity(name), limits=limits) for m in maps]
 
 
 def indexed_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tuple[Image.Image, dict[str, int]]:
@@ -185,8 +178,6 @@ def _levels(maps: NDArray[np.float32]) -> list[str]:
 
 
 def _check_work(prediction: Prediction, query: PredictQuery, classes: int, limits: Limits) -> None:
-    if "masks" in query.save:
-        _check_crf(prediction, query.crf)
     maps = 0 if prediction.modality_maps is None else prediction.modality_maps.shape[1]
     each: dict[str, int] = {"overlays": classes, "heatmaps": classes, "modalities": classes * maps, "masks": 1}
     pictures = sum(each[kind] for kind in set(query.save))
@@ -196,16 +187,6 @@ def _check_work(prediction: Prediction, query: PredictQuery, classes: int, limit
             422,
             f"{pictures} pictures of {prediction.width} x {prediction.height} pixels are more than is drawn at once.",
             f"Ask for at most {affordable}, send a smaller picture, or use wildcat predict.",
-        )
-
-
-def _check_crf(prediction: Prediction, crf: bool) -> None:
-    pixels = prediction.width * prediction.height
-    if crf and pixels > CRF_PIXELS:
-        raise Refused(
-            422,
-            f"the CRF is run on at most {CRF_PIXELS:,} pixels here; this picture has {pixels:,}.",
-            "Send it smaller, or use wildcat predict --crf.",
         )
 
 
