@@ -50,18 +50,17 @@ FORM = "multipart/form-data; boundary=xyz"
 
 
 def bare(run: str, batch: int, seconds: float) -> dict[str, float]:
-    """Pictures a second of the bare network, `batch` at a time, and the processor's seconds for each."""
+    """Pictures a second of the network as `load` opens it, `batch` at a time, and the processor's seconds for each."""
     predictor = wildcat.load(run, "cpu")
     size = predictor.preprocess.size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for _ in range(3):
-            predictor.model(images)
-        begun, worked, done = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - begun < seconds:
-            predictor.model(images)
-            done += batch
-        taken, worked = time.perf_counter() - begun, time.process_time() - worked
+    for _ in range(3):
+        predictor.run([images], modalities=False)
+    begun, worked, done = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - begun < seconds:
+        predictor.run([images], modalities=False)
+        done += batch
+    taken, worked = time.perf_counter() - begun, time.process_time() - worked
     return {"per_s": round(done / taken, 2), "cpu_s": round(worked / done, 4)}
 
 
