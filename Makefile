@@ -24,6 +24,7 @@ demo: $(VENV)/installed-demo
 	@echo "      $(DEMO)/predictions/overlays/                  each cell with heatmap and point"
 	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) behind the class"
 	@echo "      $(DEMO)/predictions/predictions.jsonl          scores, labels, points and boxes"
+	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a page to drop pictures on, at the address it prints"
 	@echo "Next  $(BIN)/wildcat train YOUR_FOLDER --tune head --out runs/mine"
 
 test: $(VENV)/installed-test
@@ -40,7 +41,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,serve]'
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml

@@ -61,11 +61,12 @@ def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
 
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
-    """96 x 48 pixels of dim noise, with one red glow and one green."""
-    pixels = np.random.default_rng(0).integers(0, 80, (48, 96, 3)).astype(float)
+    """96 x 48 pixels of dim noise, with a red glow, a green one, and a faint blue one."""
+    pixels = np.random.default_rng(0).integers(0, 80, (48, 96, 3)) * (1, 1, 0.4)
     y, x = np.mgrid[:48, :96]
-    for channel, (across, down) in enumerate(((22, 12), (70, 33))):
-        pixels[:, :, channel] += 175 * np.exp(-((x - across) ** 2 + (y - down) ** 2) / 150)
+    glows = ((22, 12, 175, 150), (70, 33, 175, 150), (10, 40, 80, 60))
+    for channel, (across, down, strength, size) in enumerate(glows):
+        pixels[:, :, channel] += strength * np.exp(-((x - across) ** 2 + (y - down) ** 2) / size)
     path = tmp_path / "été & <b>.png"
     Image.fromarray(pixels.astype(np.uint8)).save(path)
     return path
@@ -220,6 +221,7 @@ def test_the_mask_is_that_of_the_library_and_follows_the_slider(
             palette[1 + said.classes.index(name)] = (*color, 255)
         assert np.mean((drawn(page) == palette[mask]).all(axis=2)) >= share
 
+    assert all(np.mean(said.mask() == 1 + said.classes.index(name)) > 0.02 for name in classes), "each is seen"
     assert_shows(said.mask(), 0.99)  # maps are sent as a byte a cell: a pixel on the edge may differ
     params = said.mask_params()
     changes: dict[str, Any] = {"score": 0.4} if model == "plain" else {"constant": 0.6}
