@@ -19,7 +19,7 @@ from wildcat.evaluation import evaluate
 from wildcat.export.onnx import export_onnx
 from wildcat.nn.backbones import create_backbone
 from wildcat.predictor import load
-from wildcat.refinement import FlatLevels, refine, scaled_crf, small_picture, unflattened
+from wildcat.refinement import FlatLevels, Refinement, refine, scaled_crf, small_picture, unflattened
 from wildcat.regions import CrfParams
 from wildcat.train.loop import train
 from wildcat.train.refined import open_refined
@@ -200,3 +200,18 @@ def test_as_onnx_and_by_engines(refined: Path, shapes: DataSet, tmp_path: Path) 
     np.testing.assert_allclose(maps, expected.class_maps, atol=1e-3)
     with pytest.raises(ConfigError, match="refined model: its segmenter sees levels"):
         load(refined, "cpu", engine="onnx")
+
+
+def test_the_labels_of_a_mirrored_picture_are_mirrored(run: Path, shapes: DataSet) -> None:
+    opened = open_run(run)
+    samples, order = shapes.split("train")[:6], list(range(5))
+    refinement = Refinement(opened, opened.load_model(), samples, order, RefineConfig(), CrfParams(), None, None)
+    targets = refinement.make_targets(None, "labels")
+    for index, target in enumerate(targets):
+        plain = refinement._target(index, target, ())
+        assert plain.shape == (6, 14, 14)
+        torch.testing.assert_close(plain.sum(dim=0), torch.ones(14, 14), atol=2e-3, rtol=0)
+        assert not plain[1:][torch.from_numpy(samples[index].labels != 1)].any(), "a class that is not tagged"
+        torch.testing.assert_close(refinement._target(index, target, refinement.views[1]), plain.flip(2))
+    levels = [refinement.levels([0], [view])[-1] for view in (0, 1)]
+    assert not torch.allclose(levels[0], levels[1]), "the views are those of the cache"
