@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=448)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--refined-seeds", type=int, default=3, help="of these the runs are refined too")
     parser.add_argument("--poolings", default=",".join(POOLINGS))
     parser.add_argument("--amp", action="store_true", help="compute features in bfloat16")
     parser.add_argument("--out", type=Path, required=True)
@@ -77,7 +78,7 @@ def main() -> None:
                 for key, value in measure_head(predictor, data, arguments.split, arguments.amp).items():
                     figures[key].append(value)
                 print(name, seed, {k: round(v[-1], 4) for k, v in figures.items()}, file=sys.stderr, flush=True)
-                if name == REFINED:
+                if name == REFINED and seed < arguments.refined_seeds:
                     begun = time.perf_counter()
                     refine(run, data, Path(folder) / "refined")
                     refined["seconds"].append(time.perf_counter() - begun)
@@ -88,7 +89,9 @@ def main() -> None:
                     )
         results[name] = {"settings": POOLINGS[name], **{key: spread(values) for key, values in figures.items()}}
         if refined:
-            results[f"{name}, refined"] = {key: spread(values) for key, values in refined.items()}
+            count = len(refined["map"])
+            label = f"{name}, refined ({count} seed{'s' if count > 1 else ''})"
+            results[label] = {key: spread(values) for key, values in refined.items()}
     masked = sum(s.mask is not None for s in data.split("train"))
     shared = {
         "data": f"{arguments.name or data.name}, {len(data.split('train'))} train, "
