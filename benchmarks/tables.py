@@ -51,7 +51,7 @@ def masks(result: dict[str, Any]) -> str:
     """Masks of each pooling, with and without a CRF, and of a refined model."""
     s = result["settings"]
     lines = [
-        f"Masks from tags, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs of the head, "
+        f"Masks from tags, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, "
         "each picture also mirrored; mean IoU of 21 classes with the defaults (gate 0.5, raw map above 0), mean ± "
         f"standard deviation over {s['seeds']} seeds. *Fitted*: background of `wildcat calibrate`, on the masks of "
         f"{s['masks_of_train']} training pictures. *Hindsight*: the best background on the very masks measured; not "
