@@ -15,7 +15,7 @@ FLOORS = (
     {"nn", "data", "metrics", "regions", "viz"},
     {"train", "results", "engines"},
     {"predictor", "evaluation", "calibration", "ensemble", "refinement"},
-    {"export", "serve", "viz.report", "bench", "progress"},
+    {"export", "serve", "viz.report", "bench", "bulk", "progress"},
     {"cli", "__main__", ""},  # "" is the package itself, which hands out what users import
 )
 """Rooms from the ground up; a room may import from its own floor and from those below, but see SEPARATE."""

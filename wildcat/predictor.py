@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,25 @@ from wildcat.train.loop import choose_device
 from wildcat.train.refined import is_refined, open_refined
 from wildcat.train.runs import open_run
 
-Picture = str | Path | Image.Image | NDArray[np.uint8]
+
+class StoredPicture(ABC):
+    """A picture that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What `Prediction.image` and errors call it."""
+
+    @abstractmethod
+    def read(self) -> Image.Image:
+        """The picture in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+
+Picture = str | Path | Image.Image | NDArray[np.uint8] | StoredPicture
 
 ReadPicture = tuple[Picture, Image.Image, list[Tensor]]
 """What was given, the picture in RGB, and what each member sees of it, (3, S, S); none of a picture to be tiled."""
@@ -201,7 +220,7 @@ class Predictor:
             ImageError: a picture cannot be read.
             ConfigError: not a picture.
         """
-        if isinstance(pictures, (str, Path, Image.Image, np.ndarray)):
+        if isinstance(pictures, (str, Path, Image.Image, np.ndarray, StoredPicture)):
             return next(self.stream([pictures], modalities=modalities))
         if isinstance(pictures, (list, tuple)):
             return list(self.stream(pictures, modalities=modalities))
@@ -309,7 +328,7 @@ class Predictor:
     def _predictions(self, read: list[ReadPicture], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
-                image=str(picture) if isinstance(picture, (str, Path)) else "",
+                image=_name_of(picture),
                 width=image.width,
                 height=image.height,
                 classes=self.classes,
@@ -509,6 +528,8 @@ def open_picture(picture: Picture) -> Image.Image:
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         return to_rgb(picture)
+    if isinstance(picture, StoredPicture):
+        return picture.read()
     if isinstance(picture, np.ndarray):
         fits = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
         if picture.dtype != np.uint8 or not fits or picture.size == 0:
@@ -520,6 +541,12 @@ def open_picture(picture: Picture) -> Image.Image:
     raise ConfigError(
         f"a {type(picture).__name__} is not a picture.", "Give a path, a PIL picture or a uint8 RGB array."
     )
+
+
+def _name_of(picture: Picture) -> str:
+    if isinstance(picture, (str, Path)):
+        return str(picture)
+    return picture.name if isinstance(picture, StoredPicture) else ""
 
 
 def _stacked(read: Sequence[ReadPicture]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -47,6 +48,22 @@ def read_image(path: str | Path) -> Image.Image:
     path = Path(path)
     with _opened(path) as image:
         return _to_rgb(image, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The picture in `content`, the bytes of a file, as `read_image` gives it.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    if not content:
+        raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or take it out of the data set.")
+    with _pillow_errors(name, content[:16]), Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return _to_rgb(image, name)
 
 
 def fault_of(path: Path) -> str:
@@ -152,8 +169,13 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _pillow_errors(what: str) -> Iterator[None]:
-    """Keep Pillow's warnings from the user, and turn whatever its decoders raise into an ImageError."""
+def _pillow_errors(what: str, beginning: bytes = b"") -> Iterator[None]:
+    """Keep Pillow's warnings from the user, and turn whatever its decoders raise into an ImageError.
+
+    Args:
+        what: the picture's name; where it is a path and the content of no known kind, the file's first bytes are told.
+        beginning: the first bytes of a picture that is no file.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         try:
@@ -167,7 +189,8 @@ def _pillow_errors(what: str) -> Iterator[None]:
             ) from error
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"{what} is not an image: its content is of no known kind or its header is cut{_beginning(what)}.",
+                f"{what} is not an image: its content is of no known kind or its header is cut"
+                f"{_beginning(what, beginning)}.",
                 "Convert it to JPEG or PNG, or take it out of the data set.",
             ) from error
         except PermissionError as error:
@@ -180,11 +203,13 @@ def _pillow_errors(what: str) -> Iterator[None]:
             ) from error
 
 
-def _beginning(path: str) -> str:
+def _beginning(path: str, known: bytes) -> str:
     """What an unknown file begins with, which often tells what it is (an HTML page, a Git LFS pointer)."""
     try:
-        with Path(path).open("rb") as file:
-            return f" (it begins with {file.read(16)!r})"
+        if not known:
+            with Path(path).open("rb") as file:
+                known = file.read(16)
+        return f" (it begins with {known!r})"
     except OSError:
         return ""
 
