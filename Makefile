@@ -1,5 +1,6 @@
 # make demo    install, train on real solar cells, and see where the network looks
 # make test    install and run every check
+# make soak    the long form of the tests that kill processes
 # make format  apply what ruff can mend
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test format clean
+.PHONY: demo test soak format clean
 
 demo: $(VENV)/installed-demo
 	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
@@ -33,6 +34,9 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not browser"
 	$(BIN)/python -m pytest -m browser  # by themselves: after a thousand others, Playwright's loop ended in a crash
+
+soak: $(VENV)/installed-test
+	WILDCAT_SOAK_KILLS=300 $(BIN)/python -m pytest -k killed
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

@@ -21,6 +21,7 @@ Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
 EngineName = Literal["torch", "onnx", "openvino"]
 EngineChoice = Literal["torch", "onnx", "openvino", "auto"]
+PartFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 
 FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {

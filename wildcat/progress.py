@@ -11,8 +11,8 @@ from tqdm import tqdm
 from wildcat.train.loop import Listener
 
 
-def progress_bar(total: int, what: str) -> tqdm[Any]:
-    """A bar over `total` pictures; on a terminal it redraws itself, in a log it prints a line now and then."""
+def progress_bar(total: int | None, what: str) -> tqdm[Any]:
+    """A bar over `total` pictures, None: as many as come; in a log it prints a line now and then."""
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(total=total, desc=what, unit="img", file=sys.stderr, mininterval=interval, dynamic_ncols=True)
 

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from wildcat.cli.options import DataCommand, ModelCommand, load_model
 from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.config import PartFormat
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
@@ -22,11 +23,13 @@ class Predict(ModelCommand, DataCommand):
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
-    """Pictures, folders of pictures, or globs; with --split, one data set."""
+    """Pictures, folders of pictures, or globs; with --split, one data set. With --part-rows also tar shards, Parquet
+    tables and addresses such as s3://bucket/shard-{000..099}.tar."""
     out: Path | None = None
     """Folder to make for predictions.jsonl and pictures; without it, results are only printed."""
-    save: str = "overlays"
-    """Pictures to write, separated by commas: overlays, heatmaps, modalities, masks, arrays; none for no pictures."""
+    save: str | None = None
+    """Pictures to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none for no
+    pictures."""
     crf: bool = False
     """Sharpen masks with a dense CRF."""
     report: bool = False
@@ -39,6 +42,19 @@ class Predict(ModelCommand, DataCommand):
     """Stop after so many pictures; 0: all."""
     batch_size: int = 8
     """Pictures that go through the network together."""
+    part_rows: Annotated[int | None, arg(metavar="N")] = None
+    """For any number of pictures: write parts of N rows, part-00000.jsonl and on, each whole or not there."""
+    part_format: PartFormat = "jsonl"
+    """Write parts as JSON lines or as Parquet."""
+    resume: bool = False
+    """Go on with the parts of --out that a command which was stopped has left to do."""
+    image_column: Annotated[str | None, arg(metavar="NAME")] = None
+    """The column of Parquet tables with the pictures, where several hold bytes."""
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
+    """What runs the network; auto: the one wildcat bench --pick found fastest here; ray: torch in several processes of
+    Ray, which write parts."""
+    workers: int = 0
+    """Processes of --engine ray; 0: one for each GPU, or for each core."""
 
 
 def run_predict(command: Predict) -> int:
@@ -48,7 +64,12 @@ def run_predict(command: Predict) -> int:
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import progress_bar
 
-    save = parse_save(command.save)
+    if command.part_rows is not None or command.engine == "ray":
+        from wildcat.cli.parts import run_predict_parts
+
+        return run_predict_parts(command)
+    refuse_parts_flags(command)
+    save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit)
@@ -106,6 +127,24 @@ def run_predict(command: Predict) -> int:
             page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
             print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of pictures")
     return 0 if written else 1
+
+
+def refuse_parts_flags(command: Predict) -> None:
+    """Refuse what only parts can do where none are asked for.
+
+    Raises:
+        ConfigError: names the flag, or the source.
+    """
+    wanted = {
+        "--resume": command.resume,
+        "--part-format": command.part_format != "jsonl",
+        "--image-column": command.image_column is not None,
+    }
+    wanted |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
+    if flag := next((flag for flag, given in wanted.items() if given), None):
+        raise ConfigError(f"{flag} is for predictions in parts.", "Add --part-rows 1000 --out DIR.")
+    if command.workers:
+        raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:

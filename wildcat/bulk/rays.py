@@ -1,0 +1,164 @@
+"""Parts made by Ray: a few processes that each hold the network, here or on the machines of a cluster.
+
+Ray's actors over our parts, not Ray Data's datasets: a part is a list of a thousand names that any process can turn
+into the same file, so nothing but names and counts travels, a part that is tried again does no harm, and no more parts
+are under way than there are processes. Ray Data would carry the pictures through its store, and its files end where its
+blocks do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from wildcat.bulk.parts import Done, Part
+from wildcat.bulk.work import PartMaker
+from wildcat.errors import ConfigError, MissingExtra, RunError, WildcatError
+from wildcat.predictor import Predictor
+
+RETRIES = 3
+"""How often a part is tried again whose process died."""
+
+
+class Worker:
+    """A process of Ray's that makes parts."""
+
+    def __init__(self, load: Callable[[], Predictor], make: PartMaker, threads: int) -> None:
+        import torch  # noqa: PLC0415  # in the process that uses it
+
+        torch.set_num_threads(threads)
+        self.predictor, self.maker = load(), make
+
+    def make(self, part: Part) -> Done | WildcatError:
+        """A part, or why it cannot be made: an error raised in another process would come wrapped in that one's."""
+        try:
+            return self.maker(self.predictor, part)
+        except WildcatError as error:
+            return error
+
+    def process(self) -> int:
+        """Its number in the operating system."""
+        return os.getpid()
+
+
+class RayPool:
+    """Worker processes under Ray: `with RayPool(...) as pool: run_parts(parts, folder, pool.make_all)`.
+
+    A cluster that `RAY_ADDRESS` names is used, otherwise Ray is started here and stopped again. On a cluster the run
+    folder, the sources and the output have to be at the same paths on every machine.
+
+    Args:
+        load: makes a predictor in each process.
+        make: makes a part there.
+        workers: processes; each gets its share of this machine's cores.
+        gpu: whether each gets a GPU.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        ConfigError: fewer than one worker.
+    """
+
+    def __init__(self, load: Callable[[], Predictor], make: PartMaker, workers: int, gpu: bool = False) -> None:
+        if workers < 1:
+            raise ConfigError(f"workers={workers}: give at least 1.")
+        self.ray = import_ray()
+        self.started = not self.ray.is_initialized()
+        cluster = bool(os.environ.get("RAY_ADDRESS"))
+        cores = usable_cores()
+        if self.started:
+            here = {} if cluster else {"num_cpus": max(cores, workers), "include_dashboard": False}
+            self.ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **here)
+        threads = max(1, cores // workers)
+        kind = self.ray.remote(Worker).options(num_cpus=threads, num_gpus=int(gpu))
+        self.start = partial(kind.remote, load, make, threads)
+        self.workers = [self.start() for _ in range(workers)]
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            self.ray.kill(worker)
+        if self.started:
+            self.ray.shutdown()
+
+    def processes(self) -> list[int]:
+        """The workers' numbers in the operating system, once they hold their networks."""
+        return list(self.ray.get([worker.process.remote() for worker in self.workers]))
+
+    def make_all(self, parts: Iterator[Part]) -> Iterator[Done]:
+        """The parts, finished, in the order in which they are; none is taken before a worker is free for it.
+
+        A worker that dies is replaced, and its part is made again.
+
+        Raises:
+            RunError: a part whose worker died too often.
+            WildcatError: as the sources or the maker; what is under way is finished before.
+        """
+        under_way: dict[Any, tuple[int, Part, int]] = {}  # what is waited for: worker, part, attempts before
+        idle = list(range(len(self.workers)))
+        stopped: Exception | None = None
+
+        def give(worker: int, part: Part, attempts: int) -> None:
+            under_way[self.workers[worker].make.remote(part)] = worker, part, attempts
+
+        while True:
+            while idle and stopped is None:
+                try:
+                    part = next(parts, None)
+                except Exception as error:  # the source failed: parts under way are whole, and are not thrown away
+                    stopped = error
+                    break
+                if part is None:
+                    break
+                give(idle.pop(), part, 0)
+            if not under_way:
+                break
+            (ready,), _ = self.ray.wait(list(under_way), num_returns=1)
+            worker, part, attempts = under_way.pop(ready)
+            try:
+                done = self.ray.get(ready)
+            except self.ray.exceptions.RayError as error:
+                self.ray.kill(self.workers[worker])
+                self.workers[worker] = self.start()
+                if attempts < RETRIES:
+                    give(worker, part, attempts + 1)
+                    continue
+                done = RunError(
+                    f"part {part.number} ({part.pictures[0].name} and what follows) could not be made in "
+                    f"{attempts + 1} attempts: {_reason(error)}.",
+                    "Look for too little memory or a picture that breaks its decoder, then go on with --resume.",
+                )
+            idle.append(worker)
+            if isinstance(done, Exception):
+                stopped = stopped or done
+            else:
+                yield done
+        if stopped is not None:
+            raise stopped
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1 if "Traceback" in str(error) else 0].rstrip(".") if lines else "its process died"
+
+
+def import_ray() -> Any:
+    """Ray, told to report nothing about its use to its makers unless it is asked to.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise MissingExtra("ray", "ray") from error
+    return ray
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
