@@ -28,7 +28,7 @@ ray = pytest.importorskip("ray")
 
 @pytest.fixture(scope="module", autouse=True)
 def started() -> Iterator[None]:
-    import_ray().init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    import_ray().init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are not installed where workers run
     yield
     ray.shutdown()

@@ -5,25 +5,65 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from wildcat.cli.options import open_data, parse_sizes
+from tyro.conf import Positional, arg
+
+from wildcat.cli.options import DataCommand, ModelCommand, open_data, parse_sizes
 from wildcat.cli.pictures import check_amounts
+from wildcat.config import PartFormat
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
     from wildcat.bulk.parts import Done
     from wildcat.bulk.sources import Listed
-    from wildcat.cli.predict import Predict
     from wildcat.predictor import Predictor
 
 PART_ROWS = 1000
 """Rows of a part where --engine ray is given and nothing is said."""
 
 
-def run_predict_parts(command: Predict) -> int:
+@dataclass(frozen=True, kw_only=True)
+class PartsCommand(ModelCommand, DataCommand):
+    """What wildcat predict takes where it writes parts, and also where it does not."""
+
+    run: Positional[Annotated[str, arg(metavar="RUN")]]
+    """A run folder, or a packaged model such as imagenet-lite0."""
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    """Pictures, folders of pictures, or globs; with --split, one data set. With --part-rows also tar shards, Parquet
+    tables and addresses such as s3://bucket/shard-{000..099}.tar."""
+    out: Path | None = None
+    """Folder to make for predictions.jsonl and pictures, or for parts; without it, results are only printed."""
+    split: str | None = None
+    """Predict this split of a data set."""
+    limit: int = 0
+    """Stop after so many pictures; 0: all."""
+    batch_size: int = 8
+    """Pictures that go through the network together."""
+    part_rows: Annotated[int | None, arg(metavar="N")] = None
+    """For any number of pictures: write parts of N rows, part-00000.jsonl and on, each whole or not there."""
+    part_format: PartFormat = "jsonl"
+    """Write parts as JSON lines or as Parquet."""
+    resume: bool = False
+    """Go on with the parts of --out that a command which was stopped has left to do."""
+    image_column: Annotated[str | None, arg(metavar="NAME")] = None
+    """The column of Parquet tables with the pictures, where several hold bytes."""
+    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
+    """What runs the network; auto: the one wildcat bench --pick found fastest here; ray: torch in several processes of
+    Ray, which write parts."""
+    workers: int = 0
+    """Processes of --engine ray; 0: one for each GPU, or for each core."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether parts are asked for."""
+        return self.part_rows is not None or self.engine == "ray"
+
+
+def run_parts_command(command: PartsCommand) -> int:
     """wildcat predict, in parts"""
     from wildcat.bulk.parts import PartFolder, split_parts
     from wildcat.bulk.work import PartMaker, run_parts
@@ -70,25 +110,17 @@ def run_predict_parts(command: Predict) -> int:
     return 0 if totals.rows > totals.failed else 1
 
 
-def check_parts_flags(command: Predict) -> Path:
+def check_parts_flags(command: PartsCommand) -> Path:
     """The output folder of a command whose flags fit together.
 
     Raises:
-        ConfigError: no --out, an amount out of range, or something that parts do not hold.
+        ConfigError: no --out, or an amount out of range.
     """
     check_amounts(command.batch_size, command.limit)
     if command.out is None:
         raise ConfigError("parts are written into a folder.", "Add --out DIR.")
     if command.part_rows is not None and command.part_rows < 1:
         raise ConfigError(f"--part-rows {command.part_rows}: give at least 1.", "1000 is usual.")
-    drawn = {
-        "--report": command.report,
-        "--crf": command.crf,
-        "--classes": bool(command.classes),
-        f"--save {command.save}": command.save not in (None, "", "none"),
-    }
-    if flag := next((flag for flag, given in drawn.items() if given), None):
-        raise ConfigError(f"{flag} draws pictures; parts hold rows.", "Leave it out, or leave --part-rows out.")
     if command.engine == "ray":
         if command.workers < 0:
             raise ConfigError(f"--workers {command.workers}: give at least 1.")
@@ -99,7 +131,25 @@ def check_parts_flags(command: Predict) -> Path:
     return command.out
 
 
-def find_listed(command: Predict) -> tuple[str, Iterator[Listed]]:
+def refuse_parts_flags(command: PartsCommand) -> None:
+    """Refuse what only parts can do where none are asked for.
+
+    Raises:
+        ConfigError: names the flag, or the source.
+    """
+    wanted = {
+        "--resume": command.resume,
+        f"--part-format {command.part_format}": command.part_format != "jsonl",
+        f"--image-column {command.image_column}": command.image_column is not None,
+    }
+    wanted |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
+    if flag := next((flag for flag, given in wanted.items() if given), None):
+        raise ConfigError(f"{flag} is for predictions in parts.", "Add --part-rows 1000 --out DIR.")
+    if command.workers:
+        raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
+
+
+def find_listed(command: PartsCommand) -> tuple[str, Iterator[Listed]]:
     """What the sources are called, and their pictures; the first is looked for at once, so that errors come early."""
     from wildcat.bulk.sources import Listed, find_sources, list_pictures
 
@@ -119,7 +169,7 @@ def find_listed(command: Predict) -> tuple[str, Iterator[Listed]]:
     return name, itertools.islice(pictures, command.limit) if command.limit else pictures
 
 
-def plan_of(command: Predict, rows: int) -> dict[str, Any]:
+def plan_of(command: PartsCommand, rows: int) -> dict[str, Any]:
     """What decides the rows: a command that goes on must have the same."""
     from wildcat.train.calibrations import weights_digest
 
@@ -144,7 +194,7 @@ def plan_of(command: Predict, rows: int) -> dict[str, Any]:
     }
 
 
-def loader(command: Predict, device: str) -> partial[Predictor]:
+def loader(command: PartsCommand, device: str) -> partial[Predictor]:
     """Loads the model as the flags say, in this process or another."""
     from wildcat.predictor import load
 
@@ -162,7 +212,7 @@ def loader(command: Predict, device: str) -> partial[Predictor]:
     )
 
 
-def workers_of(command: Predict, device: str) -> int:
+def workers_of(command: PartsCommand, device: str) -> int:
     """Processes for Ray: as asked for, or one a GPU, or one a core."""
     if command.workers:
         return command.workers

@@ -6,27 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from tyro.conf import Positional, arg
-
-from wildcat.cli.options import DataCommand, ModelCommand, load_model
+from wildcat.cli.options import load_model
+from wildcat.cli.parts import PartsCommand, refuse_parts_flags, run_parts_command
 from wildcat.cli.pictures import check_amounts, find_pictures
-from wildcat.config import PartFormat
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(ModelCommand, DataCommand):
+class Predict(PartsCommand):
     """Classes, points, boxes and heatmaps for pictures."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
-    """Pictures, folders of pictures, or globs; with --split, one data set. With --part-rows also tar shards, Parquet
-    tables and addresses such as s3://bucket/shard-{000..099}.tar."""
-    out: Path | None = None
-    """Folder to make for predictions.jsonl and pictures; without it, results are only printed."""
     save: str | None = None
     """Pictures to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none for no
     pictures."""
@@ -36,25 +27,6 @@ class Predict(ModelCommand, DataCommand):
     """Also write report.html into --out: one page with the most telling pictures of each class."""
     classes: str = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
-    split: str | None = None
-    """Predict this split of a data set."""
-    limit: int = 0
-    """Stop after so many pictures; 0: all."""
-    batch_size: int = 8
-    """Pictures that go through the network together."""
-    part_rows: Annotated[int | None, arg(metavar="N")] = None
-    """For any number of pictures: write parts of N rows, part-00000.jsonl and on, each whole or not there."""
-    part_format: PartFormat = "jsonl"
-    """Write parts as JSON lines or as Parquet."""
-    resume: bool = False
-    """Go on with the parts of --out that a command which was stopped has left to do."""
-    image_column: Annotated[str | None, arg(metavar="NAME")] = None
-    """The column of Parquet tables with the pictures, where several hold bytes."""
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
-    """What runs the network; auto: the one wildcat bench --pick found fastest here; ray: torch in several processes of
-    Ray, which write parts."""
-    workers: int = 0
-    """Processes of --engine ray; 0: one for each GPU, or for each core."""
 
 
 def run_predict(command: Predict) -> int:
@@ -64,10 +36,9 @@ def run_predict(command: Predict) -> int:
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import progress_bar
 
-    if command.part_rows is not None or command.engine == "ray":
-        from wildcat.cli.parts import run_predict_parts
-
-        return run_predict_parts(command)
+    if command.in_parts:
+        refuse_drawing(command)
+        return run_parts_command(command)
     refuse_parts_flags(command)
     save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
@@ -129,22 +100,20 @@ def run_predict(command: Predict) -> int:
     return 0 if written else 1
 
 
-def refuse_parts_flags(command: Predict) -> None:
-    """Refuse what only parts can do where none are asked for.
+def refuse_drawing(command: Predict) -> None:
+    """Refuse pictures beside parts.
 
     Raises:
-        ConfigError: names the flag, or the source.
+        ConfigError: names the flag.
     """
-    wanted = {
-        "--resume": command.resume,
-        "--part-format": command.part_format != "jsonl",
-        "--image-column": command.image_column is not None,
+    drawn = {
+        "--report": command.report,
+        "--crf": command.crf,
+        "--classes": bool(command.classes),
+        f"--save {command.save}": command.save not in (None, "", "none"),
     }
-    wanted |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
-    if flag := next((flag for flag, given in wanted.items() if given), None):
-        raise ConfigError(f"{flag} is for predictions in parts.", "Add --part-rows 1000 --out DIR.")
-    if command.workers:
-        raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
+    if flag := next((flag for flag, given in drawn.items() if given), None):
+        raise ConfigError(f"{flag} draws pictures; parts hold rows.", "Leave it out, or leave --part-rows out.")
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
