@@ -25,16 +25,16 @@ RETRIES = 3
 class Worker:
     """A process of Ray's that makes parts."""
 
-    def __init__(self, load: Callable[[], Predictor], make: PartMaker, threads: int) -> None:
+    def __init__(self, load: Callable[[], Predictor], threads: int) -> None:
         import torch  # noqa: PLC0415  # in the process that uses it
 
         torch.set_num_threads(threads)
-        self.predictor, self.maker = load(), make
+        self.predictor = load()
 
-    def make(self, part: Part) -> Done | WildcatError:
+    def make(self, maker: PartMaker, part: Part) -> Done | WildcatError:
         """A part, or why it cannot be made: an error raised in another process would come wrapped in that one's."""
         try:
-            return self.maker(self.predictor, part)
+            return maker(self.predictor, part)
         except WildcatError as error:
             return error
 
@@ -51,7 +51,7 @@ class RayPool:
 
     Args:
         load: makes a predictor in each process.
-        make: makes a part there.
+        maker: makes a part there.
         workers: processes; each gets its share of this machine's cores.
         gpu: whether each gets a GPU.
 
@@ -60,10 +60,10 @@ class RayPool:
         ConfigError: fewer than one worker.
     """
 
-    def __init__(self, load: Callable[[], Predictor], make: PartMaker, workers: int, gpu: bool = False) -> None:
+    def __init__(self, load: Callable[[], Predictor], maker: PartMaker, workers: int, gpu: bool = False) -> None:
         if workers < 1:
             raise ConfigError(f"workers={workers}: give at least 1.")
-        self.ray = import_ray()
+        self.ray, self.maker = import_ray(), maker
         self.started = not self.ray.is_initialized()
         cluster = bool(os.environ.get("RAY_ADDRESS"))
         cores = usable_cores()
@@ -72,7 +72,7 @@ class RayPool:
             self.ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **here)
         threads = max(1, cores // workers)
         kind = self.ray.remote(Worker).options(num_cpus=threads, num_gpus=int(gpu))
-        self.start = partial(kind.remote, load, make, threads)
+        self.start = partial(kind.remote, load, threads)
         self.workers = [self.start() for _ in range(workers)]
 
     def __enter__(self) -> RayPool:
@@ -102,7 +102,7 @@ class RayPool:
         stopped: Exception | None = None
 
         def give(worker: int, part: Part, attempts: int) -> None:
-            under_way[self.workers[worker].make.remote(part)] = worker, part, attempts
+            under_way[self.workers[worker].make.remote(self.maker, part)] = worker, part, attempts
 
         while True:
             while idle and stopped is None:
@@ -146,12 +146,16 @@ def _reason(error: Exception) -> str:
 
 
 def import_ray() -> Any:
-    """Ray, told to report nothing about its use to its makers unless it is asked to.
+    """Ray, told to report nothing about its use to its makers, and not to let its workers wait for all other programs.
+
+    What the environment says of either stands. By default workers run at niceness 15: where anything else computes, a
+    few per cent of a core are left to them.
 
     Raises:
         MissingExtra: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray  # noqa: PLC0415  # an extra
     except ImportError as error:

@@ -200,7 +200,7 @@ def loader(command: PartsCommand, device: str) -> partial[Predictor]:
 
     folder = Path(command.run).expanduser()
     return partial(
-        load,
+        load_in_worker if command.engine == "ray" else load,
         str(folder.absolute()) if folder.is_dir() else command.run,
         command.device if command.engine != "ray" else device,
         command.flip,
@@ -210,6 +210,15 @@ def loader(command: PartsCommand, device: str) -> partial[Predictor]:
         engine="torch" if command.engine == "ray" else command.engine,
         precision=command.precision,
     )
+
+
+def load_in_worker(*arguments: Any, **options: Any) -> Predictor:
+    """`wildcat.load` in a process of its own, which keeps the memory it frees as the command itself does."""
+    from wildcat.cli.process import keep_freed_memory
+    from wildcat.predictor import load
+
+    keep_freed_memory()
+    return load(*arguments, **options)
 
 
 def workers_of(command: PartsCommand, device: str) -> int:
