@@ -6,7 +6,7 @@
     summary.json            written at the end: the folder is complete
 
 The rows of a part follow from the order of the sources alone: part k holds the pictures from k*N on. So whoever makes a
-part makes the same one; a part that is made twice is the same file; and what is on disk has no row twice at any moment.
+part makes the same one, a part that is made twice has the same rows, and what is on disk has no row twice at any time.
 """
 
 from __future__ import annotations

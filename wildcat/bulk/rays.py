@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from wildcat.bulk.parts import Done, Part
@@ -25,9 +26,10 @@ RETRIES = 3
 class Worker:
     """A process of Ray's that makes parts."""
 
-    def __init__(self, load: Callable[[], Predictor], threads: int) -> None:
+    def __init__(self, load: Callable[[], Predictor], threads: int, folder: str) -> None:
         import torch  # noqa: PLC0415  # in the process that uses it
 
+        os.chdir(folder)  # sources may be named from where the command was given; this process is ours alone
         torch.set_num_threads(threads)
         self.predictor = load()
 
@@ -72,7 +74,7 @@ class RayPool:
             self.ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **here)
         threads = max(1, cores // workers)
         kind = self.ray.remote(Worker).options(num_cpus=threads, num_gpus=int(gpu))
-        self.start = partial(kind.remote, load, threads)
+        self.start = partial(kind.remote, load, threads, str(Path.cwd()))
         self.workers = [self.start() for _ in range(workers)]
 
     def __enter__(self) -> RayPool:
