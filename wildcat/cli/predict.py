@@ -94,7 +94,8 @@ def run_predict(command: Predict) -> int:
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
         if gallery and written:
-            title = f"{predictor.name} on {command.paths[0]}{' and others' if len(command.paths) > 1 else ''}"
+            seen = Path(command.paths[0]).name or command.paths[0]
+            title = f"{Path(predictor.name).name} on {seen}{' and others' if len(command.paths) > 1 else ''}"
             page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
             print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of pictures")
     return 0 if written else 1
