@@ -32,8 +32,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not browser"
-	$(BIN)/python -m pytest -m browser  # by themselves: after a thousand others, Playwright's loop ended in a crash
+	$(BIN)/python -m pytest
 
 soak: $(VENV)/installed-test
 	WILDCAT_SOAK_KILLS=300 $(BIN)/python -m pytest -k killed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -300,3 +302,20 @@ def test_a_containers_share_of_the_processor_counts(
     assert threads.available_cores() == cores
     monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
     assert threads.engine_threads() == min(2, cores)
+
+
+def test_signals_after_engines_are_gone() -> None:
+    """OpenVINO leaves a freed stack for signals behind where two are made and the first goes first."""
+    pytest.importorskip("openvino")
+    script = (
+        "import gc, signal, wildcat\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
+        "first, second = (wildcat.load('imagenet-lite0', 'cpu', engine='openvino') for _ in range(2))\n"
+        "for name in ('first', 'second'):\n"
+        "    del globals()[name]\n"
+        "    gc.collect()\n"
+        "    signal.raise_signal(signal.SIGUSR1)\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from wildcat.config import EngineName, Precision
 from wildcat.engines.graph import run_graph, session_of
 from wildcat.engines.threads import engine_threads
 from wildcat.errors import EngineError, MissingExtra
+
+if TYPE_CHECKING:
+    import openvino
 
 PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
     "torch": ("fp32", "bf16"),
@@ -60,11 +65,21 @@ def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], T
     return features
 
 
-def open_openvino(graph: bytes, precision: Precision) -> Callable[[Tensor], Tensor]:
-    """(B, 3, S, S) -> (B, D, h, w) by OpenVINO, on the processor."""
+@cache
+def openvino_core() -> openvino.Core:
+    """The one OpenVINO of the process, kept as long as that lives.
+
+    Its CPU plugin gives the thread that makes it a stack for signals, and frees it with itself. Of several the thread
+    may keep one that is freed: the next signal, such as that a child process has ended, then ends the process.
+    """
     import openvino  # noqa: PLC0415  # optional
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def open_openvino(graph: bytes, precision: Precision) -> Callable[[Tensor], Tensor]:
+    """(B, 3, S, S) -> (B, D, h, w) by OpenVINO, on the processor."""
+    core = openvino_core()
     settings = {
         "INFERENCE_NUM_THREADS": engine_threads(),
         "PERFORMANCE_HINT": "LATENCY",
