@@ -47,8 +47,11 @@ def pool(run: Path, maker: PartMaker, workers: int = 2) -> RayPool:
     return RayPool(partial(load, str(run), "cpu"), maker, workers)
 
 
-def test_the_command_writes_the_files_that_one_process_writes(run: Path, pictures: Path, tmp_path: Path) -> None:
-    line = ["predict", str(run), str(pictures), "--part-rows", "7", "--device", "cpu"]
+def test_the_command_writes_the_files_that_one_process_writes(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # Ray was started elsewhere
+    line = ["predict", str(run), pictures.name, "--part-rows", "7", "--device", "cpu"]
     assert main([*line, "--out", str(tmp_path / "one")]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "ray")
     for number in (0, 1, 3, 4, 5, 8):
