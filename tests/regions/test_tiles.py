@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -14,6 +14,7 @@ from wildcat.errors import ConfigError
 from wildcat.regions.tiles import MapCanvas, Rectangle, Tiles, tile_picture
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 900), st.floats(0, 0.9))
 def test_every_pixel_is_covered_and_neighbours_overlap(width: int, height: int, side: int, overlap: float) -> None:
     tiles = tile_picture(width, height, side, overlap)
