@@ -55,15 +55,15 @@ class Classifier(nn.Module):
 
 
 def hook_cam(classifier: Classifier, images: Tensor) -> Callable[[], object]:
-    """Scores, and maps of all classes from the features a hook caught."""
+    """Scores, and maps of all classes from the features a hook catches."""
     caught: list[Tensor] = []
-    classifier.network.register_forward_hook(lambda _m, _i, output: caught.append(output))
 
     def run() -> object:
-        caught.clear()
-        with torch.inference_mode():
+        # The hook goes with the call: left on the network it would keep the graph of every later pass alive.
+        hook = classifier.network.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        with hook, torch.inference_mode():
             scores = classifier(images)
-            return scores, torch.einsum("bdhw,cd->bchw", caught[0], classifier.fc.weight)
+            return scores, torch.einsum("bdhw,cd->bchw", caught.pop(), classifier.fc.weight)
 
     return run
 

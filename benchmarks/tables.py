@@ -261,6 +261,10 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+HEADLINES = ("solar.json", "pooling.json", "masks.json", "engines.json")
+"""What the README shows; docs/results.md has everything."""
+
+
 def reproduced_table(path: Path, result: dict[str, Any]) -> str:
     """A table or figure of the paper, with its plot where it has one."""
     plot = path.with_suffix(".png")
@@ -282,7 +286,7 @@ def rendered() -> dict[Path, str]:
         )
         page += [text, "", f"<sub>{name}, {results[name]['date']}; `{results[name]['command']}`; {versions}</sub>", ""]
     readme = ROOT / "README.md"
-    body = "\n\n".join(text for name, text in sections.items() if name in SECTIONS)
+    body = "\n\n".join(sections[name] for name in HEADLINES if name in sections)
     text = MARKS.sub(lambda found: f"{found[1]}{body}\n{found[2]}", readme.read_text("utf-8"))
     return {readme: text, ROOT / "docs" / "results.md": "\n".join(page)}
 

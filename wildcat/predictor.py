@@ -259,6 +259,20 @@ class Predictor:
         for read in self._read_ahead(pictures, batch_size, None):
             yield self.run(_stacked(read), modalities=False)
 
+    def prepare(self, picture: Picture) -> ReadPicture:
+        """A picture, read and made what the networks see, for `predict_prepared`; any thread may do it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return (picture, *self._read(picture))
+
+    def predict_prepared(self, pictures: Sequence[ReadPicture], modalities: bool = True) -> list[Prediction]:
+        """The predictions of pictures that `prepare` has read, in one pass; several threads may call it at once."""
+        if any(not images for _, _, images in pictures):  # to be tiled
+            return [next(self.stream([image], modalities=modalities)) for _, image, _ in pictures]
+        return self._predictions(list(pictures), self.run(_stacked(pictures), modalities))
+
     def _read_ahead(
         self,
         pictures: Iterable[Picture],
