@@ -82,6 +82,8 @@ def engine_predictors(member: Member, arguments: argparse.Namespace) -> dict[str
     made: dict[str, Predictor] = {}
     names = [f"class {i}" for i in range(arguments.classes)]
     for name, all_of in PRECISIONS.items():
+        if name == "compile" and not arguments.compile:
+            continue
         for precision in all_of:
             predictor = Predictor("random", [member], names, "multilabel", arguments.device)
             try:
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--no-gradcam", action="store_true")
     parser.add_argument("--pictures", help="a data set whose training pictures int8 is calibrated on")
     parser.add_argument("--calibration", type=int, default=64, help="how many of them")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too; it takes minutes a network")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

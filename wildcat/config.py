@@ -19,8 +19,8 @@ Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", 
 Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
-EngineName = Literal["torch", "onnx", "openvino"]
-EngineChoice = Literal["torch", "onnx", "openvino", "auto"]
+EngineName = Literal["torch", "compile", "onnx", "openvino"]
+EngineChoice = Literal["torch", "compile", "onnx", "openvino", "auto"]
 PartFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 

@@ -446,9 +446,9 @@ def load(
             Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
         tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
             small things in large photographs. None: every picture is looked at whole.
-        engine: what computes the networks' features: "torch", "onnx" or "openvino", or "auto", the one that
+        engine: what computes the networks' features: "torch", "compile", "onnx" or "openvino", or "auto", what
             `wildcat bench --pick` found fastest here.
-        precision: "fp32", "bf16" (torch, openvino) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
+        precision: "fp32", "bf16" (all but onnx) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
             at the cost of rounding. Maps and scores are made of the features in float32.
         calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 

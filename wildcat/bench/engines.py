@@ -35,6 +35,7 @@ def bench_engines(
     pictures: Sequence[Path] = (),
     rounds: int = 10,
     batch_size: int = 8,
+    compiled: bool = False,
     progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Any]:
     """Time every engine that runs here, in turn, on one batch, and compare what it says with torch in float32.
@@ -42,6 +43,7 @@ def bench_engines(
     Args:
         pictures: of the kind to come: int8 graphs are made with them (and kept, for `--precision int8`), and scores
             compared on them. Without any, only times are taken, of random pictures.
+        compiled: time torch.compile too, which takes minutes to be ready.
         progress: called with what is done next.
 
     Returns:
@@ -60,6 +62,8 @@ def bench_engines(
     left_out: dict[str, str] = {}
     ready = {REFERENCE: _with_engine(predictor, "torch", "fp32")}
     for name, precision in ((n, p) for n, all_of in PRECISIONS.items() for p in all_of):
+        if name == "compile" and not compiled:
+            continue
         label = f"{name} {precision}"
         progress(f"preparing {label}")
         try:

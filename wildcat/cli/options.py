@@ -43,9 +43,10 @@ class ModelCommand(Command):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     engine: EngineChoice = "torch"
-    """What runs the network; auto: the one wildcat bench --pick found fastest here."""
+    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
+    fastest here."""
     precision: Precision = "fp32"
-    """bf16 (torch, openvino) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
+    """bf16 (all but onnx) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
 
 
 @dataclass(frozen=True, kw_only=True)

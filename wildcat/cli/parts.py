@@ -51,9 +51,9 @@ class PartsCommand(ModelCommand, DataCommand):
     """Go on with the parts of --out that a command which was stopped has left to do."""
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     """The column of Parquet tables with the pictures, where several hold bytes."""
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
-    """What runs the network; auto: the one wildcat bench --pick found fastest here; ray: torch in several processes of
-    Ray, which write parts."""
+    engine: Literal["torch", "compile", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
+    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
+    fastest here; ray: torch in several processes of Ray, which write parts."""
     workers: int = 0
     """Processes of --engine ray; 0: one for each GPU, or for each core."""
 
