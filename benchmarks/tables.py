@@ -127,20 +127,21 @@ def solar(result: dict[str, Any]) -> str:
 def head_cost(result: dict[str, Any]) -> str:
     """The head's cost."""
     s, m = result["settings"], result["machine"]
+    tasks = list(next(iter(result["results"].values())))
     lines = [
         f"Whole model against bare backbone, {s['size']} px, batch {s['batch']}, C = {s['classes']}, "
         f"M = {s['num_maps']}, {s['dtype']} on {m['cores']} CPU cores;"
         f" median ratio of {s['rounds']} rounds timed in turn (quartiles).",
         "",
-        "| backbone | inference | training step |",
-        "|---|---|---|",
+        f"| backbone | {' | '.join(tasks)} |",
+        f"|---|{'---|' * len(tasks)}",
     ]
     for name, row in result["results"].items():
         cells = [
             f"{row[k]['ratio_median']:.3f} ({row[k]['ratio_quartiles'][0]:.3f} to {row[k]['ratio_quartiles'][1]:.3f})"
-            for k in ("inference", "training step")
+            for k in tasks
         ]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -253,6 +254,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scenes.json": scenes,
     "scenes-sizes.json": scenes,
     "head-cost.json": head_cost,
+    "head-cost-1000.json": head_cost,
     "engines.json": engines,
     "engine-accuracy.json": engine_accuracy,
     "spatial-pool.json": pool_cost,
