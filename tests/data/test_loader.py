@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import wildcat.data.loader
+from wildcat.data.images import Reduced, Spare, as_stored
 from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches, suggested_workers
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
@@ -123,3 +125,33 @@ def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyP
     for cores, beside_cpu, beside_gpu in [(1, 1, 1), (2, 1, 2), (6, 3, 6), (64, 4, 8)]:
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
         assert (suggested_workers("cpu"), suggested_workers("cuda")) == (beside_cpu, beside_gpu)
+
+
+@pytest.mark.parametrize(("crop_scale", "scales"), [(None, {4}), (0.9, {4}), (0.01, {1, 2, 4})])
+def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop_scale: float | None, scales: set[int]
+) -> None:
+    """What comes of it is the picture's own tensor, nearly; of a small crop, every pixel is decoded."""
+    path = tmp_path / "large.jpg"
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(colours).resize((192, 144), Image.Resampling.BICUBIC).save(path, quality=95)
+    augment = None if crop_scale is None else Augment(0, crop_scale, "none")
+    pictures = Pictures([Sample("large", path, np.array([1], np.int8))], PREPROCESS, augment)
+    read = wildcat.data.loader.read_reduced
+    seen = set()
+
+    def noting(path: Path, spare: Spare) -> Reduced:
+        image, size = read(path, spare)
+        seen.add(size[0] // image.width)
+        return image, size
+
+    for epoch in range(12):
+        with monkeypatch.context() as patch:
+            patch.setattr(wildcat.data.loader, "read_reduced", noting)
+            reduced = pictures[epoch, 0]
+            patch.setattr(wildcat.data.loader, "read_reduced", lambda path, _: read(path, as_stored))
+            full = pictures[epoch, 0]
+        assert not isinstance(reduced, ImageError) and not isinstance(full, ImageError)
+        levels = (reduced[0] - full[0]).abs() * 0.25 * 255
+        assert levels.mean() < 6, "crops of the copy begin at the nearest of its pixels, up to 11 levels apart"
+    assert seen == scales

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import read_image
+from wildcat.data.images import read_reduced
 from wildcat.data.sample import Sample
-from wildcat.data.transforms import Preprocess
+from wildcat.data.transforms import Preprocess, Size, random_crop
 from wildcat.errors import ImageError
 
 
@@ -50,15 +51,27 @@ class Pictures(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            image = read_image(sample.path)
+            if self.augment is None:
+                tensor = self._plain(sample.path)
+            else:
+                tensor = self._augmented(sample.path, self.augment, epoch, index)
         except ImageError as error:
             return error
-        if self.augment is None:
-            tensor = self.preprocess(image)
-        else:
-            rng = np.random.default_rng([self.augment.seed, epoch, index])
-            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip)
         return tensor, torch.from_numpy(sample.labels)
+
+    def _plain(self, path: Path) -> Tensor:
+        return self.preprocess(read_reduced(path, self.preprocess.spare)[0])
+
+    def _augmented(self, path: Path, augment: Augment, epoch: int, index: int) -> Tensor:
+        def drawn() -> np.random.Generator:
+            return np.random.default_rng([augment.seed, epoch, index])
+
+        def spare(size: Size) -> float:
+            _, _, *crop = random_crop(size, drawn(), augment.crop_scale)
+            return self.preprocess.spare((crop[0], crop[1]))
+
+        image, size = read_reduced(path, spare)
+        return self.preprocess.augmented(image, drawn(), augment.crop_scale, augment.flip, size)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -105,7 +118,9 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.stack(images), torch.stack(labels)
+    # Pictures lie channels last (see Preprocess.normalise) and so does the batch.
+    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return batch, torch.stack(labels)
 
 
 def _ignore_interrupt(_worker: int) -> None:

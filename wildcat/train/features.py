@@ -30,7 +30,7 @@ from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.runs import write_json, writing
 
-LAYOUT = 3
+LAYOUT = 4
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
