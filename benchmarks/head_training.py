@@ -2,9 +2,9 @@
 
     python benchmarks/head_training.py VOCdevkit --out benchmarks/results/head-training.json
 
-The total is `wildcat train DATA --tune head` as a user types it, from the start of the process to its end, with an empty
-cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk. The forward
-pass is the backbone alone over random tensors, in the batches features are computed in: as many pictures as are
+The total is `wildcat train DATA --tune head` as a user types it, from the start of the process to its end, with an
+empty cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk. The
+forward pass is the backbone alone over random tensors, in the batches features are computed in: as many pictures as are
 computed, the training pictures in each of their mirrored views and the val pictures in one. It is timed twice: the
 network as timm gives it, and with its batch normalisation folded into its convolutions, as features are computed. All
 in turn, --rounds times. Where the rest of the time goes is told by a training in this process, stage by stage.
