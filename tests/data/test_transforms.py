@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wildcat.data.transforms import Preprocess, random_crop
+from wildcat.data.transforms import Preprocess, random_crop, smallest_side
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -70,6 +70,7 @@ def test_crops_are_inside_and_cover_what_they_promise(width: int, height: int, s
     assert 0 <= top <= top + crop_height <= height
     assert crop_width >= 1
     assert crop_height >= 1
+    assert min(crop_width / width, crop_height / height) >= smallest_side(smallest) * (1 - 1e-9)
     assert crop_width * crop_height >= smallest * width * height * (1 - 1e-9)
     # Sides are rounded up to whole pixels: the true ones lie between a pixel less and what is given.
     assert crop_width / width >= 3 / 4 * (crop_height - 1) / height
@@ -167,3 +168,4 @@ def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_picture(flip: str) -> None:
 def test_how_much_smaller_a_picture_may_come() -> None:
     assert Preprocess(100, *PLAIN).spare((1600, 800)) == 4.0
     assert Preprocess(100, *PLAIN).spare((150, 800)) < 1
+    assert Preprocess(100, *PLAIN).spare((1600, 800), crop_scale=0.48) == pytest.approx(2.4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import read_reduced
+from wildcat.data.images import Reduced, Spare, read_reduced
 from wildcat.data.sample import Sample
-from wildcat.data.transforms import Preprocess, Size, random_crop
+from wildcat.data.transforms import Preprocess, Size
 from wildcat.errors import ImageError
 
 
@@ -37,12 +37,22 @@ class Pictures(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
     A picture that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+
+    Args:
+        read: reads a picture; it may have kept it, see `wildcat.data.decoded`.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        read: Callable[[Path, Spare], Reduced] = read_reduced,
+    ) -> None:
         self.samples = samples
         self.preprocess = preprocess
         self.augment = augment
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -51,27 +61,19 @@ class Pictures(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            if self.augment is None:
-                tensor = self._plain(sample.path)
-            else:
-                tensor = self._augmented(sample.path, self.augment, epoch, index)
+            image, size = self.read(sample.path, self.spare)
         except ImageError as error:
             return error
+        if self.augment is None:
+            tensor = self.preprocess(image)
+        else:
+            rng = np.random.default_rng([self.augment.seed, epoch, index])
+            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip, size)
         return tensor, torch.from_numpy(sample.labels)
 
-    def _plain(self, path: Path) -> Tensor:
-        return self.preprocess(read_reduced(path, self.preprocess.spare)[0])
-
-    def _augmented(self, path: Path, augment: Augment, epoch: int, index: int) -> Tensor:
-        def drawn() -> np.random.Generator:
-            return np.random.default_rng([augment.seed, epoch, index])
-
-        def spare(size: Size) -> float:
-            _, _, *crop = random_crop(size, drawn(), augment.crop_scale)
-            return self.preprocess.spare((crop[0], crop[1]))
-
-        image, size = read_reduced(path, spare)
-        return self.preprocess.augmented(image, drawn(), augment.crop_scale, augment.flip, size)
+    def spare(self, size: Size) -> float:
+        """How many times smaller a picture of (width, height) may come: the same in every epoch, whatever its crop."""
+        return self.preprocess.spare(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

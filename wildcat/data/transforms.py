@@ -39,9 +39,13 @@ class Preprocess:
         """RGB picture of any size -> (3, size, size) float32."""
         return self.normalise(self.warp(image)[None])[0]
 
-    def spare(self, size: Size) -> float:
-        """How many times smaller a picture, or a crop of it, of (width, height) may come and still have `DETAIL`."""
-        return min(size) / (DETAIL * self.size)
+    def spare(self, size: Size, crop_scale: float = 1.0) -> float:
+        """How many times smaller a picture of (width, height) may come and still have `DETAIL`.
+
+        Args:
+            crop_scale: of the crops that will be drawn of it; the smallest of them decides.
+        """
+        return min(size) * smallest_side(crop_scale) / (DETAIL * self.size)
 
     def augmented(
         self, image: Image.Image, rng: np.random.Generator, crop_scale: float, flip: Flip, size: Size | None = None
@@ -86,6 +90,15 @@ class Preprocess:
         lines = pixels.permute(0, 2, 3, 1).reshape(len(pixels), self.size, 3 * self.size)
         scaled = lines.float().mul_(scale).add_(offset)
         return scaled.reshape(len(pixels), self.size, self.size, 3).permute(0, 3, 1, 2)
+
+
+def smallest_side(smallest: float) -> float:
+    """The part of the picture's width, or height, that every `random_crop` covers at least.
+
+    >>> smallest_side(1.0), smallest_side(0.48)
+    (1.0, 0.6)
+    """
+    return math.sqrt(smallest * max(3 / 4, smallest))
 
 
 def random_crop(size: tuple[int, int], rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:
