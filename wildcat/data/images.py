@@ -74,6 +74,19 @@ def read_reduced(path: str | Path, spare: Spare) -> Reduced:
         return _decoded(image, str(path), spare)
 
 
+def reduced_size(path: str | Path, spare: Spare) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of what `read_reduced` gives, and of the picture as it is stored, from the file's header alone.
+
+    Raises:
+        ImageError: the file is missing, empty or not an image; whether it is whole only reading it would tell.
+    """
+    path = Path(path)
+    with _opened(path) as image:
+        own = _reduce(image, spare)
+        size = _upright_size(image)
+        return size, own or size
+
+
 def decode_image(content: bytes, name: str) -> Image.Image:
     """The picture in `content`, the bytes of a file, as `read_image` gives it.
 
@@ -207,17 +220,28 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _decoded(image: Image.Image, what: str, spare: Spare) -> Reduced:
     """An opened picture in RGB, as much smaller as `spare` allows and its decoder offers; and its own size."""
-    own = None
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and min(image.size) > 0:
-        width, height = image.size
-        upright = (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
-        allowed = spare(upright)
-        if scale := next((scale for scale in _JPEG_SCALES if scale <= allowed), None):
-            image.draft(None, (width // scale, height // scale))
-            own = upright
+    own = _reduce(image, spare)
     image.load()
     rgb = _to_rgb(image, what)
     return rgb, own or rgb.size
+
+
+def _reduce(image: Image.Image, spare: Spare) -> tuple[int, int] | None:
+    """Have an opened picture decoded smaller, where `spare` and its format allow it: its own size, None where not."""
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or min(image.size) < 1:
+        return None
+    own = _upright_size(image)
+    allowed = spare(own)
+    scale = next((scale for scale in _JPEG_SCALES if scale <= allowed), None)
+    if scale is None:
+        return None
+    image.draft(None, (image.width // scale, image.height // scale))
+    return own
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
 
 
 @contextmanager

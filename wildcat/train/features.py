@@ -206,7 +206,7 @@ class _ShardFile:
         self.file = stack.enter_context(os.fdopen(handle, "wb"))
 
     def add(self, block: NDArray[np.float16]) -> None:
-        content = memoryview(block).cast("B")
+        content = block.data.cast("B")
         self.checksum = zlib.crc32(content, self.checksum)
         with writing(self.part):
             self.file.write(content)
