@@ -150,6 +150,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = -1
     """Processes that read pictures; 0: the training process itself; -1: as the machine suggests."""
+    cache_pictures: float = 0.0
+    """Gigabytes of disk for decoded pictures (--tune all): they are decoded once, not in every epoch; 0: none."""
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
@@ -181,7 +183,7 @@ class TrainConfig:
         for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup"):
+        for name in ("backbone_lr_scale", "weight_decay", "warmup", "cache_pictures"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
         for name, allowed, right in (
@@ -198,11 +200,21 @@ class TrainConfig:
                 f"{self.architecture}, pooling {self.pooling}.",
                 "Leave --background out, or --architecture and --pooling at their defaults.",
             )
-        if self.tune == "head" and self.weights == "none":
-            raise ConfigError(
-                "tune=head with weights=none would train on the features of a random network.",
-                "Give --weights imagenet, or --tune all.",
-            )
+        _check_head(self)
+
+
+def _check_head(config: TrainConfig) -> None:
+    """Refuse settings that mean nothing where only the head is trained."""
+    if config.tune == "head" and config.cache_pictures:
+        raise ConfigError(
+            f"cache_pictures={config.cache_pictures:g} with tune=head, which reads every picture once.",
+            "Leave --cache-pictures out: features are cached anyway.",
+        )
+    if config.tune == "head" and config.weights == "none":
+        raise ConfigError(
+            "tune=head with weights=none would train on the features of a random network.",
+            "Give --weights imagenet, or --tune all.",
+        )
 
 
 def _check_choices(config: TrainConfig) -> None:

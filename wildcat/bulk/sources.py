@@ -27,9 +27,9 @@ from wildcat.bulk.places import (
     suffix_of,
     walk,
 )
-from wildcat.data.images import IMAGE_SUFFIXES, decode_image, read_image
+from wildcat.data.images import IMAGE_SUFFIXES, Reduced, Spare, as_stored, decode_reduced, read_reduced
+from wildcat.data.pictures import StoredPicture
 from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
-from wildcat.predictor import StoredPicture
 
 MAX_BYTES = 1 << 28
 """Of one picture's file: 256 MB. What is larger is refused unread."""
@@ -68,11 +68,19 @@ class Listed(StoredPicture):
             ImageError: it is refused, gone or broken.
             DataError: what holds it is gone as well.
         """
+        return self.read_reduced(as_stored)[0]
+
+    def read_reduced(self, spare: Spare) -> Reduced:
+        """As `read`, perhaps smaller.
+
+        Raises:
+            ImageError, DataError: as `read`.
+        """
         if self.fault:
             raise ImageError(f"{self.name} {self.fault}.", "It is left out; give the picture itself instead.")
         if not self.inside and not is_address(self.place):
             try:
-                return read_image(self.place)
+                return read_reduced(self.place, spare)
             except ImageError:
                 folder = Path(self.place).parent
                 if not folder.is_dir():
@@ -80,7 +88,7 @@ class Listed(StoredPicture):
                 raise
         size = size_of(self.place) if self.size < 0 else self.size
         check_size(self.name, size)
-        return decode_image(read_bytes(self.place, self.start, size), self.name)
+        return decode_reduced(read_bytes(self.place, self.start, size), self.name, spare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +110,18 @@ class Held(StoredPicture):
         Raises:
             ImageError: the cell holds none.
         """
+        return self.read_reduced(as_stored)[0]
+
+    def read_reduced(self, spare: Spare) -> Reduced:
+        """As `read`, perhaps smaller.
+
+        Raises:
+            ImageError: as `read`.
+        """
         if self.content is None:
             raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its picture into the table.")
         check_size(self.name, len(self.content))
-        return decode_image(self.content, self.name)
+        return decode_reduced(self.content, self.name, spare)
 
 
 def check_size(name: str, size: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import read_image
+from wildcat.data.images import Reduced, Spare, read_reduced
 from wildcat.data.sample import Sample
-from wildcat.data.transforms import Preprocess
+from wildcat.data.transforms import Preprocess, Size
 from wildcat.errors import ImageError
 
 
@@ -36,12 +37,22 @@ class Pictures(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
     A picture that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+
+    Args:
+        read: reads a picture; it may have kept it, see `wildcat.data.decoded`.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        read: Callable[[Path, Spare], Reduced] = read_reduced,
+    ) -> None:
         self.samples = samples
         self.preprocess = preprocess
         self.augment = augment
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -50,15 +61,19 @@ class Pictures(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            image = read_image(sample.path)
+            image, size = self.read(sample.path, self.spare)
         except ImageError as error:
             return error
         if self.augment is None:
             tensor = self.preprocess(image)
         else:
             rng = np.random.default_rng([self.augment.seed, epoch, index])
-            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip)
+            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip, size)
         return tensor, torch.from_numpy(sample.labels)
+
+    def spare(self, size: Size) -> float:
+        """How many times smaller a picture of (width, height) may come: the same in every epoch, whatever its crop."""
+        return self.preprocess.spare(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -105,7 +120,9 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.stack(images), torch.stack(labels)
+    # Pictures lie channels last (see Preprocess.normalise) and so does the batch.
+    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return batch, torch.stack(labels)
 
 
 def _ignore_interrupt(_worker: int) -> None:

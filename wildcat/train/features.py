@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,15 +28,19 @@ from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
+from wildcat.engines.eager import fold
 from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.runs import write_json, writing
 
-LAYOUT = 3
+LAYOUT = 4
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
 """Pictures in a shard: what an interruption loses at most."""
+
+STATISTICS_BATCH = 16
+"""Pictures whose features are added up in single precision; batches are added up in double precision."""
 
 Axes = tuple[int, ...]
 
@@ -72,16 +78,13 @@ class Features:
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over pictures, views and places: two (D,) float32."""
-        total, squares = np.zeros(self.shape[0]), np.zeros(self.shape[0])
-        for view in self.places:
-            for shard, row in view:
-                values = shard[row].astype(np.float32)
-                total += values.sum(axis=(0, 1), dtype=np.float64)
-                squares += np.square(values, out=values).sum(axis=(0, 1), dtype=np.float64)
-        count = self.views * len(self) * self.shape[1] * self.shape[2]
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+        total = torch.zeros(2, self.shape[0], dtype=torch.float64)
+        for view in range(self.views):
+            for batch in batch_indices(range(len(self)), STATISTICS_BATCH):
+                values = self.batch(batch, [view] * len(batch)).permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
+                total += torch.stack([values.sum(dim=0), values.square_().sum(dim=0)])
+        mean, square = total / (self.views * len(self) * self.shape[1] * self.shape[2])
+        return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
 def cached_features(
@@ -124,18 +127,18 @@ def cached_features(
     for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
         if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
+    network = fold(backbone) if by_need else backbone
     for need, missing in by_need.items():
-        for start in range(0, len(missing), SHARD):
-            part = missing[start : start + SHARD]
-            loaded = load_batches(
-                Pictures([samples[i] for i in part], preprocess),
-                batch_indices(range(len(part)), batch_size),
-                workers=workers,
-            )
-            blocks = (_views_of(backbone, images, [views[v] for v in need], progress, amp) for images, _ in loaded)
-            _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
-    if by_need:
-        found = [_read_shards(place, shape, set(pictures)) for place in folders]
+        parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
+        batches = [batch_indices(part, batch_size) for part in parts]
+        # One reader for all parts: it reads on while a part ends and the next one begins.
+        loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
+        for part, in_part in zip(parts, batches, strict=True):
+            images = (images for images, _ in itertools.islice(loaded, len(in_part)))
+            blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
+            made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+            for v, places in zip(need, made, strict=True):
+                found[v].update(places)
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
 
 
@@ -150,12 +153,11 @@ def _views_of(
     for axes in views:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             features = backbone(images.flip(axes) if axes else images).to(torch.float16)
-        block = features.permute(0, 2, 3, 1).cpu().numpy()
-        if not np.isfinite(block).all():
+        if not bool(features.isfinite().all()):
             raise RunError(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
-        made.append(np.ascontiguousarray(block))
+        made.append(np.ascontiguousarray(features.permute(0, 2, 3, 1).cpu().numpy()))
         progress(len(images))
     return made
 
@@ -165,31 +167,60 @@ def _write_shards(
     folders: Sequence[Path],
     pictures: Sequence[str],
     shape: tuple[int, ...],
-) -> None:
-    """Write one shard of the same pictures into the folder of each view; nothing is left where one fails."""
+) -> list[dict[str, Place]]:
+    """Write one shard of the same pictures into the folder of each view; nothing is left where one fails.
+
+    A thread writes a batch while the next one is computed.
+
+    Returns:
+        For each view, where each picture's features lie.
+    """
     with contextlib.ExitStack() as stack:
-        parts = []
-        for folder in folders:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
-            stack.enter_context(_removed_on_failure(Path(name)))
-            parts.append((Path(name), stack.enter_context(os.fdopen(handle, "wb"))))
-        checksums = [0] * len(parts)
+        shards = [_ShardFile(folder, stack) for folder in folders]
+        # Left, and so at rest, before what is unfinished is removed.
+        writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="wildcat-shard"))
+
+        def write(views: list[NDArray[np.float16]]) -> None:
+            for shard, block in zip(shards, views, strict=True):
+                shard.add(block)
+
+        written: Future[None] | None = None
         for views in blocks:
-            for v, block in enumerate(views):
-                content = block.tobytes()
-                checksums[v] = zlib.crc32(content, checksums[v])
-                with writing(parts[v][0]):
-                    parts[v][1].write(content)
-        for (part, file), checksum in zip(parts, checksums, strict=True):
-            data = part.with_suffix(".f16")
-            with writing(data):
-                file.close()
-                part.replace(data)
-            full = [len(pictures), *_stored(shape)]
-            record = {"layout": LAYOUT, "shape": full, "crc32": checksum, "pictures": list(pictures)}
-            write_json(data.with_suffix(".json"), record)  # last: a shard without its record is not there
+            if written is not None:
+                written.result()
+            written = writer.submit(write, views)
+        if written is not None:
+            written.result()
+        return [shard.finish(pictures, shape) for shard in shards]
+
+
+class _ShardFile:
+    """A shard that grows; its record, which makes it one, comes last. Where `stack` fails, no file of it is left."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
+        self.part, self.checksum = Path(name), 0
+        stack.enter_context(_removed_on_failure(self.part))
+        self.file = stack.enter_context(os.fdopen(handle, "wb"))
+
+    def add(self, block: NDArray[np.float16]) -> None:
+        content = block.data.cast("B")
+        self.checksum = zlib.crc32(content, self.checksum)
+        with writing(self.part):
+            self.file.write(content)
+
+    def finish(self, pictures: Sequence[str], shape: tuple[int, ...]) -> dict[str, Place]:
+        """Give the shard its name and record; where the features of its pictures lie."""
+        data, full = self.part.with_suffix(".f16"), (len(pictures), *_stored(shape))
+        with writing(data):
+            self.file.close()
+            self.part.replace(data)
+        record = {"layout": LAYOUT, "shape": full, "crc32": self.checksum, "pictures": list(pictures)}
+        write_json(data.with_suffix(".json"), record)
+        shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
+        return {key: (shard, row) for row, key in enumerate(pictures)}
 
 
 def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict[str, Place]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
+from wildcat.data.decoded import DecodedPictures
 from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches
 from wildcat.data.sample import Sample, label_matrix
 from wildcat.data.transforms import Preprocess
@@ -70,6 +71,10 @@ class PictureFeed:
         self.plain = Pictures(samples, preprocess)
         self.augmented = Pictures(samples, preprocess, Augment(config.seed, config.crop_scale, config.flip))
         self.val = Pictures(val_samples, preprocess)
+        if config.cache_pictures:
+            kept = [(s.path, pictures.spare) for pictures in (self.augmented, self.val) for s in pictures.samples]
+            limit = int(config.cache_pictures * 1e9)
+            self.augmented.read = self.val.read = DecodedPictures(cache_folder() / "pictures", kept, limit)
         self.pictures, self.has_val = len(samples), bool(val_samples)
 
     def steps_per_epoch(self, accumulate: int) -> int:

@@ -52,7 +52,7 @@ ENSEMBLE, REFINED = "ensemble.json", "refined.json"
 
 RESTORE = "Restore it from a copy, or train again."
 
-RESUMABLE = ("device", "workers")
+RESUMABLE = ("device", "workers", "cache_pictures")
 """Settings that may differ when a run goes on: they do not change what is computed."""
 
 
