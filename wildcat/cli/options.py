@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,15 +133,19 @@ def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> 
 def check_readable(paths: Sequence[Path]) -> None:
     """Refuse data with pictures whose first bytes are no picture, before hours are spent on it.
 
+    Of several processes each looks at its share.
+
     Raises:
         DataError: how many, and the first few.
     """
     from wildcat.data.images import fault_of
+    from wildcat.train.distributed import gather, share_of
 
-    faults = [(path, fault) for path in paths if (fault := fault_of(path))]
+    found = [(i, fault) for i in share_of(len(paths)) if (fault := fault_of(paths[i]))]
+    faults = sorted(itertools.chain(*gather(found)))
     if faults:
-        listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults[:5])
+        listed = "; ".join(f"{paths[i].name}: {fault}" for i, fault in faults[:5])
         raise DataError(
             f"{len(faults)} of {len(paths)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
-            f"Mend or remove them; the first is {faults[0][0]}.",
+            f"Mend or remove them; the first is {paths[faults[0][0]]}.",
         )

@@ -113,7 +113,11 @@ def _ignore_interrupt(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def suggested_workers(device_type: str) -> int:
-    """Reading processes for this machine: half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU."""
+def suggested_workers(device_type: str, processes: int = 1) -> int:
+    """Reading processes for each of `processes` on this machine, which share its cores.
+
+    Half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

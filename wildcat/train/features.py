@@ -28,6 +28,7 @@ from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
+from wildcat.train.distributed import gather, share_of, together, world_size
 from wildcat.train.runs import write_json, writing
 
 LAYOUT = 3
@@ -98,7 +99,7 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again.
+    over and its pictures are computed again. Of several processes each computes its share of what is missing.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -111,7 +112,8 @@ def cached_features(
         RunError: the cache cannot be written.
     """
     views = FLIP_VIEWS[flip]
-    pictures = [_picture_key(s) for s in samples]
+    with together():
+        pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
@@ -124,18 +126,28 @@ def cached_features(
     for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
         if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
-    for need, missing in by_need.items():
-        for start in range(0, len(missing), SHARD):
-            part = missing[start : start + SHARD]
-            loaded = load_batches(
-                Pictures([samples[i] for i in part], preprocess),
-                batch_indices(range(len(part)), batch_size),
-                workers=workers,
-            )
-            blocks = (_views_of(backbone, images, [views[v] for v in need], progress, amp) for images, _ in loaded)
-            _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+    by_need = gather(by_need)[0]  # the first process decides: another may look after one has begun to write
+    with together():
+        for need, missing in by_need.items():
+            mine = [missing[k] for k in share_of(len(missing))]
+            for start in range(0, len(mine), SHARD):
+                part = mine[start : start + SHARD]
+                loaded = load_batches(
+                    Pictures([samples[i] for i in part], preprocess),
+                    batch_indices(range(len(part)), batch_size),
+                    workers=workers,
+                )
+                blocks = (_views_of(backbone, images, [views[v] for v in need], progress, amp) for images, _ in loaded)
+                _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
     if by_need:
         found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    with together():
+        if lost := next((key for known in found for key in pictures if key not in known), None):
+            picture = samples[pictures.index(lost)].path
+            raise RunError(
+                f"{folder} does not hold the features of {picture}, which another process has computed.",
+                "Set WILDCAT_CACHE to a folder that all machines share.",
+            )
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
 
 
@@ -156,7 +168,7 @@ def _views_of(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
         made.append(np.ascontiguousarray(block))
-        progress(len(images))
+        progress(len(images) * world_size())
     return made
 
 
