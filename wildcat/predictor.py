@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch.nn import functional
 from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
 from wildcat.data.images import read_image, to_rgb
 from wildcat.data.sample import Task
+from wildcat.data.stored import StoredPicture
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import Engine, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
@@ -35,24 +35,6 @@ from wildcat.train.ensembles import is_ensemble, open_ensemble
 from wildcat.train.loop import choose_device
 from wildcat.train.refined import is_refined, open_refined
 from wildcat.train.runs import open_run
-
-
-class StoredPicture(ABC):
-    """A picture that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What `Prediction.image` and errors call it."""
-
-    @abstractmethod
-    def read(self) -> Image.Image:
-        """The picture in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-
 
 Picture = str | Path | Image.Image | NDArray[np.uint8] | StoredPicture
 

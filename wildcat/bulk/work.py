@@ -12,8 +12,9 @@ from PIL import Image
 from wildcat.bulk.parts import NAMED, Done, Part, PartFolder, Totals, part_path, rows_of
 from wildcat.bulk.sources import hold_pictures
 from wildcat.config import PartFormat
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ImageError
-from wildcat.predictor import BATCH_SIZE, Predictor, StoredPicture
+from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.train.runs import write_bytes
 
 

@@ -19,7 +19,7 @@ from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
     from wildcat.bulk.parts import Done
-    from wildcat.bulk.sources import Listed
+    from wildcat.data.stored import Listed
     from wildcat.predictor import Predictor
 
 PART_ROWS = 1000
@@ -151,7 +151,8 @@ def refuse_parts_flags(command: PartsCommand) -> None:
 
 def find_listed(command: PartsCommand) -> tuple[str, Iterator[Listed]]:
     """What the sources are called, and their pictures; the first is looked for at once, so that errors come early."""
-    from wildcat.bulk.sources import Listed, find_sources, list_pictures
+    from wildcat.bulk.sources import find_sources, list_pictures
+    from wildcat.data.stored import Listed
 
     pictures: Iterator[Listed]
     if command.split is not None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from wildcat.bulk.places import open_place, size_of
 from wildcat.data.images import IMAGE_SUFFIXES
+from wildcat.data.places import open_place, size_of
 from wildcat.errors import DataError
 
 MAX_HEADER = 1 << 20

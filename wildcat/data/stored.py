@@ -1,0 +1,99 @@
+"""Pictures that are not in files of their own: parts of tar shards, cells of tables, objects of stores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from wildcat.data.images import decode_image, read_image
+from wildcat.data.places import is_address, read_bytes, size_of
+from wildcat.errors import DataError, ImageError
+
+MAX_BYTES = 1 << 28
+"""Of one picture's file: 256 MB. What is larger is refused unread."""
+
+
+class StoredPicture(ABC):
+    """A picture that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What `Prediction.image` and errors call it."""
+
+    @abstractmethod
+    def read(self) -> Image.Image:
+        """The picture in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(StoredPicture):
+    """A picture of a source, not read yet.
+
+    Attributes:
+        place: the file it lies in.
+        inside: what names it there: a member of a shard, or the number of a table's row; empty: the file itself.
+        start, size: where its bytes lie in the file; size -1: they are found by `inside`, or are the whole file.
+        fault: why it will not be read; empty: it will.
+    """
+
+    place: str
+    inside: str = ""
+    start: int = 0
+    size: int = -1
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        """`place`, or `place#inside`."""
+        return f"{self.place}#{self.inside}" if self.inside else self.place
+
+    def read(self) -> Image.Image:
+        """The picture in RGB.
+
+        Raises:
+            ImageError: it is refused, gone or broken.
+            DataError: what holds it is gone as well.
+        """
+        if self.fault:
+            raise ImageError(f"{self.name} {self.fault}.", "It is left out; give the picture itself instead.")
+        if not self.inside and not is_address(self.place):
+            try:
+                return read_image(self.place)
+            except ImageError:
+                folder = Path(self.place).parent
+                if not folder.is_dir():
+                    raise DataError(f"{folder} has vanished.", "Bring it back, then go on with --resume.") from None
+                raise
+        size = size_of(self.place) if self.size < 0 else self.size
+        check_size(self.name, size)
+        return decode_image(read_bytes(self.place, self.start, size), self.name)
+
+
+def check_size(name: str, size: int) -> None:
+    """Refuse the bytes of a picture before they are read.
+
+    Raises:
+        ImageError: more than `MAX_BYTES`.
+    """
+    if size > MAX_BYTES:
+        raise ImageError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read.", "Save it smaller.")
+
+
+def read_picture(picture: Path | StoredPicture) -> Image.Image:
+    """The picture in RGB, see `read_image`.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    return picture.read() if isinstance(picture, StoredPicture) else read_image(picture)
