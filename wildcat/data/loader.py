@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import read_image
 from wildcat.data.sample import Sample
+from wildcat.data.stored import read_picture
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
 
@@ -50,7 +50,7 @@ class Pictures(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            image = read_image(sample.path)
+            image = read_picture(sample.path)
         except ImageError as error:
             return error
         if self.augment is None:

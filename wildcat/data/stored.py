@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from wildcat.data.images import decode_image, read_image
+from wildcat.data.images import decode_image, fault_of, read_image
 from wildcat.data.places import is_address, read_bytes, size_of
 from wildcat.errors import DataError, ImageError
 
@@ -97,3 +97,31 @@ def read_picture(picture: Path | StoredPicture) -> Image.Image:
         ImageError: it cannot be read.
     """
     return picture.read() if isinstance(picture, StoredPicture) else read_image(picture)
+
+
+def picture_fault(picture: Path | StoredPicture) -> str:
+    """Why it is certainly no picture, see `fault_of`; of a stored one only what its listing says is known."""
+    if isinstance(picture, Listed):
+        return picture.fault or ("0 bytes" if picture.size == 0 else "")
+    return fault_of(picture) if isinstance(picture, Path) else ""
+
+
+def identity(picture: Path | StoredPicture) -> str:
+    """What a picture's pixels follow from: its file, the size and the time of change of it, and the place inside.
+
+    Of an object in a store the time is not asked for.
+
+    Raises:
+        ImageError: its file is gone.
+    """
+    inside = f"\0{picture.start}+{picture.size}" if isinstance(picture, Listed) and picture.inside else ""
+    place = picture.place if isinstance(picture, Listed) else str(picture)
+    if is_address(place):
+        return f"{place}\0{size_of(place)}{inside}"
+    try:
+        status = Path(place).stat()
+    except OSError as error:
+        raise ImageError(
+            f"{place} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
+        ) from error
+    return f"{Path(place).resolve()}\0{status.st_size}\0{status.st_mtime_ns}{inside}"

@@ -25,8 +25,9 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
+from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ImageError, RunError
+from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.distributed import gather, share_of, together, world_size
 from wildcat.train.runs import write_json, writing
@@ -257,14 +258,7 @@ def _weights_digest(backbone: Backbone) -> str:
 
 
 def _picture_key(sample: Sample) -> str:
-    try:
-        status = sample.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{sample.path} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
-        ) from error
-    text = f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(identity(sample.path).encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:
