@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +18,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
+import wildcat.data.loader
 import wildcat.progress
 import wildcat.train.loop
 from tests.train.processes import run_processes
 from tests.train.test_resume import with_dropout
 from wildcat.cli import main
 from wildcat.config import TrainConfig
+from wildcat.data import open_dataset, read_picture, write_webdataset
 from wildcat.data.images import read_image
 from wildcat.data.sample import DataSet, Sample
+from wildcat.data.stored import StoredPicture
 from wildcat.data.voc import read_voc
 from wildcat.errors import ConfigError, DataError, ImageError, RunError, TrainingError
 from wildcat.nn.model import model_from_config
@@ -211,6 +216,29 @@ def test_shared_batch_normalisation_is_that_of_the_whole_batch(tmp_path: Path, f
         else:  # gradients of parameters are for DistributedDataParallel to add up
             found = torch.stack([part[name] for part in parts]).sum(dim=0)
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def pictures_read(folder: Path, source: Path) -> Counter[str]:
+    """What a process reads in a training, and how often."""
+    read: Counter[str] = Counter()
+
+    def counted(picture: Path | StoredPicture) -> Image.Image:
+        read[str(picture)] += 1
+        return read_picture(picture)
+
+    wildcat.data.loader.read_picture = counted  # this process is the test's own
+    train(open_run(folder), open_dataset(source))
+    return read
+
+
+def test_every_picture_of_an_epoch_is_read_once_from_shards_too(tmp_path: Path, shapes: DataSet) -> None:
+    write_webdataset(shapes, tmp_path / "shards", pictures=7)
+    data = open_dataset(tmp_path / "shards")
+    config = replace(SMALL, epochs=2, standardize=False, val_split="none")
+    run = create_run(tmp_path / "run", config, data)
+    counts = run_processes(3, tmp_path / "processes", pictures_read, run.folder, tmp_path / "shards")
+    assert [sum(count.values()) for count in counts] == [18, 18, 8], "of batches of 5, 5, 5, 5 and 2, twice"
+    assert sum(counts, Counter()) == {str(s.path): 2 for s in data.split("train")}
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------------

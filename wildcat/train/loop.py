@@ -136,16 +136,18 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
         raise DataError("the processes see different pictures or labels.", "Give every machine the same data.")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        begun = run_of_weights(run)
-        model = model_from_config(config, len(run.classes), weights="none" if begun else None)
-        if begun is not None:
-            load_weights(model, begun.folder / WEIGHTS)
+        with together():
+            begun = run_of_weights(run)
+            model = model_from_config(config, len(run.classes), weights="none" if begun else None)
+            if begun is not None:
+                load_weights(model, begun.folder / WEIGHTS)
         model = model.to(device).to(memory_format=torch.channels_last)
         workers = suggested_workers(device.type, local_size()) if config.workers < 0 else config.workers
         feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
         labels = torch.from_numpy(label_matrix(samples))
         if begun is None:
-            prepare(model, feed, labels, multiclass=data.task == "multiclass")
+            with together():
+                prepare(model, feed, labels, multiclass=data.task == "multiclass")
         if rank():
             torch.manual_seed((config.seed + rank()) % 2**63)  # processes begin alike and draw dropout apart
         trainer = Trainer(
