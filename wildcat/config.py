@@ -125,7 +125,7 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training pictures."""
     batch_size: int = 16
-    """Pictures per step."""
+    """Pictures per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
@@ -144,6 +144,9 @@ class TrainConfig:
     """Weigh the loss so that rare classes count as much as common ones."""
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast)."""
+    sync_bn: bool = True
+    """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
+    (--no-sync-bn: each over its share, which is faster and needs shares of 16 or more)."""
 
     # --- machine -----------------------------------------------------------------------------------------------
     device: str = "auto"
@@ -152,6 +155,8 @@ class TrainConfig:
     """Processes that read pictures; 0: the training process itself; -1: as the machine suggests."""
     cache_pictures: float = 0.0
     """Gigabytes of disk for decoded pictures (--tune all): they are decoded once, not in every epoch; 0: none."""
+    save_minutes: float = 10.0
+    """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
@@ -190,6 +195,7 @@ class TrainConfig:
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
             ("crop_scale", "a part of the picture's area in (0, 1]", 0 < self.crop_scale <= 1),
             ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
+            ("save_minutes", "a number above 0, or inf", self.save_minutes > 0),
             ("seed", "a whole number from 0 to 2^63 - 1", 0 <= self.seed < 2**63),
         ):
             if not right:

@@ -27,10 +27,12 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
+from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.eager import fold
-from wildcat.errors import ImageError, RunError
+from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
+from wildcat.train.distributed import gather, share_of, together, world_size
 from wildcat.train.runs import write_json, writing
 
 LAYOUT = 4
@@ -101,7 +103,7 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again.
+    over and its pictures are computed again. Of several processes each computes its share of what is missing.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -114,7 +116,8 @@ def cached_features(
         RunError: the cache cannot be written.
     """
     views = FLIP_VIEWS[flip]
-    pictures = [_picture_key(s) for s in samples]
+    with together():
+        pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
@@ -127,18 +130,30 @@ def cached_features(
     for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
         if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
+    by_need = gather(by_need)[0]  # the first process decides: another may look after one has begun to write
     network = fold(backbone) if by_need else backbone
-    for need, missing in by_need.items():
-        parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
-        batches = [batch_indices(part, batch_size) for part in parts]
-        # One reader for all parts: it reads on while a part ends and the next one begins.
-        loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
-        for part, in_part in zip(parts, batches, strict=True):
-            images = (images for images, _ in itertools.islice(loaded, len(in_part)))
-            blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
-            made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
-            for v, places in zip(need, made, strict=True):
-                found[v].update(places)
+    with together():
+        for need, missing in by_need.items():
+            mine = [missing[k] for k in share_of(len(missing))]
+            parts = [mine[start : start + SHARD] for start in range(0, len(mine), SHARD)]
+            batches = [batch_indices(part, batch_size) for part in parts]
+            # One reader for all parts: it reads on while a part ends and the next one begins.
+            loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
+            for part, in_part in zip(parts, batches, strict=True):
+                images = (images for images, _ in itertools.islice(loaded, len(in_part)))
+                blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
+                made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+                for v, places in zip(need, made, strict=True):
+                    found[v].update(places)
+    if by_need and world_size() > 1:  # what the others have written
+        found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    with together():
+        if lost := next((key for known in found for key in pictures if key not in known), None):
+            picture = samples[pictures.index(lost)].path
+            raise RunError(
+                f"{folder} does not hold the features of {picture}, which another process has computed.",
+                "Set WILDCAT_CACHE to a folder that all machines share.",
+            )
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
 
 
@@ -158,7 +173,7 @@ def _views_of(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
         made.append(np.ascontiguousarray(features.permute(0, 2, 3, 1).cpu().numpy()))
-        progress(len(images))
+        progress(len(images) * world_size())
     return made
 
 
@@ -276,14 +291,7 @@ def _weights_digest(backbone: Backbone) -> str:
 
 
 def _picture_key(sample: Sample) -> str:
-    try:
-        status = sample.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{sample.path} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
-        ) from error
-    text = f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(identity(sample.path).encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:
