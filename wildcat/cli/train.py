@@ -43,11 +43,21 @@ def run_train(command: Train) -> int:
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import TerminalListener
     from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused, open_run, refuse_taken
+    from wildcat.train.runs import (
+        MANIFEST,
+        check_resumable,
+        create_run,
+        discard_unused,
+        open_run,
+        refuse_taken,
+        tidy_run,
+    )
 
     config = command.config
     check_backbone_name(config.backbone)
     source = command.data
+    if command.resume:
+        tidy_run(command.out)
     run = open_run(command.out) if command.resume and (command.out / MANIFEST).is_file() else None
     if run is not None:
         begun = run.manifest["data"]

@@ -24,7 +24,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
 from wildcat.train.refined import BASE, SEGMENTER
-from wildcat.train.runs import WEIGHTS, versions, write_json
+from wildcat.train.runs import WEIGHTS, remove_leftovers, versions, write_json
 
 SCHEMA = 2
 """Version of the file's layout."""
@@ -76,6 +76,7 @@ def write_calibration(
         "weights": weights_digest(folder),
         "versions": versions(),
     }
+    remove_leftovers(folder / CALIBRATION)
     write_json(folder / CALIBRATION, content)
     return Calibration(params, content, crf)
 

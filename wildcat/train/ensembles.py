@@ -10,8 +10,6 @@ The members are copies, so that an ensemble lives on when the runs it was made o
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from wildcat.train.runs import (
     RESTORE,
     Run,
     copy_run,
+    making,
     open_run,
     refuse_taken,
     versions,
@@ -102,10 +101,7 @@ def write_ensemble(
     """
     check_members(runs)
     refuse_taken(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with making(folder) as made:
         with writing(folder):
             for number, run in enumerate(runs, 1):
                 copy_run(run, made / "members" / str(number))
@@ -122,12 +118,6 @@ def write_ensemble(
             "versions": versions(),
         }
         write_json(made / ENSEMBLE, manifest)
-        with writing(folder):
-            made.chmod(0o755)
-            made.replace(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return open_ensemble(folder)
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError, RunError
 from wildcat.nn.backbones import Backbone
-from wildcat.train.runs import write_json, writing
+from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
 LAYOUT = 3
 """Part of every key: raise it when the bytes of a cache change meaning."""
@@ -117,6 +118,8 @@ def cached_features(
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
+    for place in folders:
+        _remove_unfinished(place)
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
     progress(sum(key in known for known in found for key in pictures))
 
@@ -172,7 +175,7 @@ def _write_shards(
         for folder in folders:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
+                handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=PART)
             stack.enter_context(_removed_on_failure(Path(name)))
             parts.append((Path(name), stack.enter_context(os.fdopen(handle, "wb"))))
         checksums = [0] * len(parts)
@@ -212,6 +215,15 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
         shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
         places.update({key: (shard, row) for row, key in enumerate(pictures) if key in wanted})
     return places
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what trainings that were killed have left; what has changed within the hour may be another's at work."""
+    for path in folder.glob("*"):
+        unfinished = path.suffix == PART or (path.suffix == ".f16" and not path.with_suffix(".json").is_file())
+        with contextlib.suppress(OSError):  # another training was quicker
+            if unfinished and time.time() - path.stat().st_mtime > LEFT_ALONE:
+                path.unlink()
 
 
 def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -265,6 +277,6 @@ def _removed_on_failure(part: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for suffix in (".json", ".f16", ".part"):
+        for suffix in (".json", ".f16", PART):
             part.with_suffix(suffix).unlink(missing_ok=True)
         raise

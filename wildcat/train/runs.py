@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import json
 import os
 import platform
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -49,6 +51,12 @@ CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.sa
 
 ENSEMBLE, REFINED = "ensemble.json", "refined.json"
 """What makes a folder an ensemble (`wildcat.train.ensembles`) or a refined model (`wildcat.train.refined`)."""
+
+PART = ".part"
+"""Suffix of a hidden file or folder that is being written, and is moved to its name when it is whole."""
+
+LEFT_ALONE = 3600.0
+"""Seconds in which what is half-written may still be another command's at work."""
 
 RESTORE = "Restore it from a copy, or train again."
 
@@ -178,8 +186,20 @@ def refuse_existing(folder: Path, hint: str = "") -> None:
 
 def discard_unused(run: Run) -> None:
     """Remove a run folder that holds nothing but its settings, so that the same --out can be given again."""
-    if {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
+    if run.folder.is_dir() and {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
         shutil.rmtree(run.folder)
+
+
+def tidy_run(folder: Path) -> None:
+    """Remove what a training that was killed has left half-written in its run folder, before it goes on.
+
+    Settings without a manifest go as well: they are of a run that was killed while it was made.
+    """
+    with writing(folder):
+        for name in (CONFIG, MANIFEST, WEIGHTS, STATE, METRICS):
+            remove_leftovers(folder / name, seconds=0)
+        if folder.is_dir() and [p.name for p in folder.iterdir()] == [CONFIG]:
+            (folder / CONFIG).unlink()
 
 
 def copy_run(run: Run, folder: Path) -> None:
@@ -326,7 +346,7 @@ def writing(path: Path) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old one or the new one."""
     with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -337,6 +357,41 @@ def write_bytes(path: Path, content: bytes) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A folder in the making: it gets the name of `folder` when the block ends, and nothing is left where that fails.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    refuse_existing(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
+    try:
+        yield made
+        with writing(folder):
+            made.chmod(0o755)
+            if folder.exists():  # and is empty: not every system renames onto a folder
+                folder.rmdir()
+            made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(path: Path, seconds: float = LEFT_ALONE) -> None:
+    """Remove what commands that were killed while they wrote `path` have left beside it.
+
+    Another command may be writing it at this moment: what has changed in the last `seconds` stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{PART}"):
+        with contextlib.suppress(OSError):  # another command was quicker
+            if time.time() - left.stat().st_mtime >= seconds:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
