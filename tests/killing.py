@@ -173,9 +173,12 @@ def kill_job(job: Job) -> Killed:
         if done.kills == job.kills:
             break
         prepare()
-        way = attempt % 3
-        child = start(line(), moments.randint(1, operations) * (way == 1), moments.randint(1, largest) * (way == 2))
-        if way == 0:
+        count = moments.randint(1, operations) if attempt % 3 == 1 else 0
+        size = (
+            largest - moments.randint(1, largest // 2) if attempt % 3 == 0 else 0
+        )  # of the largest file, in its middle
+        child = start(line(), count, size)
+        if not count and not size:
             time.sleep(moments.uniform(0, span))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
