@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, check_readable, describe, open_data
+from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
@@ -79,8 +79,12 @@ def run_train(command: Train) -> int:
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
     go_on = f"Go on with:\n  {shlex.join(['wildcat', 'train', source, '--out', str(command.out), '--resume'])}"
+
+    def go_on_later() -> str:
+        return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
+
     try:
-        with TerminalListener() as listener:
+        with gone_on_with(go_on_later), TerminalListener() as listener:
             outcome = train(run, data, resume=resume, listener=listener)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)

@@ -14,7 +14,7 @@ from typing import IO, ClassVar, Literal, Self, get_args
 
 from PIL import ExifTags, Image
 
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.export.annotations.instances import Instance, InstanceParams, find_instances
 from wildcat.results import Prediction, file_name, free_name, picture_suffix
 from wildcat.train.runs import making, refuse_existing, writing
@@ -104,7 +104,12 @@ class AnnotationWriter(ABC):
             self.open_files.close()
 
     def add(self, prediction: Prediction, name: str) -> list[Instance]:
-        """Write one prediction; `name` is the picture's relative path and names its files. Returns what was written."""
+        """Write one prediction; `name` is the picture's relative path and names its files. Returns what was written.
+
+        Raises:
+            RunError: it cannot be written.
+            ImageError: the picture has vanished since it was read.
+        """
         if prediction.classes != self.classes:
             raise ConfigError("this prediction is of a model with other classes.", "Give each model a folder.")
         instances = find_instances(prediction, self.params)
@@ -134,6 +139,8 @@ class AnnotationWriter(ABC):
     def _place(self, prediction: Prediction, stem: str) -> str:
         """Bring the picture into the folder; returns its file's name."""
         folder, source = self.partial / self.picture_folder, prediction.picture
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(f"{source} does not exist any more.", "Bring it back and export again.")
         suffix = portable_suffix(source) if isinstance(source, Path) else ""
         if isinstance(source, Path) and suffix:
             target = folder / f"{stem}{suffix}"
