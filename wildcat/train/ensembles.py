@@ -9,7 +9,6 @@ The members are copies, so that an ensemble lives on when the runs it was made o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from wildcat.train.runs import (
     copy_run,
     making,
     open_run,
+    read_json,
     refuse_taken,
     versions,
     write_bytes,
@@ -128,10 +128,10 @@ def open_ensemble(folder: Path) -> Ensemble:
         RunError: a damaged or missing file, or a layout of another version.
     """
     path = folder / ENSEMBLE
+    manifest = read_json(path, RESTORE)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         schema, count, combine = manifest["schema"], len(manifest["members"]), str(manifest["combine"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
     if schema != SCHEMA:
         raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", RESTORE)

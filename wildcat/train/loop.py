@@ -27,6 +27,7 @@ from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.nn.model import Wildcat, model_from_config
 from wildcat.train.feeds import Feed, create_feed
 from wildcat.train.optim import (
+    adopt_optimizer_state,
     balancing_weights,
     class_frequencies,
     create_optimizer,
@@ -341,13 +342,29 @@ class Trainer:
                 f"the pictures or labels are not those {self.run.folder} was begun with.",
                 "Bring the data back as it was, or give another --out.",
             )
-        adopt_state(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
-        self.position = Position(**state["position"])
+        try:
+            adopt_state(self.model, state["model"], path)
+            adopt_optimizer_state(self.optimizer, state["optimizer"])
+            torch.set_rng_state(state["generators"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in state["generators"]:
+                torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+            self.position = read_position(state["position"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
         self.history = [line for line in self.run.history() if line["epoch"] <= self.position.epoch]
+
+
+def read_position(values: dict[str, Any]) -> Position:
+    """A position as it was saved.
+
+    Raises:
+        TypeError, ValueError: it was not saved by this program.
+    """
+    position = Position(**values)
+    kinds = {name: type(value) for name, value in vars(Position()).items()}
+    if {name: type(value) for name, value in values.items()} != kinds or min(position.epoch, position.step) < 0:
+        raise ValueError("no position")
+    return position
 
 
 def with_background(labels: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ calibration.json        how masks are drawn, see `wildcat.train.calibrations`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from wildcat.train.runs import (
     load_weights,
     making,
     open_run,
+    read_json,
     save_weights,
     versions,
     write_json,
@@ -110,13 +110,13 @@ def open_refined(folder: Path) -> Refined:
         RunError: a damaged or missing file, or a layout of another version.
     """
     path = folder / REFINED
+    manifest = read_json(path, RESTORE)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         schema, classes = manifest["schema"], tuple(manifest["classes"])
         channels, width = tuple(int(c) for c in manifest["channels"]), int(manifest["width"])
         if min(*channels, width) < 1:
             raise ValueError("channels below 1")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
     if schema != SCHEMA:
         raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", RESTORE)
