@@ -70,7 +70,7 @@ class PredictionWriter:
     ) -> None:
         refuse_existing(folder)
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
-        self.taken: set[str] = set()
+        self.taken: dict[str, int] = {}
         self.class_files: dict[str, str] = {}
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):

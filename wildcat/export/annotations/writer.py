@@ -81,7 +81,7 @@ class AnnotationWriter(ABC):
         self.pictures, self.model = pictures, model
         self.partial: Path  # while the block lasts
         self.stack, self.open_files = contextlib.ExitStack(), contextlib.ExitStack()
-        self.taken: set[str] = set()
+        self.taken: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
