@@ -35,7 +35,7 @@ test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
 soak: $(VENV)/installed-test
-	WILDCAT_SOAK_KILLS=300 $(BIN)/python -m pytest -k killed
+	$(BIN)/python benchmarks/soak.py --out soak.json
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .

@@ -326,19 +326,25 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     >>> file_names(["a/b", "a_b"])
     {'a/b': 'a_b', 'a_b': 'a_b-2'}
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     made = {}
     for name in names:
         made[name] = free_name(file_name(name), taken)
     return made
 
 
-def free_name(base: str, taken: set[str]) -> str:
-    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on."""
-    candidate, number = base, 2
+def free_name(base: str, taken: dict[str, int]) -> str:
+    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on.
+
+    Args:
+        taken: names and the last number of each, so that the millionth `frame` is found as soon as the second.
+    """
+    candidate, number = base, taken.get(base.casefold(), 1)
     while candidate.casefold() in taken:
-        candidate, number = f"{base}-{number}", number + 1
-    taken.add(candidate.casefold())
+        number += 1
+        candidate = f"{base}-{number}"
+    taken[base.casefold()] = number
+    taken.setdefault(candidate.casefold(), 1)
     return candidate
 
 

@@ -35,7 +35,7 @@ from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
-from wildcat.errors import ConfigError, WildcatError, did_you_mean
+from wildcat.errors import ConfigError, WildcatError, did_you_mean, out_of_memory
 
 COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "train": (Train, run_train),
@@ -74,19 +74,20 @@ def run_command(arguments: list[str], debug: bool) -> int:
         code = next(run for kind, run in COMMANDS.values() if isinstance(command, kind))(command)
         sys.stdout.flush()
         return code
-    except WildcatError as error:
-        if debug:
-            raise
-        print(f"wildcat: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("wildcat: interrupted.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
         return 1
+    except Exception as error:
+        told = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if debug or told is None:
+            raise
+        print(f"wildcat: {told.message}", file=sys.stderr)
+        if told.hint:
+            print(f"  {told.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
+        return 2 if isinstance(told, ConfigError) else 1
 
 
 def parse(arguments: list[str]) -> Any:

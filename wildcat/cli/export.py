@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.options import DataCommand, ModelCommand, Options, load_model
-from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 
@@ -80,8 +80,9 @@ def export_annotations(command: Export) -> int:
     names = {str(picture): name for picture, name in pictures}
     written, regions, skipped = 0, 0, 0
 
-    def skip(_: object, error: WildcatError) -> None:
+    def skip(picture: object, error: WildcatError) -> None:
         nonlocal skipped
+        refuse_vanished(picture)
         skipped += 1
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import UseAppendAction, arg
 
 from wildcat.config import EngineChoice, Flip, Precision
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, out_of_memory
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
@@ -104,6 +105,25 @@ def open_data(command: DataCommand, source: str) -> DataSet:
             raise ConfigError(f"--data-option {text}: give NAME=VALUE, for example separator=|.")
         options[name.strip().replace("-", "_")] = _plain(value)
     return open_dataset(source, command.format, **options)
+
+
+@contextmanager
+def gone_on_with(how: Callable[[], str]) -> Iterator[None]:
+    """Let an error that the surroundings have caused (disk, memory, sources) say how the work within is gone on with.
+
+    Args:
+        how: a sentence, asked for when the work has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if told is None:
+            raise
+        surroundings = isinstance(told, DataError | OutOfMemory) or isinstance(error.__cause__, OSError)
+        if surroundings and "--resume" not in told.hint:
+            told.hint = f"{told.hint} {how()}"
+        raise told from error.__cause__
 
 
 def _plain(value: str) -> str | float | int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, ModelCommand, gone_on_with, open_data, parse_sizes
 from wildcat.cli.pictures import check_amounts
 from wildcat.config import PartFormat
 from wildcat.errors import ConfigError
@@ -80,7 +80,8 @@ def run_parts_command(command: PartsCommand) -> int:
     folder = PartFolder(out, plan_of(command, rows), command.resume)
     print(f"{command.run}: pictures of {sources}; device {device.type}; parts of {rows} rows in {out}", flush=True)
 
-    with progress_bar(None, "predicting") as bar:
+    how = "Then give the same command with --resume; finished parts stay."
+    with gone_on_with(lambda: how), progress_bar(None, "predicting") as bar:
 
         def heard(done: Done, before: bool) -> None:
             if before:  # not counted into the rate

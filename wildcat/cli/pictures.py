@@ -23,6 +23,19 @@ def check_amounts(batch_size: int, limit: int) -> None:
         raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
 
 
+def refuse_vanished(picture: object) -> None:
+    """Stop at a picture whose whole folder is gone: a disk that was taken away, not one broken file.
+
+    Raises:
+        DataError: names the folder.
+    """
+    if isinstance(picture, Path) and not picture.parent.is_dir():
+        raise DataError(
+            f"{picture.parent} has vanished.",
+            "Bring it back and give another --out; of many pictures predict parts, which go on: --part-rows 1000.",
+        )
+
+
 def find_pictures(
     paths: Sequence[str], split: str | None, limit: int, data: DataCommand
 ) -> list[tuple[Path | StoredPicture, str]]:

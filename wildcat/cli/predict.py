@@ -10,7 +10,7 @@ from typing import Any
 
 from wildcat.cli.options import load_model
 from wildcat.cli.parts import PartsCommand, refuse_parts_flags, run_parts_command
-from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
@@ -62,6 +62,7 @@ def run_predict(command: Predict) -> int:
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
     def skip(picture: object, error: WildcatError) -> None:
+        refuse_vanished(picture)
         skipped.append(str(picture))
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)

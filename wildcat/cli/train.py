@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, check_readable, describe, open_data
+from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
@@ -56,7 +56,7 @@ def train_command(command: Train) -> int:
     from wildcat.progress import TerminalListener
     from wildcat.train.distributed import from_first, rank, together, world_size
     from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import check_resumable, create_run, discard_unused
+    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused
 
     config, source = command.config, command.data
     run = from_first(lambda: run_to_go_on_with(command))
@@ -82,8 +82,12 @@ def train_command(command: Train) -> int:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
     start = shlex.join([*launcher(), "train", source, "--out", str(command.out), "--resume"])
     go_on = f"Go on with:\n  {start}"
+
+    def go_on_later() -> str:
+        return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
+
     try:
-        with TerminalListener() as listener:
+        with gone_on_with(go_on_later), TerminalListener() as listener:
             outcome = train(run, data, resume=resume, listener=listener)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
@@ -110,8 +114,10 @@ def run_to_go_on_with(command: Train) -> Run | None:
         RunError: there is one, or something else, and nobody asked to go on with it; or it is damaged.
     """
     from wildcat.train.distributed import launch_name
-    from wildcat.train.runs import MANIFEST, open_run, refuse_taken
+    from wildcat.train.runs import MANIFEST, open_run, refuse_taken, tidy_run
 
+    if command.resume:
+        tidy_run(command.out)
     if (command.out / MANIFEST).is_file():
         run = open_run(command.out)
         if command.resume or (launch_name() and run.manifest.get("launch") == launch_name()):

@@ -28,7 +28,7 @@ from wildcat.engines.graph import trace
 from wildcat.engines.quantize import quantize
 from wildcat.errors import EngineError
 from wildcat.nn.backbones import Backbone
-from wildcat.train.runs import write_bytes, write_json, writing
+from wildcat.train.runs import remove_leftovers, write_bytes, write_json, writing
 
 FORMAT = 1
 """Version of what is kept; graphs of another one are not found."""
@@ -63,6 +63,7 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
     graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     write_bytes(path, graph)
     return graph
 

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from wildcat.engines.threads import Shares, engine_threads
-from wildcat.errors import WildcatError
+from wildcat.errors import WildcatError, out_of_memory
 from wildcat.predictor import Predictor, ReadPicture
 from wildcat.results import Prediction
 from wildcat.serve.answers import sent_name
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 FIELD = "picture"
+
+LATER = "Try again later, or send a smaller one.", 5
+"""Hint, and seconds, where the machine has no room."""
 
 THREADS = 2
 """That decode and draw."""
@@ -80,6 +83,8 @@ class Service:
         except (Refused, WildcatError):
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise Refused(503, "there is not enough memory for this picture.", *LATER) from error
             log.exception("a picture could not be answered")
             raise Refused(500, "something failed here; the log of the service says what.") from error
 
@@ -169,6 +174,8 @@ async def read_form(request: Request) -> tuple[bytes, str]:
             return await sent[0].read(), sent_name(sent[0].filename)
     except (Refused, TimeoutError):
         raise
+    except (MemoryError, OSError) as error:  # large uploads go through a file
+        raise Refused(503, "there is no memory or disk left to take the picture in.", *LATER) from error
     except ClientDisconnect as error:
         raise Refused(400, "the request was broken off.") from error
     except HTTPException as error:

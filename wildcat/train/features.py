@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,7 @@ from wildcat.engines.eager import fold
 from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.train.distributed import gather, share_of, together, world_size
-from wildcat.train.runs import write_json, writing
+from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
 LAYOUT = 4
 """Part of every key: raise it when the bytes of a cache change meaning."""
@@ -123,6 +124,8 @@ def cached_features(
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
+    for place in folders:
+        _remove_unfinished(place)
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
     progress(sum(key in known for known in found for key in pictures))
 
@@ -215,7 +218,7 @@ class _ShardFile:
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
+            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=PART)
         self.part, self.checksum = Path(name), 0
         stack.enter_context(_removed_on_failure(self.part))
         self.file = stack.enter_context(os.fdopen(handle, "wb"))
@@ -258,6 +261,15 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
         shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
         places.update({key: (shard, row) for row, key in enumerate(pictures) if key in wanted})
     return places
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what trainings that were killed have left; what has changed within the hour may be another's at work."""
+    for path in folder.glob("*"):
+        unfinished = path.suffix == PART or (path.suffix == ".f16" and not path.with_suffix(".json").is_file())
+        with contextlib.suppress(OSError):  # another training was quicker
+            if unfinished and time.time() - path.stat().st_mtime > LEFT_ALONE:
+                path.unlink()
 
 
 def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -304,6 +316,6 @@ def _removed_on_failure(part: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for suffix in (".json", ".f16", ".part"):
+        for suffix in (".json", ".f16", PART):
             part.with_suffix(suffix).unlink(missing_ok=True)
         raise

@@ -43,6 +43,7 @@ from wildcat.train.distributed import (
 from wildcat.train.feeds import Feed, create_feed
 from wildcat.train.norms import synchronise_norms
 from wildcat.train.optim import (
+    adopt_optimizer_state,
     balancing_weights,
     class_frequencies,
     create_optimizer,
@@ -402,14 +403,17 @@ class Trainer:
                 f"the pictures or labels are not those {self.run.folder} was begun with.",
                 "Bring the data back as it was, or give another --out.",
             )
-        adopt_state(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        generators = [state["generators"], *state.get("other_generators", ())]
-        if rank() < len(generators):
-            torch.set_rng_state(generators[rank()]["cpu"])
-            if self.device.type == "cuda" and "cuda" in generators[rank()]:
-                torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
-        self.position = Position(**state["position"])
+        try:
+            adopt_state(self.model, state["model"], path)
+            adopt_optimizer_state(self.optimizer, state["optimizer"])
+            generators = [state["generators"], *state.get("other_generators", ())]
+            if rank() < len(generators):
+                torch.set_rng_state(generators[rank()]["cpu"])
+                if self.device.type == "cuda" and "cuda" in generators[rank()]:
+                    torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
+            self.position = read_position(state["position"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
         self.history = [line for line in from_first(self.run.history) if line["epoch"] <= self.position.epoch]
 
 
@@ -428,6 +432,19 @@ class Scorer(nn.Module):
         if len(inputs) or self.takes_none:
             return self.feed.scores(self.model, inputs)
         return self.feed.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
+
+
+def read_position(values: dict[str, Any]) -> Position:
+    """A position as it was saved.
+
+    Raises:
+        TypeError, ValueError: it was not saved by this program.
+    """
+    position = Position(**values)
+    kinds = {name: type(value) for name, value in vars(Position()).items()}
+    if {name: type(value) for name, value in values.items()} != kinds or min(position.epoch, position.step) < 0:
+        raise ValueError("no position")
+    return position
 
 
 def with_background(labels: Tensor) -> Tensor:

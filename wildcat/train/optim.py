@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,3 +112,18 @@ def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -
         return float(0.1 ** (3 * step // total))
     progress = (step - warmup) / max(1.0, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adopt_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Take up an optimiser's state that was read from a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not of an optimiser like this one.
+    """
+    own = [{k: type(v) for k, v in group.items()} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    if [{k: type(v) for k, v in group.items()} for group in optimizer.param_groups] != own:
+        raise ValueError("other settings")
+    for weights, kept in optimizer.state.items():
+        if any(isinstance(v, Tensor) and v.shape not in (weights.shape, ()) for v in kept.values()):
+            raise ValueError("other shapes")
