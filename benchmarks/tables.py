@@ -206,6 +206,18 @@ def pool_cost(result: dict[str, Any]) -> str:
     )
 
 
+def costs(result: dict[str, Any]) -> str:
+    """Where the time goes."""
+    s, r = result["settings"], result["results"]
+    lines = [f"Where the time goes, {s['backbone']} at {s['size']} px, batches of {s['batch']}, torch:", ""]
+    for name in ("a pass", "a training step"):
+        parts = ", ".join(f"{group} {100 * share:.0f} %" for group, share in list(r[name].items())[:4])
+        lines.append(f"- {name}: {parts};")
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["a picture, milliseconds"].items())
+    lines.append(f"- a picture of 500 x 375 from JPEG to row, in milliseconds on one core: {stages}.")
+    return "\n".join(lines)
+
+
 def scaling(result: dict[str, Any]) -> str:
     """How cost grows."""
     s, m = result["settings"], result["machine"]
@@ -259,6 +271,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "engine-accuracy.json": engine_accuracy,
     "spatial-pool.json": pool_cost,
     "scaling.json": scaling,
+    "costs.json": costs,
     "serve-load.json": serve_load,
 }
 
