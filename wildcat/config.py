@@ -147,7 +147,7 @@ class TrainConfig:
     """Compute in bfloat16 where that is safe (autocast)."""
     sync_bn: bool = True
     """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
-    (--no-sync-bn: each over its share, which is faster and needs shares of 16 or more)."""
+    (--no-sync-bn: each over its share, which is faster, for large ones)."""
 
     # --- machine -----------------------------------------------------------------------------------------------
     device: str = "auto"

@@ -29,13 +29,10 @@ def run_processes(size: int, folder: Path, work: Callable[..., Any], *arguments:
         work: of a module, so that processes find it by name.
         joined: whether they are in one group before they call it, or only told how to join one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"result-{rank}" for rank in range(size)]
     environment = {**os.environ, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [
         CONTEXT.Process(target=_run, args=({**environment, "RANK": str(rank)}, file, work, arguments, joined))
         for rank, file in enumerate(files)
@@ -53,6 +50,12 @@ def run_processes(size: int, folder: Path, work: Callable[..., Any], *arguments:
         pickle.loads(file.read_bytes()) if file.is_file() else process.exitcode
         for file, process in zip(files, processes, strict=True)
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _run(

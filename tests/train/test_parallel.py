@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import wildcat.data.loader
 import wildcat.progress
 import wildcat.train.loop
-from tests.train.processes import run_processes
+from tests.train.processes import free_port, run_processes
 from tests.train.test_resume import with_dropout
 from wildcat.cli import main
 from wildcat.config import TrainConfig
@@ -425,18 +426,40 @@ raise SystemExit(main())
 """The command wildcat, one process of which is killed at its fourth step, once."""
 
 
-def test_torchrun_starts_again_what_was_killed_and_no_bit_changes(tmp_path: Path, shapes: DataSet) -> None:
+@pytest.mark.parametrize("machines", [1, 2])
+def test_torchrun_starts_again_what_was_killed_and_no_bit_changes(
+    tmp_path: Path, shapes: DataSet, machines: int
+) -> None:
+    if machines > 1 and "WILDCAT_SOAK_KILLS" not in os.environ:
+        pytest.skip("a minute of starting and meeting again; part of make soak")
     flags = "--backbone test_resnet --weights none --image-size 64 --batch-size 5 --epochs 1 --workers 0 --device cpu"
     through, run = tmp_path / "through", tmp_path / "run"
     command = ["train", str(shapes.root), *flags.split(), "--save-minutes", "1e-9", "--out"]
     run_processes(2, tmp_path / "0", spoken, [*command, str(through)], "", None, joined=False)
 
     (tmp_path / "struck.py").write_text(STRUCK)
-    start = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", str(tmp_path / "struck.py")]
+    meeting = ["--standalone", "--nproc-per-node", "2"]
+    if machines > 1:  # this machine twice
+        place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}", "--rdzv-id", "job"]
+        meeting = ["--nnodes", "2", "--nproc-per-node", "1", *place]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        "--max-restarts",
+        "1",
+        str(tmp_path / "struck.py"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    whole = [sys.executable, "-m", "torch.distributed.run", *start, *command, str(run)]
-    done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"Writing {run}") == done.stdout.count(f"Continuing {run}") == 1
-    assert "Traceback" not in done.stderr
+    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if machines > 1 else {}
+    started = [
+        subprocess.Popen([*start, *command, str(run)], stdout=PIPE, stderr=PIPE, text=True, env=environment)
+        for _ in range(machines)
+    ]
+    said = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0] * machines, said
+    out, err = ("".join(texts) for texts in zip(*said, strict=True))
+    assert out.count(f"Writing {run}") == out.count(f"Continuing {run}") == 1
+    assert "Traceback" not in err
     assert_same(open_run(run), open_run(through))

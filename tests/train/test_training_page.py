@@ -1,4 +1,4 @@
-"""The commands of docs/training.md run as written, torchrun's by two processes told what it would tell them."""
+"""The commands of docs/training.md run as written, torchrun's by two processes that are told what it would tell."""
 
 from __future__ import annotations
 

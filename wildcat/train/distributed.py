@@ -199,7 +199,7 @@ def _join() -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         store, number, size = next(rendezvous("env://", timeout=PATIENCE))
-        name = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        name = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if shared else ''}"
         named = distributed.PrefixStore(name, store)  # type: ignore[attr-defined]  # torch names it in no stub
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         distributed.init_process_group(backend, store=named, rank=number, world_size=size, timeout=PATIENCE)
