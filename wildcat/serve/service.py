@@ -46,9 +46,8 @@ class Service:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.shares = Shares(engine_threads())
-        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(
-            self._predict, limits.batch_size, passes_at_once(predictor, self.shares.total)
-        )
+        passes = min(passes_at_once(predictor, self.shares.total), limits.batch_size)
+        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(self._predict, limits.batch_size // passes, passes)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
         self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
 
