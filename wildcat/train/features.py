@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip
+from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
@@ -55,10 +57,12 @@ class Features:
     Attributes:
         places: for each view, for each picture, where its features lie.
         shape: (D, h, w) of a picture's features.
+        held: what keeps their folders from being removed.
     """
 
     places: tuple[tuple[Place, ...], ...]
     shape: tuple[int, int, int]
+    held: tuple[IO[bytes] | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places[0])
@@ -101,7 +105,8 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again.
+    over and its pictures are computed again. Where the cache has grown beyond WILDCAT_CACHE_GB, what was not used for
+    longest is removed, but nothing that a process has in use.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -112,14 +117,17 @@ def cached_features(
     Raises:
         ImageError: a picture cannot be read.
         RunError: the cache cannot be written.
+        ConfigError: WILDCAT_CACHE_GB is no number.
     """
-    views = FLIP_VIEWS[flip]
+    views, limit = FLIP_VIEWS[flip], cache_limit()
     pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
+    with writing(folder):
+        held = tuple(hold(place) for place in folders)
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
     progress(sum(key in known for known in found for key in pictures))
 
@@ -139,7 +147,9 @@ def cached_features(
             made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
             for v, places in zip(need, made, strict=True):
                 found[v].update(places)
-    return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
+    if by_need:
+        make_room(folder, limit)
+    return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape, held)
 
 
 @torch.inference_mode()
