@@ -19,7 +19,7 @@ from wildcat.config import Flip
 from wildcat.data.images import read_image
 from wildcat.data.sample import DataSet, Sample
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ImageError, RunError
+from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.train.features import Features, cached_features
 
@@ -200,7 +200,7 @@ def test_an_interruption_leaves_nothing_unfinished(
             batch_size=2,
             progress=lambda n: interrupt() if when == "computing" and next(calls) == 2 else None,
         )
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert computed(samples, cache, "horizontal")[1] == 10
 
 
@@ -232,8 +232,28 @@ def test_a_disk_that_is_full_in_the_middle(
     with monkeypatch.context() as patch, pytest.raises(RunError, match=r"shard-.* cannot be written: No space left"):
         patch.setattr(os, "fdopen", lambda handle, mode: Full(opened(handle, mode).detach()))  # type: ignore[union-attr]
         computed(samples, cache, batch_size=2)
-    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert computed(samples, cache)[1] == 5
+
+
+def test_the_cache_is_bounded_and_nothing_in_use_is_removed(
+    backbone: Backbone, samples: list[Sample], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_size(size: int) -> Features:
+        return cached_features(backbone, samples, replace(PREPROCESS, size=size), "none", cache)
+
+    monkeypatch.setenv("WILDCAT_CACHE_GB", "0")
+    first, second = of_size(64), of_size(96)
+    expected = first.batch(range(5)).clone()
+    assert len(list(cache.rglob("*.f16"))) == 2, "both are in use"
+    assert torch.equal(of_size(64).batch(range(5)), expected)
+    del second
+    third = of_size(128)
+    assert sorted(features.shape[1] for features in (first, third)) == [2, 4]
+    assert len(list(cache.rglob("*.f16"))) == 2, "that of 96 pixels made room"
+    monkeypatch.setenv("WILDCAT_CACHE_GB", "many")
+    with pytest.raises(ConfigError, match="WILDCAT_CACHE_GB=many"):
+        of_size(64)
 
 
 def test_a_missing_picture_is_named(

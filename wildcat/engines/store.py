@@ -4,17 +4,19 @@
                          int8.onnx   the same, quantised
                          int8.npy    a picture its ranges were measured on, to check it with
                              int8.json   on how many pictures, by which versions
+<cache>/engines/<digest>.lock        held by who uses them; the longest unused are removed, see `wildcat.data.cache`
 <cache>/engines/picks.json           which engine `wildcat bench --pick` found fastest here
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
-from wildcat.data.cache import cache_folder
+from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.engines.graph import trace
 from wildcat.engines.quantize import quantize
 from wildcat.errors import EngineError
@@ -57,14 +59,16 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
         MissingExtra, EngineError: see `wildcat.engines.graph.trace`.
         RunError: it cannot be written.
     """
-    path = graph_folder(backbone, size) / "fp32.onnx"
-    if path.is_file() and not again:
-        return path.read_bytes()
-    graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
-    write_bytes(path, graph)
+    path, limit = graph_folder(backbone, size) / "fp32.onnx", cache_limit()
+    with _held(path.parent):
+        if path.is_file() and not again:
+            return path.read_bytes()
+        graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        write_bytes(path, graph)
+        make_room(path.parent.parent, limit)
     return graph
 
 
@@ -76,8 +80,9 @@ def int8_graph(backbone: Backbone, size: int) -> tuple[bytes, Tensor]:
     """
     folder = graph_folder(backbone, size)
     try:
-        picture = torch.from_numpy(np.load(folder / "int8.npy").astype(np.float32))
-        return (folder / "int8.onnx").read_bytes(), picture
+        with _held(folder):
+            picture = torch.from_numpy(np.load(folder / "int8.npy").astype(np.float32))
+            return (folder / "int8.onnx").read_bytes(), picture
     except (OSError, ValueError, EOFError) as error:
         raise EngineError(
             f"there is no int8 graph of these weights at {size} px.",
@@ -95,13 +100,23 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
         ConfigError, EngineError, MissingExtra: see `wildcat.engines.quantize.quantize`.
     """
     folder = graph_folder(backbone, size)
-    graph, count, first = quantize(fp32_graph(backbone, size), images)
-    array = io.BytesIO()
-    np.save(array, first.numpy().astype(np.float16))
-    write_bytes(folder / "int8.npy", array.getvalue())
-    write_bytes(folder / "int8.onnx", graph)
-    write_json(folder / "int8.json", {"pictures": count, "onnxruntime": _version("onnxruntime")})
+    with _held(folder):
+        graph, count, first = quantize(fp32_graph(backbone, size), images)
+        array = io.BytesIO()
+        np.save(array, first.numpy().astype(np.float16))
+        write_bytes(folder / "int8.npy", array.getvalue())
+        write_bytes(folder / "int8.onnx", graph)
+        write_json(folder / "int8.json", {"pictures": count, "onnxruntime": _version("onnxruntime")})
     return count
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes from removing the graphs of a network while they are read or written."""
+    with writing(folder):
+        held = hold(folder)
+    with held or contextlib.nullcontext():
+        yield
 
 
 def read_pick(backbone: Backbone, size: int, device: str) -> tuple[EngineName, Precision]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip
+from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
 from wildcat.data.stored import identity
@@ -33,7 +35,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.engines.eager import fold
 from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
-from wildcat.train.distributed import gather, share_of, together, world_size
+from wildcat.train.distributed import gather, rank, share_of, together, world_size
 from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
 LAYOUT = 4
@@ -58,10 +60,12 @@ class Features:
     Attributes:
         places: for each view, for each picture, where its features lie.
         shape: (D, h, w) of a picture's features.
+        held: what keeps their folders from being removed.
     """
 
     places: tuple[tuple[Place, ...], ...]
     shape: tuple[int, int, int]
+    held: tuple[IO[bytes] | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.places[0])
@@ -104,7 +108,9 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again. Of several processes each computes its share of what is missing.
+    over and its pictures are computed again. Of several processes each computes its share of what is missing. Where the
+    cache has grown beyond WILDCAT_CACHE_GB, what was not used for longest is removed, but nothing that a process has in
+    use.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -115,8 +121,9 @@ def cached_features(
     Raises:
         ImageError: a picture cannot be read.
         RunError: the cache cannot be written.
+        ConfigError: WILDCAT_CACHE_GB is no number.
     """
-    views = FLIP_VIEWS[flip]
+    views, limit = FLIP_VIEWS[flip], cache_limit()
     with together():
         pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
@@ -124,6 +131,8 @@ def cached_features(
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
+    with together(), writing(folder):
+        held = tuple(hold(place) for place in folders)
     for place in folders:
         _remove_unfinished(place)
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
@@ -157,7 +166,9 @@ def cached_features(
                 f"{folder} does not hold the features of {picture}, which another process has computed.",
                 "Set WILDCAT_CACHE to a folder that all machines share.",
             )
-    return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
+    if by_need and rank() == 0:
+        make_room(folder, limit)
+    return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape, held)
 
 
 @torch.inference_mode()

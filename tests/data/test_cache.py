@@ -1,0 +1,87 @@
+"""What is kept is bounded; what a process has in use stays, and of the rest what was used last."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wildcat.data.cache import cache_limit, hold, make_room
+from wildcat.errors import ConfigError
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Three folders of 1,000 bytes, the first the longest unused."""
+    made = []
+    for i, name in enumerate(("old", "older", "new")):
+        folder = tmp_path / "cache" / name
+        (folder / "below").mkdir(parents=True)
+        (folder / "below" / "file").write_bytes(bytes(1000))
+        os.utime(folder, (i, i))
+        made.append(folder)
+    return made
+
+
+def there(folders: list[Path]) -> list[bool]:
+    return [folder.exists() for folder in folders]
+
+
+@pytest.mark.parametrize(("limit", "left"), [(3000, 3), (2999, 2), (2000, 2), (1999, 1), (0, 0)])
+def test_the_longest_unused_goes_first(folders: list[Path], limit: int, left: int) -> None:
+    assert make_room(folders[0].parent, limit) == folders[: 3 - left]
+    assert there(folders) == [False] * (3 - left) + [True] * left
+    assert make_room(folders[0].parent, limit) == []
+
+
+def test_what_is_held_counts_as_used_and_stays(folders: list[Path]) -> None:
+    held = hold(folders[0])
+    assert held is not None
+    assert make_room(folders[0].parent, 0) == folders[1:]
+    held.close()
+    assert make_room(folders[0].parent, 0) == folders[:1]
+
+
+def test_used_and_let_go_is_the_last_to_go(folders: list[Path]) -> None:
+    for _ in range(2):  # several may hold it
+        held = hold(folders[0])
+        assert held is not None
+    held.close()
+    assert make_room(folders[0].parent, 1000) == folders[1:]
+
+
+def test_another_process_holds_until_it_is_gone(folders: list[Path]) -> None:
+    holding = (
+        "import sys; from pathlib import Path; from wildcat.data.cache import hold; held = hold(Path(sys.argv[1]))"
+    )
+    waiting = "; print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", holding + waiting, str(folders[1])], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert make_room(folders[0].parent, 0) == [folders[0], folders[2]]
+        process.kill()
+    assert make_room(folders[0].parent, 0) == [folders[1]]
+
+
+def test_a_folder_may_be_held_before_it_is_there(tmp_path: Path) -> None:
+    held = hold(tmp_path / "cache" / "coming")
+    assert held is not None
+    (tmp_path / "cache" / "coming").mkdir()
+    (tmp_path / "cache" / "coming" / "file").write_bytes(bytes(9))
+    assert make_room(tmp_path / "cache", 0) == []
+
+
+def test_the_limit_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WILDCAT_CACHE_GB", raising=False)
+    assert cache_limit() == 100_000_000_000
+    monkeypatch.setenv("WILDCAT_CACHE_GB", "0.5")
+    assert cache_limit() == 500_000_000
+    for wrong in ("-1", "nan", "inf", "10 GB"):
+        monkeypatch.setenv("WILDCAT_CACHE_GB", wrong)
+        with pytest.raises(ConfigError, match=f"WILDCAT_CACHE_GB={wrong}: give a number of gigabytes"):
+            cache_limit()
