@@ -28,7 +28,7 @@ from wildcat.bulk.rays import usable_cores
 from wildcat.data import list_images
 from wildcat.train.runs import STATE, load_state, open_run
 
-HEAD = "--tune head --backbone lite0 --image-size 224 --epochs 5"
+HEAD = "--tune head --backbone lite0 --image-size 160 --epochs 5"
 ALL = "--tune all --backbone lite0 --image-size 128 --epochs 2 --batch-size 16 --workers 0"
 
 
