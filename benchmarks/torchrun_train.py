@@ -2,10 +2,10 @@
 
     python benchmarks/torchrun_train.py VOCDEVKIT 15-SCENE --out benchmarks/results/torchrun_train.json
 
-Two trainings: the head on frozen features of VOC 2012 mini, features included; and every layer on a few pictures a
-class of 15-Scene. Each is done by one process with as many threads as there are cores, and by `--processes` that share
-them, in turn, --rounds times; the cache of features is empty every time. What is compared is the last state: weights,
-and loss and metric of every epoch. Starting Python and torch is in the wall time and not in pictures a second.
+Two trainings: the head on frozen features of VOC 2012 mini, features included; and every layer on a few pictures of
+each class of 15-Scene. Each is done by one process with as many threads as there are cores, and by `--processes` that
+share them, in turn, --rounds times; the cache of features is empty every time. What is compared is the last state:
+weights, and loss and metric of every epoch. Starting Python and torch is in the wall time, not in pictures a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wildcat.bulk.rays import usable_cores
 from wildcat.data import list_images
 from wildcat.train.runs import STATE, load_state, open_run
 
-HEAD = "--tune head --backbone lite0 --image-size 224 --epochs 5"
+HEAD = "--tune head --backbone lite0 --image-size 160 --epochs 5"
 ALL = "--tune all --backbone lite0 --image-size 128 --epochs 2 --batch-size 16 --workers 0"
 
 

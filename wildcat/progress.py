@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from wildcat.train.loop import Listener
+from wildcat.train.listener import Listener
 
 
 def progress_bar(total: int | None, what: str) -> tqdm[Any]:

@@ -36,7 +36,8 @@ from wildcat.results import default_mask_params
 from wildcat.train.calibrations import Calibration, fitted_samples, read_calibration, write_calibration
 from wildcat.train.features import Features, cached_features
 from wildcat.train.feeds import Stages
-from wildcat.train.loop import Listener, choose_device
+from wildcat.train.listener import Listener
+from wildcat.train.loop import choose_device
 from wildcat.train.refined import Refined, write_refined
 from wildcat.train.runs import Run, refuse_existing
 

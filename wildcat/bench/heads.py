@@ -24,7 +24,8 @@ from wildcat.predictor import Outputs, Predictor, load
 from wildcat.results import Prediction
 from wildcat.train.ensembles import Combine
 from wildcat.train.features import Features, cached_features
-from wildcat.train.loop import Listener, train
+from wildcat.train.listener import Listener
+from wildcat.train.loop import train
 from wildcat.train.runs import create_run
 
 BATCH = 32

@@ -28,7 +28,8 @@ from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
 from wildcat.predictor import load
 from wildcat.train.ensembles import Combine
-from wildcat.train.loop import Listener, fingerprint, train
+from wildcat.train.listener import Listener
+from wildcat.train.loop import fingerprint, train
 from wildcat.train.runs import MANIFEST, RESUMABLE, Run, create_run, open_run, versions, write_json
 
 MEASURES = ("classification", "pointing")

@@ -6,12 +6,10 @@ Nothing here is about localization. The network is told which classes a picture 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from wildcat.train.distributed import (
     world_size,
 )
 from wildcat.train.feeds import Feed, create_feed
+from wildcat.train.listener import Listener, interruptible
 from wildcat.train.norms import synchronise_norms
 from wildcat.train.optim import (
     adopt_optimizer_state,
@@ -89,19 +88,6 @@ class Outcome:
     best_epoch: int
     metric_name: str
     metric: float | None
-
-
-class Listener:
-    """Hears how training goes; does nothing. The command line draws a progress bar with it."""
-
-    def start(self, total_pictures: int, done: int, what: str) -> None:
-        """A stage of `total_pictures` begins, of which `done` are done already."""
-
-    def advance(self, pictures: int, note: str = "") -> None:
-        """`pictures` more are done."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch has ended; `record` is its line in metrics.jsonl."""
 
 
 def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | None = None) -> Outcome:
@@ -488,27 +474,3 @@ def choose_device(name: str) -> torch.device:
             f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
         ) from error
     return device
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Former handlers come back at the end."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    former = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    try:
-        for s in signals:
-            signal.signal(s, handle)
-        yield event
-    finally:
-        for s, handler in former.items():
-            signal.signal(s, handler)
