@@ -104,6 +104,8 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"crop_scale": 0.0}, "crop_scale=0.0"),
         ({"crop_scale": 1.1}, "crop_scale=1.1: give a part of the picture's area in (0, 1]"),
         ({"workers": -2}, "workers=-2"),
+        ({"cache_pictures": -1.0}, "cache_pictures=-1.0"),
+        ({"cache_pictures": 2.0, "tune": "head"}, "cache_pictures=2 with tune=head"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**63}, "seed=9223372036854775808"),
         ({"schedule": "cosin"}, "schedule='cosin': give cosine, step or constant"),

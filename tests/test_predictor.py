@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import wildcat
+from wildcat.data.images import Reduced, Spare, decode_image, decode_reduced
+from wildcat.data.pictures import StoredPicture
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.nn.backbones import Backbone
@@ -115,6 +117,48 @@ def test_a_rotated_photograph_gets_upright_coordinates(predictor: Predictor, tmp
     assert p.points["red"] == (6.5 * 40, 1.5 * 20)
     assert p.heatmap("red").shape == (160, 320)
     assert p.plot("red").size == (320, 160)
+
+
+class InAnArchive(StoredPicture):
+    """A JPEG that lies in memory."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    @property
+    def name(self) -> str:
+        return "archive#photo"
+
+    def read(self) -> Image.Image:
+        return decode_image(self.content, self.name)
+
+    def read_reduced(self, spare: Spare) -> Reduced:
+        return decode_reduced(self.content, self.name, spare)
+
+
+def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(block(1, 6, 1200, 800)).transpose(Image.Transpose.ROTATE_90).save(path, quality=95, exif=exif)
+    warped: list[tuple[int, int]] = []
+    warp = Preprocess.warp
+    monkeypatch.setattr(Preprocess, "warp", lambda self, image: warped.append(image.size) or warp(self, image))
+    for given in (path, InAnArchive(path.read_bytes())):
+        p = predictor.predict(given)
+        assert (p.width, p.height) == (1200, 800)
+        assert p.points["red"] == (6.5 * 150, 1.5 * 100)
+        assert p.heatmap("red").shape == (800, 1200)
+        assert p.load_picture().size == p.plot("red").size == (1200, 800)
+        assert p.mask(crf=True).shape == (800, 1200)
+    assert warped == [(300, 200)] * 2
+    whole = predictor.predict(Image.open(path))  # a picture in memory is taken as it is
+    assert warped[-1] == (1200, 800)
+    np.testing.assert_allclose(p.class_maps, whole.class_maps, atol=0.02)
+    tiled(predictor, 500).predict(path)
+    assert set(warped[3:]) == {(500, 500)}, "tiles are cut from all pixels"
 
 
 # --- what is said ---------------------------------------------------------------------------------------------------
@@ -385,6 +429,16 @@ def test_small_and_large_pictures_in_one_stream() -> None:
     assert [(p.width, p.height) for p in streamed] == [(320, 160), (900, 600), (320, 160), (900, 600)]
     for one, picture in zip(streamed, pictures, strict=True):
         np.testing.assert_allclose(one.class_maps, parts.predict(picture).class_maps, atol=1e-6)
+
+
+def test_prepared_pictures_are_predicted_like_any(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), dtype=np.uint8)) for i in range(3)]
+    together = predictor.predict_prepared([predictor.prepare(picture) for picture in pictures])
+    for one, other in zip(together, predictor.predict(pictures), strict=True):
+        assert one.to_dict() == other.to_dict()
+        assert np.array_equal(one.modality_maps, other.modality_maps)  # type: ignore[arg-type]
+    assert predictor.predict_prepared([predictor.prepare(pictures[0])], modalities=False)[0].modality_maps is None
 
 
 def test_finer_maps_from_the_same_weights() -> None:

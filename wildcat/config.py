@@ -20,8 +20,8 @@ Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", 
 Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
-EngineName = Literal["torch", "onnx", "openvino"]
-EngineChoice = Literal["torch", "onnx", "openvino", "auto"]
+EngineName = Literal["torch", "compile", "onnx", "openvino"]
+EngineChoice = Literal["torch", "compile", "onnx", "openvino", "auto"]
 PartFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -126,7 +126,7 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training pictures."""
     batch_size: int = 16
-    """Pictures per step."""
+    """Pictures per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
@@ -145,12 +145,19 @@ class TrainConfig:
     """Weigh the loss so that rare classes count as much as common ones."""
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast)."""
+    sync_bn: bool = True
+    """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
+    (--no-sync-bn: each over its share, which is faster, for large ones)."""
 
     # --- machine -----------------------------------------------------------------------------------------------
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = -1
     """Processes that read pictures; 0: the training process itself; -1: as the machine suggests."""
+    cache_pictures: float = 0.0
+    """Gigabytes of disk for decoded pictures (--tune all): they are decoded once, not in every epoch; 0: none."""
+    save_minutes: float = 10.0
+    """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
@@ -180,13 +187,14 @@ class TrainConfig:
         for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup"):
+        for name in ("backbone_lr_scale", "weight_decay", "warmup", "cache_pictures"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
         for name, allowed, right in (
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
             ("crop_scale", "a part of the picture's area in (0, 1]", 0 < self.crop_scale <= 1),
             ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
+            ("save_minutes", "a number above 0, or inf", self.save_minutes > 0),
             ("seed", "a whole number from 0 to 2^63 - 1", 0 <= self.seed < 2**63),
         ):
             if not right:
@@ -197,11 +205,21 @@ class TrainConfig:
                 f"{self.architecture}, pooling {self.pooling}.",
                 "Leave --background out, or --architecture and --pooling at their defaults.",
             )
-        if self.tune == "head" and self.weights == "none":
-            raise ConfigError(
-                "tune=head with weights=none would train on the features of a random network.",
-                "Give --weights imagenet, or --tune all.",
-            )
+        _check_head(self)
+
+
+def _check_head(config: TrainConfig) -> None:
+    """Refuse settings that mean nothing where only the head is trained."""
+    if config.tune == "head" and config.cache_pictures:
+        raise ConfigError(
+            f"cache_pictures={config.cache_pictures:g} with tune=head, which reads every picture once.",
+            "Leave --cache-pictures out: features are cached anyway.",
+        )
+    if config.tune == "head" and config.weights == "none":
+        raise ConfigError(
+            "tune=head with weights=none would train on the features of a random network.",
+            "Give --weights imagenet, or --tune all.",
+        )
 
 
 MOST = {

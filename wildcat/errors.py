@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class WildcatError(Exception):
@@ -17,6 +18,16 @@ class WildcatError(Exception):
         super().__init__(f"{message}\n{hint}" if hint else message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes; some are made of other things than a message and a hint."""
+        return _remade, (type(self), self.message, self.hint)
+
+
+def _remade(kind: type[WildcatError], message: str, hint: str) -> WildcatError:
+    error = kind.__new__(kind)
+    WildcatError.__init__(error, message, hint)
+    return error
 
 
 class ConfigError(WildcatError, ValueError):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
-from wildcat.data.images import read_image, to_rgb
+from wildcat.data.pictures import Picture, name_of, open_reduced
 from wildcat.data.sample import Task
+from wildcat.data.stored import StoredPicture
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import Engine, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
@@ -37,27 +37,29 @@ from wildcat.train.refined import is_refined, open_refined
 from wildcat.train.runs import open_run
 
 
-class StoredPicture(ABC):
-    """A picture that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
+class ReadPicture(NamedTuple):
+    """A picture that has been read.
 
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What `Prediction.image` and errors call it."""
+    Attributes:
+        given: what was given.
+        image: in RGB, perhaps smaller than it is stored.
+        size: (width, height) it is stored with.
+        inputs: what each member sees of it, (3, S, S) uint8; none of a picture to be tiled.
+    """
 
-    @abstractmethod
-    def read(self) -> Image.Image:
-        """The picture in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
+    given: Picture
+    image: Image.Image
+    size: tuple[int, int]
+    inputs: list[Tensor]
 
-        Raises:
-            ImageError: it cannot be read.
-        """
+    def original(self) -> Image.Image | Path | StoredPicture:
+        """The picture as it is stored, or where: a prediction that is never drawn holds no pixels."""
+        if isinstance(self.given, (str, Path)):
+            return Path(self.given)
+        if isinstance(self.given, StoredPicture) and self.image.size != self.size:
+            return self.given
+        return self.image
 
-
-Picture = str | Path | Image.Image | NDArray[np.uint8] | StoredPicture
-
-ReadPicture = tuple[Picture, Image.Image, list[Tensor]]
-"""What was given, the picture in RGB, and what each member sees of it, (3, S, S); none of a picture to be tiled."""
 
 PACKAGED = {f"imagenet-{name}": name for name in EMBEDDED}
 """Models that need no training: the ImageNet classifiers of the embedded backbones."""
@@ -248,16 +250,34 @@ class Predictor:
                 error is raised.
         """
         for read in self._read_ahead(pictures, 1 if self.tile else batch_size, on_error):
-            tiled = not read[0][2]
-            outputs = (
-                self._run_tiles(read[0][1], batch_size, modalities) if tiled else self.run(_stacked(read), modalities)
-            )
-            yield from self._predictions(read, outputs)
+            yield from self.predict_prepared(read, modalities, batch_size)
 
     def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
         """The networks' outputs alone, batch by batch in the order of `pictures`; see `stream`."""
         for read in self._read_ahead(pictures, batch_size, None):
-            yield self.run(_stacked(read), modalities=False)
+            yield self.run(self._stacked([one.inputs for one in read]), modalities=False)
+
+    def prepare(self, picture: Picture) -> ReadPicture:
+        """A picture, read and made what the networks see, for `predict_prepared`; any thread may do it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        image, size = open_reduced(picture, self._spare)
+        return ReadPicture(picture, image, size, [] if self._tiled(size) else self._inputs(image))
+
+    def predict_prepared(
+        self, read: Sequence[ReadPicture], modalities: bool = True, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """The predictions of pictures that `prepare` has read, in one pass; several threads may call it at once.
+
+        Pictures that are tiled go through the network one by one, `batch_size` tiles at a time.
+        """
+        if all(one.inputs for one in read):
+            return self._predictions(read, self.run(self._stacked([one.inputs for one in read]), modalities))
+        if len(read) > 1:
+            return [self.predict_prepared([one], modalities, batch_size)[0] for one in read]
+        return self._predictions(read, self._run_tiles(read[0].image, batch_size, modalities))
 
     def _read_ahead(
         self,
@@ -268,17 +288,17 @@ class Predictor:
         """Batches of pictures that could be read, in order; threads read at most two batches ahead."""
         source = iter(pictures)
         with ThreadPoolExecutor(READERS) as pool:
-            pending: list[tuple[Picture, Future[tuple[Image.Image, list[Tensor]]]]] = []
+            pending: list[tuple[Picture, Future[ReadPicture]]] = []
             while True:
                 for picture in itertools.islice(source, 2 * batch_size - len(pending)):
-                    pending.append((picture, pool.submit(self._read, picture)))
+                    pending.append((picture, pool.submit(self.prepare, picture)))
                 if not pending:
                     return
                 batch, pending = pending[:batch_size], pending[batch_size:]
                 read: list[ReadPicture] = []
                 for picture, future in batch:
                     try:
-                        read.append((picture, *future.result()))
+                        read.append(future.result())
                     except ImageError as error:
                         if on_error is None:
                             raise
@@ -286,16 +306,27 @@ class Predictor:
                 if read:
                     yield read
 
-    def _read(self, picture: Picture) -> tuple[Image.Image, list[Tensor]]:
-        image = open_picture(picture)
-        return image, [] if self.tile and max(image.size) > self.tile else self._inputs(image)
+    def _tiled(self, size: tuple[int, int]) -> bool:
+        return self.tile is not None and max(size) > self.tile
+
+    def _spare(self, size: tuple[int, int]) -> float:
+        """How many times smaller a picture of (width, height) may come, for all members."""
+        return 1.0 if self._tiled(size) else min(member.preprocess.spare(size) for member in self.members)
 
     def _inputs(self, image: Image.Image) -> list[Tensor]:
-        """What each member sees of a picture, (3, S, S); members of one size share it."""
+        """What each member sees of a picture, (3, S, S) uint8; members of one size share it."""
         made: dict[Preprocess, Tensor] = {}
         for member in self.members:
             if member.preprocess not in made:
-                made[member.preprocess] = member.preprocess(image)
+                made[member.preprocess] = member.preprocess.warp(image)
+        return [made[member.preprocess] for member in self.members]
+
+    def _stacked(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """`_inputs` of B pictures -> for each member its images, (B, 3, S, S) float32."""
+        made: dict[Preprocess, Tensor] = {}
+        for member, pixels in zip(self.members, zip(*inputs, strict=True), strict=True):
+            if member.preprocess not in made:
+                made[member.preprocess] = member.preprocess.normalise(torch.stack(pixels).to(self.device))
         return [made[member.preprocess] for member in self.members]
 
     def _run_tiles(self, image: Image.Image, batch_size: int, modalities: bool) -> Outputs:
@@ -310,7 +341,7 @@ class Predictor:
         rest = iter(tiles)
         while batch := list(itertools.islice(rest, batch_size)):
             inputs = [self._inputs(image.crop(tile)) for tile in batch]
-            outputs = self.run([torch.stack(images) for images in zip(*inputs, strict=True)], modalities)
+            outputs = self.run(self._stacked(inputs), modalities)
             scores.append(outputs.scores)
             member_scores.append(outputs.member_scores)
             for i, tile in enumerate(batch):
@@ -325,21 +356,21 @@ class Predictor:
             member_scores=together(np.concatenate(member_scores), axis=0, keepdims=True),
         )
 
-    def _predictions(self, read: list[ReadPicture], outputs: Outputs) -> list[Prediction]:
+    def _predictions(self, read: Sequence[ReadPicture], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
-                image=_name_of(picture),
-                width=image.width,
-                height=image.height,
+                image=name_of(one.given),
+                width=one.size[0],
+                height=one.size[1],
                 classes=self.classes,
                 task=self.task,
                 class_scores=outputs.scores[i],
                 class_maps=outputs.class_maps[i],
                 modality_maps=None if outputs.modality_maps is None else outputs.modality_maps[i],
-                picture=Path(picture) if isinstance(picture, (str, Path)) else image,
+                picture=one.original(),
                 calibration=self.calibration,
             )
-            for i, (picture, image, _) in enumerate(read)
+            for i, one in enumerate(read)
         ]
 
     @torch.inference_mode()
@@ -432,9 +463,9 @@ def load(
             Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
         tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
             small things in large photographs. None: every picture is looked at whole.
-        engine: what computes the networks' features: "torch", "onnx" or "openvino", or "auto", the one that
+        engine: what computes the networks' features: "torch", "compile", "onnx" or "openvino", or "auto", what
             `wildcat bench --pick` found fastest here.
-        precision: "fp32", "bf16" (torch, openvino) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
+        precision: "fp32", "bf16" (all but onnx) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
             at the cost of rounding. Maps and scores are made of the features in float32.
         calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 
@@ -515,43 +546,6 @@ def imagenet_names(info: ImageNetInfo) -> list[str]:
     names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
     uses = Counter(n.casefold() for n in names)
     return [n if uses[n.casefold()] == 1 else f"{n} {info.index_to_label_name(i)}" for i, n in enumerate(names)]
-
-
-def open_picture(picture: Picture) -> Image.Image:
-    """Any kind of picture `Predictor.predict` takes, as RGB.
-
-    Raises:
-        ImageError: the file cannot be read.
-        ConfigError: an array that is not uint8, or of another shape.
-    """
-    if isinstance(picture, (str, Path)):
-        return read_image(Path(picture))
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    if isinstance(picture, StoredPicture):
-        return picture.read()
-    if isinstance(picture, np.ndarray):
-        fits = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)
-        if picture.dtype != np.uint8 or not fits or picture.size == 0:
-            raise ConfigError(
-                f"an array of shape {picture.shape} and type {picture.dtype} is not a picture.",
-                "Give uint8, (height, width, 3) RGB or (height, width) grey.",
-            )
-        return to_rgb(Image.fromarray(picture))
-    raise ConfigError(
-        f"a {type(picture).__name__} is not a picture.", "Give a path, a PIL picture or a uint8 RGB array."
-    )
-
-
-def _name_of(picture: Picture) -> str:
-    if isinstance(picture, (str, Path)):
-        return str(picture)
-    return picture.name if isinstance(picture, StoredPicture) else ""
-
-
-def _stacked(read: Sequence[ReadPicture]) -> list[Tensor]:
-    """A batch of pictures -> for each member its images, (B, 3, S, S)."""
-    return [torch.stack(images) for images in zip(*(tensors for _, _, tensors in read), strict=True)]
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from wildcat.data.images import read_image
 from wildcat.data.sample import Task
+from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
@@ -57,7 +57,7 @@ class Prediction:
         class_scores: (C,) raw scores (logits).
         class_maps: (C, h, w) raw class maps, the whole picture on an h x w grid.
         modality_maps: (C, M, h, w) raw modality maps, or None where they were not asked for.
-        picture: the RGB picture, or its path, read when needed.
+        picture: the RGB picture, or where it is, read when needed.
         calibration: how masks are drawn where nothing else is said, fitted by `wildcat calibrate`; or None.
     """
 
@@ -69,7 +69,7 @@ class Prediction:
     class_scores: NDArray[np.float32]
     class_maps: NDArray[np.float32]
     modality_maps: NDArray[np.float32] | None
-    picture: Image.Image | Path
+    picture: Image.Image | Path | StoredPicture
     calibration: Calibration | None = None
 
     @cached_property
@@ -188,7 +188,7 @@ class Prediction:
 
     def load_picture(self) -> Image.Image:
         """The original picture in RGB."""
-        return read_image(self.picture) if isinstance(self.picture, Path) else self.picture
+        return self.picture if isinstance(self.picture, Image.Image) else read_picture(self.picture)
 
     @property
     def drawn_size(self) -> tuple[int, int]:

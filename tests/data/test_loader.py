@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wildcat.data.images import Reduced, Spare, as_stored, read_reduced
 from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches, suggested_workers
 from wildcat.data.sample import Sample
 from wildcat.data.transforms import Preprocess
@@ -123,3 +124,30 @@ def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyP
     for cores, beside_cpu, beside_gpu in [(1, 1, 1), (2, 1, 2), (6, 3, 6), (64, 4, 8)]:
         monkeypatch.setattr("os.sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
         assert (suggested_workers("cpu"), suggested_workers("cuda")) == (beside_cpu, beside_gpu)
+
+
+@pytest.mark.parametrize(("crop_scale", "scale"), [(None, 4), (0.5, 2), (0.01, 1)])
+def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
+    tmp_path: Path, crop_scale: float | None, scale: int
+) -> None:
+    """What comes of it is the picture's own tensor, nearly; of small crops, every pixel is decoded."""
+    path = tmp_path / "large.jpg"
+    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(colours).resize((192, 144), Image.Resampling.BICUBIC).save(path, quality=95)
+    augment = None if crop_scale is None else Augment(0, crop_scale, "none")
+    sizes = []
+
+    def small(path: Path, spare: Spare) -> Reduced:
+        image, size = read_reduced(path, spare)
+        sizes.append((image.size, size))
+        return image, size
+
+    samples = [Sample("large", path, np.array([1], np.int8))]
+    reduced = Pictures(samples, PREPROCESS, augment, small)
+    full = Pictures(samples, PREPROCESS, augment, lambda path, spare: read_reduced(path, as_stored))
+    for epoch in range(12):
+        one, other = reduced[epoch, 0], full[epoch, 0]
+        assert not isinstance(one, ImageError) and not isinstance(other, ImageError)
+        levels = (one[0] - other[0]).abs() * 0.25 * 255
+        assert levels.mean() < 6, "crops of the copy begin at the nearest of its pixels, up to 11 levels apart"
+    assert set(sizes) == {((192 // scale, 144 // scale), (192, 144))}

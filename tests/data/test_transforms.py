@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wildcat.data.transforms import Preprocess, random_crop
+from wildcat.data.transforms import Preprocess, random_crop, smallest_side
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -70,6 +70,7 @@ def test_crops_are_inside_and_cover_what_they_promise(width: int, height: int, s
     assert 0 <= top <= top + crop_height <= height
     assert crop_width >= 1
     assert crop_height >= 1
+    assert min(crop_width / width, crop_height / height) >= smallest_side(smallest) * (1 - 1e-9)
     assert crop_width * crop_height >= smallest * width * height * (1 - 1e-9)
     # Sides are rounded up to whole pixels: the true ones lie between a pixel less and what is given.
     assert crop_width / width >= 3 / 4 * (crop_height - 1) / height
@@ -126,3 +127,45 @@ def test_a_crop_is_the_warp_of_its_rectangle() -> None:
         left, top, width, height = random_crop(picture.size, np.random.default_rng(seed), 0.2)
         expected = preprocess(picture.crop((left, top, left + width, top + height)))
         assert torch.equal(preprocess.augmented(picture, np.random.default_rng(seed), 0.2, "none"), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(500, 375), (90, 64), (20, 500), (1, 1), (3000, 40)])
+def test_the_warp_is_pillows(size: tuple[int, int], interpolation: str) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
+    oracle = picture.resize((64, 64), Image.Resampling[interpolation.upper()])
+    warped = Preprocess(64, *PLAIN, interpolation).warp(picture)
+    assert warped.dtype == torch.uint8
+    assert np.abs(warped.permute(1, 2, 0).numpy().astype(int) - np.asarray(oracle)).max() <= 1
+
+
+def test_a_batch_is_normalised_as_its_pictures_are_and_lies_channels_last() -> None:
+    preprocess = Preprocess(16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
+    pictures = [ramps(30, 20), ramps(16, 16).transpose(Image.Transpose.ROTATE_90)]
+    batch = preprocess.normalise(torch.stack([preprocess.warp(picture) for picture in pictures]))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    for picture, images in zip(pictures, batch, strict=True):
+        bytes_ = preprocess.warp(picture).double().numpy()
+        expected = (bytes_ / 255 - np.reshape([0.4, 0.5, 0.6], (3, 1, 1))) / np.reshape([0.2, 0.3, 0.1], (3, 1, 1))
+        np.testing.assert_allclose(images, expected, atol=2e-6)
+        assert torch.equal(images, preprocess(picture))
+
+
+@pytest.mark.parametrize("flip", ["none", "both"])
+def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_picture(flip: str) -> None:
+    stored = ramps(60, 40).resize((600, 400), Image.Resampling.BICUBIC)
+    copy = stored.reduce(4)
+    preprocess = Preprocess(20, *PLAIN)
+    for seed in range(20):
+        one, other = (
+            preprocess.augmented(image, np.random.default_rng(seed), 0.3, flip, (600, 400))  # type: ignore[arg-type]
+            for image in (stored, copy)
+        )
+        assert (one - other).abs().max() < 5 / 255, "half a pixel of the copy is 0.8 of the 255 levels, and a filter"
+
+
+def test_how_much_smaller_a_picture_may_come() -> None:
+    assert Preprocess(100, *PLAIN).spare((1600, 800)) == 4.0
+    assert Preprocess(100, *PLAIN).spare((150, 800)) < 1
+    assert Preprocess(100, *PLAIN).spare((1600, 800), crop_scale=0.48) == pytest.approx(2.4)

@@ -64,6 +64,18 @@ def test_what_comes_while_the_network_is_busy_shares_the_next_passes() -> None:
     batcher.close()
 
 
+def test_several_workers_answer_batches_at_the_same_time() -> None:
+    gate = Gate()
+    batcher: Batcher[int, int] = Batcher(gate, batch_size=2, workers=2)
+    futures = [batcher.submit(i) for i in range(8)]
+    wait_until(lambda: len(gate.batches) == 2)  # while the gate is shut
+    assert not any(f.done() for f in futures) and batcher.alive
+    gate.open.set()
+    assert [f.result(SOON) for f in futures] == list(range(8))
+    batcher.close()
+    assert not any(worker.is_alive() for worker in batcher.workers)
+
+
 def test_one_bad_item_does_not_spoil_its_batch() -> None:
     def answer(items: Sequence[int]) -> list[float]:
         return [1 / item for item in items]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -45,7 +47,13 @@ def computed(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
     def compute(samples: list[Sample], folder: Path, flip: Flip = "none", **options: object) -> tuple[Features, int]:
         passed = []
-        forward = Backbone.forward
+        forward, folded = Backbone.forward, wildcat.train.features.fold
+
+        def uncounted(network: Backbone) -> Backbone:
+            before = len(passed)
+            made = folded(network)
+            del passed[before:]  # the picture on which folding is checked
+            return made
 
         def counting(self: Backbone, images: torch.Tensor) -> torch.Tensor:
             passed.append(len(images))
@@ -53,6 +61,7 @@ def computed(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
         with monkeypatch.context() as patch:
             patch.setattr(Backbone, "forward", counting)
+            patch.setattr(wildcat.train.features, "fold", uncounted)
             features = cached_features(backbone, samples, PREPROCESS, flip, folder, **options)  # type: ignore[arg-type]
         return features, sum(passed) - 1  # one for the probe of the map's size
 
@@ -96,7 +105,7 @@ def test_features_are_the_backbones_in_half_precision(
 def test_what_is_there_is_not_computed_again(
     computed: Callable[..., tuple[Features, int]], samples: list[Sample], cache: Path
 ) -> None:
-    first, _ = computed(samples[:3], cache)
+    first, _ = computed(samples[:3], cache, batch_size=2)
     again, passes = computed(samples[:3], cache)
     assert passes == 0
     assert torch.equal(first.batch([0, 1, 2]), again.batch([0, 1, 2]))
@@ -208,6 +217,23 @@ def test_finished_shards_survive_an_interruption(
     features, passes = computed([samples[i] for i in (0, 1, 2, 4)], cache)
     assert passes == 2
     assert len(features) == 4
+
+
+def test_a_disk_that_is_full_in_the_middle(
+    computed: Callable[..., tuple[Features, int]], samples: list[Sample], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a thread could not write is told, and no part of it stays."""
+    opened = os.fdopen
+
+    class Full(io.BufferedWriter):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"shard-.* cannot be written: No space left"):
+        patch.setattr(os, "fdopen", lambda handle, mode: Full(opened(handle, mode).detach()))  # type: ignore[union-attr]
+        computed(samples, cache, batch_size=2)
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert computed(samples, cache)[1] == 5
 
 
 def test_a_missing_picture_is_named(

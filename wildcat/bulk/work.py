@@ -13,8 +13,10 @@ from wildcat.bulk.apart import reading_apart
 from wildcat.bulk.parts import NAMED, Done, Part, PartFolder, Totals, part_path, rows_of
 from wildcat.bulk.sources import hold_pictures
 from wildcat.config import PartFormat
+from wildcat.data.images import Reduced, Spare
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ImageError
-from wildcat.predictor import BATCH_SIZE, Predictor, StoredPicture
+from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.train.runs import write_bytes
 
 
@@ -86,6 +88,9 @@ class _Numbered(StoredPicture):
 
     def read(self) -> Image.Image:
         return self.picture.read()
+
+    def read_reduced(self, spare: Spare) -> Reduced:
+        return self.picture.read_reduced(spare)
 
 
 def run_parts(

@@ -28,7 +28,7 @@ from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
 from wildcat.cli.options import Command
 from wildcat.cli.predict import Predict, run_predict
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.process import first_speaks, keep_freed_memory
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
@@ -63,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     keep_freed_memory()
+    with first_speaks():
+        return run_command(arguments, debug)
+
+
+def run_command(arguments: list[str], debug: bool) -> int:
+    """Run a command and turn what users can mend into a sentence; returns the exit code."""
     try:
         command = parse(arguments)
         code = next(run for kind, run in COMMANDS.values() if isinstance(command, kind))(command)

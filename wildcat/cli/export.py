@@ -77,7 +77,7 @@ def export_annotations(command: Export) -> int:
     data = DataCommand(format=command.data_format, data_option=command.data_option)
     pictures = find_pictures(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
-    names = dict(pictures)
+    names = {str(picture): name for picture, name in pictures}
     written, regions, skipped = 0, 0, 0
 
     def skip(picture: object, error: WildcatError) -> None:
@@ -101,7 +101,7 @@ def export_annotations(command: Export) -> int:
         bar = stack.enter_context(progress_bar(len(pictures), "exporting"))
         paths = [path for path, _ in pictures]
         for prediction in predictor.stream(paths, modalities=False, batch_size=command.batch_size, on_error=skip):
-            regions += len(writer.add(prediction, names[Path(prediction.image)]))
+            regions += len(writer.add(prediction, names[prediction.image]))
             written += 1
             bar.update(1)
         if not written:

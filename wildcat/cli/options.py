@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, ou
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
+    from wildcat.data.stored import StoredPicture
     from wildcat.predictor import Predictor
 
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -44,9 +46,10 @@ class ModelCommand(Command):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     engine: EngineChoice = "torch"
-    """What runs the network; auto: the one wildcat bench --pick found fastest here."""
+    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
+    fastest here."""
     precision: Precision = "fp32"
-    """bf16 (torch, openvino) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
+    """bf16 (all but onnx) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class DataCommand(Command):
     """What every command that reads a data set takes."""
 
     format: str | None = None
-    """Layout: voc, voc-action, coco, scenes, indoor, csv or folder; recognised from its structure otherwise."""
+    """Layout: voc, voc-action, coco, scenes, indoor, webdataset, csv or folder; recognised otherwise."""
     data_option: Options = ()
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
 
@@ -149,18 +152,22 @@ def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> 
         print(f"note: {note}", file=sys.stderr)
 
 
-def check_readable(paths: Sequence[Path]) -> None:
+def check_readable(pictures: Sequence[Path | StoredPicture]) -> None:
     """Refuse data with pictures whose first bytes are no picture, before hours are spent on it.
+
+    Of several processes each looks at its share.
 
     Raises:
         DataError: how many, and the first few.
     """
-    from wildcat.data.images import fault_of
+    from wildcat.data.stored import picture_fault
+    from wildcat.train.distributed import gather, share_of
 
-    faults = [(path, fault) for path in paths if (fault := fault_of(path))]
+    found = [(i, fault) for i in share_of(len(pictures)) if (fault := picture_fault(pictures[i]))]
+    faults = sorted(itertools.chain(*gather(found)))
     if faults:
-        listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults[:5])
+        listed = "; ".join(f"{Path(str(pictures[i])).name}: {fault}" for i, fault in faults[:5])
         raise DataError(
-            f"{len(faults)} of {len(paths)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
-            f"Mend or remove them; the first is {faults[0][0]}.",
+            f"{len(faults)} of {len(pictures)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
+            f"Mend or remove them; the first is {pictures[faults[0][0]]}.",
         )

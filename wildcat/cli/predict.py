@@ -52,7 +52,7 @@ def run_predict(command: Predict) -> int:
             "Leave masks out of --save; Prediction.mask gives them as arrays.",
         )
     drawn = named_classes(command.classes, predictor.classes)
-    names = dict(pictures)
+    names = {str(picture): name for picture, name in pictures}
     skipped: list[str] = []
     written = 0
     gallery = None
@@ -83,7 +83,7 @@ def run_predict(command: Predict) -> int:
         )
         for prediction in stream:
             if writer:
-                writer.add(prediction, names[Path(prediction.image)])
+                writer.add(prediction, names[prediction.image])
             if gallery:
                 gallery.add(prediction)
             if not writer or len(pictures) <= 10:

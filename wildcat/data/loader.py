@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import read_image
+from wildcat.data.images import Reduced, Spare
 from wildcat.data.sample import Sample
-from wildcat.data.transforms import Preprocess
+from wildcat.data.stored import StoredPicture, read_picture_reduced
+from wildcat.data.transforms import Preprocess, Size
 from wildcat.errors import ImageError
 
 
@@ -36,12 +38,22 @@ class Pictures(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
     A picture that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+
+    Args:
+        read: reads a picture; it may have kept it, see `wildcat.data.decoded`.
     """
 
-    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        preprocess: Preprocess,
+        augment: Augment | None = None,
+        read: Callable[[Path | StoredPicture, Spare], Reduced] = read_picture_reduced,
+    ) -> None:
         self.samples = samples
         self.preprocess = preprocess
         self.augment = augment
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -50,15 +62,19 @@ class Pictures(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            image = read_image(sample.path)
+            image, size = self.read(sample.path, self.spare)
         except ImageError as error:
             return error
         if self.augment is None:
             tensor = self.preprocess(image)
         else:
             rng = np.random.default_rng([self.augment.seed, epoch, index])
-            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip)
+            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip, size)
         return tensor, torch.from_numpy(sample.labels)
+
+    def spare(self, size: Size) -> float:
+        """How many times smaller a picture of (width, height) may come: the same in every epoch, whatever its crop."""
+        return self.preprocess.spare(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -105,7 +121,9 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    return torch.stack(images), torch.stack(labels)
+    # Pictures lie channels last (see Preprocess.normalise) and so does the batch.
+    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return batch, torch.stack(labels)
 
 
 def _ignore_interrupt(_worker: int) -> None:
@@ -113,7 +131,11 @@ def _ignore_interrupt(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def suggested_workers(device_type: str) -> int:
-    """Reading processes for this machine: half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU."""
+def suggested_workers(device_type: str, processes: int = 1) -> int:
+    """Reading processes for each of `processes` on this machine, which share its cores.
+
+    Half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

@@ -35,7 +35,7 @@ from wildcat.serve.schema import (
     PredictionAnswer,
     PredictQuery,
 )
-from wildcat.serve.service import LATER, Service, predict_with
+from wildcat.serve.service import LATER, Service
 from wildcat.viz.colors import MARK_COLORS, colormap_table
 
 ASSETS = {
@@ -57,7 +57,7 @@ def create_app(predictor: Predictor, limits: Limits | None = None, hosts: Collec
         hosts: names it may be addressed by, such as `LOOPBACK` of the guard; None: any.
     """
     limits = limits or Limits()
-    service = Service(predict_with(predictor, limits), limits)
+    service = Service(predictor, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,16 +28,22 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
+from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ImageError, RunError
+from wildcat.engines.eager import fold
+from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
+from wildcat.train.distributed import gather, share_of, together, world_size
 from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
-LAYOUT = 3
+LAYOUT = 4
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
 """Pictures in a shard: what an interruption loses at most."""
+
+STATISTICS_BATCH = 16
+"""Pictures whose features are added up in single precision; batches are added up in double precision."""
 
 Axes = tuple[int, ...]
 
@@ -73,16 +81,13 @@ class Features:
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over pictures, views and places: two (D,) float32."""
-        total, squares = np.zeros(self.shape[0]), np.zeros(self.shape[0])
-        for view in self.places:
-            for shard, row in view:
-                values = shard[row].astype(np.float32)
-                total += values.sum(axis=(0, 1), dtype=np.float64)
-                squares += np.square(values, out=values).sum(axis=(0, 1), dtype=np.float64)
-        count = self.views * len(self) * self.shape[1] * self.shape[2]
-        mean = total / count
-        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-        return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
+        total = torch.zeros(2, self.shape[0], dtype=torch.float64)
+        for view in range(self.views):
+            for batch in batch_indices(range(len(self)), STATISTICS_BATCH):
+                values = self.batch(batch, [view] * len(batch)).permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
+                total += torch.stack([values.sum(dim=0), values.square_().sum(dim=0)])
+        mean, square = total / (self.views * len(self) * self.shape[1] * self.shape[2])
+        return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
 def cached_features(
@@ -99,7 +104,7 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again.
+    over and its pictures are computed again. Of several processes each computes its share of what is missing.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -112,7 +117,8 @@ def cached_features(
         RunError: the cache cannot be written.
     """
     views = FLIP_VIEWS[flip]
-    pictures = [_picture_key(s) for s in samples]
+    with together():
+        pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
@@ -127,18 +133,30 @@ def cached_features(
     for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
         if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
-    for need, missing in by_need.items():
-        for start in range(0, len(missing), SHARD):
-            part = missing[start : start + SHARD]
-            loaded = load_batches(
-                Pictures([samples[i] for i in part], preprocess),
-                batch_indices(range(len(part)), batch_size),
-                workers=workers,
-            )
-            blocks = (_views_of(backbone, images, [views[v] for v in need], progress, amp) for images, _ in loaded)
-            _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
-    if by_need:
+    by_need = gather(by_need)[0]  # the first process decides: another may look after one has begun to write
+    network = fold(backbone) if by_need else backbone
+    with together():
+        for need, missing in by_need.items():
+            mine = [missing[k] for k in share_of(len(missing))]
+            parts = [mine[start : start + SHARD] for start in range(0, len(mine), SHARD)]
+            batches = [batch_indices(part, batch_size) for part in parts]
+            # One reader for all parts: it reads on while a part ends and the next one begins.
+            loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
+            for part, in_part in zip(parts, batches, strict=True):
+                images = (images for images, _ in itertools.islice(loaded, len(in_part)))
+                blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
+                made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+                for v, places in zip(need, made, strict=True):
+                    found[v].update(places)
+    if by_need and world_size() > 1:  # what the others have written
         found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    with together():
+        if lost := next((key for known in found for key in pictures if key not in known), None):
+            picture = samples[pictures.index(lost)].path
+            raise RunError(
+                f"{folder} does not hold the features of {picture}, which another process has computed.",
+                "Set WILDCAT_CACHE to a folder that all machines share.",
+            )
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape)
 
 
@@ -153,13 +171,12 @@ def _views_of(
     for axes in views:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             features = backbone(images.flip(axes) if axes else images).to(torch.float16)
-        block = features.permute(0, 2, 3, 1).cpu().numpy()
-        if not np.isfinite(block).all():
+        if not bool(features.isfinite().all()):
             raise RunError(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
-        made.append(np.ascontiguousarray(block))
-        progress(len(images))
+        made.append(np.ascontiguousarray(features.permute(0, 2, 3, 1).cpu().numpy()))
+        progress(len(images) * world_size())
     return made
 
 
@@ -168,31 +185,60 @@ def _write_shards(
     folders: Sequence[Path],
     pictures: Sequence[str],
     shape: tuple[int, ...],
-) -> None:
-    """Write one shard of the same pictures into the folder of each view; nothing is left where one fails."""
+) -> list[dict[str, Place]]:
+    """Write one shard of the same pictures into the folder of each view; nothing is left where one fails.
+
+    A thread writes a batch while the next one is computed.
+
+    Returns:
+        For each view, where each picture's features lie.
+    """
     with contextlib.ExitStack() as stack:
-        parts = []
-        for folder in folders:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=PART)
-            stack.enter_context(_removed_on_failure(Path(name)))
-            parts.append((Path(name), stack.enter_context(os.fdopen(handle, "wb"))))
-        checksums = [0] * len(parts)
+        shards = [_ShardFile(folder, stack) for folder in folders]
+        # Left, and so at rest, before what is unfinished is removed.
+        writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="wildcat-shard"))
+
+        def write(views: list[NDArray[np.float16]]) -> None:
+            for shard, block in zip(shards, views, strict=True):
+                shard.add(block)
+
+        written: Future[None] | None = None
         for views in blocks:
-            for v, block in enumerate(views):
-                content = block.tobytes()
-                checksums[v] = zlib.crc32(content, checksums[v])
-                with writing(parts[v][0]):
-                    parts[v][1].write(content)
-        for (part, file), checksum in zip(parts, checksums, strict=True):
-            data = part.with_suffix(".f16")
-            with writing(data):
-                file.close()
-                part.replace(data)
-            full = [len(pictures), *_stored(shape)]
-            record = {"layout": LAYOUT, "shape": full, "crc32": checksum, "pictures": list(pictures)}
-            write_json(data.with_suffix(".json"), record)  # last: a shard without its record is not there
+            if written is not None:
+                written.result()
+            written = writer.submit(write, views)
+        if written is not None:
+            written.result()
+        return [shard.finish(pictures, shape) for shard in shards]
+
+
+class _ShardFile:
+    """A shard that grows; its record, which makes it one, comes last. Where `stack` fails, no file of it is left."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=PART)
+        self.part, self.checksum = Path(name), 0
+        stack.enter_context(_removed_on_failure(self.part))
+        self.file = stack.enter_context(os.fdopen(handle, "wb"))
+
+    def add(self, block: NDArray[np.float16]) -> None:
+        content = block.data.cast("B")
+        self.checksum = zlib.crc32(content, self.checksum)
+        with writing(self.part):
+            self.file.write(content)
+
+    def finish(self, pictures: Sequence[str], shape: tuple[int, ...]) -> dict[str, Place]:
+        """Give the shard its name and record; where the features of its pictures lie."""
+        data, full = self.part.with_suffix(".f16"), (len(pictures), *_stored(shape))
+        with writing(data):
+            self.file.close()
+            self.part.replace(data)
+        record = {"layout": LAYOUT, "shape": full, "crc32": self.checksum, "pictures": list(pictures)}
+        write_json(data.with_suffix(".json"), record)
+        shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
+        return {key: (shard, row) for row, key in enumerate(pictures)}
 
 
 def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict[str, Place]:
@@ -257,14 +303,7 @@ def _weights_digest(backbone: Backbone) -> str:
 
 
 def _picture_key(sample: Sample) -> str:
-    try:
-        status = sample.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{sample.path} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
-        ) from error
-    text = f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(identity(sample.path).encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:

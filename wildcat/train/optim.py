@@ -32,8 +32,9 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 
 
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy. `scores` (B, C) logits; `labels` (B, C) with one 1 a row; `class_weights` (C,) or None."""
-    return functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights)
+    """Cross-entropy, 0 of no pictures. `scores` (B, C) logits; `labels` (B, C), one 1 a row; `class_weights` (C,)."""
+    losses = functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights, reduction="sum")
+    return losses / loss_mass(labels, multiclass=True, class_weights=class_weights).clamp(min=1e-12)
 
 
 def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = None) -> Tensor:
@@ -44,7 +45,7 @@ def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = N
     if not multiclass:
         return (labels != 0).sum()
     if class_weights is None:
-        return torch.tensor(len(labels))
+        return torch.tensor(float(len(labels)))
     return class_weights[labels.argmax(dim=1)].sum()
 
 

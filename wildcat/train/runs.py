@@ -46,6 +46,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.train.distributed import launch_name
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -63,7 +64,7 @@ LEFT_ALONE = 3600.0
 
 RESTORE = "Restore it from a copy, or train again."
 
-RESUMABLE = ("device", "workers")
+RESUMABLE = ("device", "workers", "cache_pictures", "save_minutes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
 
 
@@ -153,6 +154,7 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
             "pictures": {"train": len(samples), "val": len(val_samples)},
         },
         "versions": versions(),
+        "launch": launch_name(),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,161 @@
+"""From tags to a trained head, against one forward pass over the pictures; the goal is a ratio of at most 1.25.
+
+    python benchmarks/head_training.py VOCdevkit --out benchmarks/results/head-training.json
+
+The total is `wildcat train DATA --tune head` as a user types it, from the start of the process to its end, with an
+empty cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk. The
+forward pass is the backbone alone over random tensors, in the batches features are computed in: as many pictures as are
+computed, the training pictures in each of their mirrored views and the val pictures in one. It is timed twice: the
+network as timm gives it, and with its batch normalisation folded into its convolutions, as features are computed. All
+in turn, --rounds times. Where the rest of the time goes is told by a training in this process, stage by stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wildcat.bench.record import plain_settings, spread, write_result
+from wildcat.bench.timing import time_in_turn
+from wildcat.cli.process import keep_freed_memory
+from wildcat.config import FLIP_VIEWS, TrainConfig
+from wildcat.data import open_dataset
+from wildcat.data.loader import batch_indices
+from wildcat.data.sample import DataSet
+from wildcat.engines.eager import fold
+from wildcat.nn.backbones import Backbone, create_backbone
+from wildcat.train.loop import Listener, train
+from wildcat.train.runs import create_run
+
+BATCH = 16
+"""Pictures that `cached_features` computes together."""
+
+
+class Stages(Listener):
+    """Seconds of each stage, and of the training steps by themselves."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {"steps": 0.0}
+        self.stage, self.since = "before", time.perf_counter()
+
+    def start(self, total_pictures: int, done: int, what: str) -> None:
+        self.end(what)
+
+    def end(self, following: str = "") -> None:
+        now = time.perf_counter()
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.since
+        self.stage, self.since = following, now
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.seconds["steps"] += record["seconds"]
+
+
+def forward_pass(network: Backbone, size: int, pictures: int) -> Callable[[], None]:
+    """The backbone over as many random pictures."""
+    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for batch in batch_indices(range(pictures), BATCH):
+            network(images[: len(batch)])
+
+    return run
+
+
+def command(config: TrainConfig, source: str) -> Callable[[], None]:
+    """`wildcat train`, in a process of its own, with a cache of its own."""
+    flags = f"--tune head --backbone {config.backbone} --image-size {config.image_size} --epochs {config.epochs}"
+    flags += f" --flip {config.flip} --workers {config.workers} --device cpu"
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                [sys.executable, "-m", "wildcat", "train", source, "--out", f"{folder}/run", *flags.split()],
+                env={**os.environ, "WILDCAT_CACHE": f"{folder}/cache"},
+                check=True,
+                capture_output=True,
+            )
+
+    return run
+
+
+def profile(config: TrainConfig, data: DataSet) -> dict[str, float]:
+    """Seconds of the stages of a training in this process."""
+    stages = Stages()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WILDCAT_CACHE"] = f"{folder}/cache"
+        train(create_run(Path(folder) / "run", config, data), data, listener=stages)
+        stages.end()
+    seconds = {name: round(value, 2) for name, value in stages.seconds.items()}
+    seconds["val and saving"] = round(seconds["training"] - seconds["steps"], 2)
+    return {name: value for name, value in seconds.items() if name != "training"}
+
+
+def processor_seconds() -> float:
+    """Of this process and of those it has started and that have ended."""
+    return sum(os.times()[:4])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--backbone", default="lite2")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--flip", default="none", choices=list(FLIP_VIEWS))
+    parser.add_argument("--workers", type=int, default=-1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true", help="compare processor seconds, where the machine is shared")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    config = TrainConfig(
+        backbone=arguments.backbone,
+        image_size=arguments.size,
+        tune="head",
+        epochs=arguments.epochs,
+        flip=arguments.flip,
+        workers=arguments.workers,
+        device="cpu",
+    )
+    data = open_dataset(arguments.data)
+    samples, val = data.training_split("train", "val")
+    views = len(FLIP_VIEWS[config.flip])
+    pictures = len(samples) * views + len(val)
+    backbone = create_backbone(config.backbone).eval().to(memory_format=torch.channels_last)
+    runs = {
+        "command": command(config, arguments.data),
+        "forward": forward_pass(backbone, config.image_size, pictures),
+        "folded": forward_pass(fold(backbone), config.image_size, pictures),
+    }
+    runs["folded"]()
+    clock = processor_seconds if arguments.cpu else time.perf_counter
+    times = time_in_turn(runs, arguments.rounds, 0, lambda _: print("round done", file=sys.stderr), clock)
+    results = {
+        "pictures": {"train": len(samples), "views of each": views, "val": len(val), "forward passes": pictures},
+        "seconds": {name: spread(taken) for name, taken in times.items()},
+        "ratio": {
+            name: spread([whole / own for whole, own in zip(times["command"], times[name], strict=True)])
+            for name in ("forward", "folded")
+        },
+        "profile": profile(config, data),
+    }
+    print(results)
+    flags = f"--backbone {config.backbone} --size {config.image_size} --epochs {config.epochs} --flip {config.flip}"
+    line = f"python benchmarks/head_training.py DATA {flags} --rounds {arguments.rounds} --out {arguments.out.name}"
+    line += " --cpu" if arguments.cpu else ""
+    settings = plain_settings(config) | {"rounds": arguments.rounds, "clock": "processor" if arguments.cpu else "wall"}
+    write_result(arguments.out, line, settings, results)
+
+
+if __name__ == "__main__":
+    main()
