@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ImageError
-from wildcat.predictor import StoredPicture
 
 
 class Reader:
@@ -50,7 +50,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Apart(StoredPicture):
-    """A picture that is read by a `Reader`."""
+    """A picture that is read by a `Reader`, always in full: its scores may differ in the last digits."""
 
     picture: StoredPicture
     reader: Reader
