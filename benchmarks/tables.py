@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import scale_tables
+
 from wildcat.bench.tables import COMBINED, markdown, percent
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -338,6 +340,10 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "head-training.json": head_training,
     "torchrun-train.json": torchrun_train,
     "ray-predict.json": ray_predict,
+    "soak.json": scale_tables.soak,
+    "long-run.json": scale_tables.long_run,
+    "failures.json": scale_tables.failures,
+    "billion.json": scale_tables.billion,
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.bulk.conftest import png, shard
-from wildcat.bulk import rays
+from wildcat.bulk import crew
 from wildcat.bulk.parts import Done, Part, PartFolder, read_part, split_parts
 from wildcat.bulk.rays import RayPool, import_ray
 from wildcat.bulk.sources import find_sources, list_pictures
@@ -96,18 +96,18 @@ def test_workers_that_are_killed_cost_no_row_and_no_more_than_their_share_is_tak
 class Deadly(PartMaker):
     """Part 2 kills whoever makes it."""
 
-    def __call__(self, predictor: Predictor, part: Part) -> Done:
+    def __call__(self, predictor: Predictor, part: Part, careful: bool = False) -> Done:
         if part.number == 2:
             with (self.folder / "tries").open("a") as file:
                 file.write(".")
             os._exit(1)
-        return super().__call__(predictor, part)
+        return super().__call__(predictor, part, careful)
 
 
 def test_a_part_that_kills_its_worker_is_named_and_the_others_under_way_are_kept(
     run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rays, "RETRIES", 1)
+    monkeypatch.setattr(crew, "RETRIES", 1)
     folder = PartFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
     with (
         pool(run, Deadly(tmp_path / "out", "jsonl"), 1) as workers,

@@ -34,3 +34,16 @@ def test_the_commands_of_the_page(run: Path, tmp_path: Path, monkeypatch: pytest
         assert main([*words[1:], "--device", "cpu"]) == 0, command
         summary = json.loads((tmp_path / words[words.index("--out") + 1] / "summary.json").read_text())
         assert summary["rows"] == (2 if "parquet" in command else 6)
+
+
+def test_the_figures_of_a_billion_are_those_that_were_measured() -> None:
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    measured = json.loads((results / "billion.json").read_text())["results"]
+    for stage, seconds in measured["seconds a picture"].items():
+        hours = measured["core-hours for a billion"][stage]
+        assert re.search(rf"\| [^|]*\b{1000 * seconds:.3f}\b[^|]* \| [^|]*\b{hours:,}\b", PAGE), stage
+    rows = json.loads((results / "failures.json").read_text())["results"].values()
+    table = PAGE.partition("| what fails | overhead | tail |")[2].strip().splitlines()[1:]
+    for row, line in zip(rows, table, strict=False):
+        assert line.endswith(f"| {100 * row['overhead']:.1f} % | {row['tail']:.1f} |"), line
+        assert row["finished"] == "3 of 3"

@@ -14,13 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wildcat.bulk.crew import Died, make_parts
 from wildcat.bulk.parts import Done, Part
 from wildcat.bulk.work import PartMaker
-from wildcat.errors import ConfigError, MissingExtra, RunError, WildcatError
+from wildcat.errors import ConfigError, MissingExtra, WildcatError
 from wildcat.predictor import Predictor
-
-RETRIES = 3
-"""How often a part is tried again whose process died."""
 
 
 class Worker:
@@ -33,10 +31,10 @@ class Worker:
         torch.set_num_threads(threads)
         self.predictor = load()
 
-    def make(self, maker: PartMaker, part: Part) -> Done | WildcatError:
+    def make(self, maker: PartMaker, part: Part, careful: bool) -> Done | WildcatError:
         """A part, or why it cannot be made: an error raised in another process would come wrapped in that one's."""
         try:
-            return maker(self.predictor, part)
+            return maker(self.predictor, part, careful)
         except WildcatError as error:
             return error
 
@@ -91,55 +89,33 @@ class RayPool:
         return list(self.ray.get([worker.process.remote() for worker in self.workers]))
 
     def make_all(self, parts: Iterator[Part]) -> Iterator[Done]:
-        """The parts, finished, in the order in which they are; none is taken before a worker is free for it.
+        """The parts, finished; see `wildcat.bulk.crew.make_parts`."""
+        return make_parts(self, parts)
 
-        A worker that dies is replaced, and its part is made again.
+    @property
+    def size(self) -> int:
+        """How many workers there are."""
+        return len(self.workers)
 
-        Raises:
-            RunError: a part whose worker died too often.
-            WildcatError: as the sources or the maker; what is under way is finished before.
-        """
-        under_way: dict[Any, tuple[int, Part, int]] = {}  # what is waited for: worker, part, attempts before
-        idle = list(range(len(self.workers)))
-        stopped: Exception | None = None
+    def give(self, worker: int, part: Part, careful: bool) -> Any:
+        """See `wildcat.bulk.crew.Crew`."""
+        return self.workers[worker].make.remote(self.maker, part, careful)
 
-        def give(worker: int, part: Part, attempts: int) -> None:
-            under_way[self.workers[worker].make.remote(self.maker, part)] = worker, part, attempts
+    def wait(self, tickets: list[Any]) -> Any:
+        """See `wildcat.bulk.crew.Crew`."""
+        return self.ray.wait(tickets, num_returns=1)[0][0]
 
-        while True:
-            while idle and stopped is None:
-                try:
-                    part = next(parts, None)
-                except Exception as error:  # the source failed: parts under way are whole, and are not thrown away
-                    stopped = error
-                    break
-                if part is None:
-                    break
-                give(idle.pop(), part, 0)
-            if not under_way:
-                break
-            (ready,), _ = self.ray.wait(list(under_way), num_returns=1)
-            worker, part, attempts = under_way.pop(ready)
-            try:
-                done = self.ray.get(ready)
-            except self.ray.exceptions.RayError as error:
-                self.ray.kill(self.workers[worker])
-                self.workers[worker] = self.start()
-                if attempts < RETRIES:
-                    give(worker, part, attempts + 1)
-                    continue
-                done = RunError(
-                    f"part {part.number} ({part.pictures[0].name} and what follows) could not be made in "
-                    f"{attempts + 1} attempts: {_reason(error)}.",
-                    "Look for too little memory or a picture that breaks its decoder, then go on with --resume.",
-                )
-            idle.append(worker)
-            if isinstance(done, Exception):
-                stopped = stopped or done
-            else:
-                yield done
-        if stopped is not None:
-            raise stopped
+    def result(self, ticket: Any) -> Done | WildcatError:
+        """See `wildcat.bulk.crew.Crew`."""
+        try:
+            return self.ray.get(ticket)  # type: ignore[no-any-return]
+        except self.ray.exceptions.RayError as error:
+            raise Died(_reason(error)) from error
+
+    def replace(self, worker: int) -> None:
+        """See `wildcat.bulk.crew.Crew`."""
+        self.ray.kill(self.workers[worker])
+        self.workers[worker] = self.start()
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from wildcat.bulk.apart import reading_apart
 from wildcat.bulk.parts import NAMED, Done, Part, PartFolder, Totals, part_path, rows_of
 from wildcat.bulk.sources import hold_pictures
 from wildcat.config import PartFormat
@@ -35,8 +36,11 @@ class PartMaker:
     column: str | None = None
     batch_size: int = BATCH_SIZE
 
-    def __call__(self, predictor: Predictor, part: Part) -> Done:
+    def __call__(self, predictor: Predictor, part: Part, careful: bool = False) -> Done:
         """Write a part: a row for each picture, in order, with `error` where it cannot be read.
+
+        Args:
+            careful: read each picture in another process, so that one which breaks its decoder ends that one.
 
         Raises:
             DataError: what holds the pictures is gone.
@@ -44,7 +48,6 @@ class PartMaker:
             MissingExtra: Parquet, and pyarrow is not installed.
         """
         rows, faults, failed = rows_of(self.part_format), dict[int, ImageError](), list[str]()
-        pictures = map(_Numbered, range(len(part.pictures)), hold_pictures(part.pictures, self.column))
 
         def note(picture: Any, error: ImageError) -> None:
             faults[picture.number] = error
@@ -61,10 +64,12 @@ class PartMaker:
             return number
 
         number = 0  # the stream keeps the order, and tells of a picture that failed before it gives one that follows
-        for prediction in predictor.stream(pictures, modalities=False, batch_size=self.batch_size, on_error=note):
-            number = add_failed(number)
-            add(number, prediction.to_dict())
-            number += 1
+        with reading_apart(hold_pictures(part.pictures, self.column), careful) as held:
+            pictures = map(_Numbered, range(len(part.pictures)), held)
+            for prediction in predictor.stream(pictures, modalities=False, batch_size=self.batch_size, on_error=note):
+                number = add_failed(number)
+                add(number, prediction.to_dict())
+                number += 1
         add_failed(number)
         write_bytes(part_path(self.folder, part.number, self.part_format), rows.content())
         return Done(part.number, len(part.pictures), len(failed), part.digest, failed[:NAMED])
