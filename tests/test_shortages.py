@@ -277,11 +277,11 @@ def test_a_reading_process_that_the_system_kills(
 ) -> None:
     parent = os.getpid()
 
-    def deadly(path: Path) -> None:
+    def deadly(*_: object) -> None:
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader, "read_image", deadly)
+    monkeypatch.setattr(loader.Pictures, "__getitem__", deadly)
     line = [word if word != "0" else "1" for word in train_line()]
     hint = failed(line, capsys, MEMORY)
     assert "fewer --workers" in hint
