@@ -1,5 +1,6 @@
 # make demo    install, train on real solar cells, and see where the network looks
 # make test    install and run every check
+# make bench   measure everything on this machine again; DATA names the folder with VOCdevkit/
 # make soak    the long form of the tests that kill processes
 # make format  apply what ruff can mend
 
@@ -7,8 +8,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+DATA ?= $(or $(WILDCAT_TEST_DATA),../shared/data)
+BENCH ?= benchmarks/results
 
-.PHONY: demo test soak format clean
+.PHONY: demo test bench soak format clean
 
 demo: $(VENV)/installed-demo
 	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
@@ -34,8 +37,27 @@ test: $(VENV)/installed-test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+bench: $(VENV)/installed-bench
+	$(BIN)/python benchmarks/head_cost.py --rounds 6 --out $(BENCH)/head-cost.json
+	$(BIN)/python benchmarks/head_cost.py --backbones lite2,resnet50 --classes 1000 --num-maps 8 --tasks inference \
+		--rounds 8 --out $(BENCH)/head-cost-1000.json
+	$(BIN)/python benchmarks/costs.py --out $(BENCH)/costs.json
+	$(BIN)/python benchmarks/spatial_pool.py --rounds 3 --out $(BENCH)/spatial-pool.json
+	$(BIN)/python benchmarks/scaling.py --rounds 5 --out $(BENCH)/scaling.json
+	$(BIN)/python benchmarks/engines.py --pictures $(DATA)/VOCdevkit --rounds 6 --gradcam-rounds 1 \
+		--out $(BENCH)/engines.json
+	$(BIN)/python benchmarks/head_training.py $(DATA)/VOCdevkit --rounds 2 --out $(BENCH)/head-training.json
+	$(BIN)/wildcat train $(DATA)/VOCdevkit --tune head --backbone lite2 --image-size 320 --val-split none --resume \
+		--out build/bench-run
+	$(BIN)/python benchmarks/engine_accuracy.py --run build/bench-run --data $(DATA)/VOCdevkit --name "VOC 2012 mini" \
+		--out $(BENCH)/engine-accuracy.json
+	$(BIN)/python benchmarks/predict_throughput.py build/bench-run $(DATA)/VOCdevkit/VOC2012/JPEGImages --rounds 2 \
+		--out $(BENCH)/predict-throughput.json
+	$(BIN)/python benchmarks/serve_load.py --out $(BENCH)/serve-load.json
+	$(BIN)/python benchmarks/tables.py
+
 soak: $(VENV)/installed-test
-	WILDCAT_SOAK_KILLS=300 $(BIN)/python -m pytest -k killed
+	$(BIN)/python benchmarks/soak.py --out soak.json
 
 format: $(VENV)/installed-test
 	$(BIN)/ruff check --fix .
@@ -51,6 +73,10 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,test]'
 	touch $@ $(VENV)/installed-demo
+
+$(VENV)/installed-bench: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,test,bench]'
+	touch $@ $(VENV)/installed-test $(VENV)/installed-demo
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

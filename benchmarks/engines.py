@@ -55,15 +55,15 @@ class Classifier(nn.Module):
 
 
 def hook_cam(classifier: Classifier, images: Tensor) -> Callable[[], object]:
-    """Scores, and maps of all classes from the features a hook caught."""
+    """Scores, and maps of all classes from the features a hook catches."""
     caught: list[Tensor] = []
-    classifier.network.register_forward_hook(lambda _m, _i, output: caught.append(output))
 
     def run() -> object:
-        caught.clear()
-        with torch.inference_mode():
+        # The hook goes with the call: left on the network it would keep the graph of every later pass alive.
+        hook = classifier.network.register_forward_hook(lambda _m, _i, output: caught.append(output))
+        with hook, torch.inference_mode():
             scores = classifier(images)
-            return scores, torch.einsum("bdhw,cd->bchw", caught[0], classifier.fc.weight)
+            return scores, torch.einsum("bdhw,cd->bchw", caught.pop(), classifier.fc.weight)
 
     return run
 
@@ -82,6 +82,8 @@ def engine_predictors(member: Member, arguments: argparse.Namespace) -> dict[str
     made: dict[str, Predictor] = {}
     names = [f"class {i}" for i in range(arguments.classes)]
     for name, all_of in PRECISIONS.items():
+        if name == "compile" and not arguments.compile:
+            continue
         for precision in all_of:
             predictor = Predictor("random", [member], names, "multilabel", arguments.device)
             try:
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--no-gradcam", action="store_true")
     parser.add_argument("--pictures", help="a data set whose training pictures int8 is calibrated on")
     parser.add_argument("--calibration", type=int, default=64, help="how many of them")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too; it takes minutes a network")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
-"""What everything after the backbone costs: whole model against bare backbone, in inference and in training.
+r"""What everything after the backbone costs: whole model against bare backbone, in inference and in training.
 
     python benchmarks/head_cost.py --out benchmarks/results/head-cost.json
+    python benchmarks/head_cost.py --backbones lite2,resnet50 --classes 1000 --num-maps 8 --tasks inference \
+        --out benchmarks/results/head-cost-1000.json
 
 Both are timed in turn in one process, so that a noisy machine disturbs both alike; the ratio is taken round by round.
 The bare backbone's training step backpropagates the mean of its features and steps the same optimiser.
@@ -19,6 +21,7 @@ import torch
 
 import wildcat
 from wildcat.bench.record import write_result
+from wildcat.cli.process import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.train.optim import create_optimizer, multilabel_loss
 
@@ -86,13 +89,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--num-maps", type=int, default=4)
+    parser.add_argument("--tasks", default="inference,training step", help="which of the two, or both")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    keep_freed_memory()
     results = {}
     for backbone in arguments.backbones.split(","):
         tasks = steps(backbone, arguments.size, arguments.batch, arguments.classes, arguments.num_maps)
-        results[backbone] = {name: compare(*pair, arguments.rounds) for name, pair in tasks.items()}
+        chosen = arguments.tasks.split(",")
+        results[backbone] = {name: compare(*tasks[name], arguments.rounds) for name in chosen}
         print(backbone, results[backbone], file=sys.stderr, flush=True)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"} | {"device": "cpu", "dtype": "float32"}
     write_result(arguments.out, f"python benchmarks/head_cost.py --out {arguments.out.name}", settings, results)

@@ -24,9 +24,10 @@ import torch
 from wildcat.bench.record import spread, write_result
 from wildcat.bulk.parts import Done, Part, PartFolder, read_part, split_parts
 from wildcat.bulk.rays import RayPool, import_ray, usable_cores
-from wildcat.bulk.sources import Listed, find_sources, list_pictures
+from wildcat.bulk.sources import find_sources, list_pictures
 from wildcat.bulk.work import PartMaker, run_parts
 from wildcat.cli.parts import load_in_worker
+from wildcat.data.stored import Listed
 
 Make = Callable[[Iterator[Part]], Iterator[Done]]
 

@@ -127,20 +127,21 @@ def solar(result: dict[str, Any]) -> str:
 def head_cost(result: dict[str, Any]) -> str:
     """The head's cost."""
     s, m = result["settings"], result["machine"]
+    tasks = list(next(iter(result["results"].values())))
     lines = [
         f"Whole model against bare backbone, {s['size']} px, batch {s['batch']}, C = {s['classes']}, "
         f"M = {s['num_maps']}, {s['dtype']} on {m['cores']} CPU cores;"
         f" median ratio of {s['rounds']} rounds timed in turn (quartiles).",
         "",
-        "| backbone | inference | training step |",
-        "|---|---|---|",
+        f"| backbone | {' | '.join(tasks)} |",
+        f"|---|{'---|' * len(tasks)}",
     ]
     for name, row in result["results"].items():
         cells = [
             f"{row[k]['ratio_median']:.3f} ({row[k]['ratio_quartiles'][0]:.3f} to {row[k]['ratio_quartiles'][1]:.3f})"
-            for k in ("inference", "training step")
+            for k in tasks
         ]
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -205,6 +206,18 @@ def pool_cost(result: dict[str, Any]) -> str:
     )
 
 
+def costs(result: dict[str, Any]) -> str:
+    """Where the time goes."""
+    s, r = result["settings"], result["results"]
+    lines = [f"Where the time goes, {s['backbone']} at {s['size']} px, batches of {s['batch']}, torch:", ""]
+    for name in ("a pass", "a training step"):
+        parts = ", ".join(f"{group} {100 * share:.0f} %" for group, share in list(r[name].items())[:4])
+        lines.append(f"- {name}: {parts};")
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["a picture, milliseconds"].items())
+    lines.append(f"- a picture of 500 x 375 from JPEG to row, in milliseconds on one core: {stages}.")
+    return "\n".join(lines)
+
+
 def scaling(result: dict[str, Any]) -> str:
     """How cost grows."""
     s, m = result["settings"], result["machine"]
@@ -244,6 +257,67 @@ def serve_load(result: dict[str, Any]) -> str:
     )
 
 
+def predict_throughput(result: dict[str, Any]) -> str:
+    """From disk to rows, against the network."""
+    s, r = result["settings"], dict(result["results"])
+    memory = r.pop("peak memory in MB")
+    lines = [
+        f"`wildcat predict` over {s['count']:,} JPEGs on disk, {', '.join(s['backbones'])}, against its own network on "
+        f"random tensors, pictures a second ({s['rounds']} rounds in turn):",
+        "",
+        "| | predict | network | ratio (lowest to highest) |",
+        "|---|---|---|---|",
+    ]
+    for name, row in r.items():
+        rates = [f"{row['pictures a second'][k]['mean']:.1f}" for k in ("predict", "network")]
+        ratio = f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
+        lines.append(f"| {name} | {' | '.join(rates)} | {ratio} |")
+    peaks = ", ".join(f"{megabytes:.0f} MB for {name}" for name, megabytes in memory.items() if name != "ratio")
+    return "\n".join([*lines, "", f"Peak memory of the process with a tiny network: {peaks} ({memory['ratio']:.3f})."])
+
+
+def head_training(result: dict[str, Any]) -> str:
+    """From tags to a head, against a forward pass."""
+    s, r = result["settings"], result["results"]
+    count, seconds, ratio, stages = (r[k] for k in ("pictures", "seconds", "ratio", "profile"))
+    parts = ", ".join(f"{name} {taken:.1f}" for name, taken in stages.items())
+    return (
+        f"`wildcat train --tune head`, {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, {count['train']} "
+        f"training pictures and {count['val']} of val: {seconds['command']['mean']:.0f} s from typing the command to a "
+        f"trained model, {ratio['forward']['mean']:.2f} times a single forward pass of the backbone over the same "
+        f"pictures as tensors ({seconds['forward']['mean']:.0f} s; {ratio['folded']['mean']:.2f} times one with its "
+        f"normalisation folded, as features are computed). Seconds of the stages in one process: {parts}."
+    )
+
+
+def torchrun_train(result: dict[str, Any]) -> str:
+    """Several processes against one."""
+    lines = [
+        f"Training by several processes on the same {result['settings']['cores']} cores, under torchrun:",
+        "",
+        "| | processes | pictures a second | distance of the weights | of the metric on val |",
+        "|---|---|---|---|---|",
+    ]
+    for name, training in result["results"].items():
+        for size, row in training["processes"].items():
+            apart = row["difference"]
+            lines.append(
+                f"| {name} | {size} | {row['pictures_per_second']['mean']:.1f} | {apart['weights']:.1e} "
+                f"| {apart['val_metric']:.1e} |"
+            )
+    return "\n".join(lines)
+
+
+def ray_predict(result: dict[str, Any]) -> str:
+    """Ray against one process."""
+    s, r = result["settings"], result["results"]
+    rates = ", ".join(f"{way} {row['mean']:.1f}" for way, row in r["pictures a second"].items())
+    return (
+        f"`--engine ray` with {s['workers']} workers against one process on the same {s['cores']} cores, pictures a "
+        f"second: {rates}; ratio {r['ratio']:.2f}, {r['seconds to start']:.1f} s to start."
+    )
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "solar.json": solar,
     "pooling.json": pooling,
@@ -253,12 +327,22 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
     "scenes.json": scenes,
     "scenes-sizes.json": scenes,
     "head-cost.json": head_cost,
+    "head-cost-1000.json": head_cost,
     "engines.json": engines,
     "engine-accuracy.json": engine_accuracy,
     "spatial-pool.json": pool_cost,
     "scaling.json": scaling,
+    "costs.json": costs,
     "serve-load.json": serve_load,
+    "predict-throughput.json": predict_throughput,
+    "head-training.json": head_training,
+    "torchrun-train.json": torchrun_train,
+    "ray-predict.json": ray_predict,
 }
+
+
+HEADLINES = ("solar.json", "pooling.json", "masks.json", "engines.json")
+"""What the README shows; docs/results.md has everything."""
 
 
 def reproduced_table(path: Path, result: dict[str, Any]) -> str:
@@ -282,7 +366,7 @@ def rendered() -> dict[Path, str]:
         )
         page += [text, "", f"<sub>{name}, {results[name]['date']}; `{results[name]['command']}`; {versions}</sub>", ""]
     readme = ROOT / "README.md"
-    body = "\n\n".join(text for name, text in sections.items() if name in SECTIONS)
+    body = "\n\n".join(sections[name] for name in HEADLINES if name in sections)
     text = MARKS.sub(lambda found: f"{found[1]}{body}\n{found[2]}", readme.read_text("utf-8"))
     return {readme: text, ROOT / "docs" / "results.md": "\n".join(page)}
 

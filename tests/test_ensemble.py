@@ -191,7 +191,7 @@ def test_nothing_is_left_of_an_ensemble_that_fails(runs: list[Run], tmp_path: Pa
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wildcat.train.ensembles.shutil.copyfile", full)
+    monkeypatch.setattr("wildcat.train.runs.shutil.copyfile", full)
     with pytest.raises(RunError, match="No space left"):
         create_ensemble(tmp_path / "both", runs, "average")
     assert list(tmp_path.iterdir()) == []

@@ -431,6 +431,16 @@ def test_small_and_large_pictures_in_one_stream() -> None:
         np.testing.assert_allclose(one.class_maps, parts.predict(picture).class_maps, atol=1e-6)
 
 
+def test_prepared_pictures_are_predicted_like_any(predictor: Predictor) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), dtype=np.uint8)) for i in range(3)]
+    together = predictor.predict_prepared([predictor.prepare(picture) for picture in pictures])
+    for one, other in zip(together, predictor.predict(pictures), strict=True):
+        assert one.to_dict() == other.to_dict()
+        assert np.array_equal(one.modality_maps, other.modality_maps)  # type: ignore[arg-type]
+    assert predictor.predict_prepared([predictor.prepare(pictures[0])], modalities=False)[0].modality_maps is None
+
+
 def test_finer_maps_from_the_same_weights() -> None:
     plain, fine = load("imagenet-lite0", "cpu"), load("imagenet-lite0", "cpu", output_stride=16)
     cat = skimage.data.chelsea()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", 
 Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
-EngineName = Literal["torch", "onnx", "openvino"]
-EngineChoice = Literal["torch", "onnx", "openvino", "auto"]
+EngineName = Literal["torch", "compile", "onnx", "openvino"]
+EngineChoice = Literal["torch", "compile", "onnx", "openvino", "auto"]
 PartFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -125,7 +126,7 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training pictures."""
     batch_size: int = 16
-    """Pictures per step."""
+    """Pictures per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
@@ -144,6 +145,9 @@ class TrainConfig:
     """Weigh the loss so that rare classes count as much as common ones."""
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast)."""
+    sync_bn: bool = True
+    """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
+    (--no-sync-bn: each over its share, which is faster, for large ones)."""
 
     # --- machine -----------------------------------------------------------------------------------------------
     device: str = "auto"
@@ -152,6 +156,8 @@ class TrainConfig:
     """Processes that read pictures; 0: the training process itself; -1: as the machine suggests."""
     cache_pictures: float = 0.0
     """Gigabytes of disk for decoded pictures (--tune all): they are decoded once, not in every epoch; 0: none."""
+    save_minutes: float = 10.0
+    """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
@@ -171,9 +177,7 @@ class TrainConfig:
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
         check_residual(self.residual, self.temperature)
-        for name in ("num_maps", "attention_size", "image_size", "epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: give a whole number of at least 1.")
+        _check_amounts(self)
         if self.image_size < 32:
             raise ConfigError(
                 f"image_size={self.image_size}: backbones need at least 32 pixels.", "Customary sizes are 224 to 560."
@@ -190,6 +194,7 @@ class TrainConfig:
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
             ("crop_scale", "a part of the picture's area in (0, 1]", 0 < self.crop_scale <= 1),
             ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
+            ("save_minutes", "a number above 0, or inf", self.save_minutes > 0),
             ("seed", "a whole number from 0 to 2^63 - 1", 0 <= self.seed < 2**63),
         ):
             if not right:
@@ -215,6 +220,28 @@ def _check_head(config: TrainConfig) -> None:
             "tune=head with weights=none would train on the features of a random network.",
             "Give --weights imagenet, or --tune all.",
         )
+
+
+MOST = {
+    "num_maps": 1024,
+    "attention_size": 8192,
+    "image_size": 16_384,
+    "epochs": 10**6,
+    "batch_size": 10**6,
+    "accumulate": 10**6,
+    "workers": 1024,
+}
+"""What nobody means to exceed: a file that says more is damaged, or meant to take all memory."""
+
+
+def _check_amounts(config: TrainConfig) -> None:
+    """Refuse amounts below 1, but for workers, or beyond `MOST`."""
+    for name, most in MOST.items():
+        value = getattr(config, name)
+        if value < 1 and name != "workers":
+            raise ConfigError(f"{name}={value}: give a whole number of at least 1.")
+        if value > most:
+            raise ConfigError(f"{name}={reprlib.repr(value)}: give at most {most:,}.")
 
 
 def _check_choices(config: TrainConfig) -> None:
@@ -294,7 +321,7 @@ def from_dict(values: typing.Mapping[str, Any], source: str, base: TrainConfig |
     for name, value in values.items():
         if name not in hints:
             raise ConfigError(
-                f"{source}: there is no setting {name!r}.",
+                f"{source}: there is no setting {reprlib.repr(name)}.",
                 did_you_mean(str(name), hints) or f"Settings are: {', '.join(hints)}.",
             )
         clean[name] = _typed(name, value, hints[name], source)
@@ -314,7 +341,7 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
                 return None
         elif type(value) is option:
             return value
-        elif option is float and type(value) is int and int not in options:
+        elif option is float and type(value) is int and int not in options and abs(value) < 2**63:
             return float(value)
     wanted = " or ".join(
         ", ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else getattr(o, "__name__", str(o))
@@ -322,7 +349,7 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
     )
     # YAML 1.1 takes 1e-4 without a point, and inf without one, for text
     remedy = f"Write it as {_yaml_number(float(value))}." if float in options and _is_number(value) else ""
-    raise ConfigError(f"{source}: {name}={value!r} should be {wanted.replace('NoneType', 'null')}.", remedy)
+    raise ConfigError(f"{source}: {name}={reprlib.repr(value)} should be {wanted.replace('NoneType', 'null')}.", remedy)
 
 
 def _is_number(text: Any) -> bool:
@@ -427,6 +454,8 @@ def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not YAML: it is not a text file.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     return _parse(text, str(path), base)
 
 
@@ -456,9 +485,13 @@ def load_recipe(name: str) -> TrainConfig:
 
 def _parse(text: str, source: str, base: TrainConfig | None = None) -> TrainConfig:
     try:
+        if any(isinstance(token, yaml.AliasToken | yaml.TagToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{source} uses aliases or tags of YAML.", "Settings are plain 'name: value' lines.")
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {str(error).splitlines()[0]}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers that are none are ValueErrors
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{source} is not YAML: {(str(error).splitlines() or ['too deep'])[0][:200]}.") from error
     if values is None:
         values = {}
     if not isinstance(values, dict):

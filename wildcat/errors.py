@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class WildcatError(Exception):
@@ -16,6 +18,16 @@ class WildcatError(Exception):
         super().__init__(f"{message}\n{hint}" if hint else message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes; some are made of other things than a message and a hint."""
+        return _remade, (type(self), self.message, self.hint)
+
+
+def _remade(kind: type[WildcatError], message: str, hint: str) -> WildcatError:
+    error = kind.__new__(kind)
+    WildcatError.__init__(error, message, hint)
+    return error
 
 
 class ConfigError(WildcatError, ValueError):
@@ -54,6 +66,38 @@ class MissingExtra(WildcatError, ImportError):
             f"{package} is needed here and is not installed.",
             f"Type: pip install 'wildcat-vision[{extra}]'",
         )
+
+
+class OutOfMemory(WildcatError):
+    """The machine, or its GPU, has no memory left for what was asked."""
+
+
+_SHORTAGES = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "shared memory",
+    "DataLoader worker",
+)
+"""What torch says where memory ends: a RuntimeError, or a reading process that the system has killed."""
+
+
+def out_of_memory(error: BaseException) -> OutOfMemory | None:
+    """The sentence for an error that means that memory has run out; None for any other.
+
+    >>> out_of_memory(MemoryError()).message
+    'there is not enough memory.'
+    """
+    said = (str(error).splitlines() or [""])[0]
+    short = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    short = short or (isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES))
+    if not short and not isinstance(error, MemoryError):
+        return None
+    return OutOfMemory(
+        f"there is not enough memory{f' ({said[:200].rstrip(chr(46))})' if said else ''}.",
+        "Close other programs, or do less at once: a smaller --batch-size, fewer --workers.",
+    )
 
 
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:

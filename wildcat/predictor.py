@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
-from wildcat.data.pictures import Picture, StoredPicture, name_of, open_reduced
+from wildcat.data.pictures import Picture, name_of, open_reduced
 from wildcat.data.sample import Task
+from wildcat.data.stored import StoredPicture
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import Engine, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
@@ -51,12 +52,12 @@ class ReadPicture(NamedTuple):
     size: tuple[int, int]
     inputs: list[Tensor]
 
-    def original(self) -> Image.Image | Path | Callable[[], Image.Image]:
-        """The picture as it is stored, or how to come by it: a prediction that is never drawn holds no pixels."""
+    def original(self) -> Image.Image | Path | StoredPicture:
+        """The picture as it is stored, or where: a prediction that is never drawn holds no pixels."""
         if isinstance(self.given, (str, Path)):
             return Path(self.given)
         if isinstance(self.given, StoredPicture) and self.image.size != self.size:
-            return self.given.read
+            return self.given
         return self.image
 
 
@@ -249,16 +250,34 @@ class Predictor:
                 error is raised.
         """
         for read in self._read_ahead(pictures, 1 if self.tile else batch_size, on_error):
-            if read[0].inputs:
-                outputs = self.run(self._stacked([one.inputs for one in read]), modalities)
-            else:
-                outputs = self._run_tiles(read[0].image, batch_size, modalities)
-            yield from self._predictions(read, outputs)
+            yield from self.predict_prepared(read, modalities, batch_size)
 
     def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
         """The networks' outputs alone, batch by batch in the order of `pictures`; see `stream`."""
         for read in self._read_ahead(pictures, batch_size, None):
             yield self.run(self._stacked([one.inputs for one in read]), modalities=False)
+
+    def prepare(self, picture: Picture) -> ReadPicture:
+        """A picture, read and made what the networks see, for `predict_prepared`; any thread may do it.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        image, size = open_reduced(picture, self._spare)
+        return ReadPicture(picture, image, size, [] if self._tiled(size) else self._inputs(image))
+
+    def predict_prepared(
+        self, read: Sequence[ReadPicture], modalities: bool = True, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """The predictions of pictures that `prepare` has read, in one pass; several threads may call it at once.
+
+        Pictures that are tiled go through the network one by one, `batch_size` tiles at a time.
+        """
+        if all(one.inputs for one in read):
+            return self._predictions(read, self.run(self._stacked([one.inputs for one in read]), modalities))
+        if len(read) > 1:
+            return [self.predict_prepared([one], modalities, batch_size)[0] for one in read]
+        return self._predictions(read, self._run_tiles(read[0].image, batch_size, modalities))
 
     def _read_ahead(
         self,
@@ -272,7 +291,7 @@ class Predictor:
             pending: list[tuple[Picture, Future[ReadPicture]]] = []
             while True:
                 for picture in itertools.islice(source, 2 * batch_size - len(pending)):
-                    pending.append((picture, pool.submit(self._read, picture)))
+                    pending.append((picture, pool.submit(self.prepare, picture)))
                 if not pending:
                     return
                 batch, pending = pending[:batch_size], pending[batch_size:]
@@ -286,10 +305,6 @@ class Predictor:
                         on_error(picture, error)
                 if read:
                     yield read
-
-    def _read(self, picture: Picture) -> ReadPicture:
-        image, size = open_reduced(picture, self._spare)
-        return ReadPicture(picture, image, size, [] if self._tiled(size) else self._inputs(image))
 
     def _tiled(self, size: tuple[int, int]) -> bool:
         return self.tile is not None and max(size) > self.tile
@@ -341,7 +356,7 @@ class Predictor:
             member_scores=together(np.concatenate(member_scores), axis=0, keepdims=True),
         )
 
-    def _predictions(self, read: list[ReadPicture], outputs: Outputs) -> list[Prediction]:
+    def _predictions(self, read: Sequence[ReadPicture], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
                 image=name_of(one.given),
@@ -448,9 +463,9 @@ def load(
             Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
         tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
             small things in large photographs. None: every picture is looked at whole.
-        engine: what computes the networks' features: "torch", "onnx" or "openvino", or "auto", the one that
+        engine: what computes the networks' features: "torch", "compile", "onnx" or "openvino", or "auto", what
             `wildcat bench --pick` found fastest here.
-        precision: "fp32", "bf16" (torch, openvino) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
+        precision: "fp32", "bf16" (all but onnx) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,
             at the cost of rounding. Maps and scores are made of the features in float32.
         calibrated: draw masks as `wildcat calibrate` fitted them, where it did; otherwise at the default settings.
 

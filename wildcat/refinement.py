@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS, RefineConfig
 from wildcat.data.cache import cache_folder
-from wildcat.data.images import read_image
 from wildcat.data.loader import batch_indices, epoch_order, suggested_workers
 from wildcat.data.sample import PRESENT, DataSet, Sample
+from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.errors import ConfigError, DataError, TrainingError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
@@ -264,9 +264,9 @@ def unflattened(vectors: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list
     return [part.reshape(len(part), h, w, d).permute(0, 3, 1, 2) for part, (d, h, w) in zip(parts, shapes, strict=True)]
 
 
-def small_picture(path: Path) -> NDArray[np.uint8]:
+def small_picture(picture: Path | StoredPicture) -> NDArray[np.uint8]:
     """(H, W, 3) of a picture, shrunk to `MASK_PIXELS` where it has more."""
-    image = read_image(path)
+    image = read_picture(picture)
     scale = min(1.0, math.sqrt(MASK_PIXELS / (image.width * image.height)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return np.asarray(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)

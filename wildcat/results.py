@@ -6,7 +6,7 @@ import io
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from wildcat.data.images import read_image
 from wildcat.data.sample import Task
+from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
@@ -57,7 +57,7 @@ class Prediction:
         class_scores: (C,) raw scores (logits).
         class_maps: (C, h, w) raw class maps, the whole picture on an h x w grid.
         modality_maps: (C, M, h, w) raw modality maps, or None where they were not asked for.
-        picture: the RGB picture; or its path, or a function that gives it, read when needed.
+        picture: the RGB picture, or where it is, read when needed.
         calibration: how masks are drawn where nothing else is said, fitted by `wildcat calibrate`; or None.
     """
 
@@ -69,7 +69,7 @@ class Prediction:
     class_scores: NDArray[np.float32]
     class_maps: NDArray[np.float32]
     modality_maps: NDArray[np.float32] | None
-    picture: Image.Image | Path | Callable[[], Image.Image]
+    picture: Image.Image | Path | StoredPicture
     calibration: Calibration | None = None
 
     @cached_property
@@ -188,9 +188,7 @@ class Prediction:
 
     def load_picture(self) -> Image.Image:
         """The original picture in RGB."""
-        if isinstance(self.picture, Image.Image):
-            return self.picture
-        return read_image(self.picture) if isinstance(self.picture, Path) else self.picture()
+        return self.picture if isinstance(self.picture, Image.Image) else read_picture(self.picture)
 
     @property
     def drawn_size(self) -> tuple[int, int]:
@@ -328,19 +326,25 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     >>> file_names(["a/b", "a_b"])
     {'a/b': 'a_b', 'a_b': 'a_b-2'}
     """
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     made = {}
     for name in names:
         made[name] = free_name(file_name(name), taken)
     return made
 
 
-def free_name(base: str, taken: set[str]) -> str:
-    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on."""
-    candidate, number = base, 2
+def free_name(base: str, taken: dict[str, int]) -> str:
+    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on.
+
+    Args:
+        taken: names and the last number of each, so that the millionth `frame` is found as soon as the second.
+    """
+    candidate, number = base, taken.get(base.casefold(), 1)
     while candidate.casefold() in taken:
-        candidate, number = f"{base}-{number}", number + 1
-    taken.add(candidate.casefold())
+        number += 1
+        candidate = f"{base}-{number}"
+    taken[base.casefold()] = number
+    taken.setdefault(candidate.casefold(), 1)
     return candidate
 
 

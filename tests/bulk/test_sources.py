@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.bulk.conftest import png, shard
-from wildcat.bulk import places, sources
-from wildcat.bulk.sources import Listed, expand_braces, find_sources, hold_pictures, list_pictures
+from wildcat.bulk.sources import find_sources, hold_pictures, list_pictures
+from wildcat.data import places, stored
+from wildcat.data.places import expand_braces
+from wildcat.data.stored import Listed
 from wildcat.errors import ConfigError, DataError, ImageError
 
 fsspec = pytest.importorskip("fsspec")
@@ -156,7 +158,7 @@ def test_links_devices_and_giants_are_refused_unread(tmp_path: Path, monkeypatch
         members[name] = tarfile.TarInfo(name)
         members[name].type, members[name].linkname = kind, str(secret)
     shard(tmp_path / "s.tar", members)
-    monkeypatch.setattr(sources, "MAX_BYTES", len(png(1)))
+    monkeypatch.setattr(stored, "MAX_BYTES", len(png(1)))
     said = {}
     for one in listed(tmp_path / "s.tar"):
         try:

@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wildcat.data.transforms import Preprocess
-from wildcat.engines import PRECISIONS, calibrate_int8, open_engine, read_pick, runtimes, store, threads, write_pick
+from wildcat.engines import (
+    PRECISIONS,
+    calibrate_int8,
+    eager,
+    open_engine,
+    read_pick,
+    runtimes,
+    store,
+    threads,
+    write_pick,
+)
 from wildcat.engines.eager import fold, open_torch
 from wildcat.errors import ConfigError, EngineError, MissingExtra
 from wildcat.nn.backbones import Backbone
@@ -26,7 +36,9 @@ from wildcat.predictor import Member, Predictor
 
 SIZE = 64
 CPU = torch.device("cpu")
-GRAPHS = [(name, precision) for name, all_of in PRECISIONS.items() for precision in all_of if name != "torch"]
+GRAPHS = [
+    (name, precision) for name, all_of in PRECISIONS.items() for precision in all_of if name not in ("torch", "compile")
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,7 +78,7 @@ def model() -> Any:
 # --- the same numbers -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", [name for name in PRECISIONS if name != "compile"])
 def test_an_engine_gives_the_networks_features_for_any_batch(name: Any, model: Any) -> None:
     engine = open_engine(name, "fp32", model.backbone, SIZE, CPU)
     for count in (1, 3):
@@ -87,6 +99,24 @@ def test_coarser_precisions_are_near_and_not_the_same(name: Any, precision: Any,
         assert 1e-3 < error < 0.1
     else:  # processors without bfloat16 may compute in float32
         assert error < 0.03
+
+
+def test_torch_compile_takes_any_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "COMPILER", "aot_eager")  # what inductor is given, without the minutes it takes
+    engine = open_engine("compile", "fp32", model.backbone, SIZE, CPU)
+    for count in (2, 1, 5):
+        with torch.inference_mode():
+            expected = model.features(pictures(count))
+        torch.testing.assert_close(engine.features(pictures(count)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_compiler_that_fails_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no g++ here\nand a long trace")
+
+    monkeypatch.setattr(eager, "COMPILER", broken)
+    with pytest.raises(EngineError, match=r"cannot compile test_resnet.* here: .*no g\+\+ here.*\.\n.*C\+\+ compiler"):
+        open_engine("compile", "fp32", model.backbone, SIZE, CPU)
 
 
 @pytest.mark.parametrize("settings", [{"pooling": "attention"}, {"architecture": "b"}, {"architecture": "c"}])

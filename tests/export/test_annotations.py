@@ -492,7 +492,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest
         writer.add(prediction(), "a.png")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(RunError, match="No space left"):
         write(tmp_path / "out", kind, [prediction()])
     assert list(tmp_path.iterdir()) == []

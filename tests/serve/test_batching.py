@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -61,6 +62,18 @@ def test_what_comes_while_the_network_is_busy_shares_the_next_passes() -> None:
     assert [f.result(SOON) for f in (first, *rest)] == list(range(8))
     assert gate.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
     batcher.close()
+
+
+def test_several_workers_answer_batches_at_the_same_time() -> None:
+    gate = Gate()
+    batcher: Batcher[int, int] = Batcher(gate, batch_size=2, workers=2)
+    futures = [batcher.submit(i) for i in range(8)]
+    wait_until(lambda: len(gate.batches) == 2)  # while the gate is shut
+    assert not any(f.done() for f in futures) and batcher.alive
+    gate.open.set()
+    assert [f.result(SOON) for f in futures] == list(range(8))
+    batcher.close()
+    assert not any(worker.is_alive() for worker in batcher.workers)
 
 
 def test_one_bad_item_does_not_spoil_its_batch() -> None:
@@ -239,6 +252,46 @@ def test_an_unforeseen_failure_is_an_answer_without_its_secrets(connect: Connect
             assert set(answer.json()) == {"detail", "hint"}
             assert "division" not in answer.text
             batcher.answer = good
+            assert (await send(client)).status_code == 200
+
+    asyncio.run(fail())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_no_memory_for_a_picture_is_said_and_the_next_is_answered(connect: Connect, error: Exception) -> None:
+    def none_left(_: object) -> list[Any]:
+        raise error
+
+    async def fail() -> None:
+        async with connect() as client:
+            batcher = client.app.state.service.batcher  # type: ignore[attr-defined]
+            good, batcher.answer = batcher.answer, none_left
+            answer = await send(client)
+            assert answer.status_code == 503 and answer.headers["retry-after"] == "5"
+            assert "not enough memory" in answer.json()["detail"] and answer.json()["hint"]
+            batcher.answer = good
+            assert (await send(client)).status_code == 200
+
+    asyncio.run(fail())
+
+
+def test_no_disk_for_an_upload_or_an_answer_is_the_services_fault(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def fail() -> None:
+        async with connect() as client:
+            with monkeypatch.context() as patch:
+                patch.setattr("starlette.formparsers.SpooledTemporaryFile", full)
+                answer = await send(client)
+            assert answer.status_code == 503 and "disk" in answer.json()["detail"]
+            with monkeypatch.context() as patch:
+                patch.setattr("pathlib.Path.replace", full)
+                files = {"picture": ("a.png", encoded(picture()))}
+                answer = await client.post("/annotations?format=voc", files=files)
+            assert answer.status_code == 503 and "disk" in answer.json()["detail"]
             assert (await send(client)).status_code == 200
 
     asyncio.run(fail())

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
+import pickle
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.train.processes import run_processes
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, DataError, MissingExtra
 from wildcat.evaluation import Tally, measure, report
 from wildcat.predictor import Predictor, load
-from wildcat.train.distributed import gather, process_group, rank, share_of, world_size
+from wildcat.train.distributed import check_device, gather, process_group, rank, share_of, world_size
 from wildcat.train.loop import train
 from wildcat.train.runs import create_run
 
@@ -42,19 +44,20 @@ def test_alone_a_process_has_everything() -> None:
     assert (rank(), world_size(), list(share_of(3)), gather("x")) == (0, 1, [0, 1, 2], ["x"])
 
 
-def test_two_processes_say_what_one_says(
-    run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def said(arguments: list[str]) -> tuple[int, str]:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        return main(arguments), out.getvalue()
+
+
+def test_two_processes_say_what_one_says(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     """13 pictures do not divide by 2: the tail is neither dropped nor counted twice."""
     command = ["evaluate", str(run), str(shapes.root), "--json", "--device", "cpu"]
-    assert main(command) == 0
-    alone = json.loads(capsys.readouterr().out)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wildcat"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *command], capture_output=True, text=True, env=environment, check=True, cwd=tmp_path)
-    assert done.stdout.count("\n") == 1, "one process speaks"
-    assert json.loads(done.stdout) == alone
-    assert {"classification", "pointing", "segmentation"} <= alone.keys()
+    code, alone = said(command)
+    first, second = run_processes(2, tmp_path, said, command, joined=False)
+    assert (code, first[0], second) == (0, 0, (0, ""))
+    assert json.loads(first[1]) == json.loads(alone)
+    assert {"classification", "pointing", "segmentation"} <= json.loads(alone).keys()
 
 
 @settings(max_examples=20, deadline=None)
@@ -96,3 +99,31 @@ def test_a_group_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="torchrun"), process_group():
         pass
+
+
+def test_restarts_on_several_machines_need_a_store_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS")
+    for name, value in zip((*names, "TORCHELASTIC_USE_AGENT_STORE"), ("4", "2", "3", "True"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="hang at the first restart") as caught, process_group():
+        pass
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caught.value.hint
+
+
+def test_processes_need_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wildcat.train.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("wildcat.train.distributed.local_size", lambda: 2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    check_device(torch.device("cpu"))
+    for name in ("cuda", "cuda:0", "mps"):
+        with pytest.raises(ConfigError, match=f"device={name}: 2 processes of this machine"):
+            check_device(torch.device(name))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_device(torch.device("cuda"))
+
+
+def test_errors_travel_between_processes() -> None:
+    for error in (ConfigError("a", "b"), MissingExtra("ray", "ray"), DataError("only this")):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
+        assert (again.message, again.hint) == (error.message, error.hint)

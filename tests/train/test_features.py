@@ -277,3 +277,20 @@ def test_a_cache_that_cannot_be_written(backbone: Backbone, samples: list[Sample
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file.* cannot be written"):
         cached_features(backbone, samples, PREPROCESS, "none", tmp_path / "file" / "features")
+
+
+def test_what_killed_trainings_left_goes_and_what_others_are_writing_stays(
+    computed: Callable[..., tuple[Features, int]], samples: list[Sample], tmp_path: Path
+) -> None:
+    computed(samples, tmp_path / "cache")
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    sound = set(folder.iterdir())
+    left = [folder / name for name in ("shard-a.part", "shard-b.f16", ".shard-c.json.abcdefgh.part")]
+    for path in left:
+        path.touch()
+    assert computed(samples, tmp_path / "cache")[1] == 0
+    assert set(folder.iterdir()) == sound | set(left)
+    for path in (*left, *sound):
+        os.utime(path, (1, 1))
+    assert computed(samples, tmp_path / "cache")[1] == 0
+    assert set(folder.iterdir()) == sound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,8 +30,10 @@ from wildcat.train.runs import (
     load_weights,
     next_free,
     open_run,
+    remove_leftovers,
     save_state,
     save_weights,
+    tidy_run,
     write_bytes,
     write_history,
     write_json,
@@ -261,3 +264,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_load_weights_of_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="damaged or half-written"):
         load_weights(model_from_config(CONFIGURATION, 5), tmp_path / "none.safetensors")
+
+
+def test_what_killed_commands_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    old = [tmp_path / ".out.abcdefgh.part", tmp_path / ".out.12345678.part"]
+    young, others = tmp_path / ".out.zzzzzzzz.part", [tmp_path / ".out.d", tmp_path / "out", tmp_path / ".outer.part"]
+    old[0].mkdir()
+    for path in (old[0] / "half", old[1], young, *others):
+        path.touch()
+    for path in (*old, *others):
+        os.utime(path, (1, 1))
+    remove_leftovers(tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == sorted([young, *others])
+    remove_leftovers(tmp_path / "out", seconds=0)
+    assert sorted(tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_run_killed_while_it_was_made_is_begun_again_and_a_users_file_stays(tmp_path: Path) -> None:
+    for name in (CONFIG, f".{MANIFEST}.abcdefgh.part"):
+        (tmp_path / name).touch()
+    tidy_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    for name in (CONFIG, "thesis.txt"):
+        (tmp_path / name).touch()
+    tidy_run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, "thesis.txt"}
+    tidy_run(tmp_path / "nowhere")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from wildcat.bench.record import machine
 from wildcat.bench.timing import speedups, time_in_turn
 from wildcat.config import EngineName, Precision
-from wildcat.data.images import read_image
+from wildcat.data.pictures import Picture, open_picture
 from wildcat.engines import PRECISIONS, calibrate_int8, write_pick
 from wildcat.engines.graph import probe
 from wildcat.errors import ConfigError, EngineError, MissingExtra
@@ -32,9 +31,10 @@ COMPARED = 64
 
 def bench_engines(
     predictor: Predictor,
-    pictures: Sequence[Path] = (),
+    pictures: Sequence[Picture] = (),
     rounds: int = 10,
     batch_size: int = 8,
+    compiled: bool = False,
     progress: Callable[[str], object] = lambda what: None,
 ) -> dict[str, Any]:
     """Time every engine that runs here, in turn, on one batch, and compare what it says with torch in float32.
@@ -42,6 +42,7 @@ def bench_engines(
     Args:
         pictures: of the kind to come: int8 graphs are made with them (and kept, for `--precision int8`), and scores
             compared on them. Without any, only times are taken, of random pictures.
+        compiled: time torch.compile too, which takes minutes to be ready.
         progress: called with what is done next.
 
     Returns:
@@ -60,6 +61,8 @@ def bench_engines(
     left_out: dict[str, str] = {}
     ready = {REFERENCE: _with_engine(predictor, "torch", "fp32")}
     for name, precision in ((n, p) for n, all_of in PRECISIONS.items() for p in all_of):
+        if name == "compile" and not compiled:
+            continue
         label = f"{name} {precision}"
         progress(f"preparing {label}")
         try:
@@ -156,7 +159,7 @@ def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -
     return other
 
 
-def calibrate(predictor: Predictor, pictures: Sequence[Path], batch_size: int = 8) -> int:
+def calibrate(predictor: Predictor, pictures: Sequence[Picture], batch_size: int = 8) -> int:
     """Make int8 graphs for every member with at most 200 of the pictures, spread over them; returns how many.
 
     Raises:
@@ -169,23 +172,23 @@ def calibrate(predictor: Predictor, pictures: Sequence[Path], batch_size: int = 
         def batches(member: Member = member) -> Iterator[Tensor]:
             for start in range(0, len(chosen), batch_size):
                 paths = chosen[start : start + batch_size]
-                yield torch.stack([member.preprocess(read_image(path)) for path in paths])
+                yield torch.stack([member.preprocess(open_picture(path)) for path in paths])
 
         calibrate_int8(member.model.backbone, member.preprocess.size, batches())
     return len(chosen)
 
 
-def _evenly(pictures: Sequence[Path], most: int) -> list[Path]:
+def _evenly(pictures: Sequence[Picture], most: int) -> list[Picture]:
     """At most `most` of the pictures, spread over all of them: a list often goes class by class."""
     count = min(most, len(pictures))
     return [pictures[i * len(pictures) // count] for i in range(count)]
 
 
-def _batch(members: Sequence[Member], paths: Sequence[Path], batch_size: int) -> list[Tensor]:
+def _batch(members: Sequence[Member], paths: Sequence[Picture], batch_size: int) -> list[Tensor]:
     """One batch for each member: of the pictures, again from the first where they are fewer, or random ones."""
     if not paths:
         return [probe(member.preprocess.size, batch_size) for member in members]
-    read = [read_image(paths[i % len(paths)]) for i in range(batch_size)]
+    read = [open_picture(paths[i % len(paths)]) for i in range(batch_size)]
     return [torch.stack([member.preprocess(image) for image in read]) for member in members]
 
 
@@ -193,7 +196,7 @@ def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Callable[[], obje
     return lambda: predictor.run(images, modalities=False)
 
 
-def _outputs(predictor: Predictor, paths: Sequence[Path], batch_size: int) -> list[Outputs]:
+def _outputs(predictor: Predictor, paths: Sequence[Picture], batch_size: int) -> list[Outputs]:
     return list(predictor.stream_outputs(paths, batch_size))
 
 

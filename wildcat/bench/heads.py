@@ -16,8 +16,8 @@ from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
-from wildcat.data.images import read_image
 from wildcat.data.sample import DataSet, Sample, label_matrix
+from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.ensemble import fit_combination
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.predictor import Outputs, Predictor, load
@@ -129,6 +129,6 @@ def _prediction(
 
 
 @cache
-def picture_size(path: Path) -> tuple[int, int]:
+def picture_size(picture: Path | StoredPicture) -> tuple[int, int]:
     """(width, height) of the picture as a person sees it."""
-    return read_image(path).size
+    return read_picture(picture).size

@@ -24,7 +24,16 @@ from typing import Any
 from wildcat.config import PartFormat
 from wildcat.errors import MissingExtra, RunError
 from wildcat.results import SCHEMA
-from wildcat.train.runs import RESTORE, next_free, refuse_existing, versions, write_bytes, write_json, writing
+from wildcat.train.runs import (
+    RESTORE,
+    next_free,
+    read_json,
+    refuse_existing,
+    versions,
+    write_bytes,
+    write_json,
+    writing,
+)
 
 MANIFEST, DONE, SUMMARY = "manifest.json", "done.jsonl", "summary.json"
 
@@ -176,7 +185,8 @@ class PartFolder:
         totals = Totals()
         for number in range(parts):
             totals.add(self.done[number])
-        grown = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("rows") != totals.rows
+        before = read_json(path, "Delete it and go on with --resume.") if path.is_file() else None
+        grown = isinstance(before, dict) and before.get("rows") != totals.rows
         if grown or len(self.done) > parts:
             raise RunError(
                 f"{self.folder} was begun with other pictures: the sources have {totals.rows} now.",
@@ -187,10 +197,9 @@ class PartFolder:
 
     def _agree(self) -> None:
         path = self.folder / MANIFEST
-        try:
-            old = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise RunError(f"{path} is damaged: {error}.", RESTORE) from error
+        old = read_json(path, RESTORE)
+        if not isinstance(old, dict):
+            raise RunError(f"{path} is damaged: it holds no settings.", RESTORE)
         if changed := [name for name, value in self.plan.items() if old.get(name) != value]:
             first = changed[0]
             raise RunError(
@@ -210,7 +219,9 @@ class PartFolder:
             write_bytes(path, whole)
         try:
             found = [Done(**json.loads(line)) for line in whole.splitlines()]
-        except (ValueError, TypeError) as error:
+            if any(type(done.part) is not int or type(done.rows) is not int for done in found):
+                raise ValueError("a number is none")
+        except (ValueError, TypeError, RecursionError) as error:
             raise RunError(
                 f"{path} is damaged: {error}.", f"Delete it and go on with --resume: {self.folder} is made again."
             ) from error

@@ -8,87 +8,18 @@ from __future__ import annotations
 
 import glob
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from wildcat.bulk import shards, tables
-from wildcat.bulk.places import (
-    is_address,
-    kind_of,
-    last_part,
-    matches,
-    place_of,
-    read_bytes,
-    size_of,
-    suffix_of,
-    walk,
-)
-from wildcat.data.images import IMAGE_SUFFIXES, Reduced, Spare, as_stored, decode_reduced, read_reduced
-from wildcat.data.pictures import StoredPicture
+from wildcat.bulk import tables
+from wildcat.data import shards
+from wildcat.data.images import IMAGE_SUFFIXES, Reduced, Spare, as_stored, decode_reduced
+from wildcat.data.places import expand_braces, is_address, kind_of, last_part, matches, place_of, suffix_of, walk
+from wildcat.data.stored import Listed, StoredPicture, check_size
 from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
-
-MAX_BYTES = 1 << 28
-"""Of one picture's file: 256 MB. What is larger is refused unread."""
-
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_MAX_PLACES = 10_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Listed(StoredPicture):
-    """A picture of a source, not read yet.
-
-    Attributes:
-        place: the file it lies in.
-        inside: what names it there: a member of a shard, or the number of a table's row; empty: the file itself.
-        start, size: where its bytes lie in the file; size -1: they are found by `inside`, or are the whole file.
-        fault: why it will not be read; empty: it will.
-    """
-
-    place: str
-    inside: str = ""
-    start: int = 0
-    size: int = -1
-    fault: str = ""
-
-    @property
-    def name(self) -> str:
-        """`place`, or `place#inside`."""
-        return f"{self.place}#{self.inside}" if self.inside else self.place
-
-    def read(self) -> Image.Image:
-        """The picture in RGB.
-
-        Raises:
-            ImageError: it is refused, gone or broken.
-            DataError: what holds it is gone as well.
-        """
-        return self.read_reduced(as_stored)[0]
-
-    def read_reduced(self, spare: Spare) -> Reduced:
-        """As `read`, perhaps smaller.
-
-        Raises:
-            ImageError, DataError: as `read`.
-        """
-        if self.fault:
-            raise ImageError(f"{self.name} {self.fault}.", "It is left out; give the picture itself instead.")
-        if not self.inside and not is_address(self.place):
-            try:
-                return read_reduced(self.place, spare)
-            except ImageError:
-                folder = Path(self.place).parent
-                if not folder.is_dir():
-                    raise DataError(f"{folder} has vanished.", "Bring it back, then go on with --resume.") from None
-                raise
-        size = size_of(self.place) if self.size < 0 else self.size
-        check_size(self.name, size)
-        return decode_reduced(read_bytes(self.place, self.start, size), self.name, spare)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +53,6 @@ class Held(StoredPicture):
             raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its picture into the table.")
         check_size(self.name, len(self.content))
         return decode_reduced(self.content, self.name, spare)
-
-
-def check_size(name: str, size: int) -> None:
-    """Refuse the bytes of a picture before they are read.
-
-    Raises:
-        ImageError: more than `MAX_BYTES`.
-    """
-    if size > MAX_BYTES:
-        raise ImageError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read.", "Save it smaller.")
 
 
 @dataclass(frozen=True)
@@ -189,29 +110,6 @@ def _kind_of_file(place: str) -> str:
             "Unpack it to a plain .tar; pictures are compressed already.",
         )
     return {".tar": "shard", ".parquet": "table", ".pq": "table"}.get(suffix_of(place), "picture")
-
-
-def expand_braces(text: str) -> list[str]:
-    """The texts that `{000..009}` and `{a,b}` stand for; a path that exists as it is written stays.
-
-    >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}/x")
-    (['s-08.tar', 's-09.tar', 's-10.tar'], ['a/x', 'b/x'])
-    """
-    braces = _BRACES.search(text)
-    if braces is None or (not is_address(text) and Path(text).exists()):
-        return [text]
-    inside, made = braces[1], []
-    if span := _RANGE.fullmatch(inside):
-        first, last = int(span[1]), int(span[2])
-        if abs(last - first) >= _MAX_PLACES:
-            raise ConfigError(f"{text} stands for {abs(last - first) + 1:,} files.", "Name a smaller range, or a glob.")
-        width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
-        made = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
-    elif "," in inside:
-        made = inside.split(",")
-    else:
-        return [text]
-    return [whole for part in made for whole in expand_braces(text[: braces.start()] + part + text[braces.end() :])]
 
 
 def list_pictures(sources: Iterable[Source], column: str | None = None) -> Iterator[Listed]:

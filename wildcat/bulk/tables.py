@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from wildcat.bulk.places import open_place
+from wildcat.data.places import open_place
 from wildcat.errors import DataError, MissingExtra, did_you_mean
 
 CHUNK = 16

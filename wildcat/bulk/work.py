@@ -13,7 +13,7 @@ from wildcat.bulk.parts import NAMED, Done, Part, PartFolder, Totals, part_path,
 from wildcat.bulk.sources import hold_pictures
 from wildcat.config import PartFormat
 from wildcat.data.images import Reduced, Spare
-from wildcat.data.pictures import StoredPicture
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ImageError
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.train.runs import write_bytes

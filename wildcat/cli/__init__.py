@@ -28,14 +28,14 @@ from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
 from wildcat.cli.options import Command
 from wildcat.cli.predict import Predict, run_predict
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.process import first_speaks, keep_freed_memory
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
-from wildcat.errors import ConfigError, WildcatError, did_you_mean
+from wildcat.errors import ConfigError, WildcatError, did_you_mean, out_of_memory
 
 COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
     "train": (Train, run_train),
@@ -63,24 +63,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
     keep_freed_memory()
+    with first_speaks():
+        return run_command(arguments, debug)
+
+
+def run_command(arguments: list[str], debug: bool) -> int:
+    """Run a command and turn what users can mend into a sentence; returns the exit code."""
     try:
         command = parse(arguments)
         code = next(run for kind, run in COMMANDS.values() if isinstance(command, kind))(command)
         sys.stdout.flush()
         return code
-    except WildcatError as error:
-        if debug:
-            raise
-        print(f"wildcat: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("wildcat: interrupted.", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
         return 1
+    except Exception as error:
+        told = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if debug or told is None:
+            raise
+        print(f"wildcat: {told.message}", file=sys.stderr)
+        if told.hint:
+            print(f"  {told.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
+        return 2 if isinstance(told, ConfigError) else 1
 
 
 def parse(arguments: list[str]) -> Any:

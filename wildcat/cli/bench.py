@@ -31,6 +31,8 @@ class Bench(DataCommand):
     """Times each engine is timed, in turn with the others."""
     batch_size: int = 8
     """Pictures that go through the network together."""
+    compile: bool = False
+    """Time torch.compile too; compiling takes minutes, and a C++ compiler."""
     pick: bool = False
     """Keep the fastest engine within --tolerance: --engine auto takes it from then on."""
     tolerance: float = 0.1
@@ -63,6 +65,7 @@ def run_bench(command: Bench) -> int:
         [path for path, _ in found],
         command.rounds,
         command.batch_size,
+        command.compile,
         lambda what: print(what, file=sys.stderr, flush=True),
     )
     if command.pick:

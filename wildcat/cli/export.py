@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.options import DataCommand, ModelCommand, Options, load_model
-from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 
@@ -77,11 +77,12 @@ def export_annotations(command: Export) -> int:
     data = DataCommand(format=command.data_format, data_option=command.data_option)
     pictures = find_pictures(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
-    names = dict(pictures)
+    names = {str(picture): name for picture, name in pictures}
     written, regions, skipped = 0, 0, 0
 
-    def skip(_: object, error: WildcatError) -> None:
+    def skip(picture: object, error: WildcatError) -> None:
         nonlocal skipped
+        refuse_vanished(picture)
         skipped += 1
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)
@@ -100,7 +101,7 @@ def export_annotations(command: Export) -> int:
         bar = stack.enter_context(progress_bar(len(pictures), "exporting"))
         paths = [path for path, _ in pictures]
         for prediction in predictor.stream(paths, modalities=False, batch_size=command.batch_size, on_error=skip):
-            regions += len(writer.add(prediction, names[Path(prediction.image)]))
+            regions += len(writer.add(prediction, names[prediction.image]))
             written += 1
             bar.update(1)
         if not written:

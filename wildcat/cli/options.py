@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import UseAppendAction, arg
 
 from wildcat.config import EngineChoice, Flip, Precision
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, out_of_memory
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
+    from wildcat.data.stored import StoredPicture
     from wildcat.predictor import Predictor
 
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -43,9 +46,10 @@ class ModelCommand(Command):
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     engine: EngineChoice = "torch"
-    """What runs the network; auto: the one wildcat bench --pick found fastest here."""
+    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
+    fastest here."""
     precision: Precision = "fp32"
-    """bf16 (torch, openvino) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
+    """bf16 (all but onnx) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +57,7 @@ class DataCommand(Command):
     """What every command that reads a data set takes."""
 
     format: str | None = None
-    """Layout: voc, voc-action, coco, scenes, indoor, csv or folder; recognised from its structure otherwise."""
+    """Layout: voc, voc-action, coco, scenes, indoor, webdataset, csv or folder; recognised otherwise."""
     data_option: Options = ()
     """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
 
@@ -103,6 +107,25 @@ def open_data(command: DataCommand, source: str) -> DataSet:
     return open_dataset(source, command.format, **options)
 
 
+@contextmanager
+def gone_on_with(how: Callable[[], str]) -> Iterator[None]:
+    """Let an error that the surroundings have caused (disk, memory, sources) say how the work within is gone on with.
+
+    Args:
+        how: a sentence, asked for when the work has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if told is None:
+            raise
+        surroundings = isinstance(told, DataError | OutOfMemory) or isinstance(error.__cause__, OSError)
+        if surroundings and "--resume" not in told.hint:
+            told.hint = f"{told.hint} {how()}"
+        raise told from error.__cause__
+
+
 def _plain(value: str) -> str | float | int:
     for kind in (int, float):
         try:
@@ -129,18 +152,22 @@ def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> 
         print(f"note: {note}", file=sys.stderr)
 
 
-def check_readable(paths: Sequence[Path]) -> None:
+def check_readable(pictures: Sequence[Path | StoredPicture]) -> None:
     """Refuse data with pictures whose first bytes are no picture, before hours are spent on it.
+
+    Of several processes each looks at its share.
 
     Raises:
         DataError: how many, and the first few.
     """
-    from wildcat.data.images import fault_of
+    from wildcat.data.stored import picture_fault
+    from wildcat.train.distributed import gather, share_of
 
-    faults = [(path, fault) for path in paths if (fault := fault_of(path))]
+    found = [(i, fault) for i in share_of(len(pictures)) if (fault := picture_fault(pictures[i]))]
+    faults = sorted(itertools.chain(*gather(found)))
     if faults:
-        listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults[:5])
+        listed = "; ".join(f"{Path(str(pictures[i])).name}: {fault}" for i, fault in faults[:5])
         raise DataError(
-            f"{len(faults)} of {len(paths)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
-            f"Mend or remove them; the first is {faults[0][0]}.",
+            f"{len(faults)} of {len(pictures)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
+            f"Mend or remove them; the first is {pictures[faults[0][0]]}.",
         )

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, ModelCommand, gone_on_with, open_data, parse_sizes
 from wildcat.cli.pictures import check_amounts
 from wildcat.config import PartFormat
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
     from wildcat.bulk.parts import Done
-    from wildcat.bulk.sources import Listed
+    from wildcat.data.stored import Listed
     from wildcat.predictor import Predictor
 
 PART_ROWS = 1000
@@ -51,9 +51,9 @@ class PartsCommand(ModelCommand, DataCommand):
     """Go on with the parts of --out that a command which was stopped has left to do."""
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     """The column of Parquet tables with the pictures, where several hold bytes."""
-    engine: Literal["torch", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
-    """What runs the network; auto: the one wildcat bench --pick found fastest here; ray: torch in several processes of
-    Ray, which write parts."""
+    engine: Literal["torch", "compile", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
+    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
+    fastest here; ray: torch in several processes of Ray, which write parts."""
     workers: int = 0
     """Processes of --engine ray; 0: one for each GPU, or for each core."""
 
@@ -80,7 +80,8 @@ def run_parts_command(command: PartsCommand) -> int:
     folder = PartFolder(out, plan_of(command, rows), command.resume)
     print(f"{command.run}: pictures of {sources}; device {device.type}; parts of {rows} rows in {out}", flush=True)
 
-    with progress_bar(None, "predicting") as bar:
+    how = "Then give the same command with --resume; finished parts stay."
+    with gone_on_with(lambda: how), progress_bar(None, "predicting") as bar:
 
         def heard(done: Done, before: bool) -> None:
             if before:  # not counted into the rate
@@ -142,7 +143,8 @@ def refuse_parts_flags(command: PartsCommand) -> None:
         f"--part-format {command.part_format}": command.part_format != "jsonl",
         f"--image-column {command.image_column}": command.image_column is not None,
     }
-    wanted |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
+    if command.split is None:
+        wanted |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
     if flag := next((flag for flag, given in wanted.items() if given), None):
         raise ConfigError(f"{flag} is for predictions in parts.", "Add --part-rows 1000 --out DIR.")
     if command.workers:
@@ -151,14 +153,15 @@ def refuse_parts_flags(command: PartsCommand) -> None:
 
 def find_listed(command: PartsCommand) -> tuple[str, Iterator[Listed]]:
     """What the sources are called, and their pictures; the first is looked for at once, so that errors come early."""
-    from wildcat.bulk.sources import Listed, find_sources, list_pictures
+    from wildcat.bulk.sources import find_sources, list_pictures
+    from wildcat.data.stored import Listed
 
     pictures: Iterator[Listed]
     if command.split is not None:
         if len(command.paths) != 1:
             raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
         samples = open_data(command, command.paths[0]).split(command.split)
-        pictures = (Listed(str(sample.path)) for sample in samples)
+        pictures = (s.path if isinstance(s.path, Listed) else Listed(str(s.path)) for s in samples)
     else:
         pictures = list_pictures(find_sources(command.paths), command.image_column)
     first = list(itertools.islice(pictures, 1))

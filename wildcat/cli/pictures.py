@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wildcat.cli.options import DataCommand, open_data
 from wildcat.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from wildcat.data.stored import StoredPicture
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
@@ -19,7 +23,22 @@ def check_amounts(batch_size: int, limit: int) -> None:
         raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
 
 
-def find_pictures(paths: Sequence[str], split: str | None, limit: int, data: DataCommand) -> list[tuple[Path, str]]:
+def refuse_vanished(picture: object) -> None:
+    """Stop at a picture whose whole folder is gone: a disk that was taken away, not one broken file.
+
+    Raises:
+        DataError: names the folder.
+    """
+    if isinstance(picture, Path) and not picture.parent.is_dir():
+        raise DataError(
+            f"{picture.parent} has vanished.",
+            "Bring it back and give another --out; of many pictures predict parts, which go on: --part-rows 1000.",
+        )
+
+
+def find_pictures(
+    paths: Sequence[str], split: str | None, limit: int, data: DataCommand
+) -> list[tuple[Path | StoredPicture, str]]:
     """The pictures a command names, each with the relative path that names its files.
 
     Args:
@@ -30,13 +49,14 @@ def find_pictures(paths: Sequence[str], split: str | None, limit: int, data: Dat
         ConfigError: no path, or a split of several.
         DataError: a path that does not exist, a folder or glob without pictures.
     """
+    found: list[tuple[Path | StoredPicture, str]]
     if not paths:
         raise ConfigError("there is nothing to predict.", "Name pictures, folders of pictures, or globs in quotes.")
     if split is not None:
         if len(paths) != 1:
             raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
         samples = open_data(data, paths[0]).split(split)
-        found = [(s.path, s.path.name) for s in samples]
+        found = [(s.path, s.path.name if isinstance(s.path, Path) else s.name.replace(".tar#", "/")) for s in samples]
     else:
         found = [pair for text in paths for pair in _pictures_at(text)]
     unique = list(dict(found).items())

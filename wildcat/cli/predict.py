@@ -10,7 +10,7 @@ from typing import Any
 
 from wildcat.cli.options import load_model
 from wildcat.cli.parts import PartsCommand, refuse_parts_flags, run_parts_command
-from wildcat.cli.pictures import check_amounts, find_pictures
+from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
@@ -52,7 +52,7 @@ def run_predict(command: Predict) -> int:
             "Leave masks out of --save; Prediction.mask gives them as arrays.",
         )
     drawn = named_classes(command.classes, predictor.classes)
-    names = dict(pictures)
+    names = {str(picture): name for picture, name in pictures}
     skipped: list[str] = []
     written = 0
     gallery = None
@@ -62,6 +62,7 @@ def run_predict(command: Predict) -> int:
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
     def skip(picture: object, error: WildcatError) -> None:
+        refuse_vanished(picture)
         skipped.append(str(picture))
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)
@@ -82,7 +83,7 @@ def run_predict(command: Predict) -> int:
         )
         for prediction in stream:
             if writer:
-                writer.add(prediction, names[Path(prediction.image)])
+                writer.add(prediction, names[prediction.image])
             if gallery:
                 gallery.add(prediction)
             if not writer or len(pictures) <= 10:

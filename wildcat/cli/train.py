@@ -7,13 +7,16 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, check_readable, describe, open_data
+from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
+
+if TYPE_CHECKING:
+    from wildcat.train.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,44 +42,58 @@ class Train(DataCommand):
 
 
 def run_train(command: Train) -> int:
-    """wildcat train"""
+    """wildcat train; under torchrun the processes share the pictures of every batch, and the first one speaks."""
     from wildcat.nn.backbones import check_backbone_name
-    from wildcat.progress import TerminalListener
-    from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused, open_run, refuse_taken
+    from wildcat.train.distributed import process_group
 
-    config = command.config
-    check_backbone_name(config.backbone)
-    source = command.data
-    run = open_run(command.out) if command.resume and (command.out / MANIFEST).is_file() else None
+    check_backbone_name(command.config.backbone)
+    with process_group():
+        return train_command(command)
+
+
+def train_command(command: Train) -> int:
+    """What each process does."""
+    from wildcat.progress import TerminalListener
+    from wildcat.train.distributed import from_first, rank, together, world_size
+    from wildcat.train.loop import choose_device, train
+    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused
+
+    config, source = command.config, command.data
+    run = from_first(lambda: run_to_go_on_with(command))
     if run is not None:
         begun = run.manifest["data"]
         options = command.data_option or tuple(begun.get("options", ()))
         command = dataclasses.replace(command, data_option=options, format=command.format or begun.get("format"))
-    else:
-        refuse_taken(command.out)
-    data = open_data(command, command.data)
-    samples, val_samples = data.training_split(config.train_split, config.val_split)
+    with together():
+        data = open_data(command, command.data)
+        samples, val_samples = data.training_split(config.train_split, config.val_split)
+        device = choose_device(config.device)
     check_readable([s.path for s in (*samples, *val_samples)])
-    device = choose_device(config.device)
     resume = run is not None
     if run is not None:
         check_resumable(run, config, source, data.classes)
     else:
-        run = create_run(command.out, config, data, source, command.data_option)
-    describe(data, f"{len(samples)} pictures to train on, {len(val_samples)} to choose the best epoch", device.type)
+        run = from_first(lambda: create_run(command.out, config, data, source, command.data_option))
+    processes = f", {world_size()} processes" if world_size() > 1 else ""
+    pictures = f"{len(samples)} pictures to train on, {len(val_samples)} to choose the best epoch"
+    describe(data, pictures, f"{device.type}{processes}")
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
-    go_on = f"Go on with:\n  {shlex.join(['wildcat', 'train', source, '--out', str(command.out), '--resume'])}"
+    start = shlex.join([*launcher(), "train", source, "--out", str(command.out), "--resume"])
+    go_on = f"Go on with:\n  {start}"
+
+    def go_on_later() -> str:
+        return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
+
     try:
-        with TerminalListener() as listener:
+        with gone_on_with(go_on_later), TerminalListener() as listener:
             outcome = train(run, data, resume=resume, listener=listener)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
         return 1
     except (ConfigError, MissingExtra, RunError):  # the settings cannot work: let the same --out be given again
-        if not resume:
+        if not resume and rank() == 0:
             discard_unused(run)
         raise
     if not outcome.finished:
@@ -88,3 +105,33 @@ def run_train(command: Train) -> int:
     predicting = shlex.join(["wildcat", "predict", str(command.out), "PICTURE", "--out", "DIR"])
     print(f"Next: {evaluating}   or   {predicting}")
     return 0
+
+
+def run_to_go_on_with(command: Train) -> Run | None:
+    """The run in --out, where --resume asks for it or this start of torchrun began it and has restarted its processes.
+
+    Raises:
+        RunError: there is one, or something else, and nobody asked to go on with it; or it is damaged.
+    """
+    from wildcat.train.distributed import launch_name
+    from wildcat.train.runs import MANIFEST, open_run, refuse_taken, tidy_run
+
+    if command.resume:
+        tidy_run(command.out)
+    if (command.out / MANIFEST).is_file():
+        run = open_run(command.out)
+        if command.resume or (launch_name() and run.manifest.get("launch") == launch_name()):
+            return run
+    refuse_taken(command.out)
+    return None
+
+
+def launcher() -> list[str]:
+    """The words that start these processes again."""
+    from wildcat.train.distributed import local_size, world_size
+
+    if world_size() == 1:
+        return ["wildcat"]
+    machines = world_size() // local_size()
+    nodes = ["--nnodes", str(machines)] if machines > 1 else []
+    return ["torchrun", *nodes, "--nproc-per-node", str(local_size()), "-m", "wildcat"]

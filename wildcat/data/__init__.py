@@ -20,6 +20,8 @@ from wildcat.data.sample import (
 )
 from wildcat.data.shapes import write_shapes
 from wildcat.data.sources import Source, find_source
+from wildcat.data.stored import StoredPicture, read_picture
+from wildcat.data.webdataset import write_webdataset
 
 __all__ = [
     "ABSENT",
@@ -32,6 +34,7 @@ __all__ = [
     "Format",
     "Sample",
     "Source",
+    "StoredPicture",
     "Task",
     "cache_folder",
     "fetch_dataset",
@@ -43,6 +46,7 @@ __all__ = [
     "open_dataset",
     "read_image",
     "read_mask",
+    "read_picture",
     "stratified_indices",
     "to_rgb",
     "write_action",
@@ -50,4 +54,5 @@ __all__ = [
     "write_indoor",
     "write_scenes",
     "write_shapes",
+    "write_webdataset",
 ]

@@ -20,6 +20,7 @@ from wildcat.data.solar import read_solar
 from wildcat.data.sources import SOURCES
 from wildcat.data.table import read_table, recognise_table
 from wildcat.data.voc import read_voc, recognise_voc
+from wildcat.data.webdataset import names_shards, read_webdataset, recognise_webdataset
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
@@ -66,6 +67,12 @@ FORMATS: dict[str, Format] = {
         "MIT67",
         "MIT67/{Images/{airport_inside,...}/*.jpg, TrainImages.txt, TestImages.txt}",
     ),
+    "webdataset": Format(
+        recognise_webdataset,
+        read_webdataset,
+        "tar shards as WebDataset has them",
+        "shards/{train,val}-{000..099}.tar with key.jpg beside key.json, key.cls or key.txt",
+    ),
     "csv": Format(
         recognise_table,
         read_table,
@@ -100,7 +107,9 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
 
     The bare names `solar` and `shapes` mean the packaged data sets, also where a folder of that name exists
     (write `./shapes` for the folder). Otherwise the layout is recognised from its structure, in the order of `FORMATS`,
-    unless `format` names it. `options` go to the reader: see `read_voc`, `read_coco`, `read_table`, `read_solar`.
+    unless `format` names it. A pattern of tar shards, such as `"shards/{train,val}-{000..099}.tar"`, or an address of
+    some, such as `s3://bucket/train-000.tar`, is a data set too. `options` go to the reader: see `read_voc`,
+    `read_coco`, `read_table`, `read_webdataset`, `read_solar`.
 
     Raises:
         ConfigError: unknown format, or an option that the format does not have.
@@ -115,6 +124,8 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
         return _call(PACKAGED[source], source, options)
     if source == "":
         raise DataError("The data set's path is empty.", "Give a folder, a table or a name; '.' is the current folder.")
+    if names_shards(str(source)) and format in (None, "webdataset"):
+        return _call(read_webdataset, "webdataset", options, source)
     path = Path(source).expanduser()
     if not path.exists():
         raise _missing(path)
@@ -145,7 +156,7 @@ def list_datasets() -> list[DataSetInfo]:
         _public("15-Scene", "scenes", "4,485 grey photographs of 15 kinds of places"),
         *(
             DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree)
-            for name in ("folder", "csv", "coco")
+            for name in ("folder", "csv", "coco", "webdataset")
         ),
     ]
 
@@ -156,7 +167,7 @@ def _public(name: str, format: str, description: str) -> DataSetInfo:
     return DataSetInfo(name, format, description, where)
 
 
-def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *path: Path) -> DataSet:
+def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *path: Path | str) -> DataSet:
     allowed = list(inspect.signature(read).parameters)[len(path) :]
     if not path:  # a packaged data set knows where it is
         allowed = [option for option in allowed if option != "root"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.folder import SPLIT_FOLDERS, default_splits
+from wildcat.data.images import is_there
 from wildcat.data.sample import ABSENT, IGNORED, PRESENT, DataSet, Sample
 from wildcat.errors import ConfigError, DataError
 
@@ -24,6 +26,7 @@ KEYS = ("images", "annotations", "categories")
 
 _OFFICIAL = re.compile(r"instances_(train|val)(20\d\d)\.json")
 _EXPORTED = "_annotations.coco.json"
+_MOST_PIXELS = 1e9
 _MOST_TABLES = 4  # a folder with more json files has one a picture, not one a split
 
 
@@ -171,9 +174,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             content: Any = json.load(file, object_hook=_without_polygons)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bytes that are no text, and numbers of 5,000 digits, as well
         raise DataError(
-            f"{path} ({path.stat().st_size} bytes) is cut or no JSON: {error}.",
+            f"{path} ({path.stat().st_size} bytes) is cut or no JSON: {str(error)[:200]}.",
             "Restore it: unpack or export it again.",
         ) from error
     found = content if isinstance(content, dict) else {}
@@ -214,10 +217,10 @@ def _group(path: Path, content: dict[str, Any]) -> _Objects:
                 "Give the file of instances, not of captions.",
             )
         for key, known, into in (("image_id", pictures, owners), ("category_id", index, classes)):
-            if row[key] not in known:
+            if not isinstance(row[key], Hashable) or row[key] not in known:
                 raise DataError(
-                    f"{path}: annotation {i + 1} of {len(annotations)} names {key} {row[key]!r}, which is none of the "
-                    f"{len(known)} of {'images' if key == 'image_id' else 'categories'}.",
+                    f"{path}: annotation {i + 1} of {len(annotations)} names {key} {reprlib.repr(row[key])}, which is "
+                    f"none of the {len(known)} of {'images' if key == 'image_id' else 'categories'}.",
                     "Export the file again, or take the annotation out.",
                 )
             into[i] = known[row[key]]
@@ -236,16 +239,20 @@ def _boxes(path: Path, annotations: Sequence[dict[str, Any]]) -> NDArray[np.floa
         return None
     try:
         boxes = np.array(given, np.float64).reshape(len(given), 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         boxes = np.full((len(given), 4), np.nan)
         for i, box in enumerate(given):
-            if isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box):
+            if (
+                isinstance(box, list)
+                and len(box) == 4
+                and all(isinstance(v, int | float) and abs(v) < _MOST_PIXELS for v in box)
+            ):
                 boxes[i] = box
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
+    wrong = np.flatnonzero(~(np.abs(boxes) < _MOST_PIXELS).all(axis=1) | (boxes[:, 2:] < 0).any(axis=1))
     if len(wrong):
         i = int(wrong[0])
         raise DataError(
-            f"{path}: annotation {i + 1} of {len(given)} has the box {given[i]}; {len(wrong)} are so.",
+            f"{path}: annotation {i + 1} of {len(given)} has the box {reprlib.repr(given[i])}; {len(wrong)} are so.",
             "A box is [x, y, width, height] in pixels: mend it, or leave bbox out of all annotations.",
         )
     boxes[:, 2:] += boxes[:, :2]
@@ -283,17 +290,21 @@ def _find_pictures(part: _Instances, names: Sequence[str]) -> list[Path]:
             f"The pictures of {part.path} are missing: there is no folder {' or '.join(map(str, part.folders))}.",
             f"Put them there; {len(names)} are needed.",
         )
-    folder = next((f for f in folders if names and (f / names[0]).is_file()), folders[0])
+    folder = next((f for f in folders if names and is_there(f / names[0])), folders[0])
     listed: dict[str, set[str]] = {}
 
-    def is_there(name: str) -> bool:
+    def is_listed(name: str) -> bool:
         above, _, leaf = name.rpartition("/")
         if above not in listed:  # one listing a folder: asking for 82,000 files takes minutes on a network disk
-            inside = (folder / above).is_dir() and not Path(above).is_absolute() and ".." not in Path(above).parts
+            inside = (
+                is_there(folder / above, folder=True)
+                and not Path(above).is_absolute()
+                and ".." not in Path(above).parts
+            )
             listed[above] = {p.name for p in (folder / above).iterdir()} if inside else set()
         return leaf in listed[above]
 
-    absent = [name for name in names if not is_there(name)]
+    absent = [name for name in names if not is_listed(name)]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(names)} pictures of {part.path} are not in {folder}; the first is {absent[0]!r}.",
@@ -308,7 +319,9 @@ def _refuse_twice(path: Path, what: str, values: Sequence[object]) -> None:
     except TypeError as error:
         raise DataError(f"{path}: a {what} is no number or text ({error}).", "Export the file again.") from error
     if count > 1:
-        raise DataError(f"{path} has the {what} {value!r} {count} times.", "Export the file again, with each once.")
+        raise DataError(
+            f"{path} has the {what} {reprlib.repr(value)} {count} times.", "Export the file again, with each once."
+        )
 
 
 def _rarest(labels: Sequence[NDArray[np.int8]]) -> list[int]:

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wildcat.data.images import Reduced, Spare, read_reduced, reduced_size
+from wildcat.data.images import Reduced, Spare, reduced_size
+from wildcat.data.stored import StoredPicture, read_picture_reduced
 from wildcat.errors import DataError, ImageError
 
 LAYOUT = 1
@@ -59,7 +60,8 @@ class DecodedPictures:
 
     Args:
         folder: where files are kept; made where it does not exist.
-        pictures: paths, and how much smaller each may come. Of a path listed twice the first one counts.
+        pictures: paths, and how much smaller each may come; of a path listed twice the first one counts, and what is in
+            no file of its own is not kept.
         limit: bytes of disk.
         progress: called with 1 for every picture whose size has been looked up.
 
@@ -70,13 +72,14 @@ class DecodedPictures:
     def __init__(
         self,
         folder: Path,
-        pictures: Sequence[tuple[Path, Spare]],
+        pictures: Sequence[tuple[Path | StoredPicture, Spare]],
         limit: int,
         progress: Callable[[int], object] = lambda count: None,
     ) -> None:
         first: dict[Path, Spare] = {}
         for path, spare in pictures:
-            first.setdefault(path, spare)
+            if isinstance(path, Path):
+                first.setdefault(path, spare)
         self.places: dict[Path, _Place] = {}
         identity, end = hashlib.sha256(json.dumps([LAYOUT, len(first)]).encode()), ROW * len(first)
         for row, (path, spare) in enumerate(first.items()):
@@ -109,22 +112,22 @@ class DecodedPictures:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def __call__(self, path: Path, spare: Spare) -> Reduced:
+    def __call__(self, path: Path | StoredPicture, spare: Spare) -> Reduced:
         """As `wildcat.data.images.read_reduced`; `spare` is that of the list where the picture is in it.
 
         Raises:
             ImageError: the picture is not kept yet and cannot be read.
         """
-        place = self.places.get(path)
+        place = self.places.get(path) if isinstance(path, Path) else None
         if place is None:
-            return read_reduced(path, spare)
+            return read_picture_reduced(path, spare)
         if self._opened is None:  # in another process than the one that made it
             self._opened = self._open()
         handle, memory = self._opened
         kept = np.frombuffer(memory, np.uint8, place.bytes, place.start)
         if tuple(np.frombuffer(memory, np.uint64, 2, ROW * place.row)) == (1 + zlib.crc32(kept.data), place.bytes):
             return Image.frombuffer("RGB", place.size, kept, "raw", "RGB", 0, 1), place.own_size
-        image, own_size = read_reduced(path, spare)
+        image, own_size = read_picture_reduced(path, spare)
         if (image.size, own_size) == (place.size, place.own_size):  # otherwise it has changed since
             content = image.tobytes()
             mark = np.array([1 + zlib.crc32(content), len(content)], np.uint64).tobytes()

@@ -185,6 +185,14 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return [Path(name) for name in sorted(_walk(str(folder), recursive, frozenset()))]
 
 
+def is_there(path: Path, folder: bool = False) -> bool:
+    """Whether a file or a folder is there; a name that none can have is not."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except OSError:  # too long
+        return False
+
+
 def holds_pictures(folder: Path) -> bool:
     """Whether a picture lies in `folder` at any depth."""
     return next(_walk(str(folder), True, frozenset()), None) is not None

@@ -46,7 +46,7 @@ def read_indoor(root: Path) -> DataSet:
             f"{min(both)!r} is in TrainImages.txt and in TestImages.txt of {root}, as are {len(both) - 1} others.",
             "Restore the authors' lists: a picture to test with must not be trained on.",
         )
-    counts = {split: Counter(s.path.parent.name for s in found) for split, found in samples.items()}
+    counts = {split: Counter(Path(s.name).parent.name for s in found) for split, found in samples.items()}
     unseen = [name for name in classes if not counts["train"][name]]
     if unseen:
         raise DataError(

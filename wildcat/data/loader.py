@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
-from wildcat.data.images import Reduced, Spare, read_reduced
+from wildcat.data.images import Reduced, Spare
 from wildcat.data.sample import Sample
+from wildcat.data.stored import StoredPicture, read_picture_reduced
 from wildcat.data.transforms import Preprocess, Size
 from wildcat.errors import ImageError
 
@@ -47,7 +48,7 @@ class Pictures(Dataset[Item | ImageError]):
         samples: Sequence[Sample],
         preprocess: Preprocess,
         augment: Augment | None = None,
-        read: Callable[[Path, Spare], Reduced] = read_reduced,
+        read: Callable[[Path | StoredPicture, Spare], Reduced] = read_picture_reduced,
     ) -> None:
         self.samples = samples
         self.preprocess = preprocess
@@ -130,7 +131,11 @@ def _ignore_interrupt(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def suggested_workers(device_type: str) -> int:
-    """Reading processes for this machine: half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU."""
+def suggested_workers(device_type: str, processes: int = 1) -> int:
+    """Reading processes for each of `processes` on this machine, which share its cores.
+
+    Half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wildcat.data.images import Reduced, Spare, read_reduced, to_rgb
+from wildcat.data.images import Reduced, Spare, as_stored, read_reduced, to_rgb
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ConfigError
-
-
-class StoredPicture(ABC):
-    """A picture that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What `Prediction.image` and errors call it."""
-
-    @abstractmethod
-    def read(self) -> Image.Image:
-        """The picture in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-
-    def read_reduced(self, spare: Spare) -> Reduced:  # whoever can do with less overrides this
-        """As `wildcat.data.images.read_reduced`; a picture that came smaller is `read` again to be drawn.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        image = self.read()
-        return image, image.size
-
 
 Picture = str | Path | Image.Image | NDArray[np.uint8] | StoredPicture
 
@@ -55,6 +28,15 @@ def open_reduced(picture: Picture, spare: Spare) -> Reduced:
         return picture.read_reduced(spare)
     image = _in_memory(picture)
     return image, image.size
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """Any kind of picture `Predictor.predict` takes, in RGB, as large as it is.
+
+    Raises:
+        ImageError, ConfigError: as `open_reduced`.
+    """
+    return open_reduced(picture, as_stored)[0]
 
 
 def _in_memory(picture: object) -> Image.Image:

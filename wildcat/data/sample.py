@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wildcat.data.stored import StoredPicture
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 Task = Literal["multilabel", "multiclass"]
@@ -28,7 +29,7 @@ class Sample:
 
     Attributes:
         name: unique within its data set, stable across machines (no absolute path).
-        path: the picture file.
+        path: the picture's file, or the picture where it lies in another file.
         labels: (C,) int8 of 1 present, 0 ignored, -1 absent. A multi-class sample has exactly one 1.
         boxes: (n, 4) float32 x1 y1 x2 y2 in original pixels (x2, y2 exclusive edges), or None where unknown.
         box_classes: (n,) int64 index into the data set's classes.
@@ -37,7 +38,7 @@ class Sample:
     """
 
     name: str
-    path: Path
+    path: Path | StoredPicture
     labels: NDArray[np.int8]
     boxes: NDArray[np.float32] | None = None
     box_classes: NDArray[np.int64] | None = None

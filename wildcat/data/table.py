@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.folder import SPLIT_FOLDERS, default_splits, recognise_folder, split_folders, subfolders
-from wildcat.data.images import holds_pictures
+from wildcat.data.images import holds_pictures, is_there
 from wildcat.data.sample import ABSENT, IGNORED, PRESENT, DataSet, Sample, Task
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
@@ -143,6 +143,8 @@ def _read(path: Path, image_column: str) -> _Table:
     header = text.splitlines()[0] if text.strip() else ""
     if not header.strip():
         raise DataError(f"{path} is empty or begins with an empty line.", "Its first line names the columns.")
+    if len(header) > csv.field_size_limit():
+        raise DataError(f"{path} has a first line of {len(header):,} letters.", "Its first line names the columns.")
     parsed = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}
     fits = [d for d, cells in parsed.items() if image_column in map(str.strip, cells)]
     delimiter = fits[0] if fits else max(_DELIMITERS, key=lambda d: len(parsed[d]))
@@ -182,7 +184,7 @@ def _pictures(table: _Table, column: int) -> list[str]:
                 "Give each picture one row, with all of its labels.",
             )
         seen[name] = number
-        if not name or not (folder / name).is_file():
+        if not name or not is_there(folder / name):
             absent.append((number, name))
     if absent:
         number, name = absent[0]

@@ -22,6 +22,9 @@ VOC_CLASSES = (
 )
 """The 20 classes in the order of the devkit (`VOCinit.m`), which is alphabetical."""
 
+MOST_PIXELS = 1e9
+"""No coordinate of a box is beyond."""
+
 _YEAR = re.compile(r"VOC20\d\d")
 _ORDER = ("train", "val", "trainval", "test")
 
@@ -299,6 +302,8 @@ def parse_annotation(path: Path) -> ElementTree.Element:
         raise DataError(
             f"{path}, line {error.position[0]}: not valid XML ({error}).", "The file may be cut: restore it."
         ) from error
+    except (LookupError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is in an encoding that is not read ({error}).", "Save it as UTF-8.") from error
 
 
 def _text(item: ElementTree.Element, tag: str, path: Path) -> str:
@@ -335,13 +340,14 @@ def read_box(item: ElementTree.Element, path: Path) -> list[float]:
         DataError: a corner is missing or no number, or the box is reversed.
     """
     corners = [_text(item, f"bndbox/{tag}", path) for tag in ("xmin", "ymin", "xmax", "ymax")]
+    said = " ".join(corners)[:100]
     try:
         x1, y1, x2, y2 = map(float, corners)
     except ValueError as error:
-        raise DataError(f"{path}: a box holds {' '.join(corners)!r}, not numbers.", "Restore the file.") from error
-    if not (x1 <= x2 and y1 <= y2):
+        raise DataError(f"{path}: a box holds {said!r}, not numbers.", "Restore the file.") from error
+    if not (-MOST_PIXELS < x1 <= x2 < MOST_PIXELS and -MOST_PIXELS < y1 <= y2 < MOST_PIXELS):
         raise DataError(
-            f"{path}: a box has corners {' '.join(corners)}, with its end before its start.",
+            f"{path}: a box has corners {said}, with its end before its start or out of any picture.",
             "The order is xmin ymin xmax ymax: mend the file.",
         )
     return [x1 - 1, y1 - 1, x2, y2]

@@ -1,4 +1,4 @@
-"""What computes a backbone's features: torch, onnxruntime or OpenVINO.
+"""What computes a backbone's features: torch, torch compiled, onnxruntime or OpenVINO.
 
 An engine takes over the part that costs, images (B, 3, S, S) -> features (B, D, h, w). What follows (1x1 convolution,
 poolings: a hundredth of the work) stays in torch, in full precision, so that every pooling, architecture, mirrored view
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineChoice, EngineName, Precision
-from wildcat.engines.eager import open_torch
+from wildcat.engines.eager import open_compiled, open_torch
 from wildcat.engines.graph import EXACT, probe, relative_error
 from wildcat.engines.runtimes import PRECISIONS, check_runtime, open_onnxruntime, open_openvino
 from wildcat.engines.store import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
@@ -46,7 +46,8 @@ def open_engine(
     """An engine for a backbone, checked against it on a picture.
 
     Args:
-        name: "torch", "onnx", "openvino", or "auto": what `wildcat bench --pick` found here, whatever the precision.
+        name: "torch", "compile" (torch.compile), "onnx", "openvino", or "auto": what `wildcat bench --pick` found here,
+            whatever the precision.
         precision: "fp32", "bf16" or "int8", see `PRECISIONS`; int8 takes a graph that `calibrate_int8` has made.
         size: side of the pictures in pixels; torch takes any other as well.
 
@@ -59,12 +60,16 @@ def open_engine(
         name, precision = read_pick(backbone, size, device.type)
     if name not in PRECISIONS:
         raise ConfigError(
-            f"there is no engine {name!r}.", did_you_mean(name, PRECISIONS) or "Give torch, onnx, openvino or auto."
+            f"there is no engine {name!r}.",
+            did_you_mean(name, PRECISIONS) or "Give torch, compile, onnx, openvino or auto.",
         )
     if precision not in PRECISIONS[name]:
         raise ConfigError(f"{name} has no precision {precision}.", f"It has: {', '.join(PRECISIONS[name])}.")
     if name == "torch":
         return Engine(name, precision, open_torch(backbone, precision, device))
+    if name == "compile":
+        engine = Engine(name, precision, open_compiled(backbone, precision, device, size))
+        return _accepted(engine, _error(engine, backbone, probe(size, 2, seed=2).to(device)), "Use --engine torch.")
     check_runtime(name, device)
     remedy = "Make its graph again with wildcat bench RUN PICTURES." if precision == "int8" else "Use --engine torch."
     for again in (False, True):
@@ -84,14 +89,26 @@ def open_engine(
                 what = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
                 raise EngineError(f"{name} cannot run this network in {precision}: {what}.", remedy) from reason
             continue
-        if error <= (EXACT if precision == "fp32" else ROUGH):
-            return engine
-    raise EngineError(
-        f"{name} in {precision} gives features that differ from torch's by {error:.0%} of their size.",
-        remedy,
-    )
+        if error <= _tolerance(precision):
+            break
+    return _accepted(engine, error, remedy)
 
 
 def _error(engine: Engine, backbone: Backbone, images: Tensor) -> float:
     with torch.inference_mode():
         return relative_error(engine.features(images), backbone(images))
+
+
+def _accepted(engine: Engine, error: float, remedy: str) -> Engine:
+    """The engine, where its features are those of the network but for rounding."""
+    if error > _tolerance(engine.precision):
+        raise EngineError(
+            f"{engine.name} in {engine.precision} gives features that differ from torch's "
+            f"by {error:.0%} of their size.",
+            remedy,
+        )
+    return engine
+
+
+def _tolerance(precision: Precision) -> float:
+    return EXACT if precision == "fp32" else ROUGH

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
     "torch": ("fp32", "bf16"),
+    "compile": ("fp32", "bf16"),
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }

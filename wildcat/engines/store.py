@@ -30,7 +30,7 @@ from wildcat.engines.graph import trace
 from wildcat.engines.quantize import quantize
 from wildcat.errors import EngineError
 from wildcat.nn.backbones import Backbone
-from wildcat.train.runs import write_bytes, write_json, writing
+from wildcat.train.runs import remove_leftovers, write_bytes, write_json, writing
 
 FORMAT = 1
 """Version of what is kept; graphs of another one are not found."""
@@ -66,6 +66,7 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
         graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         write_bytes(path, graph)
         make_room(path.parent.parent, limit)
     return graph
@@ -112,9 +113,7 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Keep other processes from removing the graphs of a network while they are read or written."""
-    with writing(folder):
-        held = hold(folder)
-    with held or contextlib.nullcontext():
+    with hold(folder) or contextlib.nullcontext():
         yield
 
 

@@ -16,7 +16,7 @@ from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter
 from wildcat.predictor import Predictor, mean_over_views
-from wildcat.train.runs import refuse_existing, write_bytes, writing
+from wildcat.train.runs import refuse_existing, remove_leftovers, write_bytes, writing
 
 OUTPUTS = ("scores", "class_maps")
 
@@ -69,6 +69,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
     )
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     write_bytes(path, model.SerializeToString())
     return path
 

@@ -7,9 +7,10 @@ import io
 import json
 import re
 from collections.abc import Collection, Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -69,13 +70,12 @@ class PredictionWriter:
     ) -> None:
         refuse_existing(folder)
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
-        self.taken: set[str] = set()
+        self.taken: dict[str, int] = {}
         self.class_files: dict[str, str] = {}
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            # A file name that is not Unicode is written as JSON escapes, which read back as Python knows the name.
-            self.rows: IO[str] = (folder / ROWS).open("w", encoding="utf-8", errors="backslashreplace")
+            self.rows: FileIO = (folder / ROWS).open("wb", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -83,8 +83,7 @@ class PredictionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with writing(self.folder / ROWS) if error is None else contextlib.suppress(OSError):
-            self.rows.close()  # tries again to write what would not go
+        self.rows.close()
         if self.thumbnails and error is None:
             pictures, captions = zip(*self.thumbnails, strict=True)
             self._write("overview.jpg", _encoded(side_by_side(list(pictures), list(captions), height=THUMBNAIL), "jpg"))
@@ -109,10 +108,21 @@ class PredictionWriter:
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
         row = {**prediction.to_dict(), "files": files}
-        with writing(self.folder / ROWS):
-            self.rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self.rows.flush()
+        # A file name that is not Unicode is written as JSON escapes, which read back as Python knows the name.
+        self._append(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         return row
+
+    def _append(self, line: bytes) -> None:
+        """Write a line, all of it or nothing."""
+        with writing(self.folder / ROWS):
+            whole, rest = self.rows.tell(), memoryview(line)
+            try:
+                while rest:
+                    rest = rest[self.rows.write(rest) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.rows.truncate(whole)
+                raise
 
     def _unique(self, stem: Path) -> str:
         """`stem` inside the folder, numbered where another picture has the name."""

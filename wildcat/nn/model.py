@@ -121,9 +121,10 @@ class Wildcat(nn.Module):
         The transfer layer is linear: the mean of its maps (eq. 1) is the map of its mean weights. Taken of the weights
         it costs nothing, gives the same maps up to rounding, and each of the M weights the same 1/M of the gradient.
         """
-        weight = class_wise_pool(self.transfer.weight.transpose(0, 1), self.num_maps)  # (D, C*M, 1, 1) -> (D, C, 1, 1)
+        weights = self.transfer.weight.flatten(1)[None, :, None]  # (C*M, D, 1, 1) -> (1, C*M, 1, D): rows in one piece
+        weight = class_wise_pool(weights, self.num_maps)[0, :, 0, :, None, None]  # -> (C, D, 1, 1)
         bias = class_wise_pool(self.bias()[None, :, None, None], self.num_maps)  # (1, C*M, 1, 1) -> (1, C, 1, 1)
-        return self._transfer(features, weight.transpose(0, 1), bias.flatten())
+        return self._transfer(features, weight, bias.flatten())
 
     def _transfer(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, K, h, w): standardise and transfer in one convolution, no pass over the features."""

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wildcat._version import __version__
-from wildcat.errors import WildcatError
+from wildcat.errors import RunError, WildcatError
 from wildcat.export.annotations import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
 from wildcat.serve.answers import annotation_zip, drawing, prediction_row, zip_name
@@ -35,7 +35,7 @@ from wildcat.serve.schema import (
     PredictionAnswer,
     PredictQuery,
 )
-from wildcat.serve.service import Service, predict_with
+from wildcat.serve.service import LATER, Service
 from wildcat.viz.colors import MARK_COLORS, colormap_table
 
 ASSETS = {
@@ -57,7 +57,7 @@ def create_app(predictor: Predictor, limits: Limits | None = None, hosts: Collec
         hosts: names it may be addressed by, such as `LOOPBACK` of the guard; None: any.
     """
     limits = limits or Limits()
-    service = Service(predict_with(predictor, limits), limits)
+    service = Service(predictor, limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -194,6 +194,8 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(WildcatError)
     async def mendable(_: Request, error: WildcatError) -> Response:
+        if isinstance(error, RunError):  # a file of this machine could not be written
+            return refusal(Refused(503, "there is no disk left to make the answer.", *LATER))
         return refusal(Refused(422, error.message, error.hint))
 
     @app.exception_handler(HTTPException)

@@ -1,4 +1,4 @@
-"""Requests that overlap share a pass through the network, in a thread of its own; and what bounds their number."""
+"""Requests that overlap share passes through the network, in threads of their own; and what bounds their number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT = 0.004
 
 
 class Batcher(Generic[Item, Answer]):
-    """One worker thread that answers what is submitted, up to `batch_size` items at a time.
+    """Worker threads that answer what is submitted, up to `batch_size` items at a time each.
 
     An item that nobody waits for any more (its future is cancelled) is left out. Where a batch fails, its items are
     tried one by one, so that none pays for another.
@@ -29,18 +29,26 @@ class Batcher(Generic[Item, Answer]):
     Args:
         answer: items -> as many answers, in their order.
         batch_size: at least 1.
+        workers: batches that are answered at the same time, at least 1.
         wait: seconds the first item of a batch waits for more.
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Item]], Sequence[Answer]], batch_size: int, wait: float = WAIT
+        self,
+        answer: Callable[[Sequence[Item]], Sequence[Answer]],
+        batch_size: int,
+        workers: int = 1,
+        wait: float = WAIT,
     ) -> None:
         self.answer, self.batch_size, self.wait = answer, batch_size, wait
         self.waiting: queue.SimpleQueue[tuple[Item, Future[Answer]] | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.closed = False
-        self.worker = threading.Thread(target=self._work, name="wildcat-network", daemon=True)
-        self.worker.start()
+        self.workers = [
+            threading.Thread(target=self._work, name=f"wildcat-network-{i}", daemon=True) for i in range(workers)
+        ]
+        for worker in self.workers:
+            worker.start()
 
     def submit(self, item: Item) -> Future[Answer]:
         """The answer to come.
@@ -57,16 +65,19 @@ class Batcher(Generic[Item, Answer]):
 
     @property
     def alive(self) -> bool:
-        """Whether the worker can answer."""
-        return self.worker.is_alive() and not self.closed
+        """Whether every worker can answer."""
+        return all(worker.is_alive() for worker in self.workers) and not self.closed
 
     def close(self, seconds: float = 10.0) -> None:
-        """Answer what was submitted, take no more, and wait at most so long for the worker to end."""
+        """Answer what was submitted, take no more, and wait at most so long for the workers to end."""
         with self.lock:
             if not self.closed:
                 self.closed = True
-                self.waiting.put(None)
-        self.worker.join(seconds)
+                for _ in self.workers:
+                    self.waiting.put(None)
+        until = time.monotonic() + seconds
+        for worker in self.workers:
+            worker.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         more = True

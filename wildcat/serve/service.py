@@ -14,8 +14,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from wildcat.errors import WildcatError
-from wildcat.predictor import Predictor
+from wildcat.engines.threads import Shares, engine_threads
+from wildcat.errors import WildcatError, out_of_memory
+from wildcat.predictor import Predictor, ReadPicture
 from wildcat.results import Prediction
 from wildcat.serve.answers import sent_name
 from wildcat.serve.batching import Batcher, Budget, Line
@@ -28,24 +29,25 @@ Result = TypeVar("Result")
 
 FIELD = "picture"
 
+LATER = "Try again later, or send a smaller one.", 5
+"""Hint, and seconds, where the machine has no room."""
+
 THREADS = 2
 """That decode and draw."""
 
 
-Predict = Callable[[Sequence[Image.Image]], Sequence[Prediction]]
-"""Pictures -> as many predictions, in their order."""
+PASSES = 4
+"""Passes through the network at the same time, at most: each takes memory for a batch."""
 
 
 class Service:
-    """Answers pictures with what `render` makes of their predictions, within `limits`.
+    """Answers pictures with what `render` makes of their predictions, within `limits`."""
 
-    Args:
-        predict: pictures -> as many predictions; called in one thread of its own.
-    """
-
-    def __init__(self, predict: Predict, limits: Limits) -> None:
-        self.limits = limits
-        self.batcher: Batcher[Image.Image, Prediction] = Batcher(predict, limits.batch_size)
+    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+        self.predictor, self.limits = predictor, limits
+        self.shares = Shares(engine_threads())
+        passes = min(passes_at_once(predictor, self.shares.total), limits.batch_size)
+        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(self._predict, limits.batch_size // passes, passes)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
         self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
 
@@ -80,6 +82,8 @@ class Service:
         except (Refused, WildcatError):
             raise
         except Exception as error:
+            if out_of_memory(error):
+                raise Refused(503, "there is not enough memory for this picture.", *LATER) from error
             log.exception("a picture could not be answered")
             raise Refused(500, "something failed here; the log of the service says what.") from error
 
@@ -104,19 +108,33 @@ class Service:
         most = self.limits.max_pixels
         opened = await finished(self.pool.submit(open_bytes, content, most))
         async with self.budget.take(opened.width * opened.height):
-            waiting = self.batcher.submit(await finished(self.pool.submit(decode, opened, most)))
+            waiting = self.batcher.submit(await finished(self.pool.submit(self._prepare, opened)))
             del content, opened  # the prediction holds the picture from here on
             prediction = await finished(waiting)
-            return await finished(self.pool.submit(render, replace(prediction, image=name)))
+            return await finished(self.pool.submit(self._render, render, replace(prediction, image=name)))
+
+    def _prepare(self, opened: Image.Image) -> ReadPicture:
+        with self.shares.take():
+            return self.predictor.prepare(decode(opened, self.limits.max_pixels))
+
+    def _predict(self, pictures: Sequence[ReadPicture]) -> Sequence[Prediction]:
+        with self.shares.take():
+            return self.predictor.predict_prepared(pictures)
+
+    def _render(self, render: Callable[[Prediction], Result], prediction: Prediction) -> Result:
+        with self.shares.take():
+            return render(prediction)
 
 
-def predict_with(predictor: Predictor, limits: Limits) -> Predict:
-    """A predictor as a service uses it: batches as they come, with the maps behind each class."""
+def passes_at_once(predictor: Predictor, threads: int) -> int:
+    """How many batches go through the network at the same time: on a CPU several, each with a share of the cores.
 
-    def predict(pictures: Sequence[Image.Image]) -> Sequence[Prediction]:
-        return list(predictor.stream(pictures, modalities=True, batch_size=limits.batch_size))
-
-    return predict
+    A GPU takes one after the other, and other engines than torch have threads of their own.
+    """
+    shared = predictor.device.type == "cpu" and all(
+        m.engine is None or m.engine.name == "torch" for m in predictor.members
+    )
+    return min(PASSES, threads) if shared else 1
 
 
 async def finished(future: Future[Result]) -> Result:
@@ -155,6 +173,8 @@ async def read_form(request: Request) -> tuple[bytes, str]:
             return await sent[0].read(), sent_name(sent[0].filename)
     except (Refused, TimeoutError):
         raise
+    except (MemoryError, OSError) as error:  # large uploads go through a file
+        raise Refused(503, "there is no memory or disk left to take the picture in.", *LATER) from error
     except ClientDisconnect as error:
         raise Refused(400, "the request was broken off.") from error
     except HTTPException as error:

@@ -11,7 +11,6 @@ tried                          mean IoU of each background tried, on those masks
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
 from wildcat.train.refined import BASE, SEGMENTER
-from wildcat.train.runs import WEIGHTS, versions, write_json
+from wildcat.train.runs import WEIGHTS, read_json, remove_leftovers, versions, write_json
 
 SCHEMA = 2
 """Version of the file's layout."""
@@ -76,6 +75,7 @@ def write_calibration(
         "weights": weights_digest(folder),
         "versions": versions(),
     }
+    remove_leftovers(folder / CALIBRATION)
     write_json(folder / CALIBRATION, content)
     return Calibration(params, content, crf)
 
@@ -91,7 +91,7 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
         return None
     again = f"Type: wildcat calibrate {folder} DATA, or delete the file for masks at the default settings."
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, again)
         schema = record["schema"]
         if schema != SCHEMA:
             raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
@@ -106,7 +106,7 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
                 constant=float(background["constant"]),
                 exponent=float(background["exponent"]),
             )
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}."
         raise RunError(f"{path} is damaged: {reason}", again) from error
     if set(gates) != set(classes):

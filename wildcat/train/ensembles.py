@@ -9,9 +9,6 @@ The members are copies, so that an ensemble lives on when the runs it was made o
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +26,9 @@ from wildcat.train.runs import (
     RESTORE,
     Run,
     copy_run,
+    making,
     open_run,
+    read_json,
     refuse_taken,
     versions,
     write_bytes,
@@ -102,10 +101,7 @@ def write_ensemble(
     """
     check_members(runs)
     refuse_taken(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with making(folder) as made:
         with writing(folder):
             for number, run in enumerate(runs, 1):
                 copy_run(run, made / "members" / str(number))
@@ -122,12 +118,6 @@ def write_ensemble(
             "versions": versions(),
         }
         write_json(made / ENSEMBLE, manifest)
-        with writing(folder):
-            made.chmod(0o755)
-            made.replace(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return open_ensemble(folder)
 
 
@@ -138,10 +128,10 @@ def open_ensemble(folder: Path) -> Ensemble:
         RunError: a damaged or missing file, or a layout of another version.
     """
     path = folder / ENSEMBLE
+    manifest = read_json(path, RESTORE)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         schema, count, combine = manifest["schema"], len(manifest["members"]), str(manifest["combine"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
     if schema != SCHEMA:
         raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", RESTORE)

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,11 +30,13 @@ from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.data.loader import Pictures, batch_indices, load_batches
 from wildcat.data.sample import Sample
+from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.eager import fold
-from wildcat.errors import ImageError, RunError
+from wildcat.errors import RunError
 from wildcat.nn.backbones import Backbone
-from wildcat.train.runs import write_json, writing
+from wildcat.train.distributed import gather, share_of, together, world_size
+from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
 LAYOUT = 4
 """Part of every key: raise it when the bytes of a cache change meaning."""
@@ -105,8 +108,8 @@ def cached_features(
     """Features of `samples` from the cache in `folder`, computed first where they are missing, stale or damaged.
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
-    over and its pictures are computed again. Where the cache has grown beyond WILDCAT_CACHE_GB, what was not used for
-    longest is removed, but nothing that a process has in use.
+    over and its pictures are computed again. Of several processes each computes its share of what is missing. Where the
+    cache has grown beyond WILDCAT_CACHE_GB, what was not used for longest is removed, but nothing that is in use.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
@@ -120,14 +123,16 @@ def cached_features(
         ConfigError: WILDCAT_CACHE_GB is no number.
     """
     views, limit = FLIP_VIEWS[flip], cache_limit()
-    pictures = [_picture_key(s) for s in samples]
+    with together():
+        pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
         probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
-    with writing(folder):
-        held = tuple(hold(place) for place in folders)
+    held = tuple(hold(place) for place in folders)
+    for place in folders:
+        _remove_unfinished(place)
     found = [_read_shards(place, shape, set(pictures)) for place in folders]
     progress(sum(key in known for known in found for key in pictures))
 
@@ -135,18 +140,30 @@ def cached_features(
     for i in {key: i for i, key in enumerate(pictures)}.values():  # a picture listed twice is computed once
         if need := tuple(v for v in range(len(views)) if pictures[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
+    by_need = gather(by_need)[0]  # the first process decides: another may look after one has begun to write
     network = fold(backbone) if by_need else backbone
-    for need, missing in by_need.items():
-        parts = [missing[start : start + SHARD] for start in range(0, len(missing), SHARD)]
-        batches = [batch_indices(part, batch_size) for part in parts]
-        # One reader for all parts: it reads on while a part ends and the next one begins.
-        loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
-        for part, in_part in zip(parts, batches, strict=True):
-            images = (images for images, _ in itertools.islice(loaded, len(in_part)))
-            blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
-            made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
-            for v, places in zip(need, made, strict=True):
-                found[v].update(places)
+    with together():
+        for need, missing in by_need.items():
+            mine = [missing[k] for k in share_of(len(missing))]
+            parts = [mine[start : start + SHARD] for start in range(0, len(mine), SHARD)]
+            batches = [batch_indices(part, batch_size) for part in parts]
+            # One reader for all parts: it reads on while a part ends and the next one begins.
+            loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
+            for part, in_part in zip(parts, batches, strict=True):
+                images = (images for images, _ in itertools.islice(loaded, len(in_part)))
+                blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
+                made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
+                for v, places in zip(need, made, strict=True):
+                    found[v].update(places)
+    if by_need and world_size() > 1:  # what the others have written
+        found = [_read_shards(place, shape, set(pictures)) for place in folders]
+    with together():
+        if lost := next((key for known in found for key in pictures if key not in known), None):
+            picture = samples[pictures.index(lost)].path
+            raise RunError(
+                f"{folder} does not hold the features of {picture}, which another process has computed.",
+                "Set WILDCAT_CACHE to a folder that all machines share.",
+            )
     if by_need:
         make_room(folder, limit)
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape, held)
@@ -168,7 +185,7 @@ def _views_of(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
         made.append(np.ascontiguousarray(features.permute(0, 2, 3, 1).cpu().numpy()))
-        progress(len(images))
+        progress(len(images) * world_size())
     return made
 
 
@@ -210,7 +227,7 @@ class _ShardFile:
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=".part")
+            handle, name = tempfile.mkstemp(dir=folder, prefix="shard-", suffix=PART)
         self.part, self.checksum = Path(name), 0
         stack.enter_context(_removed_on_failure(self.part))
         self.file = stack.enter_context(os.fdopen(handle, "wb"))
@@ -255,6 +272,15 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
     return places
 
 
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what trainings that were killed have left; what has changed within the hour may be another's at work."""
+    for path in folder.glob("*"):
+        unfinished = path.suffix == PART or (path.suffix == ".f16" and not path.with_suffix(".json").is_file())
+        with contextlib.suppress(OSError):  # another training was quicker
+            if unfinished and time.time() - path.stat().st_mtime > LEFT_ALONE:
+                path.unlink()
+
+
 def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
     """(D, h, w) of a picture -> (h, w, D), as it lies in a shard."""
     return (*shape[1:], shape[0])
@@ -286,14 +312,7 @@ def _weights_digest(backbone: Backbone) -> str:
 
 
 def _picture_key(sample: Sample) -> str:
-    try:
-        status = sample.path.stat()
-    except OSError as error:
-        raise ImageError(
-            f"{sample.path} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
-        ) from error
-    text = f"{sample.path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+    return hashlib.sha256(identity(sample.path).encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:
@@ -306,6 +325,6 @@ def _removed_on_failure(part: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for suffix in (".json", ".f16", ".part"):
+        for suffix in (".json", ".f16", PART):
             part.with_suffix(suffix).unlink(missing_ok=True)
         raise

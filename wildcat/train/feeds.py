@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -17,7 +16,9 @@ from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, l
 from wildcat.data.sample import Sample, label_matrix
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.model import Wildcat
+from wildcat.train.distributed import rank, share_of, world_size
 from wildcat.train.features import Features, cached_features
+from wildcat.train.norms import relearning_norms
 
 STATISTICS_PICTURES = 256
 """How many training pictures the spread of the features is measured on."""
@@ -32,19 +33,24 @@ class Stages(Protocol):
 
 
 class Feed(Protocol):
-    """Batches of (inputs, labels (B, C) int8) for training and val, and the part of the network they go through."""
+    """Batches for training and val, and the part of the network they go through.
+
+    Of several processes, each gets its share of the inputs of every batch, `share_of(B)`, which may be none.
+    """
 
     pictures: int
-    has_val: bool
+    val_labels: Tensor  # (N, C) int8 of all pictures of val
+    nothing: Tensor  # (0, ...) inputs of no picture
 
     def steps_per_epoch(self, accumulate: int) -> int:
         """Optimiser steps an epoch."""
 
     def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch from batch `start` on; the same ones whenever asked."""
+        """(inputs of this process, labels (B, C) int8 of the whole batch) of an epoch's batches from `start` on; the
+        same ones whenever asked."""
 
-    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of val, in order."""
+    def val_batches(self) -> Iterator[Tensor]:
+        """This process's inputs of val, in order."""
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         """Inputs -> (B, C) scores, or (B, C + 1) where the network has a background."""
@@ -75,7 +81,9 @@ class PictureFeed:
             kept = [(s.path, pictures.spare) for pictures in (self.augmented, self.val) for s in pictures.samples]
             limit = int(config.cache_pictures * 1e9)
             self.augmented.read = self.val.read = DecodedPictures(cache_folder() / "pictures", kept, limit)
-        self.pictures, self.has_val = len(samples), bool(val_samples)
+        self.labels, self.val_labels = _labels(samples), _labels(val_samples)
+        self.pictures = len(samples)
+        self.nothing = torch.zeros(0, 3, preprocess.size, preprocess.size)
 
     def steps_per_epoch(self, accumulate: int) -> int:
         return -(-len(batch_indices(range(len(self.samples)), self.config.batch_size)) // accumulate)
@@ -83,11 +91,14 @@ class PictureFeed:
     def train_batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(self.samples), self.config.seed, epoch)
         batches = batch_indices(order, self.config.batch_size)[start:]
-        return load_batches(self.augmented, batches, epoch, self.workers, torch.cuda.is_available())
+        shares = [share for batch in batches if (share := _share(batch))]
+        loaded = load_batches(self.augmented, shares, epoch, self.workers, torch.cuda.is_available())
+        for batch in batches:
+            yield next(loaded)[0] if _share(batch) else self.nothing, self.labels[batch]
 
-    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = batch_indices(range(len(self.val)), self.config.batch_size)
-        return load_batches(self.val, batches, workers=self.workers)
+    def val_batches(self) -> Iterator[Tensor]:
+        batches = batch_indices(share_of(len(self.val)), max(1, self.config.batch_size // world_size()))
+        return (images for images, _ in load_batches(self.val, batches, workers=self.workers))
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         return model.training_scores(model.features(inputs.contiguous(memory_format=torch.channels_last)))
@@ -111,26 +122,6 @@ class PictureFeed:
                 count += features.numel() // features.shape[1]
         mean = total / count
         return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
-
-
-@contextlib.contextmanager
-def relearning_norms(model: Wildcat) -> Iterator[None]:
-    """Batch normalisation starts its running averages anew, as plain averages over the batches that follow.
-
-    Training normalises by the batch, evaluation by running averages. Those of ImageNet may be far from the pictures at
-    hand (grey ones, say): features would change their scale between the two, and the first epochs be wasted on it.
-    """
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
 
 
 class FeatureFeed:
@@ -158,10 +149,10 @@ class FeatureFeed:
             )
 
         self.train = features_of(samples, config.flip)
-        self.labels = torch.from_numpy(label_matrix(samples))
         self.val = features_of(val_samples, "none") if val_samples else None
-        self.val_labels = torch.from_numpy(label_matrix(val_samples)) if val_samples else None
-        self.pictures, self.has_val = len(samples), bool(val_samples)
+        self.labels, self.val_labels = _labels(samples), _labels(val_samples)
+        self.pictures = len(samples)
+        self.nothing = self.train.batch([])
 
     def steps_per_epoch(self, accumulate: int) -> int:
         return -(-len(batch_indices(range(self.pictures), self.config.batch_size)) // accumulate)
@@ -170,13 +161,13 @@ class FeatureFeed:
         order = epoch_order(self.pictures, self.config.seed, epoch)
         views = np.random.default_rng([self.config.seed, epoch, 1]).integers(0, self.train.views, self.pictures)
         for batch in batch_indices(order, self.config.batch_size)[start:]:
-            yield self.train.batch(batch, [int(views[i]) for i in batch]), self.labels[batch]
+            share = _share(batch)
+            yield self.train.batch(share, [int(views[i]) for i in share]), self.labels[batch]
 
-    def val_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.val is None or self.val_labels is None:
-            return
-        for batch in batch_indices(range(len(self.val_labels)), 64):
-            yield self.val.batch(batch), self.val_labels[batch]
+    def val_batches(self) -> Iterator[Tensor]:
+        if self.val is not None:
+            for batch in batch_indices(share_of(len(self.val_labels)), 64):
+                yield self.val.batch(batch)
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         return model.training_scores(inputs)
@@ -186,6 +177,16 @@ class FeatureFeed:
 
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor] | None:
         return self.train.channel_statistics() if self.config.standardize else None
+
+
+def _share(batch: Sequence[int]) -> list[int]:
+    """The pictures of a batch that this process takes."""
+    return list(batch[rank() :: world_size()])
+
+
+def _labels(samples: Sequence[Sample]) -> Tensor:
+    """(N, C) int8; (0, 0) of no pictures."""
+    return torch.from_numpy(label_matrix(samples)) if samples else torch.zeros(0, 0, dtype=torch.int8)
 
 
 def create_feed(

@@ -18,15 +18,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wildcat.data.loader import suggested_workers
 from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
-from wildcat.errors import ConfigError, RunError, TrainingError
+from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.train.distributed import (
+    accumulating,
+    anyone,
+    check_device,
+    from_first,
+    gather,
+    in_parallel,
+    join_rows,
+    local_size,
+    rank,
+    share_buffers,
+    together,
+    total,
+    world_size,
+)
 from wildcat.train.feeds import Feed, create_feed
+from wildcat.train.norms import synchronise_norms
 from wildcat.train.optim import (
+    adopt_optimizer_state,
     balancing_weights,
     class_frequencies,
     create_optimizer,
@@ -95,26 +112,45 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
     step in hand, with everything saved; before the first step, while features are computed, they interrupt at once.
     On the CPU a resumed run ends with the same bits as an uninterrupted one.
 
+    Inside `wildcat.train.distributed.process_group` the processes that `torchrun` started learn together what one would
+    learn: each takes its share of every batch, and the first one writes the run folder. Any other number of processes
+    may go on with a run. Errors are raised, and interruptions heard, in all of them.
+
     Raises:
         TrainingError: the loss or the weights are not finite.
         ImageError: a picture cannot be read.
         RunError: the state to go on from is damaged, or belongs to other pictures or labels.
+        DataError: the processes do not see the same pictures.
+        ConfigError: more processes than pictures in a batch, or than GPUs.
     """
     config, listener = run.config, listener or Listener()
     device = choose_device(config.device)
+    check_device(device)
+    if config.batch_size < world_size():
+        raise ConfigError(
+            f"batch_size={config.batch_size} and {world_size()} processes: each needs a picture of every batch.",
+            f"Give --batch-size {world_size()} or more, or start fewer processes.",
+        )
     samples, val_samples = data.training_split(config.train_split, config.val_split)
+    data_fingerprint = fingerprint(samples, val_samples)
+    if len(set(gather(data_fingerprint))) > 1:
+        raise DataError("the processes see different pictures or labels.", "Give every machine the same data.")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        begun = run_of_weights(run)
-        model = model_from_config(config, len(run.classes), weights="none" if begun else None)
-        if begun is not None:
-            load_weights(model, begun.folder / WEIGHTS)
+        with together():
+            begun = run_of_weights(run)
+            model = model_from_config(config, len(run.classes), weights="none" if begun else None)
+            if begun is not None:
+                load_weights(model, begun.folder / WEIGHTS)
         model = model.to(device).to(memory_format=torch.channels_last)
-        workers = suggested_workers(device.type) if config.workers < 0 else config.workers
+        workers = suggested_workers(device.type, local_size()) if config.workers < 0 else config.workers
         feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
         labels = torch.from_numpy(label_matrix(samples))
         if begun is None:
-            prepare(model, feed, labels, multiclass=data.task == "multiclass")
+            with together():
+                prepare(model, feed, labels, multiclass=data.task == "multiclass")
+        if rank():
+            torch.manual_seed((config.seed + rank()) % 2**63)  # processes begin alike and draw dropout apart
         trainer = Trainer(
             run,
             data.task == "multiclass",
@@ -123,7 +159,7 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
             class_frequencies(labels),
             device,
             listener,
-            fingerprint(samples, val_samples),
+            data_fingerprint,
         )
         if resume:
             trainer.restore()
@@ -174,7 +210,10 @@ class Trainer:
     ) -> None:
         self.run, self.config, self.multiclass = run, run.config, multiclass
         self.model, self.feed, self.device, self.listener = model, feed, device, listener
+        shared_norms = world_size() > 1 and self.config.sync_bn and self.config.tune == "all"
+        scorer = Scorer(model, feed, shared_norms and synchronise_norms(model, device))
         self.optimizer = create_optimizer(model, self.config)
+        self.scorer = in_parallel(scorer, feed.nothing.to(device))
         self.loss = multiclass_loss if multiclass else multilabel_loss
         weights = balancing_weights(frequencies, multiclass) if self.config.balance else None
         if weights is not None and self.config.background:
@@ -188,6 +227,7 @@ class Trainer:
         self.fingerprint = data_fingerprint
         self.position = Position()
         self.rate = 0.0
+        self.saved = time.monotonic()
         self.history: list[dict[str, Any]] = []
 
     def run_epochs(self, interrupted: threading.Event) -> Outcome:
@@ -211,11 +251,16 @@ class Trainer:
         self.feed.freeze(self.model)
         batches = self.feed.train_batches(position.epoch, position.step * config.accumulate)
         while position.step < self.steps_per_epoch:
-            if interrupted.is_set():
+            save_now = rank() == 0 and time.monotonic() - self.saved >= 60 * config.save_minutes
+            stop, save_now = anyone(interrupted.is_set(), save_now)
+            if stop:
                 return False
+            if save_now:
+                self.save()
             begun = time.perf_counter()
             rate = self.set_learning_rate()
-            group = [batch for _, batch in zip(range(config.accumulate), batches, strict=False)]
+            with together():
+                group = [batch for _, batch in zip(range(config.accumulate), batches, strict=False)]
             loss, count = self.take_step(group)
             position.step += 1
             position.loss_sum += loss * count
@@ -226,26 +271,33 @@ class Trainer:
         return True
 
     def take_step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-        """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures)."""
+        """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures).
+
+        Of each batch there are this process's inputs and the labels of all. Processes and batches count by the labels
+        that are known in them (`loss_mass`), so that all of them together are one large batch.
+        """
         count = sum(len(labels) for _, labels in group)
         if self.config.background:
             group = [(inputs, with_background(labels)) for inputs, labels in group]
         weights = None if self.class_weights is None else self.class_weights.cpu()
-        masses = [float(loss_mass(labels, self.multiclass, weights)) for _, labels in group]
+        mass = sum(float(loss_mass(labels, self.multiclass, weights)) for _, labels in group)
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for (inputs, labels), mass in zip(group, masses, strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
-                scores = self.feed.scores(self.model, inputs.to(self.device, non_blocking=True))
-            share = mass / max(sum(masses), 1e-12)  # so that a group of batches counts as one large batch
-            loss = self.loss(scores.float(), labels.to(self.device), self.class_weights) * share
-            value = float(loss.detach())
-            if not np.isfinite(value):
-                raise self.not_finite(f"the loss is {value}")
-            (loss * self.gradient_scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            total += value
+        value = torch.zeros((), device=self.device)
+        for left, (inputs, labels) in zip(reversed(range(len(group))), group, strict=True):
+            own = labels[rank() :: world_size()]
+            with accumulating(self.scorer, more=left > 0):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+                    scores = self.scorer(inputs.to(self.device, non_blocking=True))
+                share = float(loss_mass(own, self.multiclass, weights)) / max(mass, 1e-12)
+                loss = self.loss(scores.float(), own.to(self.device), self.class_weights) * share
+                value += loss.detach()
+                scale = self.gradient_scale * world_size()  # gradients of processes are averaged, wanted is their sum
+                (loss * scale).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        mean_loss = total(float(value))
+        if not np.isfinite(mean_loss):
+            raise self.not_finite(f"the loss is {mean_loss}")
         self.optimizer.step()
-        return total, count
+        return mean_loss, count
 
     def not_finite(self, what: str) -> TrainingError:
         """The sentence for a training that has left the numbers; `what` begins it."""
@@ -278,50 +330,60 @@ class Trainer:
             "pictures_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
         }
         key: list[float] = []
-        if self.feed.has_val:
+        if len(self.feed.val_labels):
             val = self.validate()
             record["val"] = val
             key = [val[self.metric_name], -val["loss"]]
-        if not key or key > position.best_key:
+        best = not key or key > position.best_key
+        if best:
             position.best_key, position.best_epoch = key, position.epoch
-            save_weights(self.model, self.run.folder / WEIGHTS)
-        record["best"] = position.best_epoch == position.epoch
-        self.history.append(record)
-        write_history(self.run.folder / METRICS, self.history)
+        self.history.append(record | {"best": best})
+        with together():
+            if best and rank() == 0:
+                save_weights(self.model, self.run.folder / WEIGHTS)
+            if rank() == 0:
+                write_history(self.run.folder / METRICS, self.history)
         position.epoch, position.step = position.epoch + 1, 0
         position.loss_sum, position.loss_count, position.seconds = 0.0, 0, 0.0
         self.save()
-        self.listener.epoch(record)
+        self.listener.epoch(self.history[-1])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and metric on val."""
+        """Loss and metric on val, of which each process scores its share."""
         self.model.eval()
-        scores, labels = [], []
-        for inputs, batch_labels in self.feed.val_batches():
-            scored = self.feed.scores(self.model, inputs.to(self.device))
-            scores.append(scored[:, : len(self.run.classes)].float().cpu())
-            labels.append(batch_labels)
-        all_scores, all_labels = torch.cat(scores), torch.cat(labels)
+        share_buffers(self.model)
+        classes = len(self.run.classes)
+        scores = [torch.zeros(0, classes)]
+        with together():
+            for inputs in self.feed.val_batches():
+                scores.append(self.feed.scores(self.model, inputs.to(self.device))[:, :classes].float().cpu())
+        labels = self.feed.val_labels
+        all_scores = join_rows(torch.cat(scores), len(labels))
         if not bool(all_scores.isfinite().all()):
             raise self.not_finite("the scores on val are not finite")
-        weights = None if self.class_weights is None else self.class_weights[: len(self.run.classes)].cpu()
-        loss = float(self.loss(all_scores, all_labels, weights))
-        return {"loss": loss, self.metric_name: validation_metric(all_scores, all_labels, self.multiclass)}
+        weights = None if self.class_weights is None else self.class_weights[:classes].cpu()
+        loss = float(self.loss(all_scores, labels, weights))
+        return {"loss": loss, self.metric_name: validation_metric(all_scores, labels, self.multiclass)}
 
     def save(self) -> None:
-        """Write everything needed to go on from here."""
+        """Write everything needed to go on from here, with this number of processes or another."""
         generators = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "generators": generators,
-            "position": vars(self.position),
-            "data": self.fingerprint,
-        }
-        save_state(self.run.folder / STATE, state)
+        first, *others = gather(generators)
+        with together():
+            if rank() == 0:
+                state = {
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "generators": first,
+                    "other_generators": others,
+                    "position": vars(self.position),
+                    "data": self.fingerprint,
+                }
+                save_state(self.run.folder / STATE, state)
+        self.saved = time.monotonic()
 
     def restore(self) -> None:
         """Take up the state the run folder holds; a run that never saved one starts at its beginning.
@@ -330,9 +392,9 @@ class Trainer:
             RunError: the state is damaged, of another network, or of other pictures or labels.
         """
         path = self.run.folder / STATE
-        if not path.is_file():
+        state = from_first(lambda: load_state(path) if path.is_file() else None)
+        if state is None:
             return
-        state = load_state(path)
         missing = {"model", "optimizer", "generators", "position", "data"} - state.keys()
         if missing:
             raise RunError(f"{path} is damaged: it has no {', '.join(sorted(missing))}.", "Give another --out.")
@@ -341,13 +403,48 @@ class Trainer:
                 f"the pictures or labels are not those {self.run.folder} was begun with.",
                 "Bring the data back as it was, or give another --out.",
             )
-        adopt_state(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["generators"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
-        self.position = Position(**state["position"])
-        self.history = [line for line in self.run.history() if line["epoch"] <= self.position.epoch]
+        try:
+            adopt_state(self.model, state["model"], path)
+            adopt_optimizer_state(self.optimizer, state["optimizer"])
+            generators = [state["generators"], *state.get("other_generators", ())]
+            if rank() < len(generators):
+                torch.set_rng_state(generators[rank()]["cpu"])
+                if self.device.type == "cuda" and "cuda" in generators[rank()]:
+                    torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
+            self.position = read_position(state["position"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
+        self.history = [line for line in from_first(self.run.history) if line["epoch"] <= self.position.epoch]
+
+
+class Scorer(nn.Module):
+    """What the feed's inputs go through, as one module that processes can train in parallel."""
+
+    def __init__(self, model: Wildcat, feed: Feed, takes_none: bool) -> None:
+        super().__init__()
+        self.model, self.feed, self.takes_none = model, feed, takes_none
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, ...) inputs -> (B, C) scores; of no inputs zeros stand in, so that there are gradients to exchange.
+
+        Batch normalisation that all processes share would count the zeros: it takes a batch of none instead.
+        """
+        if len(inputs) or self.takes_none:
+            return self.feed.scores(self.model, inputs)
+        return self.feed.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
+
+
+def read_position(values: dict[str, Any]) -> Position:
+    """A position as it was saved.
+
+    Raises:
+        TypeError, ValueError: it was not saved by this program.
+    """
+    position = Position(**values)
+    kinds = {name: type(value) for name, value in vars(Position()).items()}
+    if {name: type(value) for name, value in values.items()} != kinds or min(position.epoch, position.step) < 0:
+        raise ValueError("no position")
+    return position
 
 
 def with_background(labels: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 
 
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy. `scores` (B, C) logits; `labels` (B, C) with one 1 a row; `class_weights` (C,) or None."""
-    return functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights)
+    """Cross-entropy, 0 of no pictures. `scores` (B, C) logits; `labels` (B, C), one 1 a row; `class_weights` (C,)."""
+    losses = functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights, reduction="sum")
+    return losses / loss_mass(labels, multiclass=True, class_weights=class_weights).clamp(min=1e-12)
 
 
 def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = None) -> Tensor:
@@ -43,7 +45,7 @@ def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = N
     if not multiclass:
         return (labels != 0).sum()
     if class_weights is None:
-        return torch.tensor(len(labels))
+        return torch.tensor(float(len(labels)))
     return class_weights[labels.argmax(dim=1)].sum()
 
 
@@ -110,3 +112,18 @@ def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -
         return float(0.1 ** (3 * step // total))
     progress = (step - warmup) / max(1.0, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adopt_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Take up an optimiser's state that was read from a file.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not of an optimiser like this one.
+    """
+    own = [{k: type(v) for k, v in group.items()} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    if [{k: type(v) for k, v in group.items()} for group in optimizer.param_groups] != own:
+        raise ValueError("other settings")
+    for weights, kept in optimizer.state.items():
+        if any(isinstance(v, Tensor) and v.shape not in (weights.shape, ()) for v in kept.values()):
+            raise ValueError("other shapes")

@@ -8,9 +8,6 @@ calibration.json        how masks are drawn, see `wildcat.train.calibrations`
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +21,9 @@ from wildcat.train.runs import (
     Run,
     copy_run,
     load_weights,
+    making,
     open_run,
-    refuse_existing,
+    read_json,
     save_weights,
     versions,
     write_json,
@@ -86,11 +84,7 @@ def write_refined(
     Raises:
         RunError: the folder exists and is not empty, or the disk is full; nothing is left behind.
     """
-    refuse_existing(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with making(folder) as made:
         with writing(folder):
             copy_run(run, made / BASE)
         save_weights(segmenter, made / SEGMENTER)
@@ -106,12 +100,6 @@ def write_refined(
         }
         write_json(made / REFINED, manifest)
         finish(made)
-        with writing(folder):
-            made.chmod(0o755)
-            made.replace(folder)
-    except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
-        raise
     return open_refined(folder)
 
 
@@ -122,13 +110,13 @@ def open_refined(folder: Path) -> Refined:
         RunError: a damaged or missing file, or a layout of another version.
     """
     path = folder / REFINED
+    manifest = read_json(path, RESTORE)
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         schema, classes = manifest["schema"], tuple(manifest["classes"])
         channels, width = tuple(int(c) for c in manifest["channels"]), int(manifest["width"])
         if min(*channels, width) < 1:
             raise ValueError("channels below 1")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
     if schema != SCHEMA:
         raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", RESTORE)

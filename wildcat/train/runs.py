@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import json
+import math
 import os
 import platform
+import reprlib
 import shutil
 import tempfile
+import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +46,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.train.distributed import launch_name
 
 SCHEMA = 1
 """Version of the run folder's layout."""
@@ -50,9 +56,15 @@ CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.sa
 ENSEMBLE, REFINED = "ensemble.json", "refined.json"
 """What makes a folder an ensemble (`wildcat.train.ensembles`) or a refined model (`wildcat.train.refined`)."""
 
+PART = ".part"
+"""Suffix of a hidden file or folder that is being written, and is moved to its name when it is whole."""
+
+LEFT_ALONE = 3600.0
+"""Seconds in which what is half-written may still be another command's at work."""
+
 RESTORE = "Restore it from a copy, or train again."
 
-RESUMABLE = ("device", "workers", "cache_pictures")
+RESUMABLE = ("device", "workers", "cache_pictures", "save_minutes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
 
 
@@ -83,6 +95,9 @@ class Run:
                 f"{self.folder} has no {WEIGHTS}: its training stopped before the first epoch ended.",
                 f"Go on with: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
             )
+        rows = len(self.classes) * self.config.num_maps
+        if weight_shapes(path).get("transfer.weight", ())[:1] != (rows,):  # before anything of that size is made
+            raise _unfitting(path, ["transfer.weight"])
         with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
             config = dataclasses.replace(self.config, output_stride=output_stride or self.config.output_stride)
             model = model_from_config(config, len(self.classes), weights="none")
@@ -100,7 +115,7 @@ class Run:
             return []
         try:
             return [dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        except (ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunError(f"{path} is damaged: {error}.", "Restore it from a copy, or delete it.") from error
 
 
@@ -139,6 +154,7 @@ def create_run(folder: Path, config: TrainConfig, data: DataSet, source: str = "
             "pictures": {"train": len(samples), "val": len(val_samples)},
         },
         "versions": versions(),
+        "launch": launch_name(),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,8 +194,20 @@ def refuse_existing(folder: Path, hint: str = "") -> None:
 
 def discard_unused(run: Run) -> None:
     """Remove a run folder that holds nothing but its settings, so that the same --out can be given again."""
-    if {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
+    if run.folder.is_dir() and {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
         shutil.rmtree(run.folder)
+
+
+def tidy_run(folder: Path) -> None:
+    """Remove what a training that was killed has left half-written in its run folder, before it goes on.
+
+    Settings without a manifest go as well: they are of a run that was killed while it was made.
+    """
+    with writing(folder):
+        for name in (CONFIG, MANIFEST, WEIGHTS, STATE, METRICS):
+            remove_leftovers(folder / name, seconds=0)
+        if folder.is_dir() and [p.name for p in folder.iterdir()] == [CONFIG]:
+            (folder / CONFIG).unlink()
 
 
 def copy_run(run: Run, folder: Path) -> None:
@@ -218,27 +246,29 @@ def open_run(folder: Path) -> Run:
         return Run(
             folder=folder,
             config=config,
-            classes=tuple(str(c) for c in manifest["classes"]),
+            classes=tuple(manifest["classes"]),
             task=manifest["task"],
-            preprocess=Preprocess(
-                int(preprocess["size"]),
-                tuple(map(float, preprocess["mean"])),
-                tuple(map(float, preprocess["std"])),
-                str(preprocess["interpolation"]),
-            ),
+            preprocess=_read_preprocess(preprocess, config.image_size),
             manifest=manifest,
         )
     except ConfigError as error:
         raise RunError(error.message, error.hint) from error
-    except (TypeError, ValueError) as error:
-        raise RunError(f"{folder / MANIFEST} is damaged: its preprocess is {preprocess}.", RESTORE) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        said = reprlib.repr(preprocess)
+        raise RunError(f"{folder / MANIFEST} is damaged: its preprocess is {said}.", RESTORE) from error
+
+
+def _read_preprocess(said: Mapping[str, Any], image_size: int) -> Preprocess:
+    size, interpolation = int(said["size"]), str(said["interpolation"])
+    mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
+    sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if size != image_size or not sound or interpolation not in ("bicubic", "bilinear"):
+        raise ValueError("out of range")
+    return Preprocess(size, mean, std, interpolation)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}.", RESTORE) from error
+    manifest = read_json(path, RESTORE)
     if not isinstance(manifest, dict):
         raise RunError(f"{path} is damaged: it holds no settings.", RESTORE)
     schema = manifest.get("schema")
@@ -249,7 +279,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"It was written by wildcat {writer}: use that one." if writer else RESTORE,
         )
     sound = {
-        "classes": isinstance(manifest.get("classes"), list) and len(manifest["classes"]) > 0,
+        "classes": are_classes(manifest.get("classes")),
         "task": manifest.get("task") in get_args(Task),
         "preprocess": {"size", "mean", "std", "interpolation"} <= set(_entries(manifest, "preprocess")),
         "data": "source" in _entries(manifest, "data"),
@@ -262,6 +292,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _entries(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     value = manifest.get(name)
     return value if isinstance(value, dict) else {}
+
+
+def are_classes(value: object) -> bool:
+    """Whether a value read from a file can be the names of classes: texts, none of them twice."""
+    return isinstance(value, list) and {type(c) for c in value} == {str} and len(set(value)) == len(value)
 
 
 def _siblings(path: Path) -> list[str]:
@@ -326,7 +361,7 @@ def writing(path: Path) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves either the old one or the new one."""
     with writing(path):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -339,9 +374,56 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A folder in the making: it gets the name of `folder` when the block ends, and nothing is left where that fails.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    refuse_existing(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
+    try:
+        yield made
+        with writing(folder):
+            made.chmod(0o755)
+            if folder.exists():  # and is empty: not every system renames onto a folder
+                folder.rmdir()
+            made.replace(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(path: Path, seconds: float = LEFT_ALONE) -> None:
+    """Remove what commands that were killed while they wrote `path` have left beside it.
+
+    Another command may be writing it at this moment: what has changed in the last `seconds` stays.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????{PART}"):
+        with contextlib.suppress(OSError):  # another command was quicker
+            if time.time() - left.stat().st_mtime >= seconds:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        RunError: it cannot be read, or is no JSON; with `hint`.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}).", hint) from error
 
 
 def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -361,14 +443,33 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         RunError: the file is damaged, or of another network.
     """
-    try:
+    own, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, weight_shapes(path)
+    if wrong := [k for k in {**own, **found} if own.get(k) != found.get(k)]:
+        raise _unfitting(path, wrong)  # before they are read
+    with _reading_weights(path):
         state = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    adopt_state(model, state, path)
+
+
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a safetensors file, of which only the header is read.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    with _reading_weights(path), safetensors.safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
+@contextlib.contextmanager
+def _reading_weights(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
-            f"{path} is damaged or half-written ({(str(error).splitlines() or ['no reason given'])[0]}).",
+            f"{path} is damaged or half-written ({(str(error).splitlines() or ['no reason given'])[0][:200]}).",
             RESTORE,
         ) from error
-    adopt_state(model, state, path)
 
 
 def adopt_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -378,13 +479,22 @@ def adopt_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         RunError: names the first key that does not fit.
     """
     own = model.state_dict()
-    wrong = [k for k in {**own, **state} if k not in own or k not in state or own[k].shape != state[k].shape]
+    wrong = [
+        k
+        for k in {**own, **state}
+        if k not in own or not isinstance(state.get(k), Tensor) or own[k].shape != state[k].shape
+    ]
     if wrong:
-        raise RunError(
-            f"{path} does not fit the network of its own config.yaml: {len(wrong)} weights differ, first {wrong[0]}.",
-            "Was a file of another run copied here?",
-        )
+        raise _unfitting(path, wrong)
     model.load_state_dict(dict(state))
+
+
+def _unfitting(path: Path, wrong: Sequence[object]) -> RunError:
+    return RunError(
+        f"{path} does not fit the network of its own config.yaml: {len(wrong)} weights differ, first "
+        f"{str(wrong[0])[:100]}.",
+        "Was a file of another run copied here?",
+    )
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -395,16 +505,20 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read the trainer's state without unpickling objects.
+    """Read the trainer's state without unpickling objects, nor unpacking anything: it is never compressed.
 
     Raises:
         RunError: missing, damaged or half-written.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+        if any(m.compress_type for m in members) or sum(m.file_size for m in members) > path.stat().st_size:
+            raise ValueError("it is compressed")
+        state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises anything on damaged files
         raise RunError(
             f"{path} is damaged or half-written ({type(error).__name__}).",
             "The best weights in the run folder are still usable; to train on, give another --out.",
         ) from error
-    return dict(state)
+    return state

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from typing import IO, ClassVar, Literal, Self, get_args
 
 from PIL import ExifTags, Image
 
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.export.annotations.instances import Instance, InstanceParams, find_instances
 from wildcat.results import Prediction, file_name, free_name, picture_suffix
-from wildcat.train.runs import refuse_existing, writing
+from wildcat.train.runs import making, refuse_existing, writing
 
 Pictures = Literal["copy", "link"]
 
@@ -47,10 +46,9 @@ class Picture:
 class AnnotationWriter(ABC):
     """Writes the annotations of predictions into a new folder, one at a time; a context manager.
 
-    All is written into a hidden folder beside `folder`, which gets its name when the `with` block ends. If anything
-    fails before, it is removed. Pictures are there too, since the formats are data sets: as they are, but for those
-    with an EXIF orientation (readers disagree on it) and of kinds that not every reader opens, which are written
-    anew, upright.
+    All is written into a hidden folder beside `folder`, see `wildcat.train.runs.making`. Pictures are there too, since
+    the formats are data sets: as they are, but for those with an EXIF orientation (readers disagree on it) and of kinds
+    that not every reader opens, which are written anew, upright.
 
     Args:
         folder: must not exist, or be empty.
@@ -81,39 +79,37 @@ class AnnotationWriter(ABC):
         refuse_existing(folder)
         self.folder, self.classes, self.params = folder, tuple(classes), params or InstanceParams()
         self.pictures, self.model = pictures, model
-        self.partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-        self.open_files = contextlib.ExitStack()
-        self.taken: set[str] = set()
+        self.partial: Path  # while the block lasts
+        self.stack, self.open_files = contextlib.ExitStack(), contextlib.ExitStack()
+        self.taken: dict[str, int] = {}
 
     def __enter__(self) -> Self:
-        with writing(self.folder):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.partial.mkdir()
-        try:
+        with contextlib.ExitStack() as stack:
+            self.partial = stack.enter_context(making(self.folder))
+            stack.callback(self._close)
             with writing(self.folder):
                 (self.partial / self.picture_folder).mkdir(parents=True)
                 self._begin()
-        except BaseException:
-            self._discard()
-            raise
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                with writing(self.folder):
-                    self._finish()
-                    self.open_files.close()
-                    if self.folder.exists():  # and is empty: not every system renames onto a folder
-                        self.folder.rmdir()
-                    self.partial.rename(self.folder)
-        finally:
-            self._discard()
+        if error is not None:
+            self.stack.__exit__(kind, error, trace)
+            return
+        with self.stack, writing(self.folder):
+            self._finish()
+            self.open_files.close()
 
     def add(self, prediction: Prediction, name: str) -> list[Instance]:
-        """Write one prediction; `name` is the picture's relative path and names its files. Returns what was written."""
+        """Write one prediction; `name` is the picture's relative path and names its files. Returns what was written.
+
+        Raises:
+            RunError: it cannot be written.
+            ImageError: the picture has vanished since it was read.
+        """
         if prediction.classes != self.classes:
             raise ConfigError("this prediction is of a model with other classes.", "Give each model a folder.")
         instances = find_instances(prediction, self.params)
@@ -136,14 +132,15 @@ class AnnotationWriter(ABC):
     def _finish(self) -> None:
         """Write what the format needs after the last picture."""
 
-    def _discard(self) -> None:
+    def _close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk, of files that are about to be removed
             self.open_files.close()
-        shutil.rmtree(self.partial, ignore_errors=True)
 
     def _place(self, prediction: Prediction, stem: str) -> str:
         """Bring the picture into the folder; returns its file's name."""
         folder, source = self.partial / self.picture_folder, prediction.picture
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(f"{source} does not exist any more.", "Bring it back and export again.")
         suffix = portable_suffix(source) if isinstance(source, Path) else ""
         if isinstance(source, Path) and suffix:
             target = folder / f"{stem}{suffix}"

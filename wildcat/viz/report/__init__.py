@@ -21,7 +21,7 @@ from wildcat.evaluation import class_order, evaluate
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.predictor import Predictor
 from wildcat.results import Prediction, score_probabilities
-from wildcat.train.runs import MANIFEST, next_free, open_run, write_bytes, writing
+from wildcat.train.runs import MANIFEST, next_free, open_run, remove_leftovers, write_bytes, writing
 from wildcat.viz.report.contents import Contents
 from wildcat.viz.report.examples import Example, Gallery, Photo
 from wildcat.viz.report.page import make_page
@@ -203,6 +203,7 @@ def _write(path: Path, contents: Contents, max_mb: float) -> Written:
     page = make_page(contents, max_mb)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     write_bytes(path, page.content)
     return Written(path, len(page.content), page.shown, page.left_out)
 

@@ -20,6 +20,9 @@ from wildcat.errors import ConfigError, DataError, ImageError, MissingExtra, did
 ATTEMPTS, PAUSE = 4, 0.5
 """How often a store is asked before it counts as out of reach, and the first pause in seconds; each doubles."""
 
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_MAX_PLACES = 10_000_000
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -51,6 +54,29 @@ def kind_of(place: str) -> str:
     if asked(place, store.isdir, path):
         return "folder"
     return "file" if asked(place, store.exists, path) else ""
+
+
+def expand_braces(text: str) -> list[str]:
+    """The texts that `{000..009}` and `{a,b}` stand for; a path that exists as it is written stays.
+
+    >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}/x")
+    (['s-08.tar', 's-09.tar', 's-10.tar'], ['a/x', 'b/x'])
+    """
+    braces = _BRACES.search(text)
+    if braces is None or (not is_address(text) and Path(text).exists()):
+        return [text]
+    inside, made = braces[1], []
+    if span := _RANGE.fullmatch(inside):
+        first, last = int(span[1]), int(span[2])
+        if abs(last - first) >= _MAX_PLACES:
+            raise ConfigError(f"{text} stands for {abs(last - first) + 1:,} files.", "Name a smaller range, or a glob.")
+        width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
+        made = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
+    elif "," in inside:
+        made = inside.split(",")
+    else:
+        return [text]
+    return [whole for part in made for whole in expand_braces(text[: braces.start()] + part + text[braces.end() :])]
 
 
 def matches(pattern: str) -> list[str]:

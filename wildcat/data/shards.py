@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO
 
-from wildcat.bulk.places import open_place, size_of
 from wildcat.data.images import IMAGE_SUFFIXES
+from wildcat.data.places import open_place, size_of
 from wildcat.errors import DataError
 
 MAX_HEADER = 1 << 20
@@ -19,7 +19,7 @@ MAX_HEADER = 1 << 20
 
 @dataclass(frozen=True)
 class Member:
-    """A picture in a shard.
+    """A file in a shard.
 
     Attributes:
         name: of the member.
@@ -51,8 +51,8 @@ class _Headers(io.RawIOBase):
         return self.file.tell()
 
 
-def list_members(shard: str) -> Iterator[Member]:
-    """The pictures of a shard in its order, known by their suffix; other members are passed over.
+def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[Member]:
+    """The members of a shard with one of the suffixes (pictures), in its order; others are passed over.
 
     Links, devices and sparse files are listed with their fault, and never followed. Nothing is unpacked, and of the
     shard only headers are read.
@@ -68,7 +68,7 @@ def list_members(shard: str) -> Iterator[Member]:
                     file.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member it has seen
                     if info.isreg() and info.offset_data + info.size > total:
                         raise tarfile.ReadError(f"{info.name} ends after the shard")
-                    if PurePosixPath(info.name).suffix.lower() in IMAGE_SUFFIXES and not info.isdir():
+                    if PurePosixPath(info.name).suffix.lower() in suffixes and not info.isdir():
                         yield Member(info.name, info.offset_data, info.size, _fault_of(info))
                 # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
                 raw.seek(file.offset)

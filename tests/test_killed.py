@@ -1,0 +1,87 @@
+"""Commands that write a file or a folder and are killed: the old is there or the new, whole, and never half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.killing import Job, Killed, kill_commands, record, soak_kills
+from wildcat.cli import main
+from wildcat.data import write_shapes
+
+KILLS = soak_kills("COMMAND_KILLS", 3)
+
+JOBS = {
+    name: Job(name, [*line.split(), "--device", "cpu"], target, KILLS, keep=keep, seed=seed)
+    for seed, (name, line, target, keep) in enumerate(
+        [
+            ("calibrate", "calibrate c data --split val", "c", "calibration.json"),
+            ("refine", "refine a data --out refined --rounds 1 --epochs 1 --batch-size 4", "refined", ""),
+            ("ensemble", "ensemble a b --data data --out together", "together", ""),
+            ("report", "report a data --out page.html", "page.html", ""),
+            ("export", "export a data/JPEGImages --format coco --out coco", "coco", ""),
+        ]
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with `data`, runs `a`, `b` and `c`, and `before`, the calibration that `c` has."""
+    place = tmp_path_factory.mktemp("killed")
+    data = write_shapes(place / "data", train=8, val=4, size=(40, 60))
+    tiny = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --batch-size 8 --epochs 1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILDCAT_CACHE", str(place / "cache"))
+        for seed, name in enumerate("ab"):
+            assert main(["train", str(data), "--out", str(place / name), "--seed", str(seed), *tiny.split()]) == 0
+            draw_something(place / name / "model.safetensors")
+        shutil.copytree(place / "a", place / "c")
+        assert main(["calibrate", str(place / "c"), str(data), "--device", "cpu"]) == 0
+        shutil.copyfile(place / "c" / "calibration.json", place / "before")
+        yield place
+
+
+def draw_something(weights: Path) -> None:
+    """One epoch leaves every map negative, and there is nothing to draw: raise all classes."""
+    values = load_file(weights)
+    values["transfer.bias"] += 3
+    save_file(values, weights)
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path) -> dict[str, Killed]:
+    return {done.name: done for done in kill_commands(list(JOBS.values()), place, timeout=100 + 60 * KILLS)}
+
+
+def contents(path: Path) -> dict[str, object]:
+    """What is in a file or a folder, hidden files aside; of JSON without the time it was written at."""
+    files = [p for p in path.rglob("[!.]*") if p.is_file()] if path.is_dir() else [path] if path.exists() else []
+    return {str(p.relative_to(path)): timeless(p) if p.suffix == ".json" else p.read_bytes() for p in files}
+
+
+def timeless(path: Path) -> Any:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return {k: v for k, v in found.items() if k != "created"} if isinstance(found, dict) else found
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("name", JOBS)
+def test_killed_at_any_moment_a_command_leaves_the_old_or_the_new(
+    place: Path, killed: dict[str, Killed], name: str
+) -> None:
+    job, done = JOBS[name], killed[name]
+    assert done.kills == KILLS and done.operations > 2
+    new = contents(place / job.target)
+    old = {**new, job.keep: timeless(place / "before")} if job.keep else {}
+    assert old != new and new
+    lefts = [contents(place / left) for left in done.lefts]
+    assert all(left in (old, new) for left in lefts)
+    record(f"command, {name}", kills=done.kills, old=lefts.count(old), new=lefts.count(new), half=0)

@@ -1,0 +1,292 @@
+"""A full disk, a folder that may not be written, sources that vanish, no memory: one sentence, and nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import wildcat.train.loop
+from wildcat.cli import main
+from wildcat.data import loader, write_shapes
+from wildcat.errors import out_of_memory
+from wildcat.predictor import Predictor
+from wildcat.train.loop import Trainer
+from wildcat.train.runs import STATE, WEIGHTS, load_state
+
+TINY = ["--backbone", "test_resnet", "--weights", "none", "--image-size", "32", "--batch-size", "8", "--lr", "0.01"]
+TINY += ["--workers", "0", "--device", "cpu"]
+
+SMALLER, UNWRITABLE, VANISHED, MEMORY = "File too large", "cannot be written", "does not exist", "not enough memory"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILDCAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data`, its pictures in `data/JPEGImages`, and two runs, `a` and `b`."""
+    place = tmp_path_factory.mktemp("place")
+    write_shapes(place / "data", train=16, val=8, size=(40, 60))
+    for seed, name in enumerate("ab"):
+        line = ["train", str(place / "data"), "--out", str(place / name), "--seed", str(seed), "--epochs", "2"]
+        assert main([*line, *TINY]) == 0
+    return place
+
+
+@pytest.fixture
+def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the place that a test may spoil; the current folder."""
+    shutil.copytree(place, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+COMMANDS: dict[str, tuple[str, int]] = {
+    "evaluate": ("evaluate a data --curves curves.csv", 100),
+    "predict": ("predict a data/JPEGImages --out new --save none", 4000),
+    "parts": ("predict a data/JPEGImages --out new --part-rows 5", 1500),
+    "calibrate": ("calibrate a data", 500),
+    "report": ("report a data --out new.html", 20_000),
+    "refine": ("refine a data --out new --rounds 1 --epochs 1", 20_000),
+    "ensemble": ("ensemble a b --data data --out new", 20_000),
+    "export": ("export a data/JPEGImages --format coco --out new", 300),
+}
+"""Commands that work, and a size that some file of theirs is larger than."""
+
+
+@contextlib.contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """No file may grow beyond `size` bytes: as on a full disk, a write ends in its middle."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def failed(line: str | list[str], capsys: pytest.CaptureFixture[str], says: str) -> str:
+    """What a command that must fail says; it must be one sentence."""
+    capsys.readouterr()
+    assert main([*(line.split() if isinstance(line, str) else line)]) == 1
+    told = capsys.readouterr().err
+    (sentence,) = [text for text in told.splitlines() if text.startswith("wildcat: ")]
+    assert says in sentence and sentence.endswith(".") and "Traceback" not in told
+    return told[told.index(sentence) + len(sentence) :]
+
+
+# --- a full disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_full_disk_costs_nothing_that_was_there(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.setattr("wildcat.refinement.suggested_workers", lambda _: 0)  # they hand over pictures in files as well
+    line, size = COMMANDS[name]
+    before = files(here)
+    with small_files(size):
+        hint = failed([*line.split(), "--device", "cpu"], capsys, SMALLER)
+    assert "Check the space" in hint
+    after = files(here)
+    if name == "predict":  # what it has written is whole
+        rows = after.pop("new/predictions.jsonl").splitlines()
+        assert 3 < len(rows) < 24 and all(json.loads(row)["scores"] for row in rows)
+    elif name == "parts":
+        assert "--resume" in hint
+        after = {path: content for path, content in after.items() if not path.startswith("new/")}
+        assert main([*line.split(), "--device", "cpu", "--resume"]) == 0
+        assert len(b"".join(v for k, v in files(here).items() if k.startswith("new/part-")).splitlines()) == 24
+        return
+    assert after == before
+    shutil.rmtree(here / "new", ignore_errors=True)
+    assert main([*line.split(), "--device", "cpu"]) == 0
+
+
+def after_first_epoch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen to a training when its first epoch is saved."""
+    save, saved = Trainer.save, []
+
+    def saving(trainer: Trainer) -> None:
+        save(trainer)
+        saved.append(trainer)
+        if len(saved) == 1:
+            happens()
+
+    monkeypatch.setattr(wildcat.train.loop.Trainer, "save", saving)
+
+
+def train_line(*more: str) -> list[str]:
+    return ["train", "data", "--out", "new", "--epochs", "2", *TINY, *more]
+
+
+def went_on(here: Path, hint: str) -> None:
+    """The command that the hint names goes on from the first epoch to the weights of a training left alone."""
+    assert load_state(here / "new" / STATE)["position"]["epoch"] == 1
+    command = hint.strip().splitlines()[-1].split()
+    assert command == ["wildcat", "train", "data", "--out", "new", "--resume"]
+    assert main(command[1:]) == 0
+    assert (here / "new" / WEIGHTS).read_bytes() == (here / "a" / WEIGHTS).read_bytes()
+    assert not list((here / "new").glob(".*"))
+
+
+def test_a_disk_that_fills_up_while_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_files(resource.RLIM_INFINITY), monkeypatch.context() as patch:
+        limits = (60_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        after_first_epoch(patch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+        hint = failed(train_line(), capsys, SMALLER)
+    went_on(here, hint)
+
+
+def test_a_folder_that_may_not_be_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/sys belongs to the kernel, and takes no folder from root either."""
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("needs Linux")
+    before = files(here)
+    for name in ("predict", "parts", "report", "refine", "ensemble", "export"):
+        line = [word.replace("new", "/sys/new") for word in COMMANDS[name][0].split()]
+        failed([*line, "--device", "cpu"], capsys, UNWRITABLE)
+    failed(["train", "data", "--out", "/sys/new", *TINY], capsys, UNWRITABLE)
+    assert files(here) == before
+
+
+# --- what vanishes ----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_that_vanish_while_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, away = here / "data" / "JPEGImages", here / "away"
+    with monkeypatch.context() as patch:
+        after_first_epoch(patch, lambda: pictures.rename(away))
+        hint = failed(train_line(), capsys, VANISHED)
+    away.rename(pictures)
+    went_on(here, hint)
+
+
+def test_a_run_folder_that_vanishes_while_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        after_first_epoch(patch, lambda: shutil.rmtree(here / "new"))
+        hint = failed(train_line(), capsys, UNWRITABLE)
+    assert "new is not there any more" in hint
+    assert main(train_line()) == 0
+
+
+def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen when the first batch has gone through the network."""
+    run, done = Predictor.run, []
+
+    def running(predictor: Predictor, *arguments: Any, **options: Any) -> Any:
+        outputs = run(predictor, *arguments, **options)
+        done.append(1)
+        if len(done) == 1:
+            happens()
+        return outputs
+
+    monkeypatch.setattr(Predictor, "run", running)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
+def test_pictures_that_vanish_while_they_are_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    pictures, line = here / "data" / "JPEGImages", COMMANDS[name][0].split()
+    line += ["--batch-size", "1"] if name in ("predict", "parts", "export") else []
+    monkeypatch.setattr("wildcat.predictor.BATCH_SIZE", 1)
+    monkeypatch.setattr(
+        Predictor.stream, "__kwdefaults__", {**(Predictor.stream.__kwdefaults__ or {}), "batch_size": 1}
+    )
+    monkeypatch.setattr(Predictor.stream_outputs, "__defaults__", (1,))
+    before = files(here)
+    with monkeypatch.context() as patch:
+        after_first_batch(patch, lambda: pictures.rename(here / "away"))
+        says = "has vanished" if name in ("predict", "parts") else VANISHED
+        hint = failed([*line, "--device", "cpu"], capsys, says)
+    (here / "away").rename(pictures)
+    if name == "parts":
+        assert "--resume" in hint and main([*line, "--device", "cpu", "--resume"]) == 0
+        return
+    assert {k: v for k, v in files(here).items() if k != "new/predictions.jsonl"} == before
+    shutil.rmtree(here / "new", ignore_errors=True)
+    assert main([*line, "--device", "cpu"]) == 0
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def torch_shortage() -> RuntimeError:
+    """What torch says when it is asked for a pebibyte."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
+def test_memory_that_runs_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = files(here)
+    for error in (MemoryError(), torch_shortage(), torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to")):
+
+        def run(*_: Any, error: Exception = error, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Predictor, "run", run)
+        hint = failed([*COMMANDS[name][0].split(), "--device", "cpu"], capsys, MEMORY)
+        assert "--batch-size" in hint and ("--resume" in hint) == (name == "parts")
+        shutil.rmtree(here / "new", ignore_errors=True)
+        assert files(here) == before
+
+
+def test_memory_that_runs_out_while_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_step(*_: object) -> None:
+        raise torch_shortage()
+
+    with monkeypatch.context() as patch:
+        after_first_epoch(patch, lambda: patch.setattr(Trainer, "take_step", no_step))
+        hint = failed(train_line(), capsys, MEMORY)
+    went_on(here, hint)
+
+
+def test_a_reading_process_that_the_system_kills(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = os.getpid()
+
+    def deadly(path: Path) -> None:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(loader, "read_image", deadly)
+    line = [word if word != "0" else "1" for word in train_line()]
+    hint = failed(line, capsys, MEMORY)
+    assert "fewer --workers" in hint
+
+
+def test_other_errors_are_no_shortage() -> None:
+    assert out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert out_of_memory(OSError(2, "No such file")) is None

@@ -1,0 +1,55 @@
+"""A training that is killed again and again, anywhere, ends with the same bits as one that is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.killing import Job, kill_commands, record, soak_kills
+from wildcat.data.sample import DataSet
+from wildcat.train.runs import CONFIG, MANIFEST, METRICS, STATE, WEIGHTS, load_state
+
+TINY = "--backbone test_resnet --image-size 64 --workers 0 --device cpu --batch-size 4 --epochs 3 --lr 0.05"
+
+
+def tensors(value: Any, name: str = "state") -> dict[str, Tensor]:
+    """All tensors of a state, wherever they are."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {key: tensor for k, v in inside for key, tensor in tensors(v, f"{name} {k}").items()}
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("tune", ["all", "head"])
+def test_killed_at_any_moment_a_training_ends_with_the_same_bits(
+    tmp_path: Path, shapes: DataSet, weights: str, tune: str, cache: Path
+) -> None:
+    line = ["train", str(shapes.root), "--out", "run-{n}", "--resume", "--weights", weights, "--tune", tune]
+    kills = soak_kills("TRAINING_KILLS", 8) // 2
+    job = Job(tune, [*line, *TINY.split()], "run-{n}", kills, goes_on=True, forget=str(cache))
+    (killed,) = kill_commands([job], tmp_path, timeout=60 + 20 * kills)
+    assert killed.kills == kills and killed.begun > kills // 2
+    alone = tmp_path / "run-0"
+    expected = tensors(load_state(alone / STATE))
+    assert len(expected) > 10 and [line["epoch"] for line in history(alone)] == [1, 2, 3]
+    for n in range(1, killed.targets):
+        run = tmp_path / f"run-{n}"
+        assert {path.name for path in run.iterdir()} == {CONFIG, MANIFEST, WEIGHTS, STATE, METRICS}, "nothing is left"
+        assert (run / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
+        assert history(run) == history(alone)
+        found = tensors(load_state(run / STATE))
+        assert found.keys() == expected.keys()
+        assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    record(f"training, {tune}", kills=killed.kills, runs=killed.targets, weights_equal=killed.targets, left_over=0)

@@ -1,0 +1,50 @@
+"""The commands of docs/training.md run as written, torchrun's by two processes that are told what it would tell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.train.processes import run_processes
+from wildcat.cli import main
+from wildcat.train.runs import open_run
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
+TINY = "--image-size 32 --epochs 1 --workers 0 --device cpu --batch-size 8"
+
+
+def run_in(folder: Path, words: list[str]) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return main(words)
+
+
+def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "pictures" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(60, 255, (40, 48, 3), dtype=np.uint8) // (1 + i % 2)).save(path)
+    exec(compile(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0], "training.md", "exec"), {})
+    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+    tiny = [*TINY.split(), "--backbone", "test_resnet", "--weights", weights]
+    for number, command in enumerate(block.strip().splitlines()):
+        words = shlex.split(command, comments=True)
+        launcher, words = words[: words.index("wildcat")], words[words.index("wildcat") + 1 :]
+        words += tiny if words[0] == "train" else ["--device", "cpu"]
+        if launcher:
+            assert launcher[:3] == ["torchrun", "--nproc-per-node", "2"]
+            assert launcher[-1] == "-m"
+            codes = run_processes(2, tmp_path / f"{number}", run_in, tmp_path, words, joined=False)
+            assert codes == [0, 0], command
+        else:
+            assert main(words) == 0, command
+    one, two = (open_run(tmp_path / "runs" / name).history()[0] for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
