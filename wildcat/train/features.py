@@ -45,7 +45,7 @@ SHARD = 256
 """Pictures in a shard: what an interruption loses at most."""
 
 STATISTICS_BATCH = 16
-"""Pictures whose features are added up in single precision; batches are added up in double precision."""
+"""Pictures whose features are added up at once, in double precision."""
 
 Axes = tuple[int, ...]
 
@@ -89,7 +89,8 @@ class Features:
         for view in range(self.views):
             for batch in batch_indices(range(len(self)), STATISTICS_BATCH):
                 values = self.batch(batch, [view] * len(batch)).permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
-                total += torch.stack([values.sum(dim=0), values.square_().sum(dim=0)])
+                sums = values.sum(dim=0, dtype=total.dtype), values.square_().sum(dim=0, dtype=total.dtype)
+                total += torch.stack(sums)
         mean, square = total / (self.views * len(self) * self.shape[1] * self.shape[2])
         return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
