@@ -38,7 +38,7 @@ from wildcat.nn.backbones import Backbone
 from wildcat.train.distributed import gather, share_of, together, world_size
 from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
-LAYOUT = 4
+LAYOUT = 5
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
