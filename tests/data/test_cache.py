@@ -76,6 +76,17 @@ def test_a_folder_may_be_held_before_it_is_there(tmp_path: Path) -> None:
     assert make_room(tmp_path / "cache", 0) == []
 
 
+def test_what_cannot_be_locked_is_used_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert hold(tmp_path / "file" / "folder") is None
+    (tmp_path / "cache" / "folder").mkdir(parents=True)
+    (tmp_path / "cache" / "folder" / "file").write_bytes(bytes(9))
+    (tmp_path / "cache" / "folder.lock").mkdir()  # nobody can lock it, and so nobody removes it
+    assert hold(tmp_path / "cache" / "folder") is None
+    make_room(tmp_path / "cache", 0)
+    assert (tmp_path / "cache" / "folder" / "file").is_file()
+
+
 def test_the_limit_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WILDCAT_CACHE_GB", raising=False)
     assert cache_limit() == 100_000_000_000

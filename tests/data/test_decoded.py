@@ -45,7 +45,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.name)
         return read_reduced(path, spare)
 
-    monkeypatch.setattr(wildcat.data.decoded, "read_reduced", noting)
+    monkeypatch.setattr(wildcat.data.decoded, "read_picture_reduced", noting)
     return names
 
 

@@ -283,7 +283,7 @@ def test_what_killed_trainings_left_goes_and_what_others_are_writing_stays(
     computed: Callable[..., tuple[Features, int]], samples: list[Sample], tmp_path: Path
 ) -> None:
     computed(samples, tmp_path / "cache")
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     sound = set(folder.iterdir())
     left = [folder / name for name in ("shard-a.part", "shard-b.f16", ".shard-c.json.abcdefgh.part")]
     for path in left:

@@ -46,14 +46,13 @@ def cache_limit() -> int:
 def hold(folder: Path) -> IO[bytes] | None:
     """Keep any process from removing a folder of the cache, which need not exist yet, until what comes back is closed.
 
-    The folder counts as used now. Nothing comes back where files cannot be locked.
-
-    Raises:
-        OSError: the cache cannot be written.
+    The folder counts as used now. Nothing comes back where files cannot be locked, or nothing be written: whoever has
+    to write will say so.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(folder)
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir():
+            os.utime(folder)
     return _locked(folder, alone=False)
 
 
@@ -82,7 +81,10 @@ def _locked(folder: Path, alone: bool) -> IO[bytes] | None:
     """The open file beside a folder that stands for it, locked; it stays, so that all processes lock the same one."""
     if sys.platform == "win32":  # nothing can be told to be in use, and so nothing is removed
         return None
-    file = folder.with_name(f"{folder.name}.lock").open("ab")
+    try:
+        file = folder.with_name(f"{folder.name}.lock").open("ab")
+    except OSError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
     except OSError:  # another process holds it, or the file system has no locks

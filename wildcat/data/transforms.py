@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from wildcat.config import Flip
 
@@ -69,15 +68,9 @@ class Preprocess:
         return self.normalise(crop.flip(axes)[None])[0]
 
     def warp(self, image: Image.Image) -> Tensor:
-        """RGB picture of any size -> (3, size, size) uint8, antialiased.
-
-        By torch, which does in a third of the time what Pillow does, up to rounding.
-        """
-        pixels = torch.from_numpy(np.array(image)[None]).permute(0, 3, 1, 2)  # (H, W, 3) -> (1, 3, H, W)
-        square = (self.size, self.size)
-        mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"
-        warped: Tensor = functional.interpolate(pixels, square, mode=mode, antialias=True)
-        return warped[0]
+        """RGB picture of any size -> (3, size, size) uint8, antialiased."""
+        resampling = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        return torch.from_numpy(np.array(image.resize((self.size, self.size), resampling))).permute(2, 0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, 3, size, size) uint8 -> float32 as the network takes it, channels last in memory."""

@@ -113,9 +113,7 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Keep other processes from removing the graphs of a network while they are read or written."""
-    with writing(folder):
-        held = hold(folder)
-    with held or contextlib.nullcontext():
+    with hold(folder) or contextlib.nullcontext():
         yield
 
 

@@ -38,14 +38,14 @@ from wildcat.nn.backbones import Backbone
 from wildcat.train.distributed import gather, rank, share_of, together, world_size
 from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
-LAYOUT = 4
+LAYOUT = 5
 """Part of every key: raise it when the bytes of a cache change meaning."""
 
 SHARD = 256
 """Pictures in a shard: what an interruption loses at most."""
 
 STATISTICS_BATCH = 16
-"""Pictures whose features are added up in single precision; batches are added up in double precision."""
+"""Pictures whose features are added up at once, in double precision."""
 
 Axes = tuple[int, ...]
 
@@ -89,7 +89,8 @@ class Features:
         for view in range(self.views):
             for batch in batch_indices(range(len(self)), STATISTICS_BATCH):
                 values = self.batch(batch, [view] * len(batch)).permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
-                total += torch.stack([values.sum(dim=0), values.square_().sum(dim=0)])
+                sums = values.sum(dim=0, dtype=total.dtype), values.square_().sum(dim=0, dtype=total.dtype)
+                total += torch.stack(sums)
         mean, square = total / (self.views * len(self) * self.shape[1] * self.shape[2])
         return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
@@ -109,8 +110,7 @@ def cached_features(
 
     A picture is known by its path, size and time of change; a shard whose checksum differs from its record is passed
     over and its pictures are computed again. Of several processes each computes its share of what is missing. Where the
-    cache has grown beyond WILDCAT_CACHE_GB, what was not used for longest is removed, but nothing that a process has in
-    use.
+    cache has grown beyond WILDCAT_CACHE_GB, what was not used for longest is removed, but nothing that is in use.
 
     Args:
         backbone: in evaluation mode, on the device that computes.
