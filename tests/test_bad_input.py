@@ -355,8 +355,8 @@ def test_damaged_or_missing_files_of_a_run(
 
 
 def test_empty_files_of_a_run(refused: Refused, shapes: Path, run: Path) -> None:
-    (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the weights tell
-    refused("evaluate", run, shapes, names="does not fit the network of its own config.yaml")
+    (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the size of the pictures tells
+    refused("evaluate", run, shapes, names=f"of pictures of 64 px and {run / runs.CONFIG} of 320: one is damaged")
     (run / runs.MANIFEST).write_bytes(b"")
     refused("evaluate", run, shapes, names=f"{run / runs.MANIFEST} is damaged")
 

@@ -227,9 +227,9 @@ def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda path: path.write_text('{"schema": 2, "gate'), "damaged: JSONDecodeError"),
+        (lambda path: path.write_text('{"schema": 2, "gate'), r"damaged \(JSONDecodeError"),
         (lambda path: path.write_text("[]"), "damaged: TypeError"),
-        (lambda path: path.write_bytes(b"\xff\xfe"), "damaged: UnicodeDecodeError"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), r"damaged \(UnicodeDecodeError"),
         (spoilt(lambda r: r.pop("background")), "damaged: KeyError: 'background'"),
         (spoilt(lambda r: r["gate"].update(disc=1.5)), "damaged: gate="),
         (spoilt(lambda r: r["gate"].update(disc=float("nan"))), "damaged: gate="),

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from subprocess import PIPE
@@ -19,21 +20,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-import wildcat.data.loader
 import wildcat.progress
+import wildcat.train.feeds
 import wildcat.train.loop
 from tests.train.processes import free_port, run_processes
 from tests.train.test_resume import with_dropout
 from wildcat.cli import main
 from wildcat.config import TrainConfig
-from wildcat.data import open_dataset, read_picture, write_webdataset
-from wildcat.data.images import read_image
+from wildcat.data import open_dataset, write_webdataset
+from wildcat.data.images import Reduced, Spare, read_image
+from wildcat.data.loader import Pictures
 from wildcat.data.sample import DataSet, Sample
-from wildcat.data.stored import StoredPicture
+from wildcat.data.stored import StoredPicture, read_picture_reduced
 from wildcat.data.voc import read_voc
 from wildcat.errors import ConfigError, DataError, ImageError, RunError, TrainingError
 from wildcat.nn.model import model_from_config
@@ -223,11 +224,11 @@ def pictures_read(folder: Path, source: Path) -> Counter[str]:
     """What a process reads in a training, and how often."""
     read: Counter[str] = Counter()
 
-    def counted(picture: Path | StoredPicture) -> Image.Image:
+    def counted(picture: Path | StoredPicture, spare: Spare) -> Reduced:
         read[str(picture)] += 1
-        return read_picture(picture)
+        return read_picture_reduced(picture, spare)
 
-    wildcat.data.loader.read_picture = counted  # this process is the test's own
+    wildcat.train.feeds.Pictures = partial(Pictures, read=counted)  # this process is the test's own
     train(open_run(folder), open_dataset(source))
     return read
 

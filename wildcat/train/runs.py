@@ -248,7 +248,7 @@ def open_run(folder: Path) -> Run:
             config=config,
             classes=tuple(manifest["classes"]),
             task=manifest["task"],
-            preprocess=_read_preprocess(preprocess, config.image_size),
+            preprocess=_read_preprocess(preprocess, config.image_size, folder),
             manifest=manifest,
         )
     except ConfigError as error:
@@ -258,12 +258,17 @@ def open_run(folder: Path) -> Run:
         raise RunError(f"{folder / MANIFEST} is damaged: its preprocess is {said}.", RESTORE) from error
 
 
-def _read_preprocess(said: Mapping[str, Any], image_size: int) -> Preprocess:
+def _read_preprocess(said: Mapping[str, Any], image_size: int, folder: Path) -> Preprocess:
     size, interpolation = int(said["size"]), str(said["interpolation"])
     mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
     sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-    if size != image_size or not sound or interpolation not in ("bicubic", "bilinear"):
+    if not sound or interpolation not in ("bicubic", "bilinear"):
         raise ValueError("out of range")
+    if size != image_size:
+        raise RunError(
+            f"{folder / MANIFEST} is of pictures of {size} px and {folder / CONFIG} of {image_size}: one is damaged.",
+            RESTORE,
+        )
     return Preprocess(size, mean, std, interpolation)
 
 
