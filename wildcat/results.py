@@ -113,7 +113,7 @@ class Prediction:
         """Boxes of any class, at a threshold given as a part of the map's range."""
         scale = BOX_SIDE / max(self.width, self.height)
         grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
-        heatmap = _resized(self.class_maps[self._index(name)], grid)
+        heatmap = _resized(self.class_maps[self.index_of(name)], grid)
         return map_to_boxes(heatmap, threshold, which="all", size=(self.height, self.width), min_area=0.005)
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
@@ -122,7 +122,7 @@ class Prediction:
         Args:
             size: (height, width) to have it in instead, such as `drawn_size`.
         """
-        return _resized(self.class_maps[self._index(name)], size or (self.height, self.width))
+        return _resized(self.class_maps[self.index_of(name)], size or (self.height, self.width))
 
     def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(M, H, W) maps behind a class in the resolution of the original picture; their mean is the heatmap.
@@ -135,7 +135,7 @@ class Prediction:
         """
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
-        return _resized(self.modality_maps[self._index(name)], size or (self.height, self.width))
+        return _resized(self.modality_maps[self.index_of(name)], size or (self.height, self.width))
 
     def mask(
         self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None
@@ -158,7 +158,7 @@ class Prediction:
         drawn, background_map = list(range(len(self.classes))), None
         if background is not None:
             params = replace(params, rule="trained")
-            background_map = self.class_maps[drawn.pop(self._index(background))]
+            background_map = self.class_maps[drawn.pop(self.index_of(background))]
         params = replace(params, gate=tuple(gates[i] for i in drawn))
         stored = self.calibration.crf if self.calibration else None
         settings = (stored or CrfParams() if crf is True else crf) or None
@@ -280,7 +280,12 @@ class Prediction:
             raise
         return folder
 
-    def _index(self, name: str) -> int:
+    def index_of(self, name: str) -> int:
+        """Where a class is among `classes`.
+
+        Raises:
+            ConfigError: this model has no such class.
+        """
         if name not in self.classes:
             raise ConfigError(
                 f"this model has no class {name!r}.",

@@ -34,7 +34,7 @@ def prediction_row(prediction: Prediction, query: PredictQuery, limits: Limits) 
     """
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
     for name in drawn:
-        prediction.find_boxes(name)  # an unknown class is named before any work is done
+        prediction.index_of(name)  # an unknown class is named before any work is done
     _check_work(prediction, query, len(drawn), limits)
     files: dict[str, Any] = {}
     row = {**prediction.to_dict(), "files": files}

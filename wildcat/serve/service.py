@@ -40,6 +40,10 @@ PASSES = 4
 """Passes through the network at the same time, at most: each takes memory for a batch."""
 
 
+SMALL = 2
+"""Pictures of a pass that shares the cores: more do not make it faster (benchmarks/serve_load.py), they only wait."""
+
+
 class Service:
     """Answers pictures with what `render` makes of their predictions, within `limits`."""
 
@@ -47,7 +51,9 @@ class Service:
         self.predictor, self.limits = predictor, limits
         self.shares = Shares(engine_threads())
         passes = min(passes_at_once(predictor, self.shares.total), limits.batch_size)
-        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(self._predict, limits.batch_size // passes, passes)
+        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(
+            self._predict, limits.batch_size if passes == 1 else min(SMALL, limits.batch_size), passes
+        )
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
         self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
 
