@@ -1,7 +1,7 @@
 """Solar cells after fine-tuning: ROC AUC, AP and accuracy on the held-out quarter.
 
     wildcat train solar --recipe solar --out runs/solar
-    wildcat train solar --recipe solar --image-size 300 --epochs 12 --amp --out runs/solar-300
+    wildcat train solar --recipe solar --backbone lite2 --image-size 300 --epochs 12 --out runs/solar-300
     wildcat ensemble runs/solar runs/solar-300 --combine average --out runs/solar-both
     python benchmarks/solar.py --run runs/solar-both --out benchmarks/results/solar.json
 
