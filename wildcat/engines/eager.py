@@ -32,11 +32,18 @@ def open_torch(backbone: Backbone, precision: Precision, device: torch.device) -
     if precision == "int8":
         raise EngineError("torch has no int8 here.", "Give --engine openvino or onnx, or --precision bf16.")
     network = fold(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _features_of(network, precision, device)
+
+
+def _features_of(
+    network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """A network as an engine runs it: images channels last, in bfloat16 if asked, features in float32."""
 
     def features(images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found: Tensor = network(images)
+            found = network(images)
         return found.float()
 
     return features
@@ -52,14 +59,7 @@ def open_compiled(
     """
     network = fold(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = torch.compile(network, dynamic=True, backend=COMPILER)
-
-    @torch.inference_mode()
-    def features(images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found: Tensor = compiled(images)  # type: ignore[no-untyped-call]
-        return found.float()
-
+    features: Callable[[Tensor], Tensor] = torch.inference_mode()(_features_of(compiled, precision, device))
     try:
         features(probe(size, 2).to(device))  # one picture would be taken for the only number there is
     except Exception as error:  # the compiler raises kinds of its own, and those of the C++ compiler it calls

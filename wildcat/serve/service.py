@@ -125,7 +125,7 @@ class Service:
 
     def _predict(self, pictures: Sequence[ReadPicture]) -> Sequence[Prediction]:
         with self.shares.take():
-            return self.predictor.predict_prepared(pictures)
+            return self.predictor.predict_prepared(pictures, batch_size=self.limits.batch_size)
 
     def _render(self, render: Callable[[Prediction], Result], prediction: Prediction) -> Result:
         with self.shares.take():
