@@ -29,7 +29,7 @@ from wildcat.serve.server import address_of, listen
 from wildcat.viz.colors import MARK_COLORS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 DESKTOP, PHONE = 1280, 390
 
@@ -146,6 +146,23 @@ def test_a_picture_is_looked_at(
 
     page.click("text=None")
     assert page.locator("#stage canvas").count() == 0
+
+
+def test_a_picture_that_is_given_before_the_model_is_known_waits_for_it(
+    visit: Visit, addresses: dict[str, str], photo: Path
+) -> None:
+    page, _ = visit(addresses["plain"])
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/model", hold)
+    page.reload()
+    page.set_input_files("#file", photo)
+    assert not page.locator("#facts dd").count(), "the model is not known yet"
+    held[0].continue_()
+    wait_for(page, f"{photo.name}, 96")
 
 
 def test_hover_and_keys_show_a_class_and_let_it_go(

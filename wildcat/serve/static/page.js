@@ -1,5 +1,5 @@
 "use strict";
-(async () => {
+(() => {
   const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root } = wildcat;
   const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
   const hex = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
@@ -27,30 +27,30 @@
   const failed = (error) => { if (error.name !== "AbortError") say(error.message, true); };
 
   let model, tables, marks;
-  try {
+  const getModel = async () => {
     const [facts, colors] = await Promise.all(["/model", "/static/colors.json"].map((path) => fetch(path).then((r) => r.json())));
     model = facts;
     marks = colors.marks;
     tables = Object.fromEntries(Object.entries(colors.colormaps).map(([name, text]) => [name, bytes(text)]));
-  } catch {
-    say("The service does not answer. Is it still running?", true);
-    return;
-  }
-  document.title = `${model.name} · wildcat`;
-  find("#name").textContent = model.name;
-  find("#here").textContent = location.origin;
-  const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps a class` : ""}`);
-  for (const [name, value] of [
-    ["Classes", `${model.classes.length.toLocaleString("en")}${model.task === "multiclass" ? ", one a picture" : ", any number a picture"}`],
-    [networks.length > 1 ? "Networks" : "Network", networks.join("; ")],
-    ["Device", model.device], ["wildcat", model.versions.wildcat],
-  ]) {
-    const pair = make("div");
-    pair.append(make("dt", "", name), make("dd", "", value));
-    find("#facts").append(pair);
-  }
-  find("#format").append(...model.annotation_formats.map((name) => make("option", "", name)));
-  find("#colormap").append(...Object.keys(tables).map((name) => make("option", "", name)));
+    document.title = `${model.name} · wildcat`;
+    find("#name").textContent = model.name;
+    find("#here").textContent = location.origin;
+    const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps a class` : ""}`);
+    for (const [name, value] of [
+      ["Classes", `${model.classes.length.toLocaleString("en")}${model.task === "multiclass" ? ", one a picture" : ", any number a picture"}`],
+      [networks.length > 1 ? "Networks" : "Network", networks.join("; ")],
+      ["Device", model.device], ["wildcat", model.versions.wildcat],
+    ]) {
+      const pair = make("div");
+      pair.append(make("dt", "", name), make("dd", "", value));
+      find("#facts").append(pair);
+    }
+    find("#format").append(...model.annotation_formats.map((name) => make("option", "", name)));
+    find("#colormap").append(...Object.keys(tables).map((name) => make("option", "", name)));
+    say("");
+  };
+  /** Whether the model is known; a picture that is given before that waits for it. */
+  const met = getModel().then(() => true, () => { say("The service does not answer. Is it still running?", true); return false; });
 
   // --- state ---
   const LISTED = 60, SIDE = 320, CRF_SIDE = 1000;
@@ -211,6 +211,7 @@
     stage.style.width = `min(100%, ${62 * ratio}vh)`; // all of it is seen beside the classes
   };
   const open = async (given) => {
+    if (!(await met)) return;
     if (given.size > model.limits.max_mb * 1e6) {
       say(`This file has ${(given.size / 1e6).toFixed(1)} MB; at most ${model.limits.max_mb} MB are read here.`, true);
       return;
@@ -408,5 +409,4 @@
       button.disabled = false;
     }
   });
-  say("");
 })();
