@@ -2,11 +2,11 @@
 
     python benchmarks/serve_load.py --out benchmarks/results/serve-load.json
 
-`wildcat serve` runs in a process of its own, and clients in this one send it the same JPEG over and over, each its next
-as soon as its last is answered; the clients' own work is taken from the same cores. Before and after, a third process
+`wildcat serve` runs in processes of its own, and clients in this one send it the same JPEG over and over, each its next
+as soon as its last is answered; the clients' own work is taken from the same cores. Before and after, another process
 runs the bare network on batches that are tensors already: the ratio is to the mean of the two. `cpu_s` is the work of
-the process for each picture, which a busy machine changes less. Memory is that of the service's process. The corpus of
-broken bodies is that of the tests (extra `test`), sent to a second service with small limits.
+the processes for each picture, which a busy machine changes less. Memory is that of all the service's processes. The
+corpus of broken bodies is that of the tests (extra `test`), sent to a second service with small limits.
 """
 
 from __future__ import annotations
@@ -80,15 +80,22 @@ class Service:
     host: str
     port: int
 
+    def processes(self) -> list[Path]:
+        """Folders under /proc of the service and of all it has started."""
+        found = [self.process.pid]
+        for pid in found:
+            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [Path(f"/proc/{pid}") for pid in found]
+
     def memory(self) -> float:
-        """Resident megabytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+        """Megabytes of all its processes; what they share is counted once (PSS)."""
+        lines = [line for p in self.processes() for line in (p / "smaps_rollup").read_text().splitlines()]
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
     def worked(self) -> float:
-        """The processor's seconds it has taken."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """The processor's seconds they have taken."""
+        fields = [(p / "stat").read_text().rpartition(")")[2].split() for p in self.processes()]
+        return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.host, self.port, timeout=120)
@@ -231,7 +238,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     first, second = (int(n) for n in arguments.requests.split(","))
     alone = [bare_elsewhere(arguments)]
     with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
-        load(service, body, arguments.clients, times(2 * arguments.batch))  # the first passes are slow
+        load(service, body, arguments.clients, times(8 * arguments.batch))  # the first passes are slow
         under_load = load(service, body, arguments.clients, for_seconds(arguments.seconds))
         alone.append(bare_elsewhere(arguments))
         crowd = load(service, body, 4 * arguments.clients, for_seconds(arguments.seconds / 3))

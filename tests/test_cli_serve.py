@@ -43,12 +43,17 @@ class Running:
         return host, int(port)
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    command = [sys.executable, "-m", "wildcat", "serve", "imagenet-lite0", "--port", "0", "--device", "cpu"]
-    command += ["--max-mb", "1", "--max-pixels", "1000000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[Running]:
+    command = [sys.executable, "-m", "wildcat", "serve", "imagenet-lite0", "--port", "0", "--device", "cpu", *flags]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a terminal's Ctrl-C reaches all processes of a session
+    )
     try:
         assert process.stdout is not None
         with selectors.DefaultSelector() as ready:
@@ -58,6 +63,12 @@ def service() -> Iterator[Running]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with serving("--max-mb", "1", "--max-pixels", "1000000") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +234,25 @@ def test_ctrl_c_stops_cleanly(service: Running) -> None:  # the last: it ends th
     assert lines[0].startswith("imagenet-lite0: 1000 classes; device cpu") and lines[-1] == "stopped"
     assert "Traceback" not in err
     assert time.monotonic() - start < 15
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("ending", ["ctrl-c", "kill"])
+def test_processes_with_the_model_end_with_the_service(ending: str, picture: Path) -> None:
+    with serving("--processes", "1") as service:
+        assert post(service, picture.read_bytes()).status_code == 200
+        pid = service.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        assert len(children) >= 1
+        if ending == "kill":
+            service.process.kill()
+        else:
+            os.killpg(pid, signal.SIGINT)
+        _, err = service.process.communicate(timeout=SECONDS)
+        if ending == "ctrl-c":
+            assert service.process.returncode == 0
+            assert err.splitlines()[-1] == "stopped" and "Traceback" not in err and "ended" not in err
+        until = time.monotonic() + SECONDS
+        while any(Path(f"/proc/{child}").exists() for child in children):
+            assert time.monotonic() < until, "a process was left behind"
+            time.sleep(0.05)

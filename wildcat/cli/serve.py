@@ -33,12 +33,15 @@ class Serve(ModelCommand):
     """Seconds for a picture to arrive, and again for its answer."""
     batch_size: int = 8
     """Most pictures that go through the network together."""
+    processes: int = -1
+    """Processes that hold the model and answer side by side; 0: only this one, -1: as many as help (a CPU: up to 4)."""
 
 
 def run_serve(command: Serve) -> int:
     """wildcat serve"""
     import warnings
 
+    from wildcat.cli.process import keep_freed_memory
     from wildcat.serve import Limits, create_app
     from wildcat.serve.guard import LOOPBACK
     from wildcat.serve.server import address_of, is_loopback, listen, run
@@ -50,7 +53,7 @@ def run_serve(command: Serve) -> int:
         predictor = load_model(command, command.run)
         names = {name.strip() for name in command.names.split(",") if name.strip()}
         hosts = {*LOOPBACK, command.host, *names} if is_loopback(command.host) else None
-        app = create_app(predictor, limits, hosts)
+        app = create_app(predictor, limits, hosts, command.processes, keep_freed_memory)
         print(address_of(command.host, listener), flush=True)
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; device {predictor.device.type}; Ctrl-C stops",

@@ -45,16 +45,17 @@ class Shares:
         self.total, self.taken, self.lock = total, 0, threading.Lock()
 
     @contextmanager
-    def take(self) -> Iterator[None]:
+    def take(self) -> Iterator[int]:
         """Torch computes with this thread's share: all cores if nothing else runs, an equal part of them otherwise.
 
-        The share is that at the beginning; who comes later does not change it.
+        The share, which is given, is that at the beginning; who comes later does not change it.
         """
         with self.lock:
             self.taken += 1
-            torch.set_num_threads(max(1, self.total // self.taken))  # of the thread that asks, in torch's OpenMP
+            share = max(1, self.total // self.taken)
+            torch.set_num_threads(share)  # of the thread that asks, in torch's OpenMP
         try:
-            yield
+            yield share
         finally:
             with self.lock:
                 self.taken -= 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.responses import JSONResponse
 
 from wildcat.errors import ConfigError
 from wildcat.export.annotations import ANNOTATION_FORMATS, InstanceParams
@@ -52,6 +53,11 @@ def prediction_row(prediction: Prediction, query: PredictQuery, limits: Limits) 
     return row
 
 
+def prediction_json(prediction: Prediction, query: PredictQuery, limits: Limits) -> bytes:
+    """`prediction_row` as it is sent."""
+    return bytes(JSONResponse(prediction_row(prediction, query, limits)).body)
+
+
 def drawing(prediction: Prediction, query: MapQuery) -> bytes:
     """One PNG of a prediction.
 
@@ -69,8 +75,8 @@ def drawing(prediction: Prediction, query: MapQuery) -> bytes:
     return _png(prediction.plot(name) if query.kind == "overlay" else heat(prediction, name))
 
 
-def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -> bytes:
-    """The folder `wildcat export annotations` would write for this picture, in a zip file.
+def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -> tuple[bytes, str]:
+    """The folder `wildcat export annotations` would write for this picture, in a zip file, and what that is called.
 
     Raises:
         ConfigError: the format cannot hold the classes.
@@ -85,7 +91,7 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
                     archive.write(path, path.relative_to(folder).as_posix())
-        return buffer.getvalue()
+        return buffer.getvalue(), zip_name(prediction, query.format)
 
 
 def heat(prediction: Prediction, name: str) -> Image.Image:

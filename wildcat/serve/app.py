@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
@@ -21,7 +21,7 @@ from wildcat._version import __version__
 from wildcat.errors import RunError, WildcatError
 from wildcat.export.annotations import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
-from wildcat.serve.answers import annotation_zip, drawing, prediction_row, zip_name
+from wildcat.serve.answers import annotation_zip, drawing, prediction_json
 from wildcat.serve.guard import Guard, refusal
 from wildcat.serve.limits import Limits, Refused
 from wildcat.serve.schema import (
@@ -49,15 +49,27 @@ ASSETS = {
 COLORMAPS = ("inferno", "viridis", "cividis")
 
 
-def create_app(predictor: Predictor, limits: Limits | None = None, hosts: Collection[str] | None = None) -> FastAPI:
+def create_app(
+    predictor: Predictor,
+    limits: Limits | None = None,
+    hosts: Collection[str] | None = None,
+    processes: int = 0,
+    begin: Callable[[], object] | None = None,
+) -> FastAPI:
     """The service for a model, an ASGI application; `app.state.service` does the work.
 
     Args:
         limits: on size, pixels, queue and time.
         hosts: names it may be addressed by, such as `LOOPBACK` of the guard; None: any.
+        processes: that hold the model and answer, besides this one; 0: none, -1: as many as help. They are started
+            anew, so a script that asks for them needs its `if __name__ == "__main__":`.
+        begin: what each of them calls first.
+
+    Raises:
+        ConfigError: processes for a model that does not gain by them.
     """
     limits = limits or Limits()
-    service = Service(predictor, limits)
+    service = Service(predictor, limits, processes, begin)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +104,8 @@ def _add_predictions(app: FastAPI, predictor: Predictor, service: Service) -> No
     )
     async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
         """What the model says of a picture: a row of predictions.jsonl, with maps and masks where asked for."""
-        return await service.answer(request, lambda p: JSONResponse(prediction_row(p, query, service.limits)))
+        content = await service.answer(request, partial(prediction_json, query=query, limits=service.limits))
+        return Response(content, media_type="application/json")
 
     @app.post(
         "/map",
@@ -112,11 +125,7 @@ def _add_predictions(app: FastAPI, predictor: Predictor, service: Service) -> No
     )
     async def annotations(request: Request, query: Annotated[AnnotationQuery, Query()]) -> Response:
         """The picture as a data set of one, with its regions as annotations to correct or to train on."""
-        model = Path(predictor.name).name
-
-        def make(prediction: Any) -> tuple[bytes, str]:
-            return annotation_zip(prediction, query, model), zip_name(prediction, query.format)
-
+        make = partial(annotation_zip, query=query, model=Path(predictor.name).name)
         content, name = await service.answer(request, make)
         return Response(
             content, media_type="application/zip", headers={"Content-Disposition": f'attachment; filename="{name}"'}

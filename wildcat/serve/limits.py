@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from wildcat.errors import ConfigError
 
@@ -56,3 +57,7 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, hint: str = "", retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.hint, self.retry_after = status, message, hint, retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Refusals travel between processes."""
+        return Refused, (self.status, self.message, self.hint, self.retry_after)

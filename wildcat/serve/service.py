@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 from starlette.datastructures import UploadFile
@@ -15,11 +16,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from wildcat.engines.threads import Shares, engine_threads
-from wildcat.errors import WildcatError, out_of_memory
+from wildcat.errors import ConfigError, WildcatError, out_of_memory
 from wildcat.predictor import Predictor, ReadPicture
 from wildcat.results import Prediction
 from wildcat.serve.answers import sent_name
 from wildcat.serve.batching import Batcher, Budget, Line
+from wildcat.serve.copies import Copies, Job, Outcome
 from wildcat.serve.limits import Limits, Refused
 from wildcat.serve.pictures import decode, open_bytes
 
@@ -47,13 +49,17 @@ SMALL = 2
 class Service:
     """Answers pictures with what `render` makes of their predictions, within `limits`."""
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
+    def __init__(
+        self, predictor: Predictor, limits: Limits, processes: int = 0, begin: Callable[[], object] | None = None
+    ) -> None:
         self.predictor, self.limits = predictor, limits
         self.shares = Shares(engine_threads())
-        passes = min(passes_at_once(predictor, self.shares.total), limits.batch_size)
-        self.batcher: Batcher[ReadPicture, Prediction] = Batcher(
-            self._predict, limits.batch_size if passes == 1 else min(SMALL, limits.batch_size), passes
-        )
+        count = how_many(processes, predictor, self.shares.total)
+        passes = count or min(passes_at_once(predictor, self.shares.total), limits.batch_size)
+        together = limits.batch_size if passes == 1 else min(SMALL, limits.batch_size)
+        self.copies = Copies(predictor, count, limits, begin) if count else None
+        answer = partial(self._ask, self.copies) if self.copies else self._predict
+        self.batcher: Batcher[Any, Any] = Batcher(answer, together, passes)
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
         self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
 
@@ -96,6 +102,8 @@ class Service:
     def close(self) -> None:
         """Finish what was begun."""
         self.batcher.close()
+        if self.copies is not None:
+            self.copies.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _leave(self, task: asyncio.Task[Result]) -> None:
@@ -114,10 +122,17 @@ class Service:
         most = self.limits.max_pixels
         opened = await finished(self.pool.submit(open_bytes, content, most))
         async with self.budget.take(opened.width * opened.height):
+            if self.copies is not None:
+                outcome: Outcome = await finished(self.batcher.submit(Job(content, name, render)))
+                return cast(Result, outcome.get())
             waiting = self.batcher.submit(await finished(self.pool.submit(self._prepare, opened)))
             del content, opened  # the prediction holds the picture from here on
             prediction = await finished(waiting)
             return await finished(self.pool.submit(self._render, render, replace(prediction, image=name)))
+
+    def _ask(self, copies: Copies, jobs: Sequence[Job]) -> Sequence[Outcome]:
+        with self.shares.take() as threads:
+            return copies.answer(jobs, threads)
 
     def _prepare(self, opened: Image.Image) -> ReadPicture:
         with self.shares.take():
@@ -133,14 +148,32 @@ class Service:
 
 
 def passes_at_once(predictor: Predictor, threads: int) -> int:
-    """How many batches go through the network at the same time: on a CPU several, each with a share of the cores.
+    """How many batches go through the network at the same time: on a CPU several, each with a share of the cores."""
+    return min(PASSES, threads) if shares_cores(predictor) else 1
 
-    A GPU takes one after the other, and other engines than torch have threads of their own.
-    """
-    shared = predictor.device.type == "cpu" and all(
+
+def shares_cores(predictor: Predictor) -> bool:
+    """Whether passes can be given cores: a GPU takes one after the other, and other engines than torch have threads."""
+    return predictor.device.type == "cpu" and all(
         m.engine is None or m.engine.name == "torch" for m in predictor.members
     )
-    return min(PASSES, threads) if shared else 1
+
+
+def how_many(processes: int, predictor: Predictor, threads: int) -> int:
+    """Processes of their own for a predictor; see `create_app`.
+
+    Raises:
+        ConfigError: fewer than -1, or any where passes have cores or a GPU for themselves.
+    """
+    passes = passes_at_once(predictor, threads)
+    if processes < -1:
+        raise ConfigError(f"processes={processes}: give a number, 0 for none, or -1 for as many as help.")
+    if processes > 0 and not shares_cores(predictor):
+        raise ConfigError(
+            f"processes={processes}: this model runs on a GPU or an engine that has threads of its own.",
+            "Leave --processes out, or serve it with --device cpu --engine torch.",
+        )
+    return processes if processes >= 0 else passes if passes > 1 else 0
 
 
 async def finished(future: Future[Result]) -> Result:
