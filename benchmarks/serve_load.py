@@ -3,10 +3,11 @@
     python benchmarks/serve_load.py --out benchmarks/results/serve-load.json
 
 `wildcat serve` runs in processes of its own, and clients in this one send it the same JPEG over and over, each its next
-as soon as its last is answered; the clients' own work is taken from the same cores. Before and after, another process
-runs the bare network on batches that are tensors already: the ratio is to the mean of the two. `cpu_s` is the work of
-the processes for each picture, which a busy machine changes less. Memory is that of all the service's processes. The
-corpus of broken bodies is that of the tests (extra `test`), sent to a second service with small limits.
+as soon as its last is answered; the clients' own work is taken from the same cores. In turn with that, another process
+runs the bare network on batches that are tensors already: the ratio of a round is to the mean of the two around it.
+`cpu_s` is the work of the processes for each picture, which a busy machine changes less. Memory is that of all the
+service's processes. The corpus of broken bodies is that of the tests (extra `test`), sent to a second service with
+small limits.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import torch
 from PIL import Image
 
 import wildcat
-from wildcat.bench.record import write_result
+from wildcat.bench.record import spread, write_result
 from wildcat.cli.process import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import write_shapes
@@ -49,27 +50,40 @@ ROOT = Path(__file__).resolve().parent.parent
 FORM = "multipart/form-data; boundary=xyz"
 
 
-def bare(run: str, batch: int, seconds: float) -> dict[str, float]:
-    """Pictures a second of the network as `load` opens it, `batch` at a time, and the processor's seconds for each."""
+def bare(run: str, batch: int, seconds: float) -> None:
+    """For each line that comes in, one that says what the network does for so many seconds, `batch` pictures at a time.
+
+    The network is that of `load`; it says pictures a second, and the processor's seconds for each.
+    """
     predictor = wildcat.load(run, "cpu")
     size = predictor.preprocess.size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     for _ in range(3):
         predictor.run([images], modalities=False)
-    begun, worked, done = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - begun < seconds:
-        predictor.run([images], modalities=False)
-        done += batch
-    taken, worked = time.perf_counter() - begun, time.process_time() - worked
-    return {"per_s": round(done / taken, 2), "cpu_s": round(worked / done, 4)}
+    for _ in sys.stdin:
+        begun, worked, done = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - begun < seconds:
+            predictor.run([images], modalities=False)
+            done += batch
+        taken, worked = time.perf_counter() - begun, time.process_time() - worked
+        print(json.dumps({"per_s": round(done / taken, 2), "cpu_s": round(worked / done, 4)}), flush=True)
 
 
-def bare_elsewhere(arguments: argparse.Namespace) -> dict[str, float]:
-    """`bare` in a process of its own."""
-    command = [sys.executable, __file__, "--bare", "--run", arguments.run, "--batch", str(arguments.batch)]
-    command += ["--seconds", str(arguments.seconds / 2)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+@contextlib.contextmanager
+def bare_network(run: str, batch: int, seconds: float) -> Iterator[Callable[[], dict[str, float]]]:
+    """`bare` in a process of its own, which sleeps until it is asked."""
+    command = [sys.executable, __file__, "--bare", "--run", run, "--batch", str(batch), "--seconds", str(seconds)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asked, answers = process.stdin, process.stdout
+
+        def measure() -> dict[str, float]:
+            print(file=asked, flush=True)
+            found: dict[str, float] = json.loads(answers.readline())
+            return found
+
+        measure()  # it loads the model
+        yield measure
 
 
 @dataclass
@@ -210,7 +224,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="a run folder or a packaged model; without it, lite0 at 320 pixels, 5 classes")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--seconds", type=float, default=30, help="of load, in all rounds together")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="of the service and of the bare network")
     parser.add_argument("--width", type=int, default=320, help="of the picture, in pixels")
     parser.add_argument("--height", type=int, default=240)
@@ -220,7 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.bare:
         keep_freed_memory()  # as the command line does
-        print(json.dumps(bare(arguments.run, arguments.batch, arguments.seconds)))
+        bare(arguments.run, arguments.batch, arguments.seconds)
         return
     if arguments.out is None:
         parser.error("--out is needed")
@@ -236,14 +251,23 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
     """Settings and results."""
     body = jpeg_form(arguments.width, arguments.height)
     first, second = (int(n) for n in arguments.requests.split(","))
-    alone = [bare_elsewhere(arguments)]
-    with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
+    each = arguments.seconds / arguments.rounds
+    with (
+        bare_network(arguments.run, arguments.batch, each) as alone,
+        serving(arguments.run, "--batch-size", str(arguments.batch)) as service,
+    ):
         load(service, body, arguments.clients, times(8 * arguments.batch))  # the first passes are slow
-        under_load = load(service, body, arguments.clients, for_seconds(arguments.seconds))
-        alone.append(bare_elsewhere(arguments))
+        networks, services = [alone()], []
+        for _ in range(arguments.rounds):
+            services.append(load(service, body, arguments.clients, for_seconds(each)))
+            networks.append(alone())
+            print(services[-1], networks[-1], file=sys.stderr)
         crowd = load(service, body, 4 * arguments.clients, for_seconds(arguments.seconds / 3))
-    ratio = under_load["per_s"] / statistics.mean(each["per_s"] for each in alone)
-    print(f"bare {alone}", f"service {under_load}", f"ratio {ratio:.3f}", f"crowd {crowd}", sep="\n", file=sys.stderr)
+    ratios = [
+        under_load["per_s"] / statistics.mean((before["per_s"], after["per_s"]))
+        for under_load, before, after in zip(services, networks[:-1], networks[1:], strict=True)
+    ]
+    print(f"ratios {ratios}", f"crowd {crowd}", sep="\n", file=sys.stderr)
     with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
         load(service, body, arguments.clients, times(first))
         early = service.memory()
@@ -254,9 +278,10 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         broken = broken_requests(service, jpeg_form(160, 120))
     print(broken, file=sys.stderr)
     results = {
-        "bare": alone,
-        "service": under_load,
-        "ratio": round(ratio, 3),
+        "bare": {name: spread([each[name] for each in networks]) for name in networks[0]},
+        "service": {name: spread([each[name] for each in services]) for name in services[0] if name != "statuses"},
+        "statuses": dict(sum((Counter(each["statuses"]) for each in services), Counter())),
+        "ratio": spread(ratios),
         "crowd": {"clients": 4 * arguments.clients, **crowd},
         "memory_mb": {str(first): round(early, 1), str(second): round(late, 1), "growth": round(late - early, 1)},
         "broken": broken,

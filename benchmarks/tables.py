@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -245,14 +246,17 @@ def serve_load(result: dict[str, Any]) -> str:
     service, crowd, memory = r["service"], r["crowd"], r["memory_mb"]
     early, late = s["requests"].split(",")
     refused = sum(count for status, count in crowd["statuses"].items() if status == "503")
-    alone = " and ".join(f"{each['per_s']:.1f}" for each in r["bare"])
+    ratios = r["ratio"]["values"]
     return (
         f"`wildcat serve`, {s['backbone']} at {s['input_size']} px, {s['classes']} classes, pictures of {s['width']} x "
         f"{s['height']}, {s['clients']} clients on the same {result['machine']['cores']} cores for "
-        f"{s['seconds']:g} s: {service['per_s']:.1f} pictures a second, **{r['ratio']:.2f}** of the bare network in "
-        f"batches of {s['batch']} ({alone} before and after); latency {service['latency_p50_s']:.2f} s (median), "
-        f"{service['latency_p95_s']:.2f} s (95 %). With {crowd['clients']} clients {crowd['per_s']:.1f} a second, and "
-        f"{refused:,} were told to come back (503). Memory {memory[early]:.0f} MB after {int(early):,} requests, "
+        f"{s['seconds']:g} s in {s['rounds']} rounds: {service['per_s']['mean']:.1f} pictures a second, "
+        f"**{statistics.median(ratios):.2f}** of the bare network in batches of {s['batch']} (median; "
+        f"{min(ratios):.2f} to {max(ratios):.2f}), which takes its turns between them and does "
+        f"{r['bare']['per_s']['mean']:.1f}; latency {service['latency_p50_s']['mean']:.2f} s (median), "
+        f"{service['latency_p95_s']['mean']:.2f} s (95 %). With {crowd['clients']} clients {crowd['per_s']:.1f} a "
+        f"second, and {refused:,} were told to come back (503). Memory {memory[early]:.0f} MB after {int(early):,} "
+        "requests, "
         f"{memory[late]:.0f} MB after {int(late):,}. Of {r['broken']['bodies']} broken bodies "
         f"{r['broken']['answered_4xx']} were answered with 4xx, and the service "
         f"{'went on' if r['broken']['alive_after'] else 'died'}."
