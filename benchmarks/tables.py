@@ -256,8 +256,7 @@ def serve_load(result: dict[str, Any]) -> str:
         f"{r['bare']['per_s']['mean']:.1f}; latency {service['latency_p50_s']['mean']:.2f} s (median), "
         f"{service['latency_p95_s']['mean']:.2f} s (95 %). With {crowd['clients']} clients {crowd['per_s']:.1f} a "
         f"second, and {refused:,} were told to come back (503). Memory {memory[early]:.0f} MB after {int(early):,} "
-        "requests, "
-        f"{memory[late]:.0f} MB after {int(late):,}. Of {r['broken']['bodies']} broken bodies "
+        f"requests, {memory[late]:.0f} MB after {int(late):,}. Of {r['broken']['bodies']} broken bodies "
         f"{r['broken']['answered_4xx']} were answered with 4xx, and the service "
         f"{'went on' if r['broken']['alive_after'] else 'died'}."
     )

@@ -6,8 +6,11 @@ import asyncio
 import io
 import logging
 import os
+import pickle
 import signal
 from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from PIL import Image
 from tests.serve.conftest import Connect, encoded, picture
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
+from wildcat.engines import Engine
 from wildcat.errors import ConfigError, ImageError, WildcatError
 from wildcat.predictor import Predictor, load
 from wildcat.results import Prediction
@@ -123,8 +127,6 @@ def test_a_picture_is_not_blamed_for_one_that_was_dead_before(copies: Copies) ->
     "error", [Refused(422, "so", "thus", 5), ImageError("so", "thus"), ConfigError("so"), MemoryError("so")]
 )
 def test_errors_arrive_as_they_were(error: Exception) -> None:
-    import pickle
-
     again = pickle.loads(pickle.dumps(Outcome(error=error))).error
     assert type(again) is type(error) and str(again) == str(error)
     for name in ("status", "message", "hint", "retry_after"):
@@ -173,11 +175,6 @@ def test_how_many_there_are(predictor: Predictor) -> None:
 
 
 def test_engines_with_threads_of_their_own_take_none(predictor: Predictor) -> None:
-    from copy import copy
-    from dataclasses import replace
-
-    from wildcat.engines import Engine
-
     other = copy(predictor)
     engine = Engine("onnx", "fp32", predictor.model.features)
     other.members = tuple(replace(member, engine=engine) for member in predictor.members)

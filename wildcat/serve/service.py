@@ -165,7 +165,6 @@ def how_many(processes: int, predictor: Predictor, threads: int) -> int:
     Raises:
         ConfigError: fewer than -1, or any where passes have cores or a GPU for themselves.
     """
-    passes = passes_at_once(predictor, threads)
     if processes < -1:
         raise ConfigError(f"processes={processes}: give a number, 0 for none, or -1 for as many as help.")
     if processes > 0 and not shares_cores(predictor):
@@ -173,7 +172,10 @@ def how_many(processes: int, predictor: Predictor, threads: int) -> int:
             f"processes={processes}: this model runs on a GPU or an engine that has threads of its own.",
             "Leave --processes out, or serve it with --device cpu --engine torch.",
         )
-    return processes if processes >= 0 else passes if passes > 1 else 0
+    if processes >= 0:
+        return processes
+    passes = passes_at_once(predictor, threads)
+    return passes if passes > 1 else 0  # one that had all cores would gain nothing
 
 
 async def finished(future: Future[Result]) -> Result:
