@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wildcat.config import Regions, check_alpha, check_regions, check_residual
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
+from wildcat.nn.extremes import extreme_means, partitions_well
 
 
 def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
@@ -76,8 +77,12 @@ def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alph
     _check_maps(x)
     regions = x.flatten(2)  # (B, C, h, w) -> (B, C, n)
     total = regions.shape[-1]
-    scores = _mean_of_extremes(regions, region_count(kmax, total), highest=True)
+    highest = region_count(kmax, total)
     lowest = 0 if alpha == 0 else region_count(kmax if kmin is None else kmin, total)
+    if 1 < highest < total and lowest < total and partitions_well(regions, highest):
+        high, low = extreme_means(regions, highest, lowest)
+        return high + alpha * low
+    scores = _mean_of_extremes(regions, highest, highest=True)
     if lowest:
         scores = scores + alpha * _mean_of_extremes(regions, lowest, highest=False)
     return scores
