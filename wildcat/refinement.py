@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS, RefineConfig
 from wildcat.data.cache import cache_folder
-from wildcat.data.loader import batch_indices, epoch_order, suggested_workers
+from wildcat.data.loader import batch_indices, epoch_order
 from wildcat.data.sample import PRESENT, DataSet, Sample
 from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.errors import ConfigError, DataError, TrainingError
@@ -34,7 +34,7 @@ from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf
 from wildcat.regions.masks import MaskParams, class_probabilities_with_background, upsample_maps
 from wildcat.results import default_mask_params
 from wildcat.train.calibrations import Calibration, fitted_samples, read_calibration, write_calibration
-from wildcat.train.features import Features, cached_features
+from wildcat.train.features import Features, cached_features, feature_workers
 from wildcat.train.feeds import Stages
 from wildcat.train.listener import Listener
 from wildcat.train.loop import choose_device
@@ -145,7 +145,7 @@ class Refinement:
             run.preprocess,
             run.config.flip,
             cache_folder() / "features",
-            suggested_workers(self.device.type),
+            feature_workers(self.device.type),
             progress=self.listener.advance,
             amp=run.config.amp,
         )

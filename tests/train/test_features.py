@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,49 @@ def test_features_are_the_backbones_in_half_precision(
     mean, std = features.channel_statistics()
     np.testing.assert_allclose(mean, expected.mean(axis=(0, 1, 3, 4)), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(std, expected.std(axis=(0, 1, 3, 4)), rtol=1e-3, atol=1e-5)
+
+
+def test_batches_side_by_side_share_the_cores_and_keep_their_order(
+    backbone: Backbone, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[tuple[str, int]] = set()
+    forward = Backbone.forward
+
+    def watched(self: Backbone, images: torch.Tensor) -> torch.Tensor:
+        seen.add((threading.current_thread().name[:16], torch.get_num_threads()))
+        return forward(self, images)
+
+    monkeypatch.setattr(Backbone, "forward", watched)
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 5):
+            torch.set_num_threads(threads)
+            folder = tmp_path / str(threads)
+            found[threads] = cached_features(backbone, samples * 2, PREPROCESS, "horizontal", folder, batch_size=1)
+            assert torch.get_num_threads() == threads
+            if threads == 1:
+                assert seen == {("MainThread", 1)}
+    finally:
+        torch.set_num_threads(before)
+    assert ("wildcat-features", 1) in seen, "four at a time, of the five"
+    for view in (0, 1):
+        one, several = (features.batch(range(5), [view] * 5) for features in found.values())
+        torch.testing.assert_close(one, several, rtol=2e-3, atol=1e-4)
+
+
+def test_a_bad_picture_among_batches_side_by_side_is_named(
+    backbone: Backbone, samples: list[Sample], cache: Path
+) -> None:
+    samples[3].path.write_bytes(b"no picture")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ImageError, match=samples[3].path.name):
+            cached_features(backbone, samples, PREPROCESS, "none", cache, batch_size=1)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert not list(cache.rglob("shard-*")), "nothing is left of the shard"
 
 
 def test_what_is_there_is_not_computed_again(

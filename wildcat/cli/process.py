@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8  # glibc's malloc.h
 
 
 def keep_freed_memory() -> bool:
@@ -17,8 +17,9 @@ def keep_freed_memory() -> bool:
 
     Networks free and take the same hundreds of megabytes at every step. By default glibc returns such blocks at once,
     and the kernel hands them out again page by page, zeroed: on a CPU that costs up to as much as the computation
-    (benchmarks/allocator.py). Memory stays at its peak instead, which is reached anyway. Does nothing where the C
-    library is another (macOS, Windows, musl).
+    (benchmarks/allocator.py). Memory stays at its peak instead, which is reached anyway. All threads share one arena:
+    those of their own would go on returning blocks of more than 64 MB. Does nothing where the C library is another
+    (macOS, Windows, musl).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -26,7 +27,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
     return all(mallopt(name, value) == 1 for name, value in settings)
 
 

@@ -114,6 +114,18 @@ def load_batches(
         yield batch
 
 
+def load_batch(pictures: Pictures, batch: Sequence[int], epoch: int = 0) -> Item:
+    """(images (B, 3, S, S), labels (B, C)) of one batch, read by the thread that asks.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    loaded = _collate([pictures[epoch, index] for index in batch])
+    if isinstance(loaded, ImageError):
+        raise loaded
+    return loaded
+
+
 def _collate(items: list[Item | ImageError]) -> Item | ImageError:
     images, labels = [], []
     for item in items:

@@ -15,9 +15,11 @@ import os
 import tempfile
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.cache import cache_limit, hold, make_room
-from wildcat.data.loader import Pictures, batch_indices, load_batches
+from wildcat.data.loader import Pictures, batch_indices, load_batch, load_batches, suggested_workers
 from wildcat.data.sample import Sample
 from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
@@ -47,7 +49,13 @@ SHARD = 256
 STATISTICS_BATCH = 16
 """Pictures whose features are added up at once, in double precision."""
 
+PASSES = 4
+"""Batches that a CPU computes at the same time, at most: each takes its memory."""
+
 Axes = tuple[int, ...]
+
+Block = list[NDArray[np.float16]]
+"""(B, h, w, D) features of a batch, in each view."""
 
 Place = tuple[NDArray[np.float16], int]
 """Where the features of a picture lie: a memory-mapped shard (n, h, w, D) and the row in it."""
@@ -95,6 +103,11 @@ class Features:
         return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
+def feature_workers(device_type: str, processes: int = 1) -> int:
+    """Reading processes that `cached_features` should have: on a CPU none, see there."""
+    return 0 if device_type == "cpu" else suggested_workers(device_type, processes)
+
+
 def cached_features(
     backbone: Backbone,
     samples: Sequence[Sample],
@@ -115,6 +128,7 @@ def cached_features(
     Args:
         backbone: in evaluation mode, on the device that computes.
         flip: which mirrored views to keep beside each picture.
+        workers: processes that read; with 0 a CPU reads and computes several batches at once.
         progress: called with the number of pictures, in any view, done since the last call.
         amp: compute them in bfloat16 where that is safe; kept apart from those computed in full.
 
@@ -123,11 +137,11 @@ def cached_features(
         RunError: the cache cannot be written.
         ConfigError: WILDCAT_CACHE_GB is no number.
     """
-    views, limit = FLIP_VIEWS[flip], cache_limit()
+    views, limit, device = FLIP_VIEWS[flip], cache_limit(), _device_of(backbone)
     with together():
         pictures = [_picture_key(s) for s in samples]
     with torch.inference_mode():
-        probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
+        probe = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=device))
     shape = (int(probe.shape[1]), int(probe.shape[2]), int(probe.shape[3]))
     weights = _weights_digest(backbone)
     folders = [folder / _view_key(backbone, weights, preprocess, axes, shape, amp) for axes in views]
@@ -149,11 +163,13 @@ def cached_features(
             mine = [missing[k] for k in share_of(len(missing))]
             parts = [mine[start : start + SHARD] for start in range(0, len(mine), SHARD)]
             batches = [batch_indices(part, batch_size) for part in parts]
-            # One reader for all parts: it reads on while a part ends and the next one begins.
-            loaded = load_batches(Pictures(samples, preprocess), list(itertools.chain(*batches)), workers=workers)
+            views_of = partial(_views_of, network, [views[v] for v in need], amp)
+            # One stream for all parts: it goes on while a part ends and the next one begins.
+            stream = _computed(
+                views_of, Pictures(samples, preprocess), list(itertools.chain(*batches)), workers, device
+            )
             for part, in_part in zip(parts, batches, strict=True):
-                images = (images for images, _ in itertools.islice(loaded, len(in_part)))
-                blocks = (_views_of(network, batch, [views[v] for v in need], progress, amp) for batch in images)
+                blocks = _reporting(itertools.islice(stream, len(in_part)), progress)
                 made = _write_shards(blocks, [folders[v] for v in need], [pictures[i] for i in part], shape)
                 for v, places in zip(need, made, strict=True):
                     found[v].update(places)
@@ -171,11 +187,51 @@ def cached_features(
     return Features(tuple(tuple(known[key] for key in pictures) for known in found), shape, held)
 
 
+def _computed(
+    views_of: Callable[[Tensor], Block],
+    pictures: Pictures,
+    batches: Sequence[Sequence[int]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[Block]:
+    """What `views_of` makes of each batch, in order.
+
+    A CPU without reading processes takes several batches at once, each with a share of the cores: one is read while
+    another is computed, and no layer waits for a core that is busy with something else.
+    """
+    threads = torch.get_num_threads()
+    passes = min(threads, PASSES, len(batches))
+    if workers or device.type != "cpu" or passes < 2:
+        yield from (views_of(images) for images, _ in load_batches(pictures, batches, workers=workers))
+        return
+
+    def read_and_compute(batch: Sequence[int]) -> Block:
+        return views_of(load_batch(pictures, batch)[0])
+
+    waiting: deque[Future[Block]] = deque()
+    with ThreadPoolExecutor(passes, "wildcat-features", torch.set_num_threads, (threads // passes,)) as pool:
+        try:
+            for batch in batches:
+                waiting.append(pool.submit(read_and_compute, batch))
+                if len(waiting) > passes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+            torch.set_num_threads(threads)  # threads to come would take over the share
+
+
+def _reporting(blocks: Iterator[Block], progress: Callable[[int], object]) -> Iterator[Block]:
+    for views in blocks:
+        progress(sum(len(view) for view in views) * world_size())
+        yield views
+
+
 @torch.inference_mode()
-def _views_of(
-    backbone: Backbone, images: Tensor, views: Sequence[Axes], progress: Callable[[int], object], amp: bool
-) -> list[NDArray[np.float16]]:
-    """(B, 3, S, S) -> (B, h, w, D) float16 for each view: channels last, as backbones make them."""
+def _views_of(backbone: Backbone, views: Sequence[Axes], amp: bool, images: Tensor) -> Block:
+    """(B, 3, S, S) -> (B, h, w, D) for each view: channels last, as backbones make them."""
     device = _device_of(backbone)
     images = images.to(device).contiguous(memory_format=torch.channels_last)
     made = []
@@ -187,12 +243,11 @@ def _views_of(
                 f"{backbone.name} gives features outside the range of half precision.", "Train with --tune all instead."
             )
         made.append(np.ascontiguousarray(features.permute(0, 2, 3, 1).cpu().numpy()))
-        progress(len(images) * world_size())
     return made
 
 
 def _write_shards(
-    blocks: Iterator[list[NDArray[np.float16]]],
+    blocks: Iterator[Block],
     folders: Sequence[Path],
     pictures: Sequence[str],
     shape: tuple[int, ...],
@@ -209,7 +264,7 @@ def _write_shards(
         # Left, and so at rest, before what is unfinished is removed.
         writer = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="wildcat-shard"))
 
-        def write(views: list[NDArray[np.float16]]) -> None:
+        def write(views: Block) -> None:
             for shard, block in zip(shards, views, strict=True):
                 shard.add(block)
 

@@ -38,6 +38,7 @@ from wildcat.train.distributed import (
     total,
     world_size,
 )
+from wildcat.train.features import feature_workers
 from wildcat.train.feeds import Feed, create_feed
 from wildcat.train.listener import Listener, interruptible
 from wildcat.train.norms import synchronise_norms
@@ -129,7 +130,8 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
             if begun is not None:
                 load_weights(model, begun.folder / WEIGHTS)
         model = model.to(device).to(memory_format=torch.channels_last)
-        workers = suggested_workers(device.type, local_size()) if config.workers < 0 else config.workers
+        suggested = feature_workers if config.tune == "head" else suggested_workers
+        workers = suggested(device.type, local_size()) if config.workers < 0 else config.workers
         feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
         labels = torch.from_numpy(label_matrix(samples))
         if begun is None:
