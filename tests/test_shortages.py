@@ -129,6 +129,7 @@ def after_first_epoch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obj
             happens()
 
     monkeypatch.setattr(wildcat.train.loop.Trainer, "save", saving)
+    monkeypatch.setattr(wildcat.train.loop, "SAVE_SECONDS", 0.0)
 
 
 def train_line(*more: str) -> list[str]:

@@ -14,6 +14,12 @@ from wildcat.data.shapes import write_shapes
 from wildcat.data.voc import read_voc
 
 
+@pytest.fixture(autouse=True)
+def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of a second are saved as those of hours are."""
+    monkeypatch.setattr("wildcat.train.loop.SAVE_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """22 pictures to train with and 10 to validate with."""

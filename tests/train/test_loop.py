@@ -286,6 +286,35 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_weights_intact(
     assert len(run.history()) == 1
 
 
+def test_epochs_that_follow_fast_are_saved_together(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end, and not before; the weights are those of the best epoch all the same."""
+    expected = create_run(tmp_path / "expected", SMALL, shapes)
+    train(expected, shapes)
+    saved: list[int] = []
+    save = Trainer.save
+    monkeypatch.setattr(wildcat.train.loop, "SAVE_SECONDS", 1e6)
+    monkeypatch.setattr(Trainer, "save", lambda self: (saved.append(self.position.epoch), save(self)))
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    train(run, shapes)
+    assert saved == [SMALL.epochs]
+    assert same_weights(run.load_model().state_dict(), expected.load_model().state_dict())
+    assert [line["best"] for line in run.history()] == [line["best"] for line in expected.history()]
+
+
+def test_a_failure_between_two_saves_leaves_the_best_weights_and_the_history(
+    tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wildcat.train.loop, "SAVE_SECONDS", 1e6)
+    explode(4, float("nan"))
+    run = create_run(tmp_path / "run", replace(SMALL, lr=0.02), shapes)
+    with pytest.raises(TrainingError, match="at epoch 2, step 2"):
+        train(run, shapes)
+    assert len(run.history()) == 1 and not (run.folder / STATE).exists()
+    assert run.load_model() is not None, "those of the first epoch"
+
+
 @pytest.mark.parametrize("val_split", ["val", "none"])
 def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(
     tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None], val_split: str

@@ -28,9 +28,10 @@ FEW = 64
 def partitions_well(x: Tensor, highest: int) -> bool:
     """Whether `extreme_means` is for it: many float32 values, on the CPU, and no graph is being recorded."""
     tracing = bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]  # untyped in torch
-    recorded = tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    if tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return False  # before anything is asked of a shape, which a graph would take for given
     many = x.numel() >= WORTHWHILE and highest * FEW > x.shape[-1]
-    return many and x.device.type == "cpu" and x.dtype == torch.float32 and not recorded
+    return many and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 def extreme_means(x: Tensor, highest: int, lowest: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -57,8 +58,8 @@ Axes = tuple[int, ...]
 Block = list[NDArray[np.float16]]
 """(B, h, w, D) features of a batch, in each view."""
 
-Place = tuple[NDArray[np.float16], int]
-"""Where the features of a picture lie: a memory-mapped shard (n, h, w, D) and the row in it."""
+Place = tuple[Tensor, int]
+"""Where the features of a picture lie: a memory-mapped shard (n, h, w, D) float16 and the row in it."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class Features:
 
     def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Tensor:
         """(B, D, h, w) float32 features of pictures `indices`, each in its view of `views` (plain where None)."""
-        batch = np.empty((len(indices), *self.shape[1:], self.shape[0]), dtype=np.float16)
+        batch = torch.empty(len(indices), *self.shape[1:], self.shape[0])
         for k, index in enumerate(indices):
             shard, row = self.places[0 if views is None else views[k]][index]
-            batch[k] = shard[row]
-        return torch.from_numpy(batch).float().permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w), channels last
+            batch[k] = shard[row]  # read and widened in one pass
+        return batch.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w), channels last
 
     def channel_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel over pictures, views and places: two (D,) float32."""
@@ -303,7 +304,7 @@ class _ShardFile:
             self.part.replace(data)
         record = {"layout": LAYOUT, "shape": full, "crc32": self.checksum, "pictures": list(pictures)}
         write_json(data.with_suffix(".json"), record)
-        shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
+        shard = _mapped(data, full)
         return {key: (shard, row) for row, key in enumerate(pictures)}
 
 
@@ -324,9 +325,16 @@ def _read_shards(folder: Path, shape: tuple[int, ...], wanted: set[str]) -> dict
                 continue
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        shard = np.memmap(data, dtype=np.float16, mode="r", shape=full)
+        shard = _mapped(data, full)
         places.update({key: (shard, row) for row, key in enumerate(pictures) if key in wanted})
     return places
+
+
+def _mapped(data: Path, shape: tuple[int, ...]) -> Tensor:
+    """The features in a shard, read from the file as they are asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
+        return torch.from_numpy(np.memmap(data, dtype=np.float16, mode="r", shape=shape))
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -6,6 +6,7 @@ Nothing here is about localization. The network is told which classes a picture 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -58,13 +59,17 @@ from wildcat.train.runs import (
     WEIGHTS,
     Run,
     adopt_state,
+    copied_weights,
     load_state,
     load_weights,
     open_run,
     save_state,
-    save_weights,
     write_history,
+    write_weights,
 )
+
+SAVE_SECONDS = 5.0
+"""Ends of epochs that follow each other faster are saved together: a head on cached features takes a moment each."""
 
 
 @dataclass
@@ -217,6 +222,7 @@ class Trainer:
         self.rate = 0.0
         self.saved = time.monotonic()
         self.history: list[dict[str, Any]] = []
+        self.unwritten: dict[str, Tensor] | None = None  # weights of the best epoch, until the run folder has them
 
     def run_epochs(self, interrupted: threading.Event) -> Outcome:
         """Train to the last epoch, or until interrupted."""
@@ -224,11 +230,16 @@ class Trainer:
         per_epoch = self.feed.pictures
         done = position.epoch * per_epoch + position.step * config.accumulate * config.batch_size
         self.listener.start(config.epochs * per_epoch, min(done, config.epochs * per_epoch), "training")
-        while position.epoch < config.epochs:
-            if not self.train_epoch(interrupted):
-                self.save()
-                break
-            self.end_epoch()
+        try:
+            while position.epoch < config.epochs:
+                if not self.train_epoch(interrupted):
+                    self.save()
+                    break
+                self.end_epoch()
+        except BaseException:
+            with contextlib.suppress(RunError):  # what is raised already says more
+                self.write_best()
+            raise
         metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
         return Outcome(position.epoch >= config.epochs, position.epoch, position.best_epoch, self.metric_name, metric)
 
@@ -306,9 +317,9 @@ class Trainer:
         return self.rate
 
     def end_epoch(self) -> None:
-        """Measure on val, keep the weights if they are the best yet, write the history and the state."""
+        """Measure on val, keep the weights if they are the best yet, and save unless that was done a moment ago."""
         position = self.position
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
             raise self.not_finite("the weights are not finite any more")
         record: dict[str, Any] = {
             "epoch": position.epoch + 1,
@@ -325,15 +336,14 @@ class Trainer:
         best = not key or key > position.best_key
         if best:
             position.best_key, position.best_epoch = key, position.epoch
-        self.history.append(record | {"best": best})
-        with together():
-            if best and rank() == 0:
-                save_weights(self.model, self.run.folder / WEIGHTS)
             if rank() == 0:
-                write_history(self.run.folder / METRICS, self.history)
+                self.unwritten = copied_weights(self.model)
+        self.history.append(record | {"best": best})
         position.epoch, position.step = position.epoch + 1, 0
         position.loss_sum, position.loss_count, position.seconds = 0.0, 0, 0.0
-        self.save()
+        (due,) = anyone(rank() == 0 and time.monotonic() - self.saved >= SAVE_SECONDS)
+        if due or position.epoch >= self.config.epochs:
+            self.save()
         self.listener.epoch(self.history[-1])
 
     @torch.no_grad()
@@ -361,6 +371,7 @@ class Trainer:
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
         first, *others = gather(generators)
         with together():
+            self.write_best()
             if rank() == 0:
                 state = {
                     "model": self.model.state_dict(),
@@ -372,6 +383,14 @@ class Trainer:
                 }
                 save_state(self.run.folder / STATE, state)
         self.saved = time.monotonic()
+
+    def write_best(self) -> None:
+        """Write the weights of the best epoch, and the history, where they are not in the run folder yet."""
+        if rank() == 0 and self.history:
+            if self.unwritten is not None:
+                write_weights(self.unwritten, self.run.folder / WEIGHTS)
+                self.unwritten = None
+            write_history(self.run.folder / METRICS, self.history)
 
     def restore(self) -> None:
         """Take up the state the run folder holds; a run that never saved one starts at its beginning.

@@ -92,8 +92,8 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
 
 def create_optimizer(model: Wildcat, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum over `parameter_groups`."""
-    return torch.optim.SGD(parameter_groups(model, config), lr=config.peak_lr, momentum=config.momentum)
+    """SGD with momentum over `parameter_groups`, one pass over each weight."""
+    return torch.optim.SGD(parameter_groups(model, config), lr=config.peak_lr, momentum=config.momentum, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:

@@ -438,7 +438,16 @@ def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a network's weights as safetensors, atomically."""
-    state = {k: v.detach().contiguous().cpu() for k, v in model.state_dict().items()}
+    write_weights(copied_weights(model), path)
+
+
+def copied_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as they are now, on the CPU."""
+    return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+
+
+def write_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Write weights as safetensors, atomically."""
     write_bytes(path, safetensors.torch.save(state))
 
 
