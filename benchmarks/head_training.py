@@ -3,27 +3,32 @@
     python benchmarks/head_training.py VOCdevkit --out benchmarks/results/head-training.json
 
 The total is `wildcat train DATA --tune head` as a user types it, from the start of the process to its end, with an
-empty cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk. The
-forward pass is the backbone alone over random tensors, in the batches features are computed in: as many pictures as are
-computed, the training pictures in each of their mirrored views and the val pictures in one. It is timed twice: the
-network as timm gives it, and with its batch normalisation folded into its convolutions, as features are computed. All
-in turn, --rounds times. Where the rest of the time goes is told by a training in this process, stage by stage.
+empty cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk; and
+the same with --amp, which has the frozen backbone compute in bfloat16. The forward pass is the backbone alone over
+random tensors, in the batches features are computed in: as many pictures as are computed, the training pictures in each
+of their mirrored views and the val pictures in one. It is timed as timm gives the network, with its batch normalisation
+folded into its convolutions as features are computed, and in bfloat16. All in turn, --rounds times. What --amp costs
+in accuracy is measured on val, where both trainings chose their epoch. Where the rest of the time goes is told by a
+training in this process, stage by stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import wildcat
 from wildcat.bench.record import plain_settings, spread, write_result
 from wildcat.bench.timing import time_in_turn
 from wildcat.cli.process import keep_freed_memory
@@ -32,12 +37,21 @@ from wildcat.data import open_dataset
 from wildcat.data.loader import batch_indices
 from wildcat.data.sample import DataSet
 from wildcat.engines.eager import fold
+from wildcat.evaluation import evaluate
 from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.train.loop import Listener, train
 from wildcat.train.runs import create_run
 
 BATCH = 16
 """Pictures that `cached_features` computes together."""
+
+RATIOS = (
+    ("command", "forward"),
+    ("command", "folded"),
+    ("command --amp", "forward"),
+    ("command --amp", "forward bf16"),
+)
+"""What is compared with what: the command with the pass, and with passes that a user would have to know how to make."""
 
 
 class Stages(Listener):
@@ -59,27 +73,29 @@ class Stages(Listener):
         self.seconds["steps"] += record["seconds"]
 
 
-def forward_pass(network: Backbone, size: int, pictures: int) -> Callable[[], None]:
-    """The backbone over as many random pictures."""
+def forward_pass(network: Backbone, size: int, pictures: int, amp: bool = False) -> Callable[[], None]:
+    """The backbone over as many random pictures, in bfloat16 if asked."""
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run() -> None:
-        for batch in batch_indices(range(pictures), BATCH):
-            network(images[: len(batch)])
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            for batch in batch_indices(range(pictures), BATCH):
+                network(images[: len(batch)])
 
     return run
 
 
-def command(config: TrainConfig, source: str) -> Callable[[], None]:
-    """`wildcat train`, in a process of its own, with a cache of its own."""
+def command(config: TrainConfig, source: str, out: Path) -> Callable[[], None]:
+    """`wildcat train`, in a process of its own, with a cache of its own; the run lies in `out` afterwards."""
     flags = f"--tune head --backbone {config.backbone} --image-size {config.image_size} --epochs {config.epochs}"
-    flags += f" --flip {config.flip} --workers {config.workers} --device cpu"
+    flags += f" --flip {config.flip} --workers {config.workers} --device cpu" + " --amp" * config.amp
 
     def run() -> None:
+        shutil.rmtree(out, ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(
-                [sys.executable, "-m", "wildcat", "train", source, "--out", f"{folder}/run", *flags.split()],
+                [sys.executable, "-m", "wildcat", "train", source, "--out", str(out), *flags.split()],
                 env={**os.environ, "WILDCAT_CACHE": f"{folder}/cache"},
                 check=True,
                 capture_output=True,
@@ -98,6 +114,12 @@ def profile(config: TrainConfig, data: DataSet) -> dict[str, float]:
     seconds = {name: round(value, 2) for name, value in stages.seconds.items()}
     seconds["val and saving"] = round(seconds["training"] - seconds["steps"], 2)
     return {name: value for name, value in seconds.items() if name != "training"}
+
+
+def accuracy(run: Path, data: DataSet) -> dict[str, float]:
+    """Mean average precision of classification and of points on val, of 1."""
+    figures = evaluate(wildcat.load(run, "cpu"), data, "val", measures=("classification", "pointing"))
+    return {"map": figures["classification"]["map"], "point_ap": figures["pointing"]["map"]}
 
 
 def processor_seconds() -> float:
@@ -132,10 +154,13 @@ def main() -> None:
     views = len(FLIP_VIEWS[config.flip])
     pictures = len(samples) * views + len(val)
     backbone = create_backbone(config.backbone).eval().to(memory_format=torch.channels_last)
+    kept = Path(tempfile.mkdtemp())
+    settings = {"command": config, "command --amp": replace(config, amp=True)}
     runs = {
-        "command": command(config, arguments.data),
+        **{name: command(given, arguments.data, kept / name[-5:]) for name, given in settings.items()},
         "forward": forward_pass(backbone, config.image_size, pictures),
         "folded": forward_pass(fold(backbone), config.image_size, pictures),
+        "forward bf16": forward_pass(backbone, config.image_size, pictures, amp=True),
     }
     runs["folded"]()
     clock = processor_seconds if arguments.cpu else time.perf_counter
@@ -144,17 +169,19 @@ def main() -> None:
         "pictures": {"train": len(samples), "views of each": views, "val": len(val), "forward passes": pictures},
         "seconds": {name: spread(taken) for name, taken in times.items()},
         "ratio": {
-            name: spread([whole / own for whole, own in zip(times["command"], times[name], strict=True)])
-            for name in ("forward", "folded")
+            f"{whole} / {part}": spread([a / b for a, b in zip(times[whole], times[part], strict=True)])
+            for whole, part in RATIOS
         },
+        "val": {name: accuracy(kept / name[-5:], data) for name in settings},
         "profile": profile(config, data),
     }
     print(results)
     flags = f"--backbone {config.backbone} --size {config.image_size} --epochs {config.epochs} --flip {config.flip}"
     line = f"python benchmarks/head_training.py DATA {flags} --rounds {arguments.rounds} --out {arguments.out.name}"
     line += " --cpu" if arguments.cpu else ""
-    settings = plain_settings(config) | {"rounds": arguments.rounds, "clock": "processor" if arguments.cpu else "wall"}
-    write_result(arguments.out, line, settings, results)
+    told = plain_settings(config) | {"rounds": arguments.rounds, "clock": "processor" if arguments.cpu else "wall"}
+    write_result(arguments.out, line, told, results)
+    shutil.rmtree(kept)
 
 
 if __name__ == "__main__":

@@ -284,14 +284,21 @@ def predict_throughput(result: dict[str, Any]) -> str:
 def head_training(result: dict[str, Any]) -> str:
     """From tags to a head, against a forward pass."""
     s, r = result["settings"], result["results"]
-    count, seconds, ratio, stages = (r[k] for k in ("pictures", "seconds", "ratio", "profile"))
+    count, stages = r["pictures"], r["profile"]
+    seconds, ratio = ({name: row["mean"] for name, row in r[key].items()} for key in ("seconds", "ratio"))
     parts = ", ".join(f"{name} {taken:.1f}" for name, taken in stages.items())
+    full, amp = (
+        f"{r['val'][way]['map']:.1f} / {r['val'][way]['point_ap']:.1f}" for way in ("command", "command --amp")
+    )
     return (
         f"`wildcat train --tune head`, {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, {count['train']} "
-        f"training pictures and {count['val']} of val: {seconds['command']['mean']:.0f} s from typing the command to a "
-        f"trained model, {ratio['forward']['mean']:.2f} times a single forward pass of the backbone over the same "
-        f"pictures as tensors ({seconds['forward']['mean']:.0f} s; {ratio['folded']['mean']:.2f} times one with its "
-        f"normalisation folded, as features are computed). Seconds of the stages in one process: {parts}."
+        f"training pictures and {count['val']} of val: {seconds['command']:.0f} s from typing the command to a trained "
+        f"model, {ratio['command / forward']:.2f} times a single forward pass of the backbone over the same pictures "
+        f"as tensors ({seconds['forward']:.0f} s; {ratio['command / folded']:.2f} times one with its normalisation "
+        f"folded, as features are computed). With `--amp`, whose frozen backbone computes in bfloat16, "
+        f"{seconds['command --amp']:.0f} s: {ratio['command --amp / forward']:.2f} times the same pass "
+        f"({ratio['command --amp / forward bf16']:.2f} times one in bfloat16, {seconds['forward bf16']:.0f} s); mAP / "
+        f"point AP on val {amp} instead of {full}. Seconds of the stages in one process, without `--amp`: {parts}."
     )
 
 

@@ -144,7 +144,7 @@ class TrainConfig:
     balance: bool = False
     """Weigh the loss so that rare classes count as much as common ones."""
     amp: bool = False
-    """Compute in bfloat16 where that is safe (autocast)."""
+    """Compute in bfloat16 where that is safe (autocast); with --tune head, in the frozen backbone alone."""
     sync_bn: bool = True
     """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
     (--no-sync-bn: each over its share, which is faster, for large ones)."""

@@ -206,6 +206,7 @@ class Trainer:
         shared_norms = world_size() > 1 and self.config.sync_bn and self.config.tune == "all"
         scorer = Scorer(model, feed, shared_norms and synchronise_norms(model, device))
         self.optimizer = create_optimizer(model, self.config)
+        self.autocast = self.config.amp and self.config.tune == "all"  # a head alone gains nothing by it
         self.scorer = in_parallel(scorer, feed.nothing.to(device))
         self.loss = multiclass_loss if multiclass else multilabel_loss
         weights = balancing_weights(frequencies, multiclass) if self.config.balance else None
@@ -285,7 +286,7 @@ class Trainer:
         for left, (inputs, labels) in zip(reversed(range(len(group))), group, strict=True):
             own = labels[rank() :: world_size()]
             with accumulating(self.scorer, more=left > 0):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     scores = self.scorer(inputs.to(self.device, non_blocking=True))
                 share = float(loss_mass(own, self.multiclass, weights)) / max(mass, 1e-12)
                 loss = self.loss(scores.float(), own.to(self.device), self.class_weights) * share
