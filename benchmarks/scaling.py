@@ -26,9 +26,9 @@ from wildcat.cli.process import keep_freed_memory
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.graph import probe
 from wildcat.errors import MissingExtra
+from wildcat.files import write_bytes
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.predictor import Member, Predictor
-from wildcat.train.runs import write_bytes
 from wildcat.viz.curves import Series, draw_series
 
 BATCH = 8

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 FLOORS = (
-    {"errors", "config", "_version"},
+    {"errors", "config", "files", "_version"},
     {"nn", "data", "metrics", "regions", "viz"},
     {"train", "results", "engines"},
     {"predictor", "evaluation", "calibration", "ensemble", "refinement"},

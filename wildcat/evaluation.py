@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from wildcat.data.images import read_mask
 from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
 from wildcat.errors import ConfigError, DataError
+from wildcat.files import write_bytes
 from wildcat.metrics import (
     ApVariant,
     class_iou,
@@ -34,7 +35,6 @@ from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
 from wildcat.results import Prediction, score_probabilities
 from wildcat.train.calibrations import Calibration, measured_again
 from wildcat.train.distributed import gather, share_of
-from wildcat.train.runs import write_bytes
 from wildcat.viz.curves import SUFFIXES as CURVE_SUFFIXES
 from wildcat.viz.curves import draw_precision_recall
 

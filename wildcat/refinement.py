@@ -27,6 +27,7 @@ from wildcat.data.loader import batch_indices, epoch_order
 from wildcat.data.sample import PRESENT, DataSet, Sample
 from wildcat.data.stored import StoredPicture, read_picture
 from wildcat.errors import ConfigError, DataError, TrainingError
+from wildcat.files import refuse_existing
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter, segmentation_loss
@@ -39,7 +40,7 @@ from wildcat.train.feeds import Stages
 from wildcat.train.listener import Listener
 from wildcat.train.loop import choose_device
 from wildcat.train.refined import Refined, write_refined
-from wildcat.train.runs import Run, refuse_existing
+from wildcat.train.runs import Run
 
 MASK_PIXELS = 1 << 16
 """Pixels of a picture that the CRF sees when training labels are made: they are averaged over much larger cells."""

@@ -16,6 +16,7 @@ import torch
 from wildcat.config import TrainConfig, read_config
 from wildcat.data.sample import DataSet
 from wildcat.errors import ConfigError, RunError
+from wildcat.files import next_free, remove_leftovers, write_bytes, write_json
 from wildcat.nn.model import create_model, model_from_config
 from wildcat.train.runs import (
     CONFIG,
@@ -28,15 +29,11 @@ from wildcat.train.runs import (
     create_run,
     load_state,
     load_weights,
-    next_free,
     open_run,
-    remove_leftovers,
     save_state,
     save_weights,
     tidy_run,
-    write_bytes,
     write_history,
-    write_json,
 )
 
 CONFIGURATION = TrainConfig(backbone="test_resnet", weights="none", image_size=64, num_maps=2)

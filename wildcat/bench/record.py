@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from wildcat.config import TrainConfig, to_dict
-from wildcat.train.runs import versions, write_json
+from wildcat.files import write_json
+from wildcat.train.runs import versions
 
 
 def machine() -> dict[str, Any]:

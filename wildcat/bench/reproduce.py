@@ -26,11 +26,12 @@ from wildcat.data.sample import DataSet
 from wildcat.ensemble import create_ensemble
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
+from wildcat.files import write_json
 from wildcat.predictor import load
 from wildcat.train.ensembles import Combine
 from wildcat.train.listener import Listener
 from wildcat.train.loop import fingerprint, train
-from wildcat.train.runs import MANIFEST, RESUMABLE, Run, create_run, open_run, versions, write_json
+from wildcat.train.runs import MANIFEST, RESUMABLE, Run, create_run, open_run, versions
 
 MEASURES = ("classification", "pointing")
 

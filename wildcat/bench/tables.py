@@ -13,7 +13,7 @@ from typing import Any
 from wildcat.bench.experiments import FIGURES, METRIC_NAMES, Experiment
 from wildcat.bench.record import spread
 from wildcat.errors import MissingExtra
-from wildcat.train.runs import write_bytes, write_json
+from wildcat.files import write_bytes, write_json
 from wildcat.viz.curves import Series, draw_series
 
 Cells = Mapping[str, Sequence[Mapping[str, Any]]]

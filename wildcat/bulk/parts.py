@@ -23,17 +23,9 @@ from typing import Any
 
 from wildcat.config import PartFormat
 from wildcat.errors import MissingExtra, RunError
+from wildcat.files import next_free, read_json, refuse_existing, write_bytes, write_json, writing
 from wildcat.results import SCHEMA
-from wildcat.train.runs import (
-    RESTORE,
-    next_free,
-    read_json,
-    refuse_existing,
-    versions,
-    write_bytes,
-    write_json,
-    writing,
-)
+from wildcat.train.runs import RESTORE, versions
 
 MANIFEST, DONE, SUMMARY = "manifest.json", "done.jsonl", "summary.json"
 

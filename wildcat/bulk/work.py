@@ -16,8 +16,8 @@ from wildcat.config import PartFormat
 from wildcat.data.images import Reduced, Spare
 from wildcat.data.stored import StoredPicture
 from wildcat.errors import ImageError
+from wildcat.files import write_bytes
 from wildcat.predictor import BATCH_SIZE, Predictor
-from wildcat.train.runs import write_bytes
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,12 @@ class Refine(DataCommand):
 
 def run_refine(command: Refine) -> int:
     """wildcat refine"""
+    from wildcat.files import refuse_existing
     from wildcat.progress import TerminalListener
     from wildcat.refinement import refine
     from wildcat.train.calibrations import fitted_samples
     from wildcat.train.loop import choose_device
-    from wildcat.train.runs import open_run, refuse_existing
+    from wildcat.train.runs import open_run
 
     refuse_existing(command.out)
     run = open_run(Path(command.run).expanduser())

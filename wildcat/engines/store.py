@@ -29,8 +29,8 @@ from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.engines.graph import trace
 from wildcat.engines.quantize import quantize
 from wildcat.errors import EngineError
+from wildcat.files import remove_leftovers, write_bytes, write_json, writing
 from wildcat.nn.backbones import Backbone
-from wildcat.train.runs import remove_leftovers, write_bytes, write_json, writing
 
 FORMAT = 1
 """Version of what is kept; graphs of another one are not found."""

@@ -12,11 +12,11 @@ from wildcat.config import Flip
 from wildcat.engines.eager import fold
 from wildcat.engines.graph import describe, trace
 from wildcat.errors import ConfigError
+from wildcat.files import refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter
 from wildcat.predictor import Predictor, mean_over_views
-from wildcat.train.runs import refuse_existing, remove_leftovers, write_bytes, writing
 
 OUTPUTS = ("scores", "class_maps")
 

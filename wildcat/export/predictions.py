@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.files import refuse_existing, write_bytes, writing
 from wildcat.regions.masks import write_mask
 from wildcat.results import Prediction, file_name, file_names, free_name, picture_suffix
-from wildcat.train.runs import refuse_existing, write_bytes, writing
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 

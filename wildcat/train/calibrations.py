@@ -19,11 +19,12 @@ from typing import Any
 
 from wildcat.data.sample import DataSet, Sample
 from wildcat.errors import ConfigError, RunError
+from wildcat.files import read_json, remove_leftovers, write_json
 from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 from wildcat.train.ensembles import COMBINATION
 from wildcat.train.refined import BASE, SEGMENTER
-from wildcat.train.runs import WEIGHTS, read_json, remove_leftovers, versions, write_json
+from wildcat.train.runs import WEIGHTS, versions
 
 SCHEMA = 2
 """Version of the file's layout."""

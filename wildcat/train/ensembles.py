@@ -21,20 +21,8 @@ from numpy.typing import NDArray
 
 from wildcat.data.sample import Task
 from wildcat.errors import RunError
-from wildcat.train.runs import (
-    ENSEMBLE,
-    RESTORE,
-    Run,
-    copy_run,
-    making,
-    open_run,
-    read_json,
-    refuse_taken,
-    versions,
-    write_bytes,
-    write_json,
-    writing,
-)
+from wildcat.files import making, read_json, write_bytes, write_json, writing
+from wildcat.train.runs import ENSEMBLE, RESTORE, Run, copy_run, open_run, refuse_taken, versions
 
 SCHEMA = 1
 """Version of the folder's layout."""

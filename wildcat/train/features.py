@@ -37,9 +37,9 @@ from wildcat.data.stored import identity
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.eager import fold
 from wildcat.errors import RunError
+from wildcat.files import LEFT_ALONE, PART, write_json, writing
 from wildcat.nn.backbones import Backbone
 from wildcat.train.distributed import gather, rank, share_of, together, world_size
-from wildcat.train.runs import LEFT_ALONE, PART, write_json, writing
 
 LAYOUT = 5
 """Part of every key: raise it when the bytes of a cache change meaning."""

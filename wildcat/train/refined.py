@@ -14,21 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from wildcat.errors import RunError
+from wildcat.files import making, read_json, write_json, writing
 from wildcat.nn.segmenter import Segmenter
-from wildcat.train.runs import (
-    REFINED,
-    RESTORE,
-    Run,
-    copy_run,
-    load_weights,
-    making,
-    open_run,
-    read_json,
-    save_weights,
-    versions,
-    write_json,
-    writing,
-)
+from wildcat.train.runs import REFINED, RESTORE, Run, copy_run, load_weights, open_run, save_weights, versions
 
 SCHEMA = 1
 """Version of the folder's layout."""

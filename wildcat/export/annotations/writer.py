@@ -16,8 +16,8 @@ from PIL import ExifTags, Image
 
 from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.export.annotations.instances import Instance, InstanceParams, find_instances
+from wildcat.files import making, refuse_existing, writing
 from wildcat.results import Prediction, file_name, free_name, picture_suffix
-from wildcat.train.runs import making, refuse_existing, writing
 
 Pictures = Literal["copy", "link"]
 
@@ -46,7 +46,7 @@ class Picture:
 class AnnotationWriter(ABC):
     """Writes the annotations of predictions into a new folder, one at a time; a context manager.
 
-    All is written into a hidden folder beside `folder`, see `wildcat.train.runs.making`. Pictures are there too, since
+    All is written into a hidden folder beside `folder`, see `wildcat.files.making`. Pictures are there too, since
     the formats are data sets: as they are, but for those with an EXIF orientation (readers disagree on it) and of kinds
     that not every reader opens, which are written anew, upright.
 

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from wildcat.data.sample import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import class_order, evaluate
+from wildcat.files import next_free, remove_leftovers, write_bytes, writing
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.predictor import Predictor
 from wildcat.results import Prediction, score_probabilities
-from wildcat.train.runs import MANIFEST, next_free, open_run, remove_leftovers, write_bytes, writing
+from wildcat.train.runs import MANIFEST, open_run
 from wildcat.viz.report.contents import Contents
 from wildcat.viz.report.examples import Example, Gallery, Photo
 from wildcat.viz.report.page import make_page
