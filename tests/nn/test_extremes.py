@@ -19,7 +19,8 @@ shapes = st.tuples(st.integers(1, 7), st.integers(2, 30))
 
 @pytest.fixture(autouse=True)
 def _quick_for_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extremes, "WORTHWHILE", 0)
+    monkeypatch.setattr(extremes, "MANY_ROWS", 0)
+    monkeypatch.setattr(extremes, "MANY_VALUES", 0)
     monkeypatch.setattr(extremes, "BLOCK", 50)  # several blocks, the last one smaller
 
 
@@ -65,7 +66,7 @@ def test_spatial_pool_is_the_same_either_way(kmin: int | None, monkeypatch: pyte
     quick = spatial_pool(x, 0.3, kmin)
     assert quick.grad_fn is not None
     found = torch.autograd.grad(quick.sum(), x)[0]
-    monkeypatch.setattr(extremes, "WORTHWHILE", x.numel() + 1)
+    monkeypatch.setattr(extremes, "MANY_VALUES", x.numel() + 1)
     plain = spatial_pool(x, 0.3, kmin)
     torch.testing.assert_close(quick, plain)
     torch.testing.assert_close(found, torch.autograd.grad(plain.sum(), x)[0])

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WORTHWHILE = 1 << 20
-"""Values from which on this is faster; below it threads cost more than they save."""
+MANY_ROWS, MANY_VALUES = 2048, 1 << 19
+"""From which on this is faster: it begins some milliseconds late, while torch's threads still wait for work."""
 
 BLOCK = 1 << 18
 """Values that a thread copies and partitions at a time: a megabyte, which stays in its cache."""
@@ -30,7 +30,8 @@ def partitions_well(x: Tensor, highest: int) -> bool:
     tracing = bool(torch.jit.is_tracing())  # type: ignore[no-untyped-call, attr-defined]  # untyped in torch
     if tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return False  # before anything is asked of a shape, which a graph would take for given
-    many = x.numel() >= WORTHWHILE and highest * FEW > x.shape[-1]
+    rows = x.numel() // max(1, x.shape[-1])
+    many = rows >= MANY_ROWS and x.numel() >= MANY_VALUES and highest * FEW > x.shape[-1]
     return many and x.device.type == "cpu" and x.dtype == torch.float32
 
 
