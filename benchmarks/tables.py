@@ -288,7 +288,8 @@ def head_training(result: dict[str, Any]) -> str:
     seconds, ratio = ({name: row["mean"] for name, row in r[key].items()} for key in ("seconds", "ratio"))
     parts = ", ".join(f"{name} {taken:.1f}" for name, taken in stages.items())
     full, amp = (
-        f"{r['val'][way]['map']:.1f} / {r['val'][way]['point_ap']:.1f}" for way in ("command", "command --amp")
+        f"{100 * r['val'][way]['map']:.1f} / {100 * r['val'][way]['point_ap']:.1f}"
+        for way in ("command", "command --amp")
     )
     return (
         f"`wildcat train --tune head`, {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, {count['train']} "
