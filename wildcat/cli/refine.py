@@ -36,6 +36,7 @@ class Refine(DataCommand):
 
 def run_refine(command: Refine) -> int:
     """wildcat refine"""
+    from wildcat.cli.process import share_one_arena
     from wildcat.files import refuse_existing
     from wildcat.progress import TerminalListener
     from wildcat.refinement import refine
@@ -43,6 +44,7 @@ def run_refine(command: Refine) -> int:
     from wildcat.train.loop import choose_device
     from wildcat.train.runs import open_run
 
+    share_one_arena()
     refuse_existing(command.out)
     run = open_run(Path(command.run).expanduser())
     data = open_data(command, command.data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
+from wildcat.cli.process import share_one_arena
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
@@ -47,6 +48,7 @@ def run_train(command: Train) -> int:
     from wildcat.train.distributed import process_group
 
     check_backbone_name(command.config.backbone)
+    share_one_arena()
     with process_group():
         return train_command(command)
 

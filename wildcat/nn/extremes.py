@@ -60,16 +60,20 @@ class _ExtremeMeans(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, highest: int, lowest: int) -> tuple[Tensor, ...]:
         rows, found = x.detach().numpy(), np.zeros((5, len(x)), dtype=np.float32)
-        blocks = _blocks(x)
-        threads = min(torch.get_num_threads(), len(blocks))
+        threads = torch.get_num_threads()
+        blocks = _blocks(x, at_least=4 * threads)  # a thread that begins late leaves some of its share to the others
+        left = iter(blocks)
 
-        def work(thread: int) -> None:
-            buffer = np.empty_like(rows[blocks[thread]])
-            for block in blocks[thread::threads]:
+        def work(_thread: int) -> None:
+            buffer: NDArray[np.float32] | None = None
+            for block in left:
+                buffer = np.empty_like(rows[block]) if buffer is None else buffer
                 _partition(rows[block], buffer, highest, lowest, found[:, block])
 
-        with ThreadPoolExecutor(max(1, threads), thread_name_prefix="wildcat-partition") as pool:
-            list(pool.map(work, range(threads)))
+        with ThreadPoolExecutor(threads, thread_name_prefix="wildcat-partition") as pool:
+            others = pool.map(work, range(1, threads))
+            work(0)
+            list(others)
         return tuple(torch.from_numpy(found))
 
     @staticmethod
@@ -95,9 +99,9 @@ class _ExtremeMeans(torch.autograd.Function):
         return gradient, None, None
 
 
-def _blocks(x: Tensor) -> list[slice]:
+def _blocks(x: Tensor, at_least: int = 1) -> list[slice]:
     """Rows of (R, n), a few at a time."""
-    size = max(1, BLOCK // x.shape[1])
+    size = max(1, min(BLOCK // x.shape[1], len(x) // at_least))
     return [slice(start, start + size) for start in range(0, len(x), size)]
 
 
