@@ -31,7 +31,7 @@ import torch
 import wildcat
 from wildcat.bench.record import plain_settings, spread, write_result
 from wildcat.bench.timing import time_in_turn
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.process import keep_freed_memory, share_one_arena
 from wildcat.config import FLIP_VIEWS, TrainConfig
 from wildcat.data import open_dataset
 from wildcat.data.loader import batch_indices
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     keep_freed_memory()
+    share_one_arena()  # as the command does
     config = TrainConfig(
         backbone=arguments.backbone,
         image_size=arguments.size,
