@@ -158,7 +158,7 @@ def main() -> None:
     kept = Path(tempfile.mkdtemp())
     settings = {"command": config, "command --amp": replace(config, amp=True)}
     runs = {
-        **{name: command(given, arguments.data, kept / name[-5:]) for name, given in settings.items()},
+        **{name: command(given, arguments.data, kept / name) for name, given in settings.items()},
         "forward": forward_pass(backbone, config.image_size, pictures),
         "folded": forward_pass(fold(backbone), config.image_size, pictures),
         "forward bf16": forward_pass(backbone, config.image_size, pictures, amp=True),
@@ -173,7 +173,7 @@ def main() -> None:
             f"{whole} / {part}": spread([a / b for a, b in zip(times[whole], times[part], strict=True)])
             for whole, part in RATIOS
         },
-        "val": {name: accuracy(kept / name[-5:], data) for name in settings},
+        "val": {name: accuracy(kept / name, data) for name in settings},
         "profile": profile(config, data),
     }
     print(results)
