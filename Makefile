@@ -28,7 +28,7 @@ demo: $(VENV)/installed-demo
 	@echo "      $(DEMO)/predictions/overlays/                  each cell with heatmap and point"
 	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) behind the class"
 	@echo "      $(DEMO)/predictions/predictions.jsonl          scores, labels, points and boxes"
-	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a page to drop pictures on, at the address it prints"
+	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a page to drop images on, at the address it prints"
 	@echo "Next  $(BIN)/wildcat train YOUR_FOLDER --tune head --out runs/mine"
 
 test: $(VENV)/installed-test
@@ -44,7 +44,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/costs.py --out $(BENCH)/costs.json
 	$(BIN)/python benchmarks/spatial_pool.py --rounds 3 --out $(BENCH)/spatial-pool.json
 	$(BIN)/python benchmarks/scaling.py --rounds 5 --out $(BENCH)/scaling.json
-	$(BIN)/python benchmarks/engines.py --pictures $(DATA)/VOCdevkit --rounds 6 --gradcam-rounds 1 \
+	$(BIN)/python benchmarks/engines.py --images $(DATA)/VOCdevkit --rounds 6 --gradcam-rounds 1 \
 		--out $(BENCH)/engines.json
 	$(BIN)/python benchmarks/head_training.py $(DATA)/VOCdevkit --rounds 2 --out $(BENCH)/head-training.json
 	$(BIN)/wildcat train $(DATA)/VOCdevkit --tune head --backbone lite2 --image-size 320 --val-split none --resume \

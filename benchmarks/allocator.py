@@ -2,7 +2,7 @@
 
     python benchmarks/allocator.py --out benchmarks/results/allocator.json
 
-Both processes of a pair run the same steps on the same random pictures; only one calls `keep_freed_memory`.
+Both processes of a pair run the same steps on the same random images; only one calls `keep_freed_memory`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 import wildcat
-from wildcat.bench.record import write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
+from wildcat.reproduce.record import write_result
 
 
 def seconds(step: Callable[[], object], repeats: int) -> float:

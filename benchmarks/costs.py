@@ -3,7 +3,7 @@
     python benchmarks/costs.py --out benchmarks/results/costs.json
 
 By torch's profiler, as shares of its CPU time; operations are grouped by what they are for. Around the pass: what one
-picture costs from its JPEG to its row, stage by stage, one thread.
+image costs from its JPEG to its row, stage by stage, one thread.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 import wildcat
-from wildcat.bench.record import write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data.images import decode_reduced
 from wildcat.data.transforms import Preprocess
-from wildcat.engines.graph import probe
+from wildcat.engines.onnx_graph import probe
 from wildcat.predictor import Member, Predictor
+from wildcat.reproduce.record import write_result
 from wildcat.train.optim import create_optimizer, multilabel_loss
 
 GROUPS = {
@@ -63,7 +63,7 @@ def shares(run: Callable[[], object], passes: int) -> dict[str, float]:
 
 
 def stages(predictor: Predictor, image: Image.Image, repeats: int) -> dict[str, float]:
-    """Milliseconds of one picture in each stage, median, one thread."""
+    """Milliseconds of one image in each stage, median, one thread."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     content, preprocess = buffer.getvalue(), predictor.preprocess
@@ -114,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
-    results["a picture, milliseconds"] = stages(predictor, photograph, 2 * arguments.passes)
+    results["an image, milliseconds"] = stages(predictor, photograph, 2 * arguments.passes)
     torch.set_num_threads(threads)
     labels = torch.randint(0, 2, (arguments.batch, arguments.classes), dtype=torch.int8) * 2 - 1
     optimizer = create_optimizer(model, TrainConfig(backbone=arguments.backbone, lr=1e-4))

@@ -4,7 +4,7 @@
     python benchmarks/crf.py --data VOCdevkit --out benchmarks/results/crf.json
 
 Probabilities are made from the VOC masks as a network of stride 32 gives them: averaged over 32 x 32 pixels, noise on
-the logits, upsampled. The libraries take turns, picture by picture and round by round. A wall time counts only if other
+the logits, upsampled. The libraries take turns, image by image and round by round. A wall time counts only if other
 processes used less than a tenth of a core meanwhile: several threads wait for each other, so that a busy core distorts
 more than its share. `--patience` waits for such moments; times that do not count are reported beside those that do,
 and the CPU time of all.
@@ -75,17 +75,17 @@ def soft(mask: Array, classes: list[int], cell: int, seed: int) -> Array:
 
 
 def load(devkit: Path, count: int, pixels: tuple[int, int]) -> list[tuple[str, Array, Array]]:
-    """The first `count` pictures of the val list that are `pixels` high and wide, and their masks."""
+    """The first `count` images of the val list that are `pixels` high and wide, and their masks."""
     folder = devkit / "VOC2012"
     names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     found = []
     for name in names:
-        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as picture:
-            if (picture.height, picture.width) != pixels:
+        with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
+            if (image.height, image.width) != pixels:
                 continue
-            image = np.array(picture.convert("RGB"))  # a copy: pydensecrf wants it writable
-        with Image.open(folder / "SegmentationClass" / f"{name}.png") as picture:
-            found.append((name, image, np.asarray(picture)))
+            pixels = np.array(image.convert("RGB"))  # a copy: pydensecrf wants it writable
+        with Image.open(folder / "SegmentationClass" / f"{name}.png") as image:
+            found.append((name, pixels, np.asarray(image)))
         if len(found) == count:
             break
     return found
@@ -125,13 +125,13 @@ def summary(values: list[float]) -> dict[str, Any]:
     return {"samples": len(values), "median": median, "quartiles": [low, high]}
 
 
-def measure(pictures: list[tuple[str, Array, Array]], rounds: int, threads: int, patience: float) -> dict[str, Any]:
+def measure(images: list[tuple[str, Array, Array]], rounds: int, threads: int, patience: float) -> dict[str, Any]:
     """Times of the three ways at a number of threads, the ways taking turns."""
     torch.set_num_threads(threads)
     params = CrfParams()
     samples: dict[str, list[Sample]] = {"pydensecrf_21": [], "wildcat_21": [], "wildcat_present": []}
     for _ in range(rounds):
-        for index, (_, image, mask) in enumerate(pictures):
+        for index, (_, image, mask) in enumerate(images):
             full = soft(mask, list(range(21)), CELL, index)
             present = [int(c) for c in np.unique(mask) if c < 255]
             few = np.ascontiguousarray(full[present] / full[present].sum(axis=0))
@@ -159,7 +159,7 @@ def measure(pictures: list[tuple[str, Array, Array]], rounds: int, threads: int,
     return result
 
 
-def agreement(pictures: list[tuple[str, Array, Array]]) -> dict[str, Any]:
+def agreement(images: list[tuple[str, Array, Array]]) -> dict[str, Any]:
     """Equal labels of the three implementations, and the accuracy each reaches, as fractions."""
     params = CrfParams()
     rows: dict[str, list[float]] = {}
@@ -167,14 +167,14 @@ def agreement(pictures: list[tuple[str, Array, Array]]) -> dict[str, Any]:
     def note(key: str, a: Array, b: Array, where: Array | None = None) -> None:
         rows.setdefault(key, []).append(float((a == b)[... if where is None else where].mean()))
 
-    for seed, (_, image, mask) in enumerate(pictures):
+    for seed, (_, image, mask) in enumerate(images):
         prior = soft(mask, list(range(21)), CELL, seed)
         ours, theirs = (crf(image, prior, params).argmax(axis=0) for crf in (dense_crf, reference))
         note("full_size_wildcat_equals_pydensecrf", ours, theirs)
         for key, labels in (("input", prior.argmax(axis=0)), ("wildcat", ours), ("pydensecrf", theirs)):
             note(f"full_size_accuracy_{key}", labels, mask, mask < 255)
-        picture, truth = Image.fromarray(image), Image.fromarray(mask)
-        small = np.array(picture.resize((64, 48), Image.Resampling.BILINEAR))
+        photo, truth = Image.fromarray(image), Image.fromarray(mask)
+        small = np.array(photo.resize((64, 48), Image.Resampling.BILINEAR))
         label = np.asarray(truth.resize((64, 48), Image.Resampling.NEAREST))
         prior = soft(label, list(range(21)), 4, seed)
         exact = exact_dense_crf(small, prior, params).argmax(axis=0)
@@ -190,8 +190,8 @@ def peak_memory(way: str, devkit: Path, pixels: tuple[int, int]) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(way: str, pictures: list[tuple[str, Array, Array]]) -> None:
-    _, image, mask = pictures[0]
+def print_peak(way: str, images: list[tuple[str, Array, Array]]) -> None:
+    _, image, mask = images[0]
     classes = [int(c) for c in np.unique(mask) if c < 255] if way == "wildcat_present" else list(range(21))
     prior = soft(mask, classes, CELL, 0)
     tiny = (image[:8, :8], np.ascontiguousarray(prior[:, :8, :8]))
@@ -220,36 +220,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a VOCdevkit folder with VOC2012")
     parser.add_argument("--out", type=Path, help="where to write the JSON; stdout without it")
-    parser.add_argument("--size", type=int, nargs=2, default=(375, 500), help="height and width of the pictures")
-    parser.add_argument("--pictures", type=int, default=8)
-    parser.add_argument("--agreement-pictures", type=int, default=24)
+    parser.add_argument("--size", type=int, nargs=2, default=(375, 500), help="height and width of the images")
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--agreement-images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet moment, per picture")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet moment, per image")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     size = (arguments.size[0], arguments.size[1])
-    pictures = load(arguments.data, max(arguments.pictures, arguments.agreement_pictures), size)
+    images = load(arguments.data, max(arguments.images, arguments.agreement_images), size)
     if arguments.peak:
-        print_peak(arguments.peak, pictures)
+        print_peak(arguments.peak, images)
         return
-    timed_pictures = pictures[: arguments.pictures]
+    timed_images = images[: arguments.images]
     result = {
-        "command": f"python benchmarks/crf.py --data VOCdevkit --pictures {arguments.pictures} "
+        "command": f"python benchmarks/crf.py --data VOCdevkit --images {arguments.images} "
         f"--rounds {arguments.rounds} --threads {' '.join(map(str, arguments.threads))} "
-        f"--agreement-pictures {arguments.agreement_pictures}",
-        "data": f"VOC 2012 val, {size[0]} x {size[1]} pixels, {len(timed_pictures)} pictures timed: "
-        + " ".join(name for name, _, _ in timed_pictures),
-        "present_classes": [int((np.unique(mask) < 255).sum()) for _, _, mask in timed_pictures],
-        "probabilities": {"cell": CELL, "floor": FLOOR, "noise": NOISE, "seed": "index of the picture"},
+        f"--agreement-images {arguments.agreement_images}",
+        "data": f"VOC 2012 val, {size[0]} x {size[1]} pixels, {len(timed_images)} images timed: "
+        + " ".join(name for name, _, _ in timed_images),
+        "present_classes": [int((np.unique(mask) < 255).sum()) for _, _, mask in timed_images],
+        "probabilities": {"cell": CELL, "floor": FLOOR, "noise": NOISE, "seed": "index of the image"},
         "params": asdict(CrfParams()),
         "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "pydensecrf2")},
-        "time": [
-            measure(timed_pictures, arguments.rounds, threads, arguments.patience) for threads in arguments.threads
-        ],
-        "agreement": {"pictures": len(pictures)} | agreement(pictures),
+        "time": [measure(timed_images, arguments.rounds, threads, arguments.patience) for threads in arguments.threads],
+        "agreement": {"images": len(images)} | agreement(images),
         "peak_memory_mib": {
             way: peak_memory(way, arguments.data, size) for way in ("pydensecrf_21", "wildcat_21", "wildcat_present")
         },

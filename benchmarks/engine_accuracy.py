@@ -2,7 +2,7 @@
 
     python benchmarks/engine_accuracy.py --run runs/voc --data VOCdevkit --out benchmarks/results/engine-accuracy.json
 
-int8 ranges are measured on training pictures; figures are of --split, which is only measured on.
+int8 ranges are measured on training images; figures are of --split, which is only measured on.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 import wildcat
-from wildcat.bench.engines import calibrate, engine_versions
-from wildcat.bench.record import write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import open_dataset
 from wildcat.engines import PRECISIONS
 from wildcat.evaluation import evaluate
+from wildcat.fitting.benchmark import calibrate, engine_versions
+from wildcat.reproduce.record import write_result
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         "image_size": predictor.preprocess.size,
         "data": arguments.name or data.name,
         "split": arguments.split,
-        "pictures": len(data.split(arguments.split)),
+        "images": len(data.split(arguments.split)),
         "calibration": count,
         "calibration_split": arguments.calibration_split,
         "packages": engine_versions(),

@@ -1,15 +1,15 @@
 """Engines against plain torch, and heatmaps of all classes against how they are usually made; all timed in turn.
 
     python benchmarks/engines.py --out benchmarks/results/engines.json
-    python benchmarks/engines.py --pictures VOCdevkit --out benchmarks/results/engines.json    # int8 as well
+    python benchmarks/engines.py --images VOCdevkit --out benchmarks/results/engines.json    # int8 as well
 
 For each backbone and size, on one batch:
     eager       the network as it is, in evaluation mode, channels last: what 1.0 stands for
     hook CAM    class maps from a forward hook on a plain classifier (Zhou et al., CVPR 2016), eager torch
     GradCAM     pytorch-grad-cam, one call a class (pip install grad-cam; leave it out with --no-gradcam)
     ENGINE      what `wildcat bench` times: scores and class maps of all classes
-GradCAM is timed on one picture, a call for each of the classes, in fewer rounds of its own beside the fastest engine.
-Without --pictures int8 is calibrated on random pictures: the same time, no meaning.
+GradCAM is timed on one image, a call for each of the classes, in fewer rounds of its own beside the fastest engine.
+Without --images int8 is calibrated on random images: the same time, no meaning.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ import torch
 from torch import Tensor, nn
 
 import wildcat
-from wildcat.bench.engines import engine_versions
-from wildcat.bench.record import write_result
-from wildcat.bench.timing import speedups, time_in_turn
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import open_dataset
 from wildcat.data.images import read_image
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import PRECISIONS, calibrate_int8
-from wildcat.engines.graph import probe
+from wildcat.engines.onnx_graph import probe
 from wildcat.errors import EngineError, MissingExtra
+from wildcat.fitting.benchmark import engine_versions
+from wildcat.fitting.timing import speedups, time_in_turn
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.predictor import Member, Predictor
+from wildcat.reproduce.record import write_result
 
 
 class Classifier(nn.Module):
@@ -96,7 +96,7 @@ def engine_predictors(member: Member, arguments: argparse.Namespace) -> dict[str
 
 
 def calibrate(member: Member, data: str | None, count: int) -> None:
-    """Make the int8 graph, with pictures of a data set or random ones."""
+    """Make the int8 graph, with images of a data set or random ones."""
     size = member.preprocess.size
     batches: Any
     if data is None:
@@ -116,7 +116,7 @@ def measure(backbone: str, size: int, arguments: argparse.Namespace) -> dict[str
     own = model.backbone
     member = Member(model, Preprocess(size, own.mean, own.std, own.interpolation))
     if arguments.device == "cpu":
-        calibrate(member, arguments.pictures, arguments.calibration)
+        calibrate(member, arguments.images, arguments.calibration)
     images = probe(size, arguments.batch).to(device).contiguous(memory_format=torch.channels_last)
     eager = Predictor("eager", [member], [str(i) for i in range(classes)], "multilabel", arguments.device)
     engines = engine_predictors(member, arguments)
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--gradcam-rounds", type=int, default=3)
     parser.add_argument("--no-gradcam", action="store_true")
-    parser.add_argument("--pictures", help="a data set whose training pictures int8 is calibrated on")
+    parser.add_argument("--images", help="a data set whose training images int8 is calibrated on")
     parser.add_argument("--calibration", type=int, default=64, help="how many of them")
     parser.add_argument("--compile", action="store_true", help="torch.compile too; it takes minutes a network")
     parser.add_argument("--device", default="cpu")
@@ -169,8 +169,8 @@ def main() -> None:
                 results[f"{backbone} {size}"] = found = measure(backbone, size, arguments)
                 print(backbone, size, found, file=sys.stderr, flush=True)
     settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-    if arguments.pictures:
-        settings["pictures"] = open_dataset(arguments.pictures).name
+    if arguments.images:
+        settings["images"] = open_dataset(arguments.images).name
     settings["packages"] = engine_versions()
     if not arguments.no_gradcam:
         settings["packages"]["grad-cam"] = importlib.metadata.version("grad-cam")

@@ -1,12 +1,12 @@
-"""What failures and slow machines cost prediction in parts: the policy of `wildcat.bulk.crew`, in simulated time.
+"""What failures and slow machines cost prediction in parts: the policy of `wildcat.scale.scheduler`, in simulated time.
 
     python benchmarks/failures.py --out benchmarks/results/failures.json
 
 The loop that hands parts to Ray's workers runs as it is, over workers that are made up: each has a speed of its own,
-some are slow, they die at random and take a while to come back, and some pictures kill whoever reads them, except with
+some are slow, they die at random and take a while to come back, and some images kill whoever reads them, except with
 care. Nothing is predicted and nothing waits; time is a number. A scenario is run with several seeds.
 
-overhead   worker-hours paid over those the pictures need at nominal speed
+overhead   worker-hours paid over those the images need at nominal speed
 tail       from when the last part was handed out to the end, over the time of a part at nominal speed
 finished   whether every part came to its end, each once
 """
@@ -24,28 +24,28 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wildcat.bench.record import write_result
-from wildcat.bulk import crew
-from wildcat.bulk.crew import Died, make_parts
-from wildcat.bulk.parts import Done, Part
-from wildcat.bulk.sources import Listed
-from wildcat.cli.parts import PART_ROWS
+from wildcat.cli.predict_sharded import PART_ROWS
 from wildcat.errors import RunError, WildcatError
+from wildcat.reproduce.record import write_result
+from wildcat.scale import scheduler as crew
+from wildcat.scale.inputs import Listed
+from wildcat.scale.scheduler import Died, make_parts
+from wildcat.scale.shards import Done, Part
 
 
 @dataclass(frozen=True)
 class World:
-    """What machines and pictures are like.
+    """What machines and images are like.
 
     Attributes:
-        parts, rows: how many, and pictures in each.
+        parts, rows: how many, and images in each.
         workers: how many.
-        seconds: a picture takes, at nominal speed.
+        seconds: an image takes, at nominal speed.
         spread: of the workers' speeds, as the standard deviation of their logarithm.
         slow, slowdown: share of workers that are slow, and how many times.
         deaths: of a worker, an hour.
         restart: seconds until a dead worker is back with its network loaded.
-        poison: probability that a picture kills the process that reads it.
+        poison: probability that an image kills the process that reads it.
         careful: how many times longer a part takes with care.
         lost: share of finished parts whose files are lost and made again by --resume.
     """
@@ -70,8 +70,8 @@ SCENARIOS = {
     "a death in a worker's day": World(deaths=1 / 24),
     "a death in a worker's hour": World(deaths=1.0),
     "ten deaths in a worker's hour": World(deaths=10.0),
-    "one poison picture in a million": World(poison=1e-6),
-    "one poison picture in ten thousand": World(poison=1e-4),
+    "one poison image in a million": World(poison=1e-6),
+    "one poison image in ten thousand": World(poison=1e-4),
     "1 % of parts lost": World(lost=0.01),
     "all of these": World(slow=0.02, deaths=1.0, poison=1e-6, lost=0.01),
 }
@@ -80,7 +80,7 @@ SCENARIOS = {
 
 @dataclass
 class Simulated:
-    """Workers of a `World`, a `wildcat.bulk.crew.Crew` whose clock jumps from event to event."""
+    """Workers of a `World`, a `wildcat.scale.scheduler.Crew` whose clock jumps from event to event."""
 
     world: World
     chance: random.Random
@@ -99,13 +99,13 @@ class Simulated:
         return self.world.workers
 
     def speed(self) -> float:
-        """Of a machine: seconds a picture."""
+        """Of a machine: seconds an image."""
         slow = self.world.slowdown if self.chance.random() < self.world.slow else 1.0
         return self.world.seconds * slow * self.chance.lognormvariate(0, self.world.spread)
 
     def give(self, worker: int, part: Part, careful: bool) -> int:
-        world, rows = self.world, len(part.pictures)
-        poisoned = [i for i, picture in enumerate(part.pictures) if picture.fault] if world.poison else []
+        world, rows = self.world, len(part.images)
+        poisoned = [i for i, image in enumerate(part.images) if image.fault] if world.poison else []
         pace = self.speeds[worker] * (world.careful if careful else 1.0)
         begun = max(self.now, self.ready[worker])
         end, done = begun + rows * pace, True
@@ -134,16 +134,16 @@ class Simulated:
 
 
 def listed(world: World, numbers: list[int], seed: int) -> Iterator[Part]:
-    """Parts of these numbers; a picture that kills has a fault, which follows from the part and the seed alone."""
-    good = Listed("picture")
+    """Parts of these numbers; an image that kills has a fault, which follows from the part and the seed alone."""
+    good = Listed("image")
     for number in numbers:
-        pictures = [good] * world.rows
+        images = [good] * world.rows
         chance = random.Random(f"{seed} {number}")
         place = int(chance.expovariate(world.poison)) if world.poison else world.rows
         while place < world.rows:
-            pictures[place] = Listed("poison", fault="kills its reader")
+            images[place] = Listed("poison", fault="kills its reader")
             place += 1 + int(chance.expovariate(world.poison))
-        yield Part(number, number * world.rows, pictures)
+        yield Part(number, number * world.rows, images)
 
 
 def simulate(world: World, seed: int) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def simulate(world: World, seed: int) -> dict[str, Any]:
         "tail": tail / (world.rows * world.seconds),
         "deaths": deaths,
         "commands that stopped": stops,
-        "pictures that killed": failed,
+        "images that killed": failed,
     }
 
 

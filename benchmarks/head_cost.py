@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 import wildcat
-from wildcat.bench.record import write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
+from wildcat.reproduce.record import write_result
 from wildcat.train.optim import create_optimizer, multilabel_loss
 
 

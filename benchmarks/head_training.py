@@ -1,12 +1,12 @@
-"""From tags to a trained head, against one forward pass over the pictures; the goal is a ratio of at most 1.25.
+"""From tags to a trained head, against one forward pass over the images; the goal is a ratio of at most 1.25.
 
     python benchmarks/head_training.py VOCdevkit --out benchmarks/results/head-training.json
 
 The total is `wildcat train DATA --tune head` as a user types it, from the start of the process to its end, with an
 empty cache: imports, reading and decoding, features, their statistics, all epochs, val after each, weights on disk; and
 the same with --amp, which has the frozen backbone compute in bfloat16. The forward pass is the backbone alone over
-random tensors, in the batches features are computed in: as many pictures as are computed, the training pictures in each
-of their mirrored views and the val pictures in one. It is timed as timm gives the network, with its batch normalisation
+random tensors, in the batches features are computed in: as many images as are computed, the training images in each
+of their mirrored views and the val images in one. It is timed as timm gives the network, with its batch normalisation
 folded into its convolutions as features are computed, and in bfloat16. All in turn, --rounds times. What --amp costs
 in accuracy is measured on val, where both trainings chose their epoch. Where the rest of the time goes is told by a
 training in this process, stage by stage.
@@ -29,21 +29,22 @@ from typing import Any
 import torch
 
 import wildcat
-from wildcat.bench.record import plain_settings, spread, write_result
-from wildcat.bench.timing import time_in_turn
-from wildcat.cli.process import keep_freed_memory, share_one_arena
+from wildcat.cli.allocator import keep_freed_memory, share_one_arena
 from wildcat.config import FLIP_VIEWS, TrainConfig
 from wildcat.data import open_dataset
+from wildcat.data.dataset import DataSet
 from wildcat.data.loader import batch_indices
-from wildcat.data.sample import DataSet
-from wildcat.engines.eager import fold
+from wildcat.engines.torch_backend import fold
 from wildcat.evaluation import evaluate
+from wildcat.fitting.timing import time_in_turn
+from wildcat.models.run import create_run
 from wildcat.nn.backbones import Backbone, create_backbone
-from wildcat.train.loop import Listener, train
-from wildcat.train.runs import create_run
+from wildcat.progress import Progress
+from wildcat.reproduce.record import plain_settings, spread, write_result
+from wildcat.train.loop import train
 
 BATCH = 16
-"""Pictures that `cached_features` computes together."""
+"""Images that `cached_features` computes together."""
 
 RATIOS = (
     ("command", "forward"),
@@ -54,15 +55,15 @@ RATIOS = (
 """What is compared with what: the command with the pass, and with passes that a user would have to know how to make."""
 
 
-class Stages(Listener):
+class Stages(Progress):
     """Seconds of each stage, and of the training steps by themselves."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {"steps": 0.0}
         self.stage, self.since = "before", time.perf_counter()
 
-    def start(self, total_pictures: int, done: int, what: str) -> None:
-        self.end(what)
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        self.end(task)
 
     def end(self, following: str = "") -> None:
         now = time.perf_counter()
@@ -73,15 +74,15 @@ class Stages(Listener):
         self.seconds["steps"] += record["seconds"]
 
 
-def forward_pass(network: Backbone, size: int, pictures: int, amp: bool = False) -> Callable[[], None]:
-    """The backbone over as many random pictures, in bfloat16 if asked."""
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+def forward_pass(network: Backbone, size: int, images: int, amp: bool = False) -> Callable[[], None]:
+    """The backbone over as many random images, in bfloat16 if asked."""
+    inputs = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            for batch in batch_indices(range(pictures), BATCH):
-                network(images[: len(batch)])
+            for batch in batch_indices(range(images), BATCH):
+                network(inputs[: len(batch)])
 
     return run
 
@@ -109,7 +110,7 @@ def profile(config: TrainConfig, data: DataSet) -> dict[str, float]:
     stages = Stages()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WILDCAT_CACHE"] = f"{folder}/cache"
-        train(create_run(Path(folder) / "run", config, data), data, listener=stages)
+        train(create_run(Path(folder) / "run", config, data), data, progress=stages)
         stages.end()
     seconds = {name: round(value, 2) for name, value in stages.seconds.items()}
     seconds["val and saving"] = round(seconds["training"] - seconds["steps"], 2)
@@ -153,21 +154,21 @@ def main() -> None:
     data = open_dataset(arguments.data)
     samples, val = data.training_split("train", "val")
     views = len(FLIP_VIEWS[config.flip])
-    pictures = len(samples) * views + len(val)
+    images = len(samples) * views + len(val)
     backbone = create_backbone(config.backbone).eval().to(memory_format=torch.channels_last)
     kept = Path(tempfile.mkdtemp())
     settings = {"command": config, "command --amp": replace(config, amp=True)}
     runs = {
         **{name: command(given, arguments.data, kept / name) for name, given in settings.items()},
-        "forward": forward_pass(backbone, config.image_size, pictures),
-        "folded": forward_pass(fold(backbone), config.image_size, pictures),
-        "forward bf16": forward_pass(backbone, config.image_size, pictures, amp=True),
+        "forward": forward_pass(backbone, config.image_size, images),
+        "folded": forward_pass(fold(backbone), config.image_size, images),
+        "forward bf16": forward_pass(backbone, config.image_size, images, amp=True),
     }
     forward_pass(backbone, config.image_size, BATCH)()
     clock = processor_seconds if arguments.cpu else time.perf_counter
     times = time_in_turn(runs, arguments.rounds, 0, lambda _: print("round done", file=sys.stderr), clock)
     results = {
-        "pictures": {"train": len(samples), "views of each": views, "val": len(val), "forward passes": pictures},
+        "images": {"train": len(samples), "views of each": views, "val": len(val), "forward passes": images},
         "seconds": {name: spread(taken) for name, taken in times.items()},
         "ratio": {
             f"{whole} / {part}": spread([a / b for a, b in zip(times[whole], times[part], strict=True)])

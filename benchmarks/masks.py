@@ -3,7 +3,7 @@
     python benchmarks/masks.py --data DIR/VOCdevkit --name "VOC 2012 mini" --amp --out benchmarks/results/masks.json
 
 Every run is trained on tags alone, on the same cached features and schedule, and its masks are drawn at the defaults:
-classes of probability 0.5, raw maps above 0. Beside them stand the background fitted on the masks of training pictures,
+classes of probability 0.5, raw maps above 0. Beside them stand the background fitted on the masks of training images,
 where there are any (`wildcat calibrate`), and the best one in hindsight, which no deployed model can know.
 """
 
@@ -17,17 +17,17 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from wildcat.bench.heads import predictions_from_features
-from wildcat.bench.record import spread, write_result
-from wildcat.calibration import fit_background
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset
 from wildcat.evaluation import Tally, class_order, evaluate, mask_confusion, segmentation_report, true_mask
+from wildcat.fitting.calibrate import fit_background
+from wildcat.fitting.refine import refine
+from wildcat.models.run import create_run
+from wildcat.prediction import default_mask_params
 from wildcat.predictor import Predictor, load
-from wildcat.refinement import refine
-from wildcat.results import default_mask_params
+from wildcat.reproduce.heads import predictions_from_features
+from wildcat.reproduce.record import spread, write_result
 from wildcat.train.loop import train
-from wildcat.train.runs import create_run
 
 POOLINGS: dict[str, dict[str, Any]] = {
     "max": {"pooling": "max", "num_maps": 1},
@@ -95,7 +95,7 @@ def main() -> None:
     masked = sum(s.mask is not None for s in data.split("train"))
     shared = {
         "data": f"{arguments.name or data.name}, {len(data.split('train'))} train, "
-        f"{len(data.split(arguments.split))} {arguments.split} pictures",
+        f"{len(data.split(arguments.split))} {arguments.split} images",
         "masks_of_train": masked,
         "split": arguments.split,
         "backbone": arguments.backbone,

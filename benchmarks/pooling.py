@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from wildcat.bench.heads import train_and_evaluate
-from wildcat.bench.record import spread, write_result
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
+from wildcat.reproduce.heads import train_and_evaluate
+from wildcat.reproduce.record import spread, write_result
 
 POOLINGS: dict[str, dict[str, object]] = {
     "max": {"pooling": "max", "num_maps": 1},
@@ -87,7 +87,7 @@ def main() -> None:
         for k, v in vars(arguments).items()
         if k not in ("out", "data", "name", "poolings", "flip")
     }
-    counts = f"{len(data.split('train'))} train, {len(data.split(arguments.split))} val pictures"
+    counts = f"{len(data.split('train'))} train, {len(data.split(arguments.split))} val images"
     shared |= {"data": f"{arguments.name or data.name}, {counts}"}
     shared |= {
         "tune": "head",

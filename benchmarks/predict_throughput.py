@@ -1,12 +1,12 @@
 """`wildcat predict` from JPEGs on disk to rows on disk, against its own network on random tensors; the goal is 0.9.
 
-    python benchmarks/predict_throughput.py RUN PICTURES --out benchmarks/results/predict-throughput.json
+    python benchmarks/predict_throughput.py RUN IMAGES --out benchmarks/results/predict-throughput.json
 
 Both in this process, in turn, --rounds times, at each of --sizes: the command (its model loaded anew, files listed,
-decoded, warped, through the network, points, boxes, rows written; no pictures drawn), and `Predictor.run` on random
-tensors in the same batches. Pictures are those of a folder, linked over and over up to --count.
+decoded, warped, through the network, points, boxes, rows written; no images drawn), and `Predictor.run` on random
+tensors in the same batches. Images are those of a folder, linked over and over up to --count.
 
-Then the memory that processes of their own take at most for --count pictures and for ten times as many, with a tiny
+Then the memory that processes of their own take at most for --count images and for ten times as many, with a tiny
 network: the goal is a ratio of at most 1.05.
 """
 
@@ -25,19 +25,19 @@ from typing import Any
 
 import torch
 
-from wildcat.bench.record import spread, write_result
-from wildcat.bench.timing import time_in_turn
 from wildcat.cli import main as wildcat
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import list_images, open_dataset, write_shapes
+from wildcat.fitting.timing import time_in_turn
+from wildcat.models.run import create_run
 from wildcat.predictor import BATCH_SIZE, Predictor, load
+from wildcat.reproduce.record import spread, write_result
 from wildcat.train.loop import train
-from wildcat.train.runs import create_run
 
 
-def link_pictures(source: Path, count: int, folder: Path) -> Path:
-    """A folder of `count` links to the pictures of another."""
+def link_images(source: Path, count: int, folder: Path) -> Path:
+    """A folder of `count` links to the images of another."""
     found = list_images(source)
     folder.mkdir()
     for i in range(count):
@@ -52,10 +52,10 @@ def quietly(arguments: list[str]) -> None:
             raise SystemExit(f"wildcat {' '.join(arguments)} ended with {code}")
 
 
-def end_to_end(run: str, pictures: Path, size: int) -> Callable[[], None]:
+def end_to_end(run: str, images: Path, size: int) -> Callable[[], None]:
     def predict() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            quietly(["predict", run, str(pictures), "--sizes", str(size), "--save", "none", "--out", f"{folder}/rows"])
+            quietly(["predict", run, str(images), "--sizes", str(size), "--save", "none", "--out", f"{folder}/rows"])
 
     return predict
 
@@ -71,13 +71,13 @@ def network_alone(predictor: Predictor, count: int) -> Callable[[], None]:
     return run
 
 
-def compare(run: str, pictures: Path, count: int, size: int, rounds: int) -> dict[str, Any]:
-    """Pictures a second of both, and their ratio round by round."""
-    runs = {"predict": end_to_end(run, pictures, size), "network": network_alone(load(run, sizes=(size,)), count)}
+def compare(run: str, images: Path, count: int, size: int, rounds: int) -> dict[str, Any]:
+    """Images a second of both, and their ratio round by round."""
+    runs = {"predict": end_to_end(run, images, size), "network": network_alone(load(run, sizes=(size,)), count)}
     times = time_in_turn(runs, rounds, warmup=1)
     ratios = [alone / whole for alone, whole in zip(times["network"], times["predict"], strict=True)]
     return {
-        "pictures a second": {name: spread([count / s for s in taken]) for name, taken in times.items()},
+        "images a second": {name: spread([count / s for s in taken]) for name, taken in times.items()},
         "ratio": round(statistics.median(ratios), 4),
         "lowest": round(min(ratios), 4),
         "highest": round(max(ratios), 4),
@@ -95,31 +95,31 @@ print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1
 """The command, and the most memory its process has had. (What a parent is told of its child begins with its own.)"""
 
 
-def peak_megabytes(run: Path, pictures: Path, folder: Path) -> float:
-    """The most memory (resident set) of a process that predicts all pictures of a folder."""
-    line = ["predict", str(run), str(pictures), "--device", "cpu", "--save", "none", "--out", str(folder)]
+def peak_megabytes(run: Path, images: Path, folder: Path) -> float:
+    """The most memory (resident set) of a process that predicts all images of a folder."""
+    line = ["predict", str(run), str(images), "--device", "cpu", "--save", "none", "--out", str(folder)]
     done = subprocess.run([sys.executable, "-c", MEASURED, *line], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
 
 
 def memory(source: Path, count: int, folder: Path) -> dict[str, float]:
-    """Peaks for `count` pictures and ten times as many."""
+    """Peaks for `count` images and ten times as many."""
     data = open_dataset(write_shapes(folder / "shapes", train=8, val=4, size=(48, 64)))
     config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=4, workers=0)
     run = create_run(folder / "tiny", config, data)
     train(run, data)
     peaks = {}
     for number in (count, 10 * count):
-        pictures = link_pictures(source, number, folder / f"of{number}")
-        peaks[f"{number} pictures"] = round(peak_megabytes(run.folder, pictures, folder / f"rows{number}"), 1)
+        images = link_images(source, number, folder / f"of{number}")
+        peaks[f"{number} images"] = round(peak_megabytes(run.folder, images, folder / f"rows{number}"), 1)
         print(number, peaks, file=sys.stderr, flush=True)
-    return peaks | {"ratio": round(peaks[f"{10 * count} pictures"] / peaks[f"{count} pictures"], 4)}
+    return peaks | {"ratio": round(peaks[f"{10 * count} images"] / peaks[f"{count} images"], 4)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--sizes", default="224,448")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -128,15 +128,15 @@ def main() -> None:
     keep_freed_memory()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        pictures = link_pictures(arguments.pictures, arguments.count, Path(name) / "pictures")
+        images = link_images(arguments.images, arguments.count, Path(name) / "images")
         for size in map(int, arguments.sizes.split(",")):
-            results[f"{size} px"] = compare(arguments.run, pictures, arguments.count, size, arguments.rounds)
+            results[f"{size} px"] = compare(arguments.run, images, arguments.count, size, arguments.rounds)
             print(size, results[f"{size} px"], file=sys.stderr, flush=True)
-        results["peak memory in MB"] = memory(arguments.pictures, arguments.count, Path(name))
+        results["peak memory in MB"] = memory(arguments.images, arguments.count, Path(name))
     print(results)
     backbones = [member.model.backbone.name for member in load(arguments.run).members]
     settings = {"backbones": backbones, "sizes": arguments.sizes, "count": arguments.count, "rounds": arguments.rounds}
-    line = f"python benchmarks/predict_throughput.py RUN PICTURES --sizes {arguments.sizes} --count {arguments.count}"
+    line = f"python benchmarks/predict_throughput.py RUN IMAGES --sizes {arguments.sizes} --count {arguments.count}"
     write_result(arguments.out, f"{line} --rounds {arguments.rounds} --out {arguments.out.name}", settings, results)
 
 

@@ -1,4 +1,4 @@
-"""The tables of benchmarks about failures and very many pictures, for `tables.py`."""
+"""The tables of benchmarks about failures and very many images, for `tables.py`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def long_run(result: dict[str, Any]) -> str:
     """What stays over many predictions."""
     r = result["results"]
     rows = [
-        [sink, f"{one['pictures']:,}", f"{one['rss_mb']:.1f}", one["open_files"], one["threads"]]
+        [sink, f"{one['images']:,}", f"{one['rss_mb']:.1f}", one["open_files"], one["threads"]]
         for sink, found in r.items()
         for one in (found["figures"][0], found["figures"][-1])
     ]
-    head = "One process, real pictures repeated: what the kernel counts early and at the end."
-    return f"{head}\n\n" + table(["sink", "pictures", "memory, MB", "open files", "threads"], rows)
+    head = "One process, real images repeated: what the kernel counts early and at the end."
+    return f"{head}\n\n" + table(["sink", "images", "memory, MB", "open files", "threads"], rows)
 
 
 def failures(result: dict[str, Any]) -> str:
@@ -47,8 +47,8 @@ def failures(result: dict[str, Any]) -> str:
     s = result["settings"]
     world = s["world"]
     head = (
-        f"{world['parts']:,} parts of {world['rows']:,} pictures on {world['workers']} workers, simulated under the "
-        f"policy of `wildcat.bulk.crew` ({s['retries']} retries, the last with care); medians of {s['seeds']} seeds."
+        f"{world['parts']:,} parts of {world['rows']:,} images on {world['workers']} workers, simulated under the "
+        f"policy of the scheduler ({s['retries']} retries, the last with care); medians of {s['seeds']} seeds."
     )
     rows = [
         [
@@ -66,14 +66,14 @@ def failures(result: dict[str, Any]) -> str:
 
 
 def billion(result: dict[str, Any]) -> str:
-    """Stages of a picture, and core-hours for a billion."""
+    """Stages of an image, and core-hours for a billion."""
     s, r = result["settings"], result["results"]
     head = (
-        f"{s['backbone']} at {s['size']} px, {s['pictures']} pictures of {r['kilobytes a picture']:.0f} kB, rows of "
+        f"{s['backbone']} at {s['size']} px, {s['images']} images of {r['kilobytes an image']:.0f} kB, rows of "
         f"{r['bytes a row']:,} bytes; one thread of a {result['machine']['processor']}, seconds of the processor."
     )
     rows = [
         [stage, f"{1000 * seconds:.3f}", f"{r['core-hours for a billion'][stage]:,}"]
-        for stage, seconds in r["seconds a picture"].items()
+        for stage, seconds in r["seconds an image"].items()
     ]
-    return f"{head}\n\n" + table(["stage", "ms a picture", "core-hours for a billion"], rows)
+    return f"{head}\n\n" + table(["stage", "ms an image", "core-hours for a billion"], rows)

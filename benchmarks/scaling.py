@@ -1,8 +1,8 @@
-"""How the cost of prediction grows with pictures, classes, maps a class and pixels: four points each, and the exponent.
+"""How the cost of prediction grows with images, classes, maps a class and pixels: four points each, and the exponent.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json    # and scaling.png beside it
 
-Scores and class maps by torch in float32, random pictures in batches of 8; what is not varied is C = 20, M = 4, 224 px,
+Scores and class maps by torch in float32, random images in batches of 8; what is not varied is C = 20, M = 4, 224 px,
 one batch. The four points of a line are timed in turn; the exponent is the slope of log(seconds) over log(setting),
 fitted to the medians: 1 is linear, 0 is free. Modalities are the M maps themselves, which are only made when asked for.
 """
@@ -20,21 +20,21 @@ import numpy as np
 import torch
 
 import wildcat
-from wildcat.bench.record import write_result
-from wildcat.bench.timing import time_in_turn
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data.transforms import Preprocess
-from wildcat.engines.graph import probe
+from wildcat.engines.onnx_graph import probe
 from wildcat.errors import MissingExtra
 from wildcat.files import write_bytes
+from wildcat.fitting.timing import time_in_turn
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.predictor import Member, Predictor
+from wildcat.reproduce.record import write_result
 from wildcat.viz.curves import Series, draw_series
 
 BATCH = 8
 
 LINES: dict[str, tuple[int, ...]] = {
-    "pictures": (8, 16, 32, 64),
+    "images": (8, 16, 32, 64),
     "classes": (20, 80, 320, 1280),
     "maps a class": (1, 4, 16, 64),
     "maps a class, modalities": (1, 4, 16, 64),
@@ -55,7 +55,7 @@ def step(backbone: str, device: str, line: str, value: int) -> Callable[[], obje
     predictor = Predictor("random", [member], [str(i) for i in range(classes)], "multilabel", device)
     predictor.use_engine("torch")
     images = probe(size, BATCH)
-    batches = value // BATCH if line == "pictures" else 1
+    batches = value // BATCH if line == "images" else 1
 
     def run() -> None:
         for _ in range(batches):
@@ -108,13 +108,13 @@ def main() -> None:
         for line, row in results.items()
     ]
     try:
-        picture = draw_series(
+        image = draw_series(
             series, "times more", "times the seconds", f"Cost of prediction, {arguments.backbone}", log_x=True
         )
     except MissingExtra as error:
         print(f"no plot: {error.message}", file=sys.stderr)
     else:
-        write_bytes(arguments.out.with_suffix(".png"), picture)
+        write_bytes(arguments.out.with_suffix(".png"), image)
 
 
 if __name__ == "__main__":

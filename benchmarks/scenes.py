@@ -4,7 +4,7 @@
     python benchmarks/scenes.py --data DIR/15-Scene --sizes 224,320,448 --flip horizontal --random-splits 5 \\
         --poolings average --out benchmarks/results/scenes-sizes.json
 
-100 training pictures a class, the rest tested once; the last epoch is kept, so nothing is chosen on test pictures.
+100 training images a class, the rest tested once; the last epoch is kept, so nothing is chosen on test images.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from wildcat.bench.heads import train_and_evaluate
-from wildcat.bench.record import spread, write_result
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
+from wildcat.reproduce.heads import train_and_evaluate
+from wildcat.reproduce.record import spread, write_result
 
 POOLINGS: dict[str, dict[str, object]] = {
     "average": {"pooling": "average", "num_maps": 1},
@@ -71,7 +71,7 @@ def main() -> None:
             },
         }
     settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "data", "poolings")}
-    settings |= {"data": "15-Scene, 100 train pictures a class, the rest (2,985) tested", "tune": "head", "seed": 0}
+    settings |= {"data": "15-Scene, 100 train images a class, the rest (2,985) tested", "tune": "head", "seed": 0}
     chosen = f"--sizes {arguments.sizes} --combine {arguments.combine} " if sizes else ""
     chosen += f"--flip {arguments.flip} " if arguments.flip != "none" else ""
     chosen += f"--random-splits {arguments.random_splits} --poolings {arguments.poolings}"

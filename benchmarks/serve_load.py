@@ -5,7 +5,7 @@
 `wildcat serve` runs in processes of its own, and clients in this one send it the same JPEG over and over, each its next
 as soon as its last is answered; the clients' own work is taken from the same cores. In turn with that, another process
 runs the bare network on batches that are tensors already: the ratio of a round is to the mean of the two around it.
-`cpu_s` is the work of the processes for each picture, which a busy machine changes less. Memory is that of all the
+`cpu_s` is the work of the processes for each image, which a busy machine changes less. Memory is that of all the
 service's processes. The corpus of broken bodies is that of the tests (extra `test`), sent to a second service with
 small limits.
 """
@@ -38,22 +38,22 @@ import torch
 from PIL import Image
 
 import wildcat
-from wildcat.bench.record import spread, write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import write_shapes
-from wildcat.data.voc import read_voc
+from wildcat.data.readers.voc import read_voc
+from wildcat.models.run import create_run
+from wildcat.reproduce.record import spread, write_result
 from wildcat.train.loop import train
-from wildcat.train.runs import create_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FORM = "multipart/form-data; boundary=xyz"
 
 
 def bare(run: str, batch: int, seconds: float) -> None:
-    """For each line that comes in, one that says what the network does for so many seconds, `batch` pictures at a time.
+    """For each line that comes in, one that says what the network does for so many seconds, `batch` images at a time.
 
-    The network is that of `load`; it says pictures a second, and the processor's seconds for each.
+    The network is that of `load`; it says images a second, and the processor's seconds for each.
     """
     predictor = wildcat.load(run, "cpu")
     size = predictor.preprocess.size
@@ -216,7 +216,7 @@ def jpeg_form(width: int, height: int) -> bytes:
     small = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    head = b'--xyz\r\nContent-Disposition: form-data; name="picture"; filename="a.jpg"\r\n\r\n'
+    head = b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'
     return head + buffer.getvalue() + b"\r\n--xyz--\r\n"
 
 
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="of load, in all rounds together")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8, help="of the service and of the bare network")
-    parser.add_argument("--width", type=int, default=320, help="of the picture, in pixels")
+    parser.add_argument("--width", type=int, default=320, help="of the image, in pixels")
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--requests", default="500,5000", help="compare the memory after so many requests")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from wildcat.bench.record import write_result
+from wildcat.reproduce.record import write_result
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

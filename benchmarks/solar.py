@@ -6,7 +6,7 @@
     python benchmarks/solar.py --run runs/solar-both --out benchmarks/results/solar.json
 
 The last epoch is kept and the networks are averaged: nothing is chosen on the held-out quarter. Each member is measured
-too, alone and with the picture as it is, so that nothing is hidden that was looked at.
+too, alone and with the image as it is, so that nothing is hidden that was looked at.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from wildcat.bench.record import plain_settings, write_result
 from wildcat.config import Flip
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
+from wildcat.models.ensemble import is_ensemble, open_ensemble
+from wildcat.models.run import Run, open_run
 from wildcat.predictor import load
-from wildcat.train.ensembles import is_ensemble, open_ensemble
-from wildcat.train.runs import Run, open_run
+from wildcat.reproduce.record import plain_settings, write_result
 
 
 def stages(run: Run) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def main() -> None:
     settings = {
         "members": [f"{run.config.backbone} at {run.config.image_size} px" for run in runs],
         "data": "elpv-dataset, defective from probability 0.5, mono and poly, fixed stratified 75/25 split",
-        "prediction": "maps averaged over the four mirrored views (flip=both); one_view is the picture alone",
+        "prediction": "maps averaged over the four mirrored views (flip=both); one_view is the image alone",
         "anchor": "88.4 % accuracy, fine-tuned VGG19 (Deitsch et al. 2019), on their own split",
         "note": arguments.note,
     }

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wildcat.bench.record import write_result
-from wildcat.cli.process import keep_freed_memory
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.nn.pooling import region_count, spatial_pool
+from wildcat.reproduce.record import write_result
 
 
 def full_sort(x: Tensor, k: float, alpha: float) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 
 import scale_tables
 
-from wildcat.bench.tables import COMBINED, markdown, percent
+from wildcat.reproduce.tables import COMBINED, markdown, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,7 +29,7 @@ def sizes_of(settings: dict[str, Any]) -> str:
     if not settings.get("sizes"):
         return f"{settings['image_size']} px"
     views = settings.get("views", settings.get("flip"))
-    mirrored = ", each picture also mirrored" if views == "horizontal" else ""
+    mirrored = ", each image also mirrored" if views == "horizontal" else ""
     how = COMBINED[settings.get("combine", "average")]
     return f"{settings['sizes'].replace(',', ' + ')} px, one network a size, combined by {how}{mirrored}"
 
@@ -55,9 +55,9 @@ def masks(result: dict[str, Any]) -> str:
     s = result["settings"]
     lines = [
         f"Masks from tags, {s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, "
-        "each picture also mirrored; mean IoU of 21 classes with the defaults (gate 0.5, raw map above 0), mean ± "
+        "each image also mirrored; mean IoU of 21 classes with the defaults (gate 0.5, raw map above 0), mean ± "
         f"standard deviation over {s['seeds']} seeds. *Fitted*: background of `wildcat calibrate`, on the masks of "
-        f"{s['masks_of_train']} training pictures. *Hindsight*: the best background on the very masks measured; not "
+        f"{s['masks_of_train']} training images. *Hindsight*: the best background on the very masks measured; not "
         "deployable. *Refined*: `wildcat refine`, from tags alone.",
         "",
         "| | mAP % | point AP % | mIoU % | mIoU with CRF % | mIoU, fitted % | mIoU, hindsight % |",
@@ -71,10 +71,10 @@ def masks(result: dict[str, Any]) -> str:
 
 
 def views(result: dict[str, Any]) -> str:
-    """Ways of looking at a picture."""
+    """Ways of looking at an image."""
     s = result["settings"]
     lines = [
-        f"Ways of looking at a picture, {s['data']}: one run ({s['pooling']}, frozen {s['backbone']} trained at "
+        f"Ways of looking at an image, {s['data']}: one run ({s['pooling']}, frozen {s['backbone']} trained at "
         f"{s['image_size']} px, stride {s['output_stride']}); masks without a CRF at the defaults. Time of the network "
         f"on {s['device']} as a ratio to the first row, median of {s['rounds']} rounds (lowest to highest: the machine "
         "was shared).",
@@ -94,7 +94,7 @@ def scenes(result: dict[str, Any]) -> str:
     s = result["settings"]
     lines = [
         f"15-Scene: frozen {s['backbone']} at {sizes_of(s)}, {s['epochs']} epochs of the head; accuracy on the "
-        f"given split, and over {s['random_splits']} random splits of 100 training pictures a class.",
+        f"given split, and over {s['random_splits']} random splits of 100 training images a class.",
         "",
         "| pooling | given split % | random splits % | class mean, random splits % |",
         "|---|---|---|---|",
@@ -119,10 +119,10 @@ def solar(result: dict[str, Any]) -> str:
     several = len(r["members"]) > 1
     alone = ", ".join(percent(m["four_views"]["accuracy"]) for m in r["members"])
     return (
-        f"Solar cells, held-out quarter ({r['pictures']} cells), every layer fine-tuned, one seed: {how}"
+        f"Solar cells, held-out quarter ({r['images']} cells), every layer fine-tuned, one seed: {how}"
         f"{', scores averaged' if several else ''}: accuracy **{percent(c['accuracy'])} %**, "
         f"ROC AUC {c['roc_auc']:.3f}, AP of defective {percent(c['ap']['defective'])} % (four mirrored views averaged; "
-        f"the picture alone {percent(r['one_view']['accuracy'])} % and {r['one_view']['roc_auc']:.3f}"
+        f"the image alone {percent(r['one_view']['accuracy'])} % and {r['one_view']['roc_auc']:.3f}"
         f"{f'; the networks by themselves {alone} %' if several else ''}). Published anchor: {s['anchor']}."
     )
 
@@ -182,8 +182,8 @@ def engine_accuracy(result: dict[str, Any]) -> str:
     """What engines cost in accuracy."""
     s = result["settings"]
     lines = [
-        f"{s['data']}, {s['pictures']} pictures of {s['split']}: {s['backbone']} at {s['image_size']} px on each "
-        f"engine; int8 ranges from {s['calibration']} pictures of {s['calibration_split']}; all-point AP (voc10), "
+        f"{s['data']}, {s['images']} images of {s['split']}: {s['backbone']} at {s['image_size']} px on each "
+        f"engine; int8 ranges from {s['calibration']} images of {s['calibration_split']}; all-point AP (voc10), "
         "point tolerance 18 px.",
         "",
         "| engine | mAP % | change | point AP % | change |",
@@ -216,8 +216,8 @@ def costs(result: dict[str, Any]) -> str:
     for name in ("a pass", "a training step"):
         parts = ", ".join(f"{group} {100 * share:.0f} %" for group, share in list(r[name].items())[:4])
         lines.append(f"- {name}: {parts};")
-    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["a picture, milliseconds"].items())
-    lines.append(f"- a picture of 500 x 375 from JPEG to row, in milliseconds on one core: {stages}.")
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["an image, milliseconds"].items())
+    lines.append(f"- an image of 500 x 375 from JPEG to row, in milliseconds on one core: {stages}.")
     return "\n".join(lines)
 
 
@@ -248,9 +248,9 @@ def serve_load(result: dict[str, Any]) -> str:
     refused = sum(count for status, count in crowd["statuses"].items() if status == "503")
     ratios = r["ratio"]["values"]
     return (
-        f"`wildcat serve`, {s['backbone']} at {s['input_size']} px, {s['classes']} classes, pictures of {s['width']} x "
+        f"`wildcat serve`, {s['backbone']} at {s['input_size']} px, {s['classes']} classes, images of {s['width']} x "
         f"{s['height']}, {s['clients']} clients on the same {result['machine']['cores']} cores for "
-        f"{s['seconds']:g} s in {s['rounds']} rounds: {service['per_s']['mean']:.1f} pictures a second, "
+        f"{s['seconds']:g} s in {s['rounds']} rounds: {service['per_s']['mean']:.1f} images a second, "
         f"**{statistics.median(ratios):.2f}** of the bare network in batches of {s['batch']} (median; "
         f"{min(ratios):.2f} to {max(ratios):.2f}), which takes its turns between them and does "
         f"{r['bare']['per_s']['mean']:.1f}; latency {service['latency_p50_s']['mean']:.2f} s (median), "
@@ -268,13 +268,13 @@ def predict_throughput(result: dict[str, Any]) -> str:
     memory = r.pop("peak memory in MB")
     lines = [
         f"`wildcat predict` over {s['count']:,} JPEGs on disk, {', '.join(s['backbones'])}, against its own network on "
-        f"random tensors, pictures a second ({s['rounds']} rounds in turn):",
+        f"random tensors, images a second ({s['rounds']} rounds in turn):",
         "",
         "| | predict | network | ratio (lowest to highest) |",
         "|---|---|---|---|",
     ]
     for name, row in r.items():
-        rates = [f"{row['pictures a second'][k]['mean']:.1f}" for k in ("predict", "network")]
+        rates = [f"{row['images a second'][k]['mean']:.1f}" for k in ("predict", "network")]
         ratio = f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"
         lines.append(f"| {name} | {' | '.join(rates)} | {ratio} |")
     peaks = ", ".join(f"{megabytes:.0f} MB for {name}" for name, megabytes in memory.items() if name != "ratio")
@@ -284,7 +284,7 @@ def predict_throughput(result: dict[str, Any]) -> str:
 def head_training(result: dict[str, Any]) -> str:
     """From tags to a head, against a forward pass."""
     s, r = result["settings"], result["results"]
-    count, stages = r["pictures"], r["profile"]
+    count, stages = r["images"], r["profile"]
     seconds, ratio = ({name: row["mean"] for name, row in r[key].items()} for key in ("seconds", "ratio"))
     parts = ", ".join(f"{name} {taken:.1f}" for name, taken in stages.items())
     full, amp = (
@@ -293,8 +293,8 @@ def head_training(result: dict[str, Any]) -> str:
     )
     return (
         f"`wildcat train --tune head`, {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, {count['train']} "
-        f"training pictures and {count['val']} of val: {seconds['command']:.0f} s from typing the command to a trained "
-        f"model, {ratio['command / forward']:.2f} times a single forward pass of the backbone over the same pictures "
+        f"training images and {count['val']} of val: {seconds['command']:.0f} s from typing the command to a trained "
+        f"model, {ratio['command / forward']:.2f} times a single forward pass of the backbone over the same images "
         f"as tensors ({seconds['forward']:.0f} s; {ratio['command / folded']:.2f} times one with its normalisation "
         f"folded, as features are computed). With `--amp`, whose frozen backbone computes in bfloat16, "
         f"{seconds['command --amp']:.0f} s: {ratio['command --amp / forward']:.2f} times the same pass "
@@ -308,14 +308,14 @@ def torchrun_train(result: dict[str, Any]) -> str:
     lines = [
         f"Training by several processes on the same {result['settings']['cores']} cores, under torchrun:",
         "",
-        "| | processes | pictures a second | distance of the weights | of the metric on val |",
+        "| | processes | images a second | distance of the weights | of the metric on val |",
         "|---|---|---|---|---|",
     ]
     for name, training in result["results"].items():
         for size, row in training["processes"].items():
             apart = row["difference"]
             lines.append(
-                f"| {name} | {size} | {row['pictures_per_second']['mean']:.1f} | {apart['weights']:.1e} "
+                f"| {name} | {size} | {row['images_per_second']['mean']:.1f} | {apart['weights']:.1e} "
                 f"| {apart['val_metric']:.1e} |"
             )
     return "\n".join(lines)
@@ -324,9 +324,9 @@ def torchrun_train(result: dict[str, Any]) -> str:
 def ray_predict(result: dict[str, Any]) -> str:
     """Ray against one process."""
     s, r = result["settings"], result["results"]
-    rates = ", ".join(f"{way} {row['mean']:.1f}" for way, row in r["pictures a second"].items())
+    rates = ", ".join(f"{way} {row['mean']:.1f}" for way, row in r["images a second"].items())
     return (
-        f"`--engine ray` with {s['workers']} workers against one process on the same {s['cores']} cores, pictures a "
+        f"`--engine ray` with {s['workers']} workers against one process on the same {s['cores']} cores, images a "
         f"second: {rates}; ratio {r['ratio']:.2f}, {r['seconds to start']:.1f} s to start."
     )
 

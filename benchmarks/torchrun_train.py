@@ -2,10 +2,10 @@
 
     python benchmarks/torchrun_train.py VOCDEVKIT 15-SCENE --out benchmarks/results/torchrun_train.json
 
-Two trainings: the head on frozen features of VOC 2012 mini, features included; and every layer on a few pictures of
+Two trainings: the head on frozen features of VOC 2012 mini, features included; and every layer on a few images of
 each class of 15-Scene. Each is done by one process with as many threads as there are cores, and by `--processes` that
 share them, in turn, --rounds times; the cache of features is empty every time. What is compared is the last state:
-weights, and loss and metric of every epoch. Starting Python and torch is in the wall time, not in pictures a second.
+weights, and loss and metric of every epoch. Starting Python and torch is in the wall time, not in images a second.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from typing import Any
 
 import torch
 
-from wildcat.bench.record import spread, write_result
-from wildcat.bulk.rays import usable_cores
 from wildcat.data import list_images
-from wildcat.train.runs import STATE, load_state, open_run
+from wildcat.models.run import STATE, load_state, open_run
+from wildcat.reproduce.record import spread, write_result
+from wildcat.scale.ray_backend import usable_cores
 
 HEAD = "--tune head --backbone lite0 --image-size 160 --epochs 5"
 ALL = "--tune all --backbone lite0 --image-size 128 --epochs 2 --batch-size 16 --workers 0"
 
 
-def few_scenes(scenes: Path, folder: Path, pictures: int) -> Path:
-    """So many pictures of each class to train on, and a quarter as many for val."""
+def few_scenes(scenes: Path, folder: Path, images: int) -> Path:
+    """So many images of each class to train on, and a quarter as many for val."""
     for place in sorted(p for p in scenes.iterdir() if p.is_dir()):
-        chosen = list_images(place)[: pictures + pictures // 4]
-        for i, picture in enumerate(chosen):
-            link = folder / ("train" if i < pictures else "val") / place.name / picture.name
+        chosen = list_images(place)[: images + images // 4]
+        for i, image in enumerate(chosen):
+            link = folder / ("train" if i < images else "val") / place.name / image.name
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(picture.resolve())
+            link.symlink_to(image.resolve())
     return folder
 
 
@@ -58,7 +58,7 @@ def trained(data: Path, flags: str, processes: int, out: Path) -> dict[str, Any]
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     history = open_run(out).history()
-    rate = sum(line["pictures_per_second"] for line in history) / len(history)
+    rate = sum(line["images_per_second"] for line in history) / len(history)
     return {"wall": seconds, "rate": rate, "history": history, "model": load_state(out / STATE)["model"]}
 
 
@@ -93,7 +93,7 @@ def compared(data: Path, flags: str, sizes: Sequence[int], rounds: int, folder: 
         "processes": {
             str(size): {
                 "wall_seconds": spread([r["wall"] for r in results]),
-                "pictures_per_second": spread([r["rate"] for r in results]),
+                "images_per_second": spread([r["rate"] for r in results]),
                 "difference": difference(alone, results[0]),
                 "same_bits_every_round": all(difference(results[0], r)["weights"] == 0 for r in results),
             }
@@ -108,20 +108,20 @@ def main() -> None:
     parser.add_argument("scenes", type=Path)
     parser.add_argument("--processes", type=int, nargs="+", default=[2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=16, help="of each of the 15 classes, to train every layer on")
+    parser.add_argument("--images", type=int, default=16, help="of each of the 15 classes, to train every layer on")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(usable_cores())
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        scenes = few_scenes(arguments.scenes, folder / "scenes", arguments.pictures)
+        scenes = few_scenes(arguments.scenes, folder / "scenes", arguments.images)
         results = {
             "head, VOC 2012 mini": compared(
                 arguments.voc, HEAD, arguments.processes, arguments.rounds, folder / "head"
             ),
             "all layers, 15-Scene": compared(scenes, ALL, arguments.processes, arguments.rounds, folder / "all"),
         }
-    settings = {"rounds": arguments.rounds, "pictures": arguments.pictures, "cores": usable_cores()}
+    settings = {"rounds": arguments.rounds, "images": arguments.images, "cores": usable_cores()}
     command = f"python benchmarks/torchrun_train.py VOCDEVKIT 15-SCENE --rounds {arguments.rounds}"
     sizes = " ".join(map(str, arguments.processes))
     write_result(arguments.out, f"{command} --processes {sizes} --out {arguments.out.name}", settings, results)

@@ -3,7 +3,7 @@
     wildcat train DIR/VOCdevkit --tune head --backbone lite2 --image-size 448 --kmax 0.2 --val-split none --out RUN
     python benchmarks/views.py --run RUN --data DIR/VOCdevkit --name "VOC 2012 mini" --out benchmarks/results/views.json
 
-Times are of the network alone, on the same pictures, each way of looking in turn; the median of several rounds, as a
+Times are of the network alone, on the same images, each way of looking in turn; the median of several rounds, as a
 ratio to looking once at the size and stride of training.
 """
 
@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from wildcat.bench.record import plain_settings, write_result
 from wildcat.data import open_dataset
 from wildcat.data.images import read_image
 from wildcat.evaluation import evaluate
+from wildcat.models.run import open_run
 from wildcat.predictor import Predictor, load
-from wildcat.train.runs import open_run
+from wildcat.reproduce.record import plain_settings, write_result
 
 TIMED = 4
-"""Pictures that are timed together."""
+"""Images that are timed together."""
 
 
 def main() -> None:
@@ -50,9 +50,9 @@ def main() -> None:
         f"{size * 3 // 4} + {size} + {size * 5 // 4} px": {"sizes": (size * 3 // 4, size, size * 5 // 4)},
     }
     looking = {name: load(arguments.run, arguments.device, calibrated=False, **way) for name, way in ways.items()}
-    pictures = [read_image(s.path) for s in data.split(arguments.split)[:TIMED]]
+    images = [read_image(s.path) for s in data.split(arguments.split)[:TIMED]]
     inputs = {
-        name: [torch.stack([m.preprocess(p) for p in pictures]) for m in predictor.members]
+        name: [torch.stack([m.preprocess(p) for p in images]) for m in predictor.members]
         for name, predictor in looking.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -70,18 +70,18 @@ def main() -> None:
             "map": found["classification"]["map"],
             "point_ap": found["pointing"]["map"],
             "miou": found["segmentation"]["miou"],
-            "seconds_per_picture": round(statistics.median(seconds[name]) / TIMED, 4),
+            "seconds_per_image": round(statistics.median(seconds[name]) / TIMED, 4),
             "ratio": round(statistics.median(ratios), 3),
             "ratio_low": round(min(ratios), 3),
             "ratio_high": round(max(ratios), 3),
         }
         print(name, results[name], file=sys.stderr, flush=True)
-    pictures_of = {s: len(data.split(s)) for s in ("train", arguments.split)}
+    images_of = {s: len(data.split(s)) for s in ("train", arguments.split)}
     settings = plain_settings(run.config) | {
-        "data": f"{arguments.name or data.name}, {pictures_of['train']} train, {pictures_of[arguments.split]} "
-        f"{arguments.split} pictures",
+        "data": f"{arguments.name or data.name}, {images_of['train']} train, {images_of[arguments.split]} "
+        f"{arguments.split} images",
         "rounds": arguments.rounds,
-        "pictures_timed": TIMED,
+        "images_timed": TIMED,
         "ap_variant": "voc10",
         "point_tolerance_px": 18,
         "device": str(looking[base].device),
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def timed(predictor: Predictor, inputs: list[torch.Tensor]) -> float:
-    """Seconds for class maps and scores of the pictures."""
+    """Seconds for class maps and scores of the images."""
     begun = time.perf_counter()
     predictor.run(inputs, modalities=False)  # its results are on the CPU: nothing is left running on a GPU
     return time.perf_counter() - begun

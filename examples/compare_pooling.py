@@ -1,24 +1,24 @@
 # %% [markdown]
 # # How should a map become a score?
 #
-# A network gives each class a map over the picture, but only the tag of the whole picture is known. How the map is
+# A network gives each class a map over the image, but only the tag of the whole image is known. How the map is
 # pooled into one score decides which regions learn, and so where the heat lies: the maximum teaches one region, the
 # average all of them, WELDON the highest and the lowest, and WILDCAT weighs the lowest by alpha (Durand et al., CVPR
 # 2017, Table 1).
 #
 #     python examples/compare_pooling.py [DATA] [OUT]
 #
-# DATA is anything `wildcat datasets` lists, best with boxes; without it, 500 synthetic pictures of shapes are used.
+# DATA is anything `wildcat datasets` lists, best with boxes; without it, 500 synthetic images of shapes are used.
 
 # %%
 import sys
 import tempfile
 from pathlib import Path
 
-from wildcat.bench.heads import predictions_from_features, train_head
 from wildcat.config import TrainConfig, method_settings
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
+from wildcat.reproduce.heads import predictions_from_features, train_head
 from wildcat.viz import side_by_side
 
 given = [] if "ipykernel" in sys.modules else sys.argv[1:]
@@ -33,7 +33,7 @@ METHODS = {"max": "deepmil", "average": "gap-a", "weldon": "weldon", "wildcat": 
 # ## One set of features, four heads
 #
 # The features of the frozen ImageNet network are computed once and cached; each pooling then trains its own head on
-# them, for the same number of epochs. Nothing is chosen on the pictures it is measured on: the last epoch counts.
+# them, for the same number of epochs. Nothing is chosen on the images it is measured on: the last epoch counts.
 
 # %%
 data = open_dataset(DATA)
@@ -62,7 +62,7 @@ print("\n".join(table))
 # %% [markdown]
 # ## The maps
 #
-# The same pictures and class under each. On easy pictures the four agree; look for those where they do not.
+# The same images and class under each. On easy images the four agree; look for those where they do not.
 
 # %%
 shown = []

@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Your own folder of tagged pictures
+# # Your own folder of tagged images
 #
-# You have pictures and know *what* is in each. From these tags alone we train a network that also says *where*, look at
+# You have images and know *what* is in each. From these tags alone we train a network that also says *where*, look at
 # what it found, and write it down as annotations to correct or to train a detector with.
 #
 #     python examples/your_own_folder.py [DATA] [OUT]
 #
 # DATA is one folder per class, a CSV with the columns `image,labels`, or any other layout of `wildcat datasets`.
-# Without it, 500 synthetic pictures of shapes are made and used. In a notebook, write your folder into the next cell.
+# Without it, 500 synthetic images of shapes are made and used. In a notebook, write your folder into the next cell.
 
 # %%
 import sys
@@ -15,14 +15,14 @@ import tempfile
 from pathlib import Path
 
 import wildcat
-from wildcat.calibration import calibrate
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
 from wildcat.export import ANNOTATION_FORMATS
-from wildcat.train.calibrations import write_calibration
+from wildcat.fitting.calibrate import calibrate
+from wildcat.models.calibration import write_calibration
+from wildcat.models.run import create_run
 from wildcat.train.loop import train
-from wildcat.train.runs import create_run
 from wildcat.viz import overlay_mask, side_by_side
 
 given = [] if "ipykernel" in sys.modules else sys.argv[1:]
@@ -37,13 +37,13 @@ OUT = Path(given[1] if given[1:] else tempfile.mkdtemp(prefix="wildcat-"))
 # %%
 data = open_dataset(DATA)
 train_samples, val_samples = data.training_split("train", "val")
-print(f"{data.name}: {len(train_samples)} + {len(val_samples)} pictures; {', '.join(data.classes)}")
+print(f"{data.name}: {len(train_samples)} + {len(val_samples)} images; {', '.join(data.classes)}")
 
 # %% [markdown]
 # ## Train
 #
-# `tune="head"` runs the ImageNet network over each picture once and then trains only the layers after it, which takes
-# seconds. `tune="all"` fine-tunes every layer: better, and slow without a GPU. Larger pictures find smaller things.
+# `tune="head"` runs the ImageNet network over each image once and then trains only the layers after it, which takes
+# seconds. `tune="all"` fine-tunes every layer: better, and slow without a GPU. Larger images find smaller things.
 
 # %%
 config = TrainConfig(tune="head", image_size=224, epochs=15)
@@ -53,8 +53,8 @@ train(run, data)
 # %% [markdown]
 # ## Measure
 #
-# On the pictures held out (they chose the best epoch, which flatters it a little): the tags, and points and masks too
-# where the data has boxes and masks to compare with. Before that, calibration learns from the training pictures how
+# On the images held out (they chose the best epoch, which flatters it a little): the tags, and points and masks too
+# where the data has boxes and masks to compare with. Before that, calibration learns from the training images how
 # likely a class must be to be drawn in a mask.
 
 # %%
@@ -72,12 +72,12 @@ if "segmentation" in figures:
 # %% [markdown]
 # ## Look
 #
-# A prediction knows its classes, a point and boxes for each, heatmaps and a mask. A notebook shows it as a picture when
+# A prediction knows its classes, a point and boxes for each, heatmaps and a mask. A notebook shows it as an image when
 # it is the last line of a cell.
 
 # %%
-pictures = [sample.path for sample in val_samples[:6]]
-predictions = model.predict(pictures)
+images = [sample.path for sample in val_samples[:6]]
+predictions = model.predict(images)
 first = predictions[0]
 for name in first.labels:
     x, y = first.points[name]
@@ -85,10 +85,10 @@ for name in first.labels:
 
 
 # %%
-views = []  # of each picture: itself, the heatmap and point of its likeliest class, the mask of all its classes
+views = []  # of each image: itself, the heatmap and point of its likeliest class, the mask of all its classes
 for prediction in predictions:
-    picture = prediction.load_picture()
-    views += [picture, prediction.plot(), overlay_mask(picture, prediction.mask())]
+    image = prediction.load_image()
+    views += [image, prediction.plot(), overlay_mask(image, prediction.mask())]
 sheet = side_by_side(views, columns=6, height=240)
 sheet.save(OUT / "seen.png")
 sheet
@@ -100,8 +100,8 @@ sheet
 
 # %%
 with ANNOTATION_FORMATS["coco"](OUT / "annotations", model.classes, model="your_own_folder") as writer:
-    for prediction, path in zip(predictions, pictures, strict=True):
+    for prediction, path in zip(predictions, images, strict=True):
         writer.add(prediction, path.name)
 
 print(f"Look at {OUT / 'seen.png'}; annotations are in {OUT / 'annotations'}.")
-print(f"Try your own pictures: wildcat serve {run.folder}")
+print(f"Try your own images: wildcat serve {run.folder}")

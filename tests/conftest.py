@@ -16,7 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
+import torch
 from numpy.typing import NDArray
+
+from wildcat.data.dataset import DataSet
+from wildcat.data.readers.synthetic import write_shapes
+from wildcat.data.readers.voc import read_voc
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -97,3 +104,18 @@ def visit(browser: Browser) -> Iterator[Visit]:
     yield opened
     context.close()
     assert not any(all_faults), all_faults
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """22 images to train with and 10 to validate with."""
+    return read_voc(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=22, val=10, size=(48, 64)))
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of weights for test_resnet: training only the head asks for some."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    return str(path)

@@ -217,6 +217,6 @@ def record(name: str, **figures: object) -> None:
 
 if __name__ == "__main__":
     # All that commands import late, so that a child need not; nothing of it is used here, or threads would not survive.
-    from wildcat.bulk import parts, work  # noqa: F401
+    from wildcat.scale import shards, worker  # noqa: F401
 
     print(json.dumps([asdict(kill_job(Job(**values))) for values in json.load(sys.stdin)]))

@@ -19,7 +19,7 @@ import wildcat
 from wildcat.cli import main
 from wildcat.data import write_shapes
 from wildcat.errors import RunError
-from wildcat.train import runs
+from wildcat.models import run as runs
 
 TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
 TINY += ("--batch-size", "8", "--lr", "0.001", "--epochs", "1")
@@ -83,7 +83,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     return refuse
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
+def image(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
@@ -91,10 +91,10 @@ def picture(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0) -> Path
 
 
 def classes_in(folder: Path, count: int = 5) -> Path:
-    """Two class folders with a few pictures each."""
+    """Two class folders with a few images each."""
     for c, name in enumerate(("cat", "dog")):
         for i in range(count):
-            picture(folder / name / f"{i}.png", seed=10 * c + i)
+            image(folder / name / f"{i}.png", seed=10 * c + i)
     return folder
 
 
@@ -116,23 +116,23 @@ def test_an_empty_class(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_fits_no_layout(refused: Refused, tmp_path: Path) -> None:
-    picture(tmp_path / "flat" / "a.png")
+    image(tmp_path / "flat" / "a.png")
     told = refused("train", tmp_path / "flat", "--out", tmp_path / "new", *TINY, names="a.png")
     assert "photos/{cat,dog,...}/*.jpg" in told  # a layout that can be read
 
 
 def test_a_table_with_an_unknown_column(refused: Refused, tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    (tmp_path / "t.csv").write_text("picture,labels\na.png,cat\n")
+    image(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("photo,labels\na.png,cat\n")
     told = refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="'image'")
-    assert "'picture'" in told
+    assert "'photo'" in told
     (tmp_path / "t.csv").write_text("image,cat,size\na.png,1,large\n")
     refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="'large'")
 
 
 def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(12):
-        picture(tmp_path / f"{i}.png", seed=i)
+        image(tmp_path / f"{i}.png", seed=i)
     rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}{';lynx' if i == 0 else ''}" for i in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["image,labels", *rows]))
     assert main(["train", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new"), *TINY]) == 0
@@ -146,24 +146,24 @@ def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "0 bytes"), (b"<html>404 not found</html>", "is not an image"), (b"\xff\xd8\xff", "")]
 )
-def test_files_that_are_no_pictures(
+def test_files_that_are_no_images(
     refused: Refused, tmp_path: Path, trained: Path, content: bytes, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = classes_in(tmp_path / "pets") / "cat" / "bad.jpg"
     bad.write_bytes(content)
     told = refused("train", tmp_path / "pets", "--out", tmp_path / "new", *TINY, names="bad.jpg")
-    assert "1 of 11 pictures cannot be read" in told and said in told
+    assert "1 of 11 images cannot be read" in told and said in told
     assert not (tmp_path / "new").exists()
     assert main(["predict", str(trained), str(tmp_path / "pets"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().err
-    assert "1 of 11 pictures could not be read and were skipped." in told and str(bad) in told
+    assert "1 of 11 images could not be read and were skipped." in told and str(bad) in told
     refused("predict", trained, bad, names="bad.jpg", hint=False)
 
 
-def test_a_picture_cut_in_the_middle_is_named_and_training_goes_on_once_it_is_mended(
+def test_an_image_cut_in_the_middle_is_named_and_training_goes_on_once_it_is_mended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = picture(classes_in(tmp_path / "pets") / "cat" / "half.png", (200, 200))
+    bad = image(classes_in(tmp_path / "pets") / "cat" / "half.png", (200, 200))
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])  # its first bytes are right: found out only when it is read
     line = ["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new")]
@@ -175,10 +175,10 @@ def test_a_picture_cut_in_the_middle_is_named_and_training_goes_on_once_it_is_me
     assert "Continuing" in capsys.readouterr().out
 
 
-def test_pictures_of_extreme_shape_work(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_extreme_shape_work(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, size in (("dot", (1, 1)), ("wide", (20_000, 50)), ("tall", (3, 900))):
-        picture(tmp_path / "pets" / "cat" / f"{name}.png", size)
-        picture(tmp_path / "pets" / "dog" / f"{name}.png", size, seed=1)
+        image(tmp_path / "pets" / "cat" / f"{name}.png", size)
+        image(tmp_path / "pets" / "dog" / f"{name}.png", size, seed=1)
     assert main(["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new"), *TINY]) == 0
     out = tmp_path / "out"
     kinds = "overlays,heatmaps,modalities,masks,arrays"
@@ -237,8 +237,8 @@ def test_settings_out_of_range(refused: Refused, shapes: Path, tmp_path: Path, f
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_class_device_or_kind_of_picture(refused: Refused, tmp_path: Path, trained: Path) -> None:
-    a = picture(tmp_path / "a.png")
+def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Path, trained: Path) -> None:
+    a = image(tmp_path / "a.png")
     out = tmp_path / "out"
     assert "Did you mean disc?" in refused("predict", trained, a, "--classes", "dsc", names="'dsc'", code=2)
     assert "It has: cross, disc" in refused("predict", trained, a, "--classes", "x", names="'x'", code=2)
@@ -252,7 +252,7 @@ def test_an_unknown_class_device_or_kind_of_picture(refused: Refused, tmp_path: 
 def test_an_unknown_command_or_model(refused: Refused, tmp_path: Path) -> None:
     assert "Did you mean train?" in refused("trian", "solar", names="'trian'", code=2)
     assert "Commands are: train" in refused("fly", names="'fly'", code=2)
-    a = picture(tmp_path / "a.png")
+    a = image(tmp_path / "a.png")
     assert "imagenet-lite0" in refused("predict", "imagenet-lite", a, names="imagenet-lite")
     assert "wildcat train" in refused("predict", tmp_path / "nowhere", a, names="no run folder")
     assert "did you mean resnet50" in refused("backbones", "resnett50", names="'resnett50'", code=2).lower()
@@ -271,7 +271,7 @@ def test_an_output_that_exists(refused: Refused, tmp_path: Path, shapes: Path, r
         refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} exists")
 
 
-def test_resuming_with_other_settings_classes_or_pictures(
+def test_resuming_with_other_settings_classes_or_images(
     refused: Refused, tmp_path: Path, shapes: Path, run: Path
 ) -> None:
     told = refused("train", shapes, "--out", run, "--resume", "--lr", 0.5, "--num-maps", 2, names="lr 0.001 -> 0.5")
@@ -355,8 +355,8 @@ def test_damaged_or_missing_files_of_a_run(
 
 
 def test_empty_files_of_a_run(refused: Refused, shapes: Path, run: Path) -> None:
-    (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the size of the pictures tells
-    refused("evaluate", run, shapes, names=f"of pictures of 64 px and {run / runs.CONFIG} of 320: one is damaged")
+    (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the size of the images tells
+    refused("evaluate", run, shapes, names=f"of images of 64 px and {run / runs.CONFIG} of 320: one is damaged")
     (run / runs.MANIFEST).write_bytes(b"")
     refused("evaluate", run, shapes, names=f"{run / runs.MANIFEST} is damaged")
 
@@ -416,19 +416,19 @@ def test_a_disk_that_fills_up_later_leaves_the_former_weights(
 
 
 def test_a_file_of_weights_is_not_a_run(refused: Refused, tmp_path: Path, run: Path) -> None:
-    refused("predict", run / runs.WEIGHTS, picture(tmp_path / "a.png"), names="model.safetensors")
+    refused("predict", run / runs.WEIGHTS, image(tmp_path / "a.png"), names="model.safetensors")
 
 
-def test_masks_of_more_classes_than_a_picture_can_number(refused: Refused, tmp_path: Path) -> None:
-    a = picture(tmp_path / "a.png")
+def test_masks_of_more_classes_than_an_image_can_number(refused: Refused, tmp_path: Path) -> None:
+    a = image(tmp_path / "a.png")
     told = refused("predict", "imagenet-lite0", a, "--save", "masks", "--out", tmp_path / "o", names="1000", code=2)
-    assert "254" in told and not (tmp_path / "o").exists()  # said before the first picture
+    assert "254" in told and not (tmp_path / "o").exists()  # said before the first image
 
 
 def test_a_file_name_that_is_not_unicode(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9.png")  # as old archives leave them on Linux
     try:
-        picture(tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
+        image(tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
     except OSError:
         pytest.skip("this file system takes Unicode names only")
     assert main(["predict", str(trained), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
@@ -436,9 +436,9 @@ def test_a_file_name_that_is_not_unicode(tmp_path: Path, trained: Path, capsys: 
     assert Path(row["image"]) == tmp_path / "in" / name
 
 
-def test_class_folders_that_learn_from_the_same_pictures_twice(tmp_path: Path, refused: Refused) -> None:
+def test_class_folders_that_learn_from_the_same_images_twice(tmp_path: Path, refused: Refused) -> None:
     """A class folder inside a class folder belongs to the outer one; a link to itself does not loop."""
     pets = classes_in(tmp_path / "pets")
     (pets / "cat" / "loop").symlink_to(pets / "cat", target_is_directory=True)
     assert main(["train", str(pets), "--out", str(tmp_path / "new"), *TINY]) == 0
-    assert json.loads((tmp_path / "new" / runs.MANIFEST).read_text())["data"]["pictures"] == {"train": 8, "val": 2}
+    assert json.loads((tmp_path / "new" / runs.MANIFEST).read_text())["data"]["images"] == {"train": 8, "val": 2}

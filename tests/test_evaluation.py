@@ -17,16 +17,16 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from wildcat.data import open_dataset, write_shapes
+from wildcat.data.dataset import DataSet, Sample, Task
 from wildcat.data.images import read_mask
-from wildcat.data.sample import DataSet, Sample, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import DataError
 from wildcat.evaluation import SCORES, THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
 from wildcat.metrics import mean_iou
 from wildcat.nn.model import create_model
+from wildcat.prediction import Prediction
 from wildcat.predictor import Member, Predictor
 from wildcat.regions.masks import MaskParams
-from wildcat.results import Prediction
 
 
 class Scripted:
@@ -35,11 +35,11 @@ class Scripted:
     def __init__(self, classes: Sequence[str], said: dict[str, tuple[Any, Any]], task: Task = "multilabel") -> None:
         self.name, self.classes, self.said, self.task = "script", tuple(classes), said, task
 
-    def stream(self, pictures: Iterable[Path], **_: Any) -> Iterator[Prediction]:
-        for path in pictures:
+    def stream(self, images: Iterable[Path], **_: Any) -> Iterator[Prediction]:
+        for path in images:
             scores, maps = (np.asarray(v, np.float32) for v in self.said[path.name])
-            with Image.open(path) as picture:
-                width, height = picture.size
+            with Image.open(path) as image:
+                width, height = image.size
             yield Prediction(str(path), width, height, self.classes, self.task, scores, maps, None, path)
 
 
@@ -82,7 +82,7 @@ def knows_all(data: DataSet, split: str, order: Sequence[int] | None = None) -> 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 0, 1, 3)])
 def test_a_model_that_knows_all_has_full_marks(shapes: DataSet, order: tuple[int, ...]) -> None:
     result = score(knows_all(shapes, "val", order), shapes, "val")
-    assert result["data"] == "shapes" and result["split"] == "val" and result["pictures"] == 12
+    assert result["data"] == "shapes" and result["split"] == "val" and result["images"] == 12
     assert result["classification"]["map"] == 1.0
     assert result["classification"]["ap"] == dict.fromkeys(shapes.classes, 1.0)
     assert result["pointing"]["map"] == 1.0
@@ -137,7 +137,7 @@ def test_other_classes_are_one_sentence_that_names_them(shapes: DataSet) -> None
 
 
 def table(tmp_path: Path, labels: NDArray[np.int8], task: Task, **known: Any) -> DataSet:
-    """A data set of N pictures of 100 x 100; `known` holds a list of N values for a field of Sample."""
+    """A data set of N images of 100 x 100; `known` holds a list of N values for a field of Sample."""
     samples = []
     for i, row in enumerate(labels):
         path = tmp_path / f"{i}.png"
@@ -190,7 +190,7 @@ def test_difficult_objects_by_hand(tmp_path: Path) -> None:
         return made
 
     labels = np.array([[1, 1], [0, -1], [-1, -1], [1, -1]], np.int8)
-    boxes = [  # of each picture: (box, class, difficult)
+    boxes = [  # of each image: (box, class, difficult)
         [((0, 0, 20, 20), 0, False), ((80, 80, 100, 100), 1, False), ((0, 80, 20, 100), 1, True)],
         [((0, 0, 20, 20), 0, True)],
         [],
@@ -232,7 +232,7 @@ def test_a_mask_of_another_size_is_named(shapes: DataSet, tmp_path: Path) -> Non
     odd = dataclasses.replace(
         shapes, readers={"val": lambda: [dataclasses.replace(sample, mask=tmp_path / "small.png")]}, _cache={}
     )
-    with pytest.raises(DataError, match=r"small\.png is 10 x 10, its picture 96 x 64"):
+    with pytest.raises(DataError, match=r"small\.png is 10 x 10, its image 96 x 64"):
         evaluate(knows_all(shapes, "val"), odd, "val")  # type: ignore[arg-type]
 
 
@@ -307,7 +307,7 @@ def test_a_model_that_draws_nothing(shapes: DataSet) -> None:
 # --- a real network -------------------------------------------------------------------------------------------------
 
 
-def test_figures_do_not_depend_on_the_batch_and_progress_counts_pictures(shapes: DataSet) -> None:
+def test_figures_do_not_depend_on_the_batch_and_progress_counts_images(shapes: DataSet) -> None:
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=5, pretrained=False)
     predictor = Predictor(

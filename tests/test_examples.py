@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wildcat.data.shapes import write_shapes
+from wildcat.data.readers.synthetic import write_shapes
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -35,18 +35,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_your_own_folder(run: Run, tmp_path: Path) -> None:
-    """Bright and dark pictures, one folder each, are told apart, drawn and annotated."""
+    """Bright and dark images, one folder each, are told apart, drawn and annotated."""
     rng = np.random.default_rng(0)
     for name, level in (("bright", 200), ("dark", 50)):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(12):
             noise = rng.integers(level - 40, level + 40, (60, 80, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(tmp_path / "pictures" / name / f"{i}.png")
-    said = run("your_own_folder", tmp_path / "pictures")
-    assert "20 + 4 pictures; bright, dark" in said
+            Image.fromarray(noise).save(tmp_path / "images" / name / f"{i}.png")
+    said = run("your_own_folder", tmp_path / "images")
+    assert "20 + 4 images; bright, dark" in said
     assert "tags    100.0% mean average precision" in said and "points" not in said
     shown = Image.open(tmp_path / "out" / "seen.png")
-    assert shown.width > 3 * shown.height / 2, "four pictures, three views each, in two rows"
+    assert shown.width > 3 * shown.height / 2, "four images, three views each, in two rows"
     (written,) = (tmp_path / "out" / "annotations").glob("*.json")
     coco = json.loads(written.read_text(encoding="utf-8"))
     assert len(coco["images"]) == 4 and {c["name"] for c in coco["categories"]} == {"bright", "dark"}
@@ -62,4 +62,4 @@ def test_compare_pooling(run: Run, tmp_path: Path) -> None:
     assert len(set(rows.values())) > 1 and all(0 < value <= 100 for row in rows.values() for value in row)
     assert (tmp_path / "out" / "poolings.md").read_text() in said
     shown = Image.open(tmp_path / "out" / "poolings.png")
-    assert shown.width / shown.height == pytest.approx(160 / 128, rel=0.1), "four pictures of four poolings"
+    assert shown.width / shown.height == pytest.approx(160 / 128, rel=0.1), "four images of four poolings"

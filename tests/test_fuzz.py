@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import READERS, make_places
 from wildcat.errors import RunError, WildcatError
-from wildcat.train.runs import STATE, WEIGHTS, load_state, open_run, weight_shapes
+from wildcat.models.run import STATE, WEIGHTS, load_state, open_run, weight_shapes
 
 few = settings(
     max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -125,7 +125,7 @@ def test_settings_that_ask_for_all_memory_are_refused_before_a_network_is_made(
     manifest = json.loads((run / "run.json").read_text())
     manifest["classes"] = [str(i) for i in range(100_000)]
     (run / "run.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr("wildcat.train.runs.model_from_config", lambda *_, **__: pytest.fail("it was made"))
+    monkeypatch.setattr("wildcat.models.run.model_from_config", lambda *_, **__: pytest.fail("it was made"))
     assert rows < 1000
     with pytest.raises(RunError, match=r"first transfer\.weight"):
         open_run(run).load_model()

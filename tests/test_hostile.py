@@ -1,4 +1,4 @@
-"""Broken pictures, hundreds of them: every reader gives a picture or one sentence, never a traceback, hang or crash.
+"""Broken images, hundreds of them: every reader gives an image or one sentence, never a traceback, hang or crash.
 
 The corpus is made of small crops of real photographs, by mutations that follow from a seed.
 """
@@ -21,20 +21,20 @@ import pytest
 import skimage.data
 from PIL import Image, ImageCms
 
-from wildcat.bulk.parts import read_part
 from wildcat.cli import main
 from wildcat.data import write_shapes
+from wildcat.scale.shards import read_part
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 
-# --- sound pictures, one of each kind ---------------------------------------------------------------------------------
+# --- sound images, one of each kind ---------------------------------------------------------------------------------
 
 
 def sound() -> dict[str, bytes]:
-    """Small real pictures in every format that is read, plain and with what makes readers stumble."""
+    """Small real images in every format that is read, plain and with what makes readers stumble."""
     photo = Image.fromarray(skimage.data.astronaut()[40:104, 190:270])
     other = Image.fromarray(skimage.data.coffee()[100:164, 200:280])
     grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
@@ -69,9 +69,9 @@ def sound() -> dict[str, bytes]:
         "plain.ppm": (photo, "PPM", {}),
     }
     made = {}
-    for name, (picture, kind, options) in kinds.items():
+    for name, (image, kind, options) in kinds.items():
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
+        image.save(buffer, kind, **options)
         made[name] = buffer.getvalue()
     return made
 
@@ -122,7 +122,7 @@ MUTATIONS: tuple[Mutation, ...] = (cut, cut_header, flip_bits, flip_bits, spoil_
 
 
 def with_size(name: str, content: bytes, width: int, height: int) -> bytes:
-    """The same picture, whose header claims another size."""
+    """The same image, whose header claims another size."""
     kind = name.rpartition(".")[2]
     spoiled = bytearray(content)
     if kind == "png":
@@ -174,8 +174,8 @@ def bombs() -> dict[str, bytes]:
 def corpus() -> dict[str, bytes]:
     """Name -> content of more than 500 files that are not what their names say."""
     made: dict[str, bytes] = {}
-    pictures = sound()
-    for k, (name, content) in enumerate(pictures.items()):
+    images = sound()
+    for k, (name, content) in enumerate(images.items()):
         stem, _, suffix = name.rpartition(".")
         for i in range(24):
             mutation = MUTATIONS[i % len(MUTATIONS)]
@@ -200,23 +200,23 @@ import faulthandler, json, sys, traceback
 from pathlib import Path
 import numpy as np, torch
 from wildcat.data.images import decode_image, fault_of, read_image
-from wildcat.data.loader import Augment, Pictures
-from wildcat.data.sample import Sample
+from wildcat.data.loader import Augment, ImageDataset
+from wildcat.data.dataset import Sample
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
 from wildcat.serve.limits import Refused
-from wildcat.serve.pictures import decode, open_bytes
+from wildcat.serve.images import decode, open_bytes
 
 preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear")
 paths = sorted(Path(sys.argv[1]).iterdir())
 samples = [Sample(path.name, path, np.asarray([1], np.int8)) for path in paths]
-training = Pictures(samples, preprocess, Augment(0))
+training = ImageDataset(samples, preprocess, Augment(0))
 answers = {}
 for i, path in enumerate(paths):
     print(path.name, file=sys.stderr, flush=True)
     faulthandler.dump_traceback_later(10, exit=True)  # a decoder that hangs cannot be interrupted otherwise
     try:
-        said = ["picture"] * 4
+        said = ["image"] * 4
         try:
             read_image(path)
         except ImageError as error:
@@ -226,7 +226,7 @@ for i, path in enumerate(paths):
         except ImageError as error:
             said[1] = error.message
         item = training[0, i]
-        said[2] = item.message if isinstance(item, ImageError) else "picture"
+        said[2] = item.message if isinstance(item, ImageError) else "image"
         try:
             decode(open_bytes(path.read_bytes(), 50_000_000), 50_000_000)
         except Refused as refused:
@@ -255,14 +255,14 @@ def answers(folder: Path) -> dict[str, list[str]]:
     return dict(json.loads(read.stdout))
 
 
-def test_every_reader_gives_a_picture_or_one_sentence_that_names_the_file(
+def test_every_reader_gives_an_image_or_one_sentence_that_names_the_file(
     folder: Path, answers: dict[str, list[str]]
 ) -> None:
     assert len(answers) == len(list(folder.iterdir())) >= 500
     failures = {name: said for name, said in answers.items() if isinstance(said, str)}
     assert not failures, list(failures.items())[:3]
-    refused = {name for name, said in answers.items() if said[0] != "picture"}
-    assert 200 < len(refused) < len(answers) - 50  # some damage leaves a picture; most does not
+    refused = {name for name, said in answers.items() if said[0] != "image"}
+    assert 200 < len(refused) < len(answers) - 50  # some damage leaves an image; most does not
     for name, (file, content, training, _) in answers.items():
         assert file == content == training, name
         if name in refused:
@@ -292,14 +292,14 @@ def test_one_stream_goes_through_all_of_them_and_names_each(
     rows = [row for path in sorted((tmp_path / "parts").glob("part-*")) for row in read_part(path)]
     assert [Path(row["image"]).name for row in rows] == sorted(answers)
     for row in rows:
-        assert row.get("error", "picture") == answers[Path(row["image"]).name][0]
+        assert row.get("error", "image") == answers[Path(row["image"]).name][0]
     capsys.readouterr()
     assert main([*line, "--out", str(tmp_path / "stream"), "--save", "none"]) == 0
     told = capsys.readouterr().err
     assert "Traceback" not in told
-    refused = [name for name, said in answers.items() if said[0] != "picture"]
+    refused = [name for name, said in answers.items() if said[0] != "image"]
     assert all(f"skipped {folder / name}" in told for name in refused)
-    assert f"{len(refused)} of {len(answers)} pictures could not be read" in told
+    assert f"{len(refused)} of {len(answers)} images could not be read" in told
     predicted = (tmp_path / "stream" / "predictions.jsonl").read_text().splitlines()
     assert len(predicted) == len(answers) - len(refused)
 
@@ -313,5 +313,5 @@ def test_training_on_them_is_refused_in_one_sentence(
         link.symlink_to(path)
     assert main(["train", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--device", "cpu"]) == 1
     told = capsys.readouterr().err
-    assert "pictures cannot be read: " in told and "Traceback" not in told
+    assert "images cannot be read: " in told and "Traceback" not in told
     assert not (tmp_path / "run").exists()

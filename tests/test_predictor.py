@@ -1,4 +1,4 @@
-"""From pictures to predictions: where things are found, in which pixels, from any kind of input, in bounded memory."""
+"""From images to predictions: where things are found, in which pixels, from any kind of input, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import wildcat
+from wildcat.data.image_input import ImageRef
 from wildcat.data.images import Reduced, Spare, decode_image, decode_reduced
-from wildcat.data.pictures import StoredPicture
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, Wildcat, create_model
 from wildcat.nn.pooling import create_pool
+from wildcat.prediction import file_name
 from wildcat.predictor import BATCH_SIZE, Member, Predictor, load
-from wildcat.regions.tiles import tile_picture
-from wildcat.results import file_name
+from wildcat.regions.tiling import tile_image
 
 COLOURS = ("red", "green", "blue")
 CELLS = 8
 
 
 class Cells(nn.Module):
-    """A network whose features are the mean colours of 8 x 8 pixels: what is found follows from the picture by hand."""
+    """A network whose features are the mean colours of 8 x 8 pixels: what is found follows from the image by hand."""
 
     pretrained_cfg: ClassVar = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     num_features = 3
@@ -54,11 +54,11 @@ def colour_finder(architecture: Architecture = "a", pool: tuple[float, float] = 
 
 
 def block(row: int, column: int, width: int = 320, height: int = 160, channel: int = 0) -> NDArray[np.uint8]:
-    """A black picture with one bright cell of the 8 x 8 grid over it."""
-    picture = np.zeros((height, width, 3), np.uint8)
+    """A black image with one bright cell of the 8 x 8 grid over it."""
+    image = np.zeros((height, width, 3), np.uint8)
     h, w = height // CELLS, width // CELLS
-    picture[row * h : (row + 1) * h, column * w : (column + 1) * w, channel] = 255
-    return picture
+    image[row * h : (row + 1) * h, column * w : (column + 1) * w, channel] = 255
+    return image
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_heatmap_is_centred_on_the_block(predictor: Predictor) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_rotated_photograph_gets_upright_coordinates(predictor: Predictor, tmp_path: Path, orientation: int) -> None:
     upright = Image.fromarray(block(1, 6))
-    # How a camera stores a picture it wants shown upright (EXIF 2.3: which side row 0 and column 0 are).
+    # How a camera stores an image it wants shown upright (EXIF 2.3: which side row 0 and column 0 are).
     stored = {
         1: [],
         2: [Image.Transpose.FLIP_LEFT_RIGHT],
@@ -106,12 +106,12 @@ def test_a_rotated_photograph_gets_upright_coordinates(predictor: Predictor, tmp
         7: [Image.Transpose.TRANSVERSE],
         8: [Image.Transpose.ROTATE_270],
     }[orientation]
-    picture = upright
+    image = upright
     for turn in stored:
-        picture = picture.transpose(turn)
+        image = image.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture.save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    image.save(tmp_path / "photo.jpg", quality=95, exif=exif)
     p = predictor.predict(tmp_path / "photo.jpg")
     assert (p.width, p.height) == (320, 160)
     assert p.points["red"] == (6.5 * 40, 1.5 * 20)
@@ -119,7 +119,7 @@ def test_a_rotated_photograph_gets_upright_coordinates(predictor: Predictor, tmp
     assert p.plot("red").size == (320, 160)
 
 
-class InAnArchive(StoredPicture):
+class InAnArchive(ImageRef):
     """A JPEG that lies in memory."""
 
     def __init__(self, content: bytes) -> None:
@@ -151,10 +151,10 @@ def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(
         assert (p.width, p.height) == (1200, 800)
         assert p.points["red"] == (6.5 * 150, 1.5 * 100)
         assert p.heatmap("red").shape == (800, 1200)
-        assert p.load_picture().size == p.plot("red").size == (1200, 800)
+        assert p.load_image().size == p.plot("red").size == (1200, 800)
         assert p.mask(crf=True).shape == (800, 1200)
     assert warped == [(300, 200)] * 2
-    whole = predictor.predict(Image.open(path))  # a picture in memory is taken as it is
+    whole = predictor.predict(Image.open(path))  # an image in memory is taken as it is
     assert warped[-1] == (1200, 800)
     np.testing.assert_allclose(p.class_maps, whole.class_maps, atol=0.02)
     tiled(predictor, 500).predict(path)
@@ -164,7 +164,7 @@ def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(
 # --- what is said ---------------------------------------------------------------------------------------------------
 
 
-def test_maps_and_scores_follow_from_the_picture(predictor: Predictor) -> None:
+def test_maps_and_scores_follow_from_the_image(predictor: Predictor) -> None:
     p = predictor.predict(block(1, 2, 64, 64))  # the network's own size: no warping
     expected = np.zeros((3, 2, 8, 8))
     expected[0, 0, 1, 2], expected[0, 1, 1, 2] = 2, 1
@@ -188,13 +188,13 @@ def test_architecture_b_scores_pooled_features() -> None:
 
 def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (60 + i, 90 - i, 3), np.uint8) for i in range(7)]
+    images = [rng.integers(0, 256, (60 + i, 90 - i, 3), np.uint8) for i in range(7)]
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=3, pretrained=False)
     real = Predictor("tiny", [Member(model, Preprocess(64, (0.5,) * 3, (0.5,) * 3))], COLOURS, "multilabel", "cpu")
-    alone = [real.predict(picture) for picture in pictures]
+    alone = [real.predict(image) for image in images]
     for batch_size in (2, 3, 8):
-        together = list(real.stream(pictures, batch_size=batch_size))
+        together = list(real.stream(images, batch_size=batch_size))
         assert [(p.width, p.height) for p in together] == [(p.width, p.height) for p in alone]
         for a, b in zip(alone, together, strict=True):
             np.testing.assert_allclose(a.class_scores, b.class_scores, rtol=1e-4, atol=1e-5)
@@ -204,7 +204,7 @@ def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
 # --- kinds of input -------------------------------------------------------------------------------------------------
 
 
-def test_path_picture_and_array_are_one_picture(predictor: Predictor, tmp_path: Path) -> None:
+def test_path_image_and_array_are_one_image(predictor: Predictor, tmp_path: Path) -> None:
     array = block(4, 3)
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
@@ -212,14 +212,14 @@ def test_path_picture_and_array_are_one_picture(predictor: Predictor, tmp_path: 
     for kind in kinds:
         p = predictor.predict(kind)
         assert p.points["red"] == (3.5 * 40, 4.5 * 20)
-        assert p.image == (str(path) if isinstance(kind, (str, Path)) else "")
-        assert np.array_equal(np.asarray(p.load_picture()), array)
+        assert p.path == (str(path) if isinstance(kind, (str, Path)) else "")
+        assert np.array_equal(np.asarray(p.load_image()), array)
 
 
 def test_a_list_gives_a_list_in_order_and_a_tuple_too(predictor: Predictor) -> None:
     cells = [(i % 8, (3 * i) % 8) for i in range(2 * BATCH_SIZE + 3)]
-    pictures = [block(r, c) for r, c in cells]
-    for given in (pictures, tuple(pictures)):
+    images = [block(r, c) for r, c in cells]
+    for given in (images, tuple(images)):
         found = predictor.predict(given)
         assert isinstance(found, list)
         assert [p.points["red"] for p in found] == [((c + 0.5) * 40, (r + 0.5) * 20) for r, c in cells]
@@ -247,29 +247,29 @@ def test_an_iterator_gives_an_iterator_that_reads_ahead_only_a_little(predictor:
     found.close()  # type: ignore[attr-defined]  # a generator; the threads end with it
 
 
-def test_a_long_stream_keeps_few_pictures_alive(predictor: Predictor) -> None:
+def test_a_long_stream_keeps_few_images_alive(predictor: Predictor) -> None:
     made: list[weakref.ref[Image.Image]] = []
     most = 0
 
-    def pictures() -> Iterator[Image.Image]:
+    def images() -> Iterator[Image.Image]:
         for i in range(100):
-            picture = Image.fromarray(block(0, i % 8, 64, 32))
-            made.append(weakref.ref(picture))
-            yield picture
+            image = Image.fromarray(block(0, i % 8, 64, 32))
+            made.append(weakref.ref(image))
+            yield image
 
-    for _ in predictor.predict(pictures()):
+    for _ in predictor.predict(images()):
         most = max(most, sum(reference() is not None for reference in made))
     assert most <= 4 * BATCH_SIZE
 
 
-def test_grey_arrays_are_grey_pictures(predictor: Predictor) -> None:
+def test_grey_arrays_are_grey_images(predictor: Predictor) -> None:
     grey = block(2, 2)[:, :, 0]
     p = predictor.predict(grey)
     assert p.points == dict.fromkeys(COLOURS, (2.5 * 40, 2.5 * 20))  # bright in all three channels
 
 
 @pytest.mark.parametrize(
-    ("picture", "named"),
+    ("image", "named"),
     [
         (np.zeros((8, 8, 3), np.float32), "float32"),
         (np.zeros((8, 8, 4), np.uint8), "(8, 8, 4)"),
@@ -280,12 +280,12 @@ def test_grey_arrays_are_grey_pictures(predictor: Predictor) -> None:
         (None, "NoneType"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(predictor: Predictor, picture: Any, named: str) -> None:
-    with pytest.raises(ConfigError, match="is not a picture") as caught:
-        predictor.predict(picture)
+def test_what_is_no_image_is_refused_by_name(predictor: Predictor, image: Any, named: str) -> None:
+    with pytest.raises(ConfigError, match="is not an image") as caught:
+        predictor.predict(image)
     assert named in caught.value.message
-    with pytest.raises(ConfigError, match="is not a picture"):
-        predictor.predict([block(0, 0), picture])
+    with pytest.raises(ConfigError, match="is not an image"):
+        predictor.predict([block(0, 0), image])
 
 
 def test_a_broken_file_is_raised_or_reported_and_the_stream_goes_on(predictor: Predictor, tmp_path: Path) -> None:
@@ -298,16 +298,16 @@ def test_a_broken_file_is_raised_or_reported_and_the_stream_goes_on(predictor: P
         predictor.predict(paths)
     told: list[tuple[Any, str]] = []
     found = list(predictor.stream(paths, batch_size=2, on_error=lambda p, e: told.append((p, e.message))))
-    assert [p.image for p in found] == [str(paths[i]) for i in (0, 2, 4)]
+    assert [p.path for p in found] == [str(paths[i]) for i in (0, 2, 4)]
     assert [p.points["red"][0] for p in found] == [20, 100, 180]
     assert [p for p, _ in told] == [paths[1], paths[3]]
 
 
-def test_the_callers_picture_stays_as_it_was(predictor: Predictor) -> None:
-    picture = Image.fromarray(block(1, 1)[:, :, 0]).convert("P")
-    before = picture.tobytes()
-    predictor.predict(picture)
-    assert picture.mode == "P" and picture.tobytes() == before
+def test_the_callers_image_stays_as_it_was(predictor: Predictor) -> None:
+    image = Image.fromarray(block(1, 1)[:, :, 0]).convert("P")
+    before = image.tobytes()
+    predictor.predict(image)
+    assert image.mode == "P" and image.tobytes() == before
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def classifier() -> Predictor:
 
 
 def test_the_packaged_model_knows_a_cat_and_where_it_is(classifier: Predictor) -> None:
-    photograph = skimage.data.chelsea()  # 451 x 300, a cat's face that fills most of the picture
+    photograph = skimage.data.chelsea()  # 451 x 300, a cat's face that fills most of the image
     p = classifier.predict(photograph)
     (label,) = p.labels
     assert label in {"Egyptian cat", "tabby", "tiger cat"}
@@ -352,18 +352,18 @@ def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Pa
 
 
 def test_mirrored_views_are_averaged_where_they_belong(predictor: Predictor) -> None:
-    picture = block(1, 3)
-    one = predictor.predict(picture)
+    image = block(1, 3)
+    one = predictor.predict(image)
     for flip, mirrored in (
         ("horizontal", [np.s_[:, ::-1]]),
         ("both", [np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]]),
     ):
         views = [one.class_maps] + [
-            predictor.predict(np.ascontiguousarray(picture[cut])).class_maps[(np.s_[:], *_two(cut))] for cut in mirrored
+            predictor.predict(np.ascontiguousarray(image[cut])).class_maps[(np.s_[:], *_two(cut))] for cut in mirrored
         ]
         fused = Predictor("x", predictor.members, predictor.classes, predictor.task, "cpu", flip)  # type: ignore[arg-type]
-        np.testing.assert_allclose(fused.predict(picture).class_maps, np.mean(views, axis=0), atol=1e-5)
-        assert fused.predict(picture).points == one.points
+        np.testing.assert_allclose(fused.predict(image).class_maps, np.mean(views, axis=0), atol=1e-5)
+        assert fused.predict(image).points == one.points
     with pytest.raises(ConfigError, match="flip='vertical': give none, horizontal or both"):
         Predictor("x", predictor.members, predictor.classes, predictor.task, "cpu", "vertical")  # type: ignore[arg-type]
 
@@ -376,12 +376,12 @@ def _two(cut: Any) -> tuple[Any, Any]:
 # --- tiles and strides ------------------------------------------------------------------------------------------------
 
 
-def large_picture() -> NDArray[np.uint8]:
+def large_image() -> NDArray[np.uint8]:
     """900 x 600, black but for a red square of 20 pixels at (700, 100) and a green one at (110, 500)."""
-    picture = np.zeros((600, 900, 3), np.uint8)
-    picture[90:110, 690:710, 0] = 255
-    picture[490:510, 100:120, 1] = 255
-    return picture
+    image = np.zeros((600, 900, 3), np.uint8)
+    image[90:110, 690:710, 0] = 255
+    image[490:510, 100:120, 1] = 255
+    return image
 
 
 def tiled(finder: Predictor, tile: int) -> Predictor:
@@ -390,55 +390,55 @@ def tiled(finder: Predictor, tile: int) -> Predictor:
 
 def test_tiles_find_what_is_small() -> None:
     whole, parts = colour_finder(), tiled(colour_finder(), 128)
-    found = parts.predict(large_picture())
+    found = parts.predict(large_image())
     assert found.class_maps.shape[1] >= 600 * CELLS / 128 and found.class_maps.shape[2] >= 900 * CELLS / 128
     assert found.modality_maps is not None and found.modality_maps.shape[:2] == (3, 2)
     np.testing.assert_allclose(found.modality_maps.mean(axis=1), found.class_maps, atol=1e-5)
     assert found.points["red"] == pytest.approx((700, 100), abs=10)
     assert found.points["green"] == pytest.approx((110, 500), abs=10)
-    missed = whole.predict(large_picture())
+    missed = whole.predict(large_image())
     for name in ("red", "green"):
         assert found.scores[name] > missed.scores[name] + 0.2
     assert found.scores["blue"] == pytest.approx(missed.scores["blue"], abs=1e-5)
-    with_red = [parts.predict(large_picture()[60:188, 640:768])]  # one tile's worth: looked at whole
+    with_red = [parts.predict(large_image()[60:188, 640:768])]  # one tile's worth: looked at whole
     assert with_red[0].class_maps.shape == (3, CELLS, CELLS)
 
 
-def test_a_picture_no_larger_than_a_tile_is_looked_at_whole() -> None:
-    picture = block(2, 5)
-    whole, parts = colour_finder().predict(picture), tiled(colour_finder(), 320).predict(picture)
+def test_an_image_no_larger_than_a_tile_is_looked_at_whole() -> None:
+    image = block(2, 5)
+    whole, parts = colour_finder().predict(image), tiled(colour_finder(), 320).predict(image)
     np.testing.assert_array_equal(parts.class_maps, whole.class_maps)
     np.testing.assert_array_equal(parts.class_scores, whole.class_scores)
 
 
 def test_scores_of_tiles_highest_or_mean() -> None:
     """Independent classes are there if any tile shows them; classes that exclude each other are averaged."""
-    picture = large_picture()
+    image = large_image()
     finder = colour_finder()
-    crops = [picture[t:b, left:r] for left, t, r, b in tile_picture(900, 600, 128)]
+    crops = [image[t:b, left:r] for left, t, r, b in tile_image(900, 600, 128)]
     each = np.stack([finder.predict(crop).class_scores for crop in crops])
-    np.testing.assert_allclose(tiled(finder, 128).predict(picture).class_scores, each.max(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(tiled(finder, 128).predict(image).class_scores, each.max(axis=0), rtol=1e-5)
     finder.task = "multiclass"
-    np.testing.assert_allclose(tiled(finder, 128).predict(picture).class_scores, each.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(tiled(finder, 128).predict(image).class_scores, each.mean(axis=0), rtol=1e-5)
 
 
-def test_small_and_large_pictures_in_one_stream() -> None:
-    pictures = [block(1, 1), large_picture(), block(6, 2), large_picture()[:, ::-1].copy()]
+def test_small_and_large_images_in_one_stream() -> None:
+    images = [block(1, 1), large_image(), block(6, 2), large_image()[:, ::-1].copy()]
     parts = tiled(colour_finder(), 330)
-    streamed = list(parts.stream(pictures, batch_size=3))
+    streamed = list(parts.stream(images, batch_size=3))
     assert [(p.width, p.height) for p in streamed] == [(320, 160), (900, 600), (320, 160), (900, 600)]
-    for one, picture in zip(streamed, pictures, strict=True):
-        np.testing.assert_allclose(one.class_maps, parts.predict(picture).class_maps, atol=1e-6)
+    for one, image in zip(streamed, images, strict=True):
+        np.testing.assert_allclose(one.class_maps, parts.predict(image).class_maps, atol=1e-6)
 
 
-def test_prepared_pictures_are_predicted_like_any(predictor: Predictor) -> None:
+def test_prepared_images_are_predicted_like_any(predictor: Predictor) -> None:
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), dtype=np.uint8)) for i in range(3)]
-    together = predictor.predict_prepared([predictor.prepare(picture) for picture in pictures])
-    for one, other in zip(together, predictor.predict(pictures), strict=True):
+    images = [Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), dtype=np.uint8)) for i in range(3)]
+    together = predictor.predict_prepared([predictor.prepare(image) for image in images])
+    for one, other in zip(together, predictor.predict(images), strict=True):
         assert one.to_dict() == other.to_dict()
         assert np.array_equal(one.modality_maps, other.modality_maps)  # type: ignore[arg-type]
-    assert predictor.predict_prepared([predictor.prepare(pictures[0])], modalities=False)[0].modality_maps is None
+    assert predictor.predict_prepared([predictor.prepare(images[0])], modalities=False)[0].modality_maps is None
 
 
 def test_finer_maps_from_the_same_weights() -> None:

@@ -24,14 +24,14 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tagged pictures (bright cats, dark dogs) as the README assumes one."""
+    """A folder of tagged images (bright cats, dark dogs) as the README assumes one."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for name, level in (("cat", 200), ("dog", 60)):
-        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "images" / name).mkdir(parents=True)
         for i in range(6):
             noise = rng.integers(level - 40, level + 40, (90, 120, 3), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "pictures" / name / f"{i}.jpg")
+            Image.fromarray(noise).save(folder / "images" / name / f"{i}.jpg")
     (folder / "more").mkdir()
     for path in ("photo.jpg", "more/a.jpg", "more/b.jpg"):
         Image.fromarray(rng.integers(160, 240, (60, 80, 3), dtype=np.uint8)).save(folder / path)

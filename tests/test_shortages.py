@@ -19,9 +19,9 @@ import wildcat.train.loop
 from wildcat.cli import main
 from wildcat.data import loader, write_shapes
 from wildcat.errors import out_of_memory
+from wildcat.models.run import STATE, WEIGHTS, load_state
 from wildcat.predictor import Predictor
 from wildcat.train.loop import Trainer
-from wildcat.train.runs import STATE, WEIGHTS, load_state
 
 TINY = ["--backbone", "test_resnet", "--weights", "none", "--image-size", "32", "--batch-size", "8", "--lr", "0.01"]
 TINY += ["--workers", "0", "--device", "cpu"]
@@ -38,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `data`, its pictures in `data/JPEGImages`, and two runs, `a` and `b`."""
+    """A folder with `data`, its images in `data/JPEGImages`, and two runs, `a` and `b`."""
     place = tmp_path_factory.mktemp("place")
     write_shapes(place / "data", train=16, val=8, size=(40, 60))
     for seed, name in enumerate("ab"):
@@ -171,14 +171,14 @@ def test_a_folder_that_may_not_be_written(here: Path, capsys: pytest.CaptureFixt
 # --- what vanishes ----------------------------------------------------------------------------------------------------
 
 
-def test_pictures_that_vanish_while_training(
+def test_images_that_vanish_while_training(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, away = here / "data" / "JPEGImages", here / "away"
+    images, away = here / "data" / "JPEGImages", here / "away"
     with monkeypatch.context() as patch:
-        after_first_epoch(patch, lambda: pictures.rename(away))
+        after_first_epoch(patch, lambda: images.rename(away))
         hint = failed(train_line(), capsys, VANISHED)
-    away.rename(pictures)
+    away.rename(images)
     went_on(here, hint)
 
 
@@ -207,10 +207,10 @@ def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obj
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
-def test_pictures_that_vanish_while_they_are_read(
+def test_images_that_vanish_while_they_are_read(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    pictures, line = here / "data" / "JPEGImages", COMMANDS[name][0].split()
+    images, line = here / "data" / "JPEGImages", COMMANDS[name][0].split()
     line += ["--batch-size", "1"] if name in ("predict", "parts", "export") else []
     monkeypatch.setattr("wildcat.predictor.BATCH_SIZE", 1)
     monkeypatch.setattr(
@@ -219,10 +219,10 @@ def test_pictures_that_vanish_while_they_are_read(
     monkeypatch.setattr(Predictor.stream_outputs, "__defaults__", (1,))
     before = files(here)
     with monkeypatch.context() as patch:
-        after_first_batch(patch, lambda: pictures.rename(here / "away"))
+        after_first_batch(patch, lambda: images.rename(here / "away"))
         says = "has vanished" if name in ("predict", "parts") else VANISHED
         hint = failed([*line, "--device", "cpu"], capsys, says)
-    (here / "away").rename(pictures)
+    (here / "away").rename(images)
     if name == "parts":
         assert "--resume" in hint and main([*line, "--device", "cpu", "--resume"]) == 0
         return
@@ -279,7 +279,7 @@ def test_a_reading_process_that_the_system_kills(
         if os.getpid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(loader.Pictures, "__getitem__", deadly)
+    monkeypatch.setattr(loader.ImageDataset, "__getitem__", deadly)
     line = [word if word != "0" else "1" for word in train_line()]
     hint = failed(line, capsys, MEMORY)
     assert "fewer --workers" in hint

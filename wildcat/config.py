@@ -30,7 +30,7 @@ FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {
     "horizontal": ((), (-1,)),
     "both": ((), (-1,), (-2,), (-2, -1)),
 }
-"""The views of a picture that each setting of flip stands for, as the axes mirrored; the first is the picture."""
+"""The views of an image that each setting of flip stands for, as the axes mirrored; the first is the image."""
 
 Regions = int | float
 """A number of regions: an int counts them, a float in (0, 1] is a proportion of the map."""
@@ -38,20 +38,20 @@ Regions = int | float
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How a segmenter is trained on masks made from tags, see `wildcat.refinement`."""
+    """How a segmenter is trained on masks made from tags, see `wildcat.fitting.refine`."""
 
     rounds: int = 1
     """How often the segmenter is trained: first on the run's masks, then on those of the segmenter before."""
     epochs: int = 12
     """Epochs of each round."""
     batch_size: int = 16
-    """Pictures per step."""
+    """Images per step."""
     lr: float = 2e-3
     """Highest learning rate of AdamW; it rises for a tenth of the steps and falls to 0 by a cosine."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
     seed: int = 0
-    """Seed of the initial weights and the order of the pictures."""
+    """Seed of the initial weights and the order of the images."""
 
     def validate(self) -> None:
         """Check every value.
@@ -87,7 +87,7 @@ class TrainConfig:
     """a: classify each region, then pool (the paper's choice); b: pool the features, then classify; c: as a, but pool
     each of the M maps by itself."""
     background: bool = False
-    """Regions choose between the classes and a background that every picture is tagged with; masks then need no
+    """Regions choose between the classes and a background that every image is tagged with; masks then need no
     threshold. For independent classes and architecture a."""
     num_maps: int = 4
     """M, the maps per class; each may find another part of the object."""
@@ -106,15 +106,15 @@ class TrainConfig:
     attention_size: int = 128
     """Hidden units of gated attention (pooling=attention)."""
     standardize: bool = True
-    """Standardise each backbone channel with its mean and spread on training pictures (--no-standardize: do not)."""
+    """Standardise each backbone channel with its mean and spread on training images (--no-standardize: do not)."""
 
     # --- data --------------------------------------------------------------------------------------------------
     image_size: int = 320
-    """Side in pixels of the square every picture is warped to."""
+    """Side in pixels of the square every image is warped to."""
     flip: Flip = "horizontal"
-    """Mirror training pictures at random: none, horizontal, or both ways (where up and down mean nothing)."""
+    """Mirror training images at random: none, horizontal, or both ways (where up and down mean nothing)."""
     crop_scale: float = 0.5
-    """Training crops cover at least this part of the picture's area; 1: no cropping (--tune head never crops)."""
+    """Training crops cover at least this part of the image's area; 1: no cropping (--tune head never crops)."""
     train_split: str = "train"
     """Split to learn from."""
     val_split: str = "val"
@@ -124,9 +124,9 @@ class TrainConfig:
     tune: Tune = "all"
     """all: fine-tune every layer; head: train the layers after the backbone on features computed once and cached."""
     epochs: int = 20
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: int = 16
-    """Pictures per step, of all processes together where torchrun starts several."""
+    """Images per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
@@ -153,9 +153,9 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = -1
-    """Processes that read pictures; 0: the training process itself; -1: as the machine suggests."""
-    cache_pictures: float = 0.0
-    """Gigabytes of disk for decoded pictures (--tune all): they are decoded once, not in every epoch; 0: none."""
+    """Processes that read images; 0: the training process itself; -1: as the machine suggests."""
+    cache_images: float = 0.0
+    """Gigabytes of disk for decoded images (--tune all): they are decoded once, not in every epoch; 0: none."""
     save_minutes: float = 10.0
     """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
@@ -187,12 +187,12 @@ class TrainConfig:
         for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup", "cache_pictures"):
+        for name in ("backbone_lr_scale", "weight_decay", "warmup", "cache_images"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
         for name, allowed, right in (
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
-            ("crop_scale", "a part of the picture's area in (0, 1]", 0 < self.crop_scale <= 1),
+            ("crop_scale", "a part of the image's area in (0, 1]", 0 < self.crop_scale <= 1),
             ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
             ("save_minutes", "a number above 0, or inf", self.save_minutes > 0),
             ("seed", "a whole number from 0 to 2^63 - 1", 0 <= self.seed < 2**63),
@@ -210,10 +210,10 @@ class TrainConfig:
 
 def _check_head(config: TrainConfig) -> None:
     """Refuse settings that mean nothing where only the head is trained."""
-    if config.tune == "head" and config.cache_pictures:
+    if config.tune == "head" and config.cache_images:
         raise ConfigError(
-            f"cache_pictures={config.cache_pictures:g} with tune=head, which reads every picture once.",
-            "Leave --cache-pictures out: features are cached anyway.",
+            f"cache_images={config.cache_images:g} with tune=head, which reads every image once.",
+            "Leave --cache-images out: features are cached anyway.",
         )
     if config.tune == "head" and config.weights == "none":
         raise ConfigError(

@@ -43,7 +43,7 @@ class DataError(WildcatError):
 
 
 class ImageError(DataError):
-    """One picture cannot be read."""
+    """One image cannot be read."""
 
 
 class RunError(WildcatError):

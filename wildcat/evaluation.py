@@ -1,4 +1,4 @@
-"""How good a model is on labelled pictures: classification, pointwise localization, segmentation."""
+"""How good a model is on labelled images: classification, pointwise localization, segmentation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wildcat.data.dataset import PRESENT, DataSet, Sample, label_matrix
 from wildcat.data.images import read_mask
-from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
 from wildcat.errors import ConfigError, DataError
 from wildcat.files import write_bytes
 from wildcat.metrics import (
@@ -29,11 +29,11 @@ from wildcat.metrics import (
     precision_recall_curve,
     roc_auc,
 )
-from wildcat.metrics.ranking import class_indices
+from wildcat.metrics.classification import class_indices
+from wildcat.models.calibration import Calibration, measured_again
+from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
-from wildcat.results import Prediction, score_probabilities
-from wildcat.train.calibrations import Calibration, measured_again
 from wildcat.train.distributed import gather, share_of
 from wildcat.viz.curves import SUFFIXES as CURVE_SUFFIXES
 from wildcat.viz.curves import draw_precision_recall
@@ -58,7 +58,7 @@ SCORES = tuple(i / 4 for i in range(-24, 25))
 
 @dataclass
 class Tally:
-    """What was predicted for the pictures of a split so far; those of several processes merge into one.
+    """What was predicted for the images of a split so far; those of several processes merge into one.
 
     Figures are made of the whole tally, never averaged over parts of it: they do not depend on how many processes
     predicted, on who predicted what, or on the size of batches.
@@ -87,10 +87,10 @@ class Tally:
         """Both together.
 
         Raises:
-            DataError: a picture was predicted twice.
+            DataError: an image was predicted twice.
         """
         if twice := self.scores.keys() & other.scores.keys():
-            raise DataError(f"picture {min(twice)} of the split was predicted by two processes.")
+            raise DataError(f"image {min(twice)} of the split was predicted by two processes.")
         return Tally(
             self.scores | other.scores,
             self.points | other.points,
@@ -107,29 +107,29 @@ def evaluate(
     split: str,
     variant: ApVariant = "voc10",
     crf: bool = False,
-    progress: Callable[[int], object] = lambda pictures: None,
+    progress: Callable[[int], object] = lambda images: None,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
     """Measure a model on a split of a data set; what the data has no ground truth for is left out.
 
-    Under `torchrun` every process predicts its share of the pictures, and all return the same figures, those of one
+    Under `torchrun` every process predicts its share of the images, and all return the same figures, those of one
     process alone.
 
     Args:
         crf: sharpen masks with a dense CRF before they are measured.
         variant: of average precision: "voc07", "voc10" or "plain", see `wildcat.metrics.average_precision`.
-        progress: called with the number of pictures done since the last call.
-        predictions: those of the split's pictures in their order, where they have been made already.
+        progress: called with the number of images done since the last call.
+        predictions: those of the split's images in their order, where they have been made already.
         measures: some of `MEASURES`; masks at full resolution are what takes time.
 
     Returns:
-        `{"data", "split", "pictures", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
+        `{"data", "split", "images", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
         ready for JSON.
 
     Raises:
         DataError: the data set's classes are not the model's.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     order = class_order(predictor, data)
     tally = measure(predictor, data, split, crf, progress, predictions, measures)
@@ -141,11 +141,11 @@ def measure(
     data: DataSet,
     split: str,
     crf: bool = False,
-    progress: Callable[[int], object] = lambda pictures: None,
+    progress: Callable[[int], object] = lambda images: None,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
 ) -> Tally:
-    """What the model says of each picture of a split, of which `report` makes the figures; see `evaluate`."""
+    """What the model says of each image of a split, of which `report` makes the figures; see `evaluate`."""
     samples = data.split(split)
     order = class_order(predictor, data)
     with_masks = "segmentation" in measures and all(s.mask is not None for s in samples)
@@ -181,7 +181,7 @@ def report(
     samples = data.split(split)
     scores = tally.score_matrix(order)
     points = np.stack([tally.points[i] for i in range(len(samples))])[:, order]
-    result: dict[str, Any] = {"data": data.name, "split": split, "pictures": len(samples)}
+    result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
     if "classification" in measures:
         result["classification"] = classification_report(scores, samples, data, variant)
     if "pointing" in measures and all(s.boxes is not None for s in samples):
@@ -210,7 +210,7 @@ def class_order(predictor: Predictor, data: DataSet) -> list[int]:
 
 
 def check_curves(path: Path) -> None:
-    """Refuse a file of curves of another kind before the pictures are measured.
+    """Refuse a file of curves of another kind before the images are measured.
 
     Raises:
         ConfigError: not .csv, .png, .svg or .pdf.
@@ -240,7 +240,7 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequ
         ]
         write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
         return
-    title = f"{data.name} {split}, {len(labels)} pictures"
+    title = f"{data.name} {split}, {len(labels)} images"
     write_bytes(path, draw_precision_recall({c: curve[:2] for c, curve in curves.items()}, title, path.suffix))
 
 
@@ -249,7 +249,7 @@ def classification_report(
 ) -> dict[str, Any]:
     """AP per class and its mean; for multi-class data also accuracy, its mean over classes, and ROC AUC.
 
-    Where classes exclude each other, pictures are ranked by probability: scores are comparable within a picture only.
+    Where classes exclude each other, images are ranked by probability: scores are comparable within an image only.
     """
     labels = label_matrix(samples)
     ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
@@ -276,7 +276,7 @@ def pointing_report(
     Args:
         points: (N, C, 2) of (x, y) in original pixels. scores: (N, C).
 
-    A picture whose only objects of a class are difficult counts neither way for that class; where it has others too,
+    An image whose only objects of a class are difficult counts neither way for that class; where it has others too,
     a point on a difficult one is a miss.
     """
     average_precisions, hits, pairs = [], 0.0, 0
@@ -302,7 +302,7 @@ def pointing_report(
 
 
 def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
-    """(H, W) labels of a picture: 0 background, i + 1 = class i of the data set, 255 ignored.
+    """(H, W) labels of an image: 0 background, i + 1 = class i of the data set, 255 ignored.
 
     Raises:
         DataError: it has no mask, or one of another size.
@@ -312,9 +312,9 @@ def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
     truth = read_mask(sample.mask)
     if truth.shape != (prediction.height, prediction.width):
         raise DataError(
-            f"{sample.mask} is {truth.shape[1]} x {truth.shape[0]}, its picture {prediction.width} x "
+            f"{sample.mask} is {truth.shape[1]} x {truth.shape[0]}, its image {prediction.width} x "
             f"{prediction.height}.",
-            "A mask has the size of its picture.",
+            "A mask has the size of its image.",
         )
     return truth
 
@@ -326,7 +326,7 @@ def mask_confusion(
     crf: bool = False,
     params: MaskParams | None = None,
 ) -> NDArray[np.int64]:
-    """(C+1, C+1) pixels of a picture, rows true, columns predicted, in the data set's order of classes.
+    """(C+1, C+1) pixels of an image, rows true, columns predicted, in the data set's order of classes.
 
     Args:
         truth: see `true_mask`. order: see `class_order`. params: see `Prediction.mask`.
@@ -340,10 +340,10 @@ def mask_confusion(
 def strength_histogram(
     prediction: Prediction, truth: NDArray[np.uint8], order: Sequence[int], params: MaskParams | None = None
 ) -> NDArray[np.int64]:
-    """(T+1, C+1, C+1) pixels of a picture by strength, true class, and the class that is drawn if any is.
+    """(T+1, C+1, C+1) pixels of an image by strength, true class, and the class that is drawn if any is.
 
     All masks at the T `thresholds_of` the rule in one: [b] holds the pixels whose strength, see
-    `wildcat.regions.strongest_class`, is above b of them. Histograms of pictures add up; `confusions_by_threshold`
+    `wildcat.regions.strongest_class`, is above b of them. Histograms of images add up; `confusions_by_threshold`
     makes the confusion at each threshold.
     """
     params, size = prediction.mask_params(params), (prediction.height, prediction.width)
@@ -377,7 +377,7 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
 
     `rule` and `threshold` are what the masks were made with, see `MaskParams`: the score of the background against raw
     maps ("score"), against maps divided by their maximum ("constant"), or what "power" amounts to. `calibration` says
-    what it and the gates were fitted on, and in `measured` how many of those pictures were measured here; None where
+    what it and the gates were fitted on, and in `measured` how many of those images were measured here; None where
     nothing was fitted. `hindsight` is the best background by the same rule on the very masks it is measured on, with
     the same gates: no deployed model can know it.
     """
@@ -394,7 +394,7 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
     }
     if tally.calibration is not None:
         record = tally.calibration.record
-        result["calibration"] = {key: record[key] for key in ("data", "split", "pictures", "masks")}
+        result["calibration"] = {key: record[key] for key in ("data", "split", "images", "masks")}
         result["calibration"]["measured"] = measured_again(record, data, split)
     if tally.strengths is not None:
         means = [mean_iou(confusion) for confusion in confusions_by_threshold(tally.strengths)]

@@ -19,44 +19,44 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
-from wildcat.data.pictures import Picture, name_of, open_reduced
-from wildcat.data.sample import Task
-from wildcat.data.stored import StoredPicture
+from wildcat.data.dataset import Task
+from wildcat.data.image_input import ImageInput, name_of, open_reduced
+from wildcat.data.image_ref import ImageRef
 from wildcat.data.transforms import Preprocess
+from wildcat.device import choose_device
 from wildcat.engines import Engine, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
+from wildcat.models.calibration import Calibration, read_calibration
+from wildcat.models.ensemble import is_ensemble, open_ensemble
+from wildcat.models.refined import is_refined, open_refined
+from wildcat.models.run import open_run
 from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.model import Wildcat, imagenet_model
 from wildcat.nn.segmenter import Segmenter
-from wildcat.regions.tiles import MapCanvas, check_tile, tile_picture
-from wildcat.results import Prediction
-from wildcat.train.calibrations import Calibration, read_calibration
-from wildcat.train.ensembles import is_ensemble, open_ensemble
-from wildcat.train.loop import choose_device
-from wildcat.train.refined import is_refined, open_refined
-from wildcat.train.runs import open_run
+from wildcat.prediction import Prediction
+from wildcat.regions.tiling import MapCanvas, check_tile, tile_image
 
 
-class ReadPicture(NamedTuple):
-    """A picture that has been read.
+class LoadedImage(NamedTuple):
+    """An image that has been read.
 
     Attributes:
         given: what was given.
         image: in RGB, perhaps smaller than it is stored.
         size: (width, height) it is stored with.
-        inputs: what each member sees of it, (3, S, S) uint8; none of a picture to be tiled.
+        inputs: what each member sees of it, (3, S, S) uint8; none of an image to be tiled.
     """
 
-    given: Picture
+    given: ImageInput
     image: Image.Image
     size: tuple[int, int]
     inputs: list[Tensor]
 
-    def original(self) -> Image.Image | Path | StoredPicture:
-        """The picture as it is stored, or where: a prediction that is never drawn holds no pixels."""
+    def original(self) -> Image.Image | Path | ImageRef:
+        """The image as it is stored, or where: a prediction that is never drawn holds no pixels."""
         if isinstance(self.given, (str, Path)):
             return Path(self.given)
-        if isinstance(self.given, StoredPicture) and self.image.size != self.size:
+        if isinstance(self.given, ImageRef) and self.image.size != self.size:
             return self.given
         return self.image
 
@@ -73,7 +73,7 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Member:
-    """One network and the size and scaling its pictures come in; most predictors have a single one.
+    """One network and the size and scaling its images come in; most predictors have a single one.
 
     Attributes:
         segmenter: draws the class maps instead of the network's own, see `wildcat refine`; None where there is none.
@@ -112,7 +112,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the networks say of B pictures.
+    """What the networks say of B images.
 
     Attributes:
         scores: (B, C), of the members together.
@@ -129,17 +129,17 @@ class Outputs:
 
 
 class Predictor:
-    """One network, or several that look at the same picture, with all that is needed to use them.
+    """One network, or several that look at the same image, with all that is needed to use them.
 
     Attributes:
         name: what was loaded.
-        members: the networks, in evaluation mode, and what their pictures come as.
+        members: the networks, in evaluation mode, and what their images come as.
         classes: names, in the order of the scores.
         task: "multilabel" or "multiclass".
         combination: how the members' scores become one; None averages them. Maps are averaged either way.
-        flip: mirrored views whose maps are averaged with the picture's own: "none", "horizontal" or "both".
+        flip: mirrored views whose maps are averaged with the image's own: "none", "horizontal" or "both".
         calibration: how masks are drawn, see `wildcat calibrate`; None for the defaults.
-        tile: side in pixels above which a picture is cut into overlapping tiles; None: it is looked at whole.
+        tile: side in pixels above which an image is cut into overlapping tiles; None: it is looked at whole.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Predictor:
 
     @property
     def preprocess(self) -> Preprocess:
-        """From a picture to the input of `model`."""
+        """From an image to the input of `model`."""
         return self.members[0].preprocess
 
     def use_engine(self, engine: EngineChoice, precision: Precision = "fp32") -> None:
@@ -195,7 +195,7 @@ class Predictor:
         opened: dict[tuple[Wildcat, int], Engine] = {}
 
         def engine_of(member: Member) -> Engine:
-            key = member.model, 0 if engine == "torch" else member.preprocess.size  # torch takes pictures of any size
+            key = member.model, 0 if engine == "torch" else member.preprocess.size  # torch takes images of any size
             if key not in opened:
                 opened[key] = open_engine(engine, precision, member.model.backbone, key[1], self.device)
             return opened[key]
@@ -203,75 +203,75 @@ class Predictor:
         self.members = tuple(replace(member, engine=engine_of(member)) for member in self.members)
 
     @overload
-    def predict(self, pictures: Picture, *, modalities: bool = True) -> Prediction: ...
+    def predict(self, images: ImageInput, *, modalities: bool = True) -> Prediction: ...
     @overload
-    def predict(self, pictures: list[Any] | tuple[Any, ...], *, modalities: bool = True) -> list[Prediction]: ...
+    def predict(self, images: list[Any] | tuple[Any, ...], *, modalities: bool = True) -> list[Prediction]: ...
     @overload
-    def predict(self, pictures: Iterator[Any], *, modalities: bool = True) -> Iterator[Prediction]: ...
+    def predict(self, images: Iterator[Any], *, modalities: bool = True) -> Iterator[Prediction]: ...
     def predict(
-        self, pictures: Picture | Iterable[Picture], *, modalities: bool = True
+        self, images: ImageInput | Iterable[ImageInput], *, modalities: bool = True
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
-        """Predict one picture, a list of them, or a stream of them.
+        """Predict one image, a list of them, or a stream of them.
 
         Args:
-            pictures: a path, a PIL picture or a uint8 array, (H, W, 3) RGB or (H, W) grey; a list or tuple of these
-                gives a list, an iterator gives an iterator that reads ahead a few pictures only.
+            images: a path, a PIL image or a uint8 array, (H, W, 3) RGB or (H, W) grey; a list or tuple of these
+                gives a list, an iterator gives an iterator that reads ahead a few images only.
             modalities: keep the M maps behind each class too.
 
         Raises:
-            ImageError: a picture cannot be read.
-            ConfigError: not a picture.
+            ImageError: an image cannot be read.
+            ConfigError: not an image.
         """
-        if isinstance(pictures, (str, Path, Image.Image, np.ndarray, StoredPicture)):
-            return next(self.stream([pictures], modalities=modalities))
-        if isinstance(pictures, (list, tuple)):
-            return list(self.stream(pictures, modalities=modalities))
-        if isinstance(pictures, Iterator):
-            return self.stream(pictures, modalities=modalities)
+        if isinstance(images, (str, Path, Image.Image, np.ndarray, ImageRef)):
+            return next(self.stream([images], modalities=modalities))
+        if isinstance(images, (list, tuple)):
+            return list(self.stream(images, modalities=modalities))
+        if isinstance(images, Iterator):
+            return self.stream(images, modalities=modalities)
         raise ConfigError(
-            f"a {type(pictures).__name__} is not a picture.",
-            "Give a path, a PIL picture or a uint8 RGB array; or a list or an iterator of them.",
+            f"a {type(images).__name__} is not an image.",
+            "Give a path, a PIL image or a uint8 RGB array; or a list or an iterator of them.",
         )
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         modalities: bool = True,
         batch_size: int = BATCH_SIZE,
-        on_error: Callable[[Picture, ImageError], object] | None = None,
+        on_error: Callable[[ImageInput, ImageError], object] | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions in the order of `pictures`, in bounded memory; reading runs ahead of the network in threads.
+        """Predictions in the order of `images`, in bounded memory; reading runs ahead of the network in threads.
 
-        Where pictures are tiled they are read one at a time, and `batch_size` tiles go through the network together.
+        Where images are tiled they are read one at a time, and `batch_size` tiles go through the network together.
 
         Args:
-            on_error: called with a picture that cannot be read and the reason, and the stream goes on; without it the
+            on_error: called with an image that cannot be read and the reason, and the stream goes on; without it the
                 error is raised.
         """
-        for read in self._read_ahead(pictures, 1 if self.tile else batch_size, on_error):
+        for read in self._read_ahead(images, 1 if self.tile else batch_size, on_error):
             yield from self.predict_prepared(read, modalities, batch_size)
 
-    def stream_outputs(self, pictures: Iterable[Picture], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
-        """The networks' outputs alone, batch by batch in the order of `pictures`; see `stream`."""
-        for read in self._read_ahead(pictures, batch_size, None):
+    def stream_outputs(self, images: Iterable[ImageInput], batch_size: int = BATCH_SIZE) -> Iterator[Outputs]:
+        """The networks' outputs alone, batch by batch in the order of `images`; see `stream`."""
+        for read in self._read_ahead(images, batch_size, None):
             yield self.run(self._stacked([one.inputs for one in read]), modalities=False)
 
-    def prepare(self, picture: Picture) -> ReadPicture:
-        """A picture, read and made what the networks see, for `predict_prepared`; any thread may do it.
+    def prepare(self, image: ImageInput) -> LoadedImage:
+        """An image, read and made what the networks see, for `predict_prepared`; any thread may do it.
 
         Raises:
             ImageError: it cannot be read.
         """
-        image, size = open_reduced(picture, self._spare)
-        return ReadPicture(picture, image, size, [] if self._tiled(size) else self._inputs(image))
+        rgb, size = open_reduced(image, self._spare)
+        return LoadedImage(image, rgb, size, [] if self._tiled(size) else self._inputs(rgb))
 
     def predict_prepared(
-        self, read: Sequence[ReadPicture], modalities: bool = True, batch_size: int = BATCH_SIZE
+        self, read: Sequence[LoadedImage], modalities: bool = True, batch_size: int = BATCH_SIZE
     ) -> list[Prediction]:
-        """The predictions of pictures that `prepare` has read, in one pass; several threads may call it at once.
+        """The predictions of images that `prepare` has read, in one pass; several threads may call it at once.
 
-        Pictures that are tiled go through the network one by one, `batch_size` tiles at a time.
+        Images that are tiled go through the network one by one, `batch_size` tiles at a time.
         """
         if all(one.inputs for one in read):
             return self._predictions(read, self.run(self._stacked([one.inputs for one in read]), modalities))
@@ -281,28 +281,28 @@ class Predictor:
 
     def _read_ahead(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         batch_size: int,
-        on_error: Callable[[Picture, ImageError], object] | None,
-    ) -> Iterator[list[ReadPicture]]:
-        """Batches of pictures that could be read, in order; threads read at most two batches ahead."""
-        source = iter(pictures)
+        on_error: Callable[[ImageInput, ImageError], object] | None,
+    ) -> Iterator[list[LoadedImage]]:
+        """Batches of images that could be read, in order; threads read at most two batches ahead."""
+        source = iter(images)
         with ThreadPoolExecutor(READERS) as pool:
-            pending: list[tuple[Picture, Future[ReadPicture]]] = []
+            pending: list[tuple[ImageInput, Future[LoadedImage]]] = []
             while True:
-                for picture in itertools.islice(source, 2 * batch_size - len(pending)):
-                    pending.append((picture, pool.submit(self.prepare, picture)))
+                for image in itertools.islice(source, 2 * batch_size - len(pending)):
+                    pending.append((image, pool.submit(self.prepare, image)))
                 if not pending:
                     return
                 batch, pending = pending[:batch_size], pending[batch_size:]
-                read: list[ReadPicture] = []
-                for picture, future in batch:
+                read: list[LoadedImage] = []
+                for image, future in batch:
                     try:
                         read.append(future.result())
                     except ImageError as error:
                         if on_error is None:
                             raise
-                        on_error(picture, error)
+                        on_error(image, error)
                 if read:
                     yield read
 
@@ -310,11 +310,11 @@ class Predictor:
         return self.tile is not None and max(size) > self.tile
 
     def _spare(self, size: tuple[int, int]) -> float:
-        """How many times smaller a picture of (width, height) may come, for all members."""
+        """How many times smaller an image of (width, height) may come, for all members."""
         return 1.0 if self._tiled(size) else min(member.preprocess.spare(size) for member in self.members)
 
     def _inputs(self, image: Image.Image) -> list[Tensor]:
-        """What each member sees of a picture, (3, S, S) uint8; members of one size share it."""
+        """What each member sees of an image, (3, S, S) uint8; members of one size share it."""
         made: dict[Preprocess, Tensor] = {}
         for member in self.members:
             if member.preprocess not in made:
@@ -322,7 +322,7 @@ class Predictor:
         return [made[member.preprocess] for member in self.members]
 
     def _stacked(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """`_inputs` of B pictures -> for each member its images, (B, 3, S, S) float32."""
+        """`_inputs` of B images -> for each member its images, (B, 3, S, S) float32."""
         made: dict[Preprocess, Tensor] = {}
         for member, pixels in zip(self.members, zip(*inputs, strict=True), strict=True):
             if member.preprocess not in made:
@@ -330,12 +330,12 @@ class Predictor:
         return [made[member.preprocess] for member in self.members]
 
     def _run_tiles(self, image: Image.Image, batch_size: int, modalities: bool) -> Outputs:
-        """The outputs for a picture larger than a tile, (1, ...) each.
+        """The outputs for an image larger than a tile, (1, ...) each.
 
         A class scores what it scores in the tile that shows it best; where classes exclude each other, scores are the
-        average over the tiles. Maps are merged, see `wildcat.regions.tiles`.
+        average over the tiles. Maps are merged, see `wildcat.regions.tiling`.
         """
-        tiles = tile_picture(*image.size, self.tile or max(image.size))
+        tiles = tile_image(*image.size, self.tile or max(image.size))
         canvas, modality_canvas = MapCanvas(tiles), MapCanvas(tiles)
         scores, member_scores = [], []
         rest = iter(tiles)
@@ -356,10 +356,10 @@ class Predictor:
             member_scores=together(np.concatenate(member_scores), axis=0, keepdims=True),
         )
 
-    def _predictions(self, read: Sequence[ReadPicture], outputs: Outputs) -> list[Prediction]:
+    def _predictions(self, read: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
-                image=name_of(one.given),
+                path=name_of(one.given),
                 width=one.size[0],
                 height=one.size[1],
                 classes=self.classes,
@@ -367,7 +367,7 @@ class Predictor:
                 class_scores=outputs.scores[i],
                 class_maps=outputs.class_maps[i],
                 modality_maps=None if outputs.modality_maps is None else outputs.modality_maps[i],
-                picture=one.original(),
+                image=one.original(),
                 calibration=self.calibration,
             )
             for i, one in enumerate(read)
@@ -424,7 +424,7 @@ def mean_over_views(look: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
 
     Maps are linear in the features: averaging the features averages the maps.
     """
-    mirrored = FLIP_VIEWS[flip][1:]  # the plain view needs no copy of the picture or its features
+    mirrored = FLIP_VIEWS[flip][1:]  # the plain view needs no copy of the image or its features
     totals = look(images)
     for axes in mirrored:
         totals = tuple(a + b.flip(axes) for a, b in zip(totals, look(images.flip(axes)), strict=True))
@@ -432,7 +432,7 @@ def mean_over_views(look: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
 
 
 def on_finest_grid(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps (B, C, h, w) of the same pictures on grids of their own -> all on the largest, bilinear between centres."""
+    """Maps (B, C, h, w) of the same images on grids of their own -> all on the largest, bilinear between centres."""
     size = max((tuple(x.shape[-2:]) for x in maps), key=lambda grid: grid[0] * grid[1])
     return [
         x if tuple(x.shape[-2:]) == size else functional.interpolate(x, size, mode="bilinear", align_corners=False)
@@ -456,13 +456,13 @@ def load(
 
     Args:
         flip: average the maps of mirrored views, "horizontal" or "both" ways: steadier, at two or four times the cost.
-        sizes: input sides in pixels to look at each picture in, scores and maps averaged; empty: the size the network
+        sizes: input sides in pixels to look at each image in, scores and maps averaged; empty: the size the network
             was trained at. Larger ones find smaller things and sharper maps, at a cost that grows with their area.
         output_stride: input pixels per cell of the maps, 32, 16 or 8, whatever the network was trained at: finer maps
             with the same weights, for about 2 and 8 times the cost, where the backbone can. None: that of training.
             Counts of regions (k+, k-) given as whole numbers stay as they are; proportions follow the map.
-        tile: side in pixels above which a picture is cut into overlapping tiles, each looked at like a picture, for
-            small things in large photographs. None: every picture is looked at whole.
+        tile: side in pixels above which an image is cut into overlapping tiles, each looked at like an image, for
+            small things in large photographs. None: every image is looked at whole.
         engine: what computes the networks' features: "torch", "compile", "onnx" or "openvino", or "auto", what
             `wildcat bench --pick` found fastest here.
         precision: "fp32", "bf16" (all but onnx) or "int8" (onnx, openvino; prepared by `wildcat bench`): faster,

@@ -1,24 +1,36 @@
-"""Progress on the terminal: bars on stderr with the rate and the time left."""
+"""Progress of long work: one protocol, and its progress bars on stderr."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
 
-from wildcat.train.listener import Listener
+
+class Progress:
+    """Receives the progress of long work and ignores it; subclasses report it."""
+
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        """Begin a task of `total` items (None: unknown), of which `done` are finished already."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """`count` more items are finished; `note` is a short text to show beside the bar."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """A training epoch has ended; `record` is its line in metrics.jsonl."""
 
 
-def progress_bar(total: int | None, what: str) -> tqdm[Any]:
-    """A bar over `total` pictures, None: as many as come; in a log it prints a line now and then."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, desc=what, unit="img", file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+SILENT = Progress()
 
 
-class TerminalListener(Listener):
-    """Shows how training goes."""
+class ProgressBar(Progress):
+    """A bar on stderr for each task, with the rate and the time left; in a log, a line every 30 seconds."""
 
     def __init__(self) -> None:
         self.bar: tqdm[Any] | None = None
@@ -29,23 +41,57 @@ class TerminalListener(Listener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.close()
 
-    def start(self, total_pictures: int, done: int, what: str) -> None:
+    def close(self) -> None:
+        """Finish the current bar."""
         if self.bar is not None:
             self.bar.close()
-        self.bar = progress_bar(total_pictures, what)
+            self.bar = None
+
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        self.close()
+        self.bar = progress_bar(total, task)
         self.bar.initial = self.bar.n = done
 
-    def advance(self, pictures: int, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         if self.bar is not None:
             if note:
                 self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(pictures)
+            self.bar.update(count)
 
     def epoch(self, record: dict[str, Any]) -> None:
         if self.bar is not None:
             val = " ".join(f"val {k} {v:.4f}" for k, v in record.get("val", {}).items())
             star = " *" if record["best"] and val else ""
             self.bar.write(f"epoch {record['epoch']}: loss {record['loss']:.4f} {val}{star}", file=sys.stderr)
+
+
+def progress_bar(total: int | None, task: str) -> tqdm[Any]:
+    """A tqdm bar over `total` images (None: unknown) on stderr; in a log it prints a line every 30 seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=task, unit="img", file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Former handlers come back at the end."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    former = {s: signal.getsignal(s) for s in signals}
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    try:
+        for s in signals:
+            signal.signal(s, handle)
+        yield event
+    finally:
+        for s, handler in former.items():
+            signal.signal(s, handler)

@@ -1,4 +1,4 @@
-"""Pictures are read as a person sees them, and whatever is no picture is refused in one sentence."""
+"""Images are read as a person sees them, and whatever is no image is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from wildcat.data.images import decode_reduced, list_images, read_image, read_mask, read_reduced, to_rgb
 from wildcat.errors import DataError, ImageError
 
-# EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 lie in the picture as seen.
+# EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 lie in the image as seen.
 ROW_0_COLUMN_0 = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -28,7 +28,7 @@ ROW_0_COLUMN_0 = {
 
 
 def stored_pixels(seen: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores for the picture `seen`, pixel by pixel from the table of the standard."""
+    """What a camera stores for the image `seen`, pixel by pixel from the table of the standard."""
     row_side, column_side = ROW_0_COLUMN_0[orientation]
     height, width = seen.shape[:2]
     swapped = row_side in ("left", "right")
@@ -55,9 +55,9 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -
     options = {"lossless": True} if suffix == "webp" else {}
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(stored_pixels(seen, orientation)).save(path, exif=exif, **options)
-    picture = read_image(path)
-    assert np.array_equal(np.asarray(picture), seen)
-    assert np.array_equal(np.asarray(to_rgb(picture)), seen), "a second call must not turn the picture again"
+    image = read_image(path)
+    assert np.array_equal(np.asarray(image), seen)
+    assert np.array_equal(np.asarray(to_rgb(image)), seen), "a second call must not turn the image again"
 
 
 def test_jpeg_orientation(tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    picture.save(tmp_path / "opaque.png")
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "opaque.png")
     assert np.asarray(read_image(tmp_path / "opaque.png")).tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
-    picture.save(tmp_path / "one.png", transparency=1)
-    picture.save(tmp_path / "bytes.png", transparency=b"\xff\x00\xff")
+    image.save(tmp_path / "one.png", transparency=1)
+    image.save(tmp_path / "bytes.png", transparency=b"\xff\x00\xff")
     for name in ("one.png", "bytes.png"):
         assert np.asarray(read_image(tmp_path / name)).tolist() == [[[10, 20, 30], [255] * 3, [70, 80, 90]]]
 
@@ -121,8 +121,8 @@ def test_sixteen_bit_grey_has_a_fixed_scale(tmp_path: Path, suffix: str) -> None
 
 
 def test_big_endian_sixteen_bit() -> None:
-    picture = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0, 200 * 257))
-    assert np.asarray(to_rgb(picture))[0, :, 1].tolist() == [0, 200]
+    image = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0, 200 * 257))
+    assert np.asarray(to_rgb(image))[0, :, 1].tolist() == [0, 200]
 
 
 def test_adobe_cmyk_is_not_a_negative(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (20000, 50), (50, 20000)])
 def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("L", size, 3).save(tmp_path / "a.png")
-    picture = read_image(tmp_path / "a.png")
-    assert picture.size == size
-    assert picture.getpixel((size[0] - 1, size[1] - 1)) == (3, 3, 3)
+    image = read_image(tmp_path / "a.png")
+    assert image.size == size
+    assert image.getpixel((size[0] - 1, size[1] - 1)) == (3, 3, 3)
 
 
 def test_to_rgb_leaves_the_original_alone() -> None:
@@ -206,7 +206,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str, str]]:
 @pytest.mark.parametrize(
     "kind", ["missing", "folder", "empty", "text", "cut jpg", "cut png", "bomb", "float", "32 bit"]
 )
-def test_what_is_no_picture_is_refused(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_image_is_refused(tmp_path: Path, kind: str) -> None:
     path, reason, remedy = bad_files(tmp_path)[kind]
     with pytest.raises(ImageError) as caught:
         read_image(path)
@@ -224,7 +224,7 @@ def test_to_rgb_refuses_too() -> None:
 
 
 @pytest.mark.parametrize("byte", range(0, 300, 7))
-def test_damage_anywhere_is_an_image_error_or_a_picture(tmp_path: Path, byte: int) -> None:
+def test_damage_anywhere_is_an_image_error_or_an_image(tmp_path: Path, byte: int) -> None:
     Image.effect_noise((32, 32), 50).save(tmp_path / "a.png")
     data = bytearray((tmp_path / "a.png").read_bytes())
     data[byte] ^= 0xFF
@@ -255,7 +255,7 @@ def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, s
         assert (size, image.size) == ((320, 240), (320 // scale, 240 // scale))
         expected = np.asarray(seen.resize(image.size, Image.Resampling.BOX)).astype(int)
         assert np.abs(np.asarray(image) - expected).max() <= 6
-    assert set(asked) == {(320, 240)}, "the size of the picture as it is seen"
+    assert set(asked) == {(320, 240)}, "the size of the image as it is seen"
 
 
 def test_sides_of_a_reduced_jpeg_are_rounded_up_and_other_formats_come_in_full(tmp_path: Path) -> None:
@@ -276,11 +276,11 @@ def test_a_cut_jpeg_is_refused_at_any_size(tmp_path: Path) -> None:
 
 def test_mask_indices(tmp_path: Path) -> None:
     indices = np.array([[0, 1, 20], [255, 3, 0]], np.uint8)
-    picture = Image.fromarray(indices)
-    picture.save(tmp_path / "grey.png")
+    image = Image.fromarray(indices)
+    image.save(tmp_path / "grey.png")
     Image.fromarray(indices.astype(np.uint16)).save(tmp_path / "wide.png")
-    picture.putpalette(list(range(256)) * 3)
-    picture.save(tmp_path / "palette.png")
+    image.putpalette(list(range(256)) * 3)
+    image.save(tmp_path / "palette.png")
     for name in ("grey.png", "palette.png", "wide.png"):
         mask = read_mask(tmp_path / name)
         assert mask.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""The same pictures in the same order with the same crops, whatever reads them."""
+"""The same images in the same order with the same crops, whatever reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wildcat.data.dataset import Sample
 from wildcat.data.images import Reduced, Spare, as_stored, read_reduced
-from wildcat.data.loader import Augment, Pictures, batch_indices, epoch_order, load_batches, suggested_workers
-from wildcat.data.sample import Sample
+from wildcat.data.loader import Augment, ImageDataset, batch_indices, epoch_order, load_batches, suggested_workers
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
 
@@ -22,7 +22,7 @@ PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     made = []
     for i in range(7):
@@ -34,33 +34,33 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
 
 @pytest.mark.parametrize("augment", [None, Augment(seed=3, crop_scale=0.3, flip="both")])
 def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample], augment: Augment | None) -> None:
-    pictures = Pictures(samples, PREPROCESS, augment)
+    images = ImageDataset(samples, PREPROCESS, augment)
     batches = batch_indices(epoch_order(len(samples), 0, 2), 3)
-    alone, pair = (list(load_batches(pictures, batches, epoch=2, workers=w)) for w in (0, 2))
+    alone, pair = (list(load_batches(images, batches, epoch=2, workers=w)) for w in (0, 2))
     assert len(alone) == len(pair) == len(batches)
-    for (images, labels), (other_images, other_labels) in zip(alone, pair, strict=True):
-        assert torch.equal(images, other_images)
+    for (inputs, labels), (other_images, other_labels) in zip(alone, pair, strict=True):
+        assert torch.equal(inputs, other_images)
         assert torch.equal(labels, other_labels)
     assert [int(i) for _, labels in alone for i in labels.argmax(1)] == epoch_order(len(samples), 0, 2)
 
 
-def test_a_picture_is_the_same_in_any_batch(samples: list[Sample]) -> None:
+def test_an_image_is_the_same_in_any_batch(samples: list[Sample]) -> None:
     """Its crop follows from (seed, epoch, index): going on in the middle of an epoch repeats it."""
-    pictures = Pictures(samples, PREPROCESS, Augment(seed=3))
+    images = ImageDataset(samples, PREPROCESS, Augment(seed=3))
     large = {
         int(y.argmax()): x
-        for xs, ys in load_batches(pictures, [[0, 1, 2, 3], [4, 5, 6]], 1)
+        for xs, ys in load_batches(images, [[0, 1, 2, 3], [4, 5, 6]], 1)
         for x, y in zip(xs, ys, strict=True)
     }
     for index in (5, 2):
-        ((images, labels),) = load_batches(pictures, [[index]], 1)
+        ((inputs, labels),) = load_batches(images, [[index]], 1)
         assert int(labels.argmax()) == index
-        assert torch.equal(images[0], large[index])
+        assert torch.equal(inputs[0], large[index])
 
 
 def test_crops_change_with_seed_and_epoch_only(samples: list[Sample]) -> None:
     def first(seed: int, epoch: int) -> torch.Tensor:
-        return next(iter(load_batches(Pictures(samples, PREPROCESS, Augment(seed)), [[0]], epoch)))[0]
+        return next(iter(load_batches(ImageDataset(samples, PREPROCESS, Augment(seed)), [[0]], epoch)))[0]
 
     assert torch.equal(first(0, 0), first(0, 0))
     assert not torch.equal(first(0, 0), first(1, 0))
@@ -71,12 +71,12 @@ def test_reading_draws_nothing_from_the_global_generator(samples: list[Sample]) 
     """Otherwise dropout would differ between a training that goes through and one that is resumed."""
     before = torch.get_rng_state()
     for workers in (0, 1):
-        list(load_batches(Pictures(samples, PREPROCESS, Augment(0)), [[0, 1], [2]], workers=workers))
+        list(load_batches(ImageDataset(samples, PREPROCESS, Augment(0)), [[0, 1], [2]], workers=workers))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @given(count=st.integers(0, 50), seed=st.integers(0, 2**32), epoch=st.integers(0, 100))
-def test_an_epoch_takes_each_picture_once(count: int, seed: int, epoch: int) -> None:
+def test_an_epoch_takes_each_image_once(count: int, seed: int, epoch: int) -> None:
     order = epoch_order(count, seed, epoch)
     assert sorted(order) == list(range(count))
     assert order == epoch_order(count, seed, epoch)
@@ -98,11 +98,11 @@ def test_batches_hold_every_index_in_order(count: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_keeps_its_sentence(samples: list[Sample], tmp_path: Path, workers: int) -> None:
+def test_an_unreadable_image_keeps_its_sentence(samples: list[Sample], tmp_path: Path, workers: int) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"<html>not found</html>")
     bad = Sample("broken", broken, samples[0].labels)
-    batches = load_batches(Pictures([*samples, bad], PREPROCESS), [[0, 1], [2, 7], [3]], workers=workers)
+    batches = load_batches(ImageDataset([*samples, bad], PREPROCESS), [[0, 1], [2, 7], [3]], workers=workers)
     assert len(next(batches)[0]) == 2
     with pytest.raises(ImageError) as caught:
         list(batches)
@@ -110,14 +110,14 @@ def test_an_unreadable_picture_keeps_its_sentence(samples: list[Sample], tmp_pat
     assert "Convert it to JPEG or PNG" in caught.value.hint
 
 
-def test_a_missing_picture_keeps_its_sentence(samples: list[Sample], tmp_path: Path) -> None:
+def test_a_missing_image_keeps_its_sentence(samples: list[Sample], tmp_path: Path) -> None:
     gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
     with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
-        list(load_batches(Pictures([gone], PREPROCESS), [[0]], workers=1))
+        list(load_batches(ImageDataset([gone], PREPROCESS), [[0]], workers=1))
 
 
 def test_no_batches_are_no_batches(samples: list[Sample]) -> None:
-    assert list(load_batches(Pictures(samples, PREPROCESS), [], workers=2)) == []
+    assert list(load_batches(ImageDataset(samples, PREPROCESS), [], workers=2)) == []
 
 
 def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyP
 def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
     tmp_path: Path, crop_scale: float | None, scale: int
 ) -> None:
-    """What comes of it is the picture's own tensor, nearly; of small crops, every pixel is decoded."""
+    """What comes of it is the image's own tensor, nearly; of small crops, every pixel is decoded."""
     path = tmp_path / "large.jpg"
     colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(colours).resize((192, 144), Image.Resampling.BICUBIC).save(path, quality=95)
@@ -143,8 +143,8 @@ def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
         return image, size
 
     samples = [Sample("large", path, np.array([1], np.int8))]
-    reduced = Pictures(samples, PREPROCESS, augment, small)
-    full = Pictures(samples, PREPROCESS, augment, lambda path, spare: read_reduced(path, as_stored))
+    reduced = ImageDataset(samples, PREPROCESS, augment, small)
+    full = ImageDataset(samples, PREPROCESS, augment, lambda path, spare: read_reduced(path, as_stored))
     for epoch in range(12):
         one, other = reduced[epoch, 0], full[epoch, 0]
         assert not isinstance(one, ImageError) and not isinstance(other, ImageError)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from wildcat.data.catalog import open_dataset
 from wildcat.data.images import read_image
 from wildcat.data.miniatures import CATEGORY_IDS, write_action, write_coco, write_indoor, write_scenes
-from wildcat.data.scenes import SCENE_CLASSES
-from wildcat.data.shapes import SHAPE_CLASSES, draw_scene
+from wildcat.data.readers.scene15 import SCENE_CLASSES
+from wildcat.data.readers.synthetic import SHAPE_CLASSES, draw_scene
+from wildcat.data.registry import open_dataset
 from wildcat.errors import ConfigError, DataError
 
 
 @pytest.fixture
 def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """15 classes of 5 pictures, 4 of them to train with: the protocol's 100 would take seconds to draw."""
-    for module in ("miniatures", "scenes"):
+    """15 classes of 5 images, 4 of them to train with: the protocol's 100 would take seconds to draw."""
+    for module in ("miniatures", "readers.scene15"):
         monkeypatch.setattr(f"wildcat.data.{module}.TRAIN_PER_CLASS", 4)
     return write_scenes(tmp_path / "s", test=1)
 
@@ -31,9 +31,9 @@ def test_scenes(scenes: Path) -> None:
     assert (data.format, data.notes) == ("scenes", ())
     assert (len(data.split("train")), len(data.split("test"))) == (60, 15)
     assert [s.path.parent.name for s in data.split("test")] == list(SCENE_CLASSES)
-    picture = np.asarray(read_image(data.split("test")[0].path))
-    assert picture.shape == (32, 40, 3)
-    assert (picture[..., 0] == picture[..., 1]).all() and (picture[..., 1] == picture[..., 2]).all(), "grey"
+    image = np.asarray(read_image(data.split("test")[0].path))
+    assert image.shape == (32, 40, 3)
+    assert (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all(), "grey"
 
 
 def test_any_seed_of_scenes(scenes: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures reach the network without a shift of half a pixel, and crops stay inside the bounds they promise."""
+"""Images reach the network without a shift of half a pixel, and crops stay inside the bounds they promise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ramps(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (24, 60)])
 def test_the_warp_maps_pixel_centres(width: int, height: int, interpolation: str) -> None:
-    """Pixel j of S covers the picture from j W/S to (j+1) W/S, so its centre lies at (j + 1/2) W/S - 1/2."""
+    """Pixel j of S covers the image from j W/S to (j+1) W/S, so its centre lies at (j + 1/2) W/S - 1/2."""
     size = 20
     tensor = Preprocess(size, *PLAIN, interpolation)(ramps(width, height))
     places = np.arange(size) + 0.5
@@ -37,10 +37,10 @@ def test_the_warp_maps_pixel_centres(width: int, height: int, interpolation: str
 
 
 def test_corners_stay_corners() -> None:
-    picture = Image.new("RGB", (90, 50))
+    image = Image.new("RGB", (90, 50))
     for colour, corner in [("red", (0, 0)), ("lime", (60, 0)), ("blue", (0, 30)), ("white", (60, 30))]:
-        picture.paste(colour, (*corner, corner[0] + 30, corner[1] + 20))
-    tensor = Preprocess(32, *PLAIN)(picture)
+        image.paste(colour, (*corner, corner[0] + 30, corner[1] + 20))
+    tensor = Preprocess(32, *PLAIN)(image)
     assert tensor[:, 0, 0].tolist() == [1, 0, 0]
     assert tensor[:, 0, -1].tolist() == [0, 1, 0]
     assert tensor[:, -1, 0].tolist() == [0, 0, 1]
@@ -48,8 +48,8 @@ def test_corners_stay_corners() -> None:
 
 
 def test_normalisation_follows_the_weights() -> None:
-    picture = Image.new("RGB", (5, 7), (255, 51, 0))
-    tensor = Preprocess(8, (0.5, 0.2, 0.4), (0.5, 0.1, 0.2))(picture)
+    image = Image.new("RGB", (5, 7), (255, 51, 0))
+    tensor = Preprocess(8, (0.5, 0.2, 0.4), (0.5, 0.1, 0.2))(image)
     assert tensor.dtype == torch.float32
     assert tensor.shape == (3, 8, 8)
     for channel, expected in enumerate([(1 - 0.5) / 0.5, 0.0, -2.0]):
@@ -91,10 +91,10 @@ def test_crops_reach_every_size_and_corner() -> None:
 
 
 def test_only_the_generator_decides() -> None:
-    preprocess, picture = Preprocess(16, *PLAIN), ramps(40, 30)
+    preprocess, image = Preprocess(16, *PLAIN), ramps(40, 30)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    one, same, other = (preprocess.augmented(picture, np.random.default_rng(seed), 0.3, "both") for seed in (4, 4, 5))
+    one, same, other = (preprocess.augmented(image, np.random.default_rng(seed), 0.3, "both") for seed in (4, 4, 5))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -110,50 +110,50 @@ def test_both_flips_give_all_four_views() -> None:
 
 
 def views_seen(flip: str) -> set[str]:
-    picture = ramps(32, 32)
-    plain = Preprocess(32, *PLAIN)(picture)
+    image = ramps(32, 32)
+    plain = Preprocess(32, *PLAIN)(image)
     views = {"as is": plain, "mirrored": plain.flip(-1), "upended": plain.flip(-2), "turned": plain.flip(-1, -2)}
     seen = set()
     for seed in range(40):
-        got = Preprocess(32, *PLAIN).augmented(picture, np.random.default_rng(seed), 1.0, flip)  # type: ignore[arg-type]
+        got = Preprocess(32, *PLAIN).augmented(image, np.random.default_rng(seed), 1.0, flip)  # type: ignore[arg-type]
         (name,) = [name for name, view in views.items() if torch.equal(view, got)]
         seen.add(name)
     return seen
 
 
 def test_a_crop_is_the_warp_of_its_rectangle() -> None:
-    preprocess, picture = Preprocess(16, *PLAIN), ramps(60, 40)
+    preprocess, image = Preprocess(16, *PLAIN), ramps(60, 40)
     for seed in range(10):
-        left, top, width, height = random_crop(picture.size, np.random.default_rng(seed), 0.2)
-        expected = preprocess(picture.crop((left, top, left + width, top + height)))
-        assert torch.equal(preprocess.augmented(picture, np.random.default_rng(seed), 0.2, "none"), expected)
+        left, top, width, height = random_crop(image.size, np.random.default_rng(seed), 0.2)
+        expected = preprocess(image.crop((left, top, left + width, top + height)))
+        assert torch.equal(preprocess.augmented(image, np.random.default_rng(seed), 0.2, "none"), expected)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 375), (90, 64), (20, 500), (1, 1), (3000, 40)])
 def test_the_warp_is_pillows(size: tuple[int, int], interpolation: str) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    picture = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
-    oracle = picture.resize((64, 64), Image.Resampling[interpolation.upper()])
-    warped = Preprocess(64, *PLAIN, interpolation).warp(picture)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
+    oracle = image.resize((64, 64), Image.Resampling[interpolation.upper()])
+    warped = Preprocess(64, *PLAIN, interpolation).warp(image)
     assert warped.dtype == torch.uint8
     assert np.abs(warped.permute(1, 2, 0).numpy().astype(int) - np.asarray(oracle)).max() <= 1
 
 
-def test_a_batch_is_normalised_as_its_pictures_are_and_lies_channels_last() -> None:
+def test_a_batch_is_normalised_as_its_images_are_and_lies_channels_last() -> None:
     preprocess = Preprocess(16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
-    pictures = [ramps(30, 20), ramps(16, 16).transpose(Image.Transpose.ROTATE_90)]
-    batch = preprocess.normalise(torch.stack([preprocess.warp(picture) for picture in pictures]))
+    images = [ramps(30, 20), ramps(16, 16).transpose(Image.Transpose.ROTATE_90)]
+    batch = preprocess.normalise(torch.stack([preprocess.warp(image) for image in images]))
     assert batch.is_contiguous(memory_format=torch.channels_last)
-    for picture, images in zip(pictures, batch, strict=True):
-        bytes_ = preprocess.warp(picture).double().numpy()
+    for image, inputs in zip(images, batch, strict=True):
+        bytes_ = preprocess.warp(image).double().numpy()
         expected = (bytes_ / 255 - np.reshape([0.4, 0.5, 0.6], (3, 1, 1))) / np.reshape([0.2, 0.3, 0.1], (3, 1, 1))
-        np.testing.assert_allclose(images, expected, atol=2e-6)
-        assert torch.equal(images, preprocess(picture))
+        np.testing.assert_allclose(inputs, expected, atol=2e-6)
+        assert torch.equal(inputs, preprocess(image))
 
 
 @pytest.mark.parametrize("flip", ["none", "both"])
-def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_picture(flip: str) -> None:
+def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_image(flip: str) -> None:
     stored = ramps(60, 40).resize((600, 400), Image.Resampling.BICUBIC)
     copy = stored.reduce(4)
     preprocess = Preprocess(20, *PLAIN)
@@ -165,7 +165,7 @@ def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_picture(flip: str) -> None:
         assert (one - other).abs().max() < 5 / 255, "half a pixel of the copy is 0.8 of the 255 levels, and a filter"
 
 
-def test_how_much_smaller_a_picture_may_come() -> None:
+def test_how_much_smaller_an_image_may_come() -> None:
     assert Preprocess(100, *PLAIN).spare((1600, 800)) == 4.0
     assert Preprocess(100, *PLAIN).spare((150, 800)) < 1
     assert Preprocess(100, *PLAIN).spare((1600, 800), crop_scale=0.48) == pytest.approx(2.4)

@@ -20,15 +20,14 @@ from wildcat.data.transforms import Preprocess
 from wildcat.engines import (
     PRECISIONS,
     calibrate_int8,
-    eager,
+    graph_cache,
     open_engine,
     read_pick,
     runtimes,
-    store,
-    threads,
+    torch_backend,
     write_pick,
 )
-from wildcat.engines.eager import fold, open_torch
+from wildcat.engines.torch_backend import fold, open_torch
 from wildcat.errors import ConfigError, EngineError, MissingExtra
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import create_model
@@ -62,7 +61,7 @@ def network(seed: int = 0, **settings: Any) -> Any:
     return model
 
 
-def pictures(count: int = 3, size: int = SIZE) -> Tensor:
+def images(count: int = 3, size: int = SIZE) -> Tensor:
     return torch.from_numpy(np.random.default_rng(3).normal(size=(count, 3, size, size)).astype(np.float32))
 
 
@@ -82,17 +81,17 @@ def model() -> Any:
 def test_an_engine_gives_the_networks_features_for_any_batch(name: Any, model: Any) -> None:
     engine = open_engine(name, "fp32", model.backbone, SIZE, CPU)
     for count in (1, 3):
-        images = pictures(count).to(memory_format=torch.channels_last)
+        inputs = images(count).to(memory_format=torch.channels_last)
         with torch.inference_mode():
-            expected = model.features(images)
-        torch.testing.assert_close(engine.features(images), expected, rtol=1e-3, atol=1e-3)
+            expected = model.features(inputs)
+        torch.testing.assert_close(engine.features(inputs), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "precision"), [("torch", "bf16"), *(g for g in GRAPHS if g[1] != "fp32")])
 def test_coarser_precisions_are_near_and_not_the_same(name: Any, precision: Any, model: Any) -> None:
     engine = open_engine(name, precision, model.backbone, SIZE, CPU)
     with torch.inference_mode():
-        expected, found = model.features(pictures()), engine.features(pictures())
+        expected, found = model.features(images()), engine.features(images())
     assert found.dtype == torch.float32
     error = float((found - expected).norm() / expected.norm())
     if precision == "int8":
@@ -102,19 +101,19 @@ def test_coarser_precisions_are_near_and_not_the_same(name: Any, precision: Any,
 
 
 def test_torch_compile_takes_any_batch(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eager, "COMPILER", "aot_eager")  # what inductor is given, without the minutes it takes
+    monkeypatch.setattr(torch_backend, "COMPILER", "aot_eager")  # what inductor is given, without the minutes it takes
     engine = open_engine("compile", "fp32", model.backbone, SIZE, CPU)
     for count in (2, 1, 5):
         with torch.inference_mode():
-            expected = model.features(pictures(count))
-        torch.testing.assert_close(engine.features(pictures(count)), expected, rtol=1e-3, atol=1e-3)
+            expected = model.features(images(count))
+        torch.testing.assert_close(engine.features(images(count)), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_compiler_that_fails_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no g++ here\nand a long trace")
 
-    monkeypatch.setattr(eager, "COMPILER", broken)
+    monkeypatch.setattr(torch_backend, "COMPILER", broken)
     with pytest.raises(EngineError, match=r"cannot compile test_resnet.* here: .*no g\+\+ here.*\.\n.*C\+\+ compiler"):
         open_engine("compile", "fp32", model.backbone, SIZE, CPU)
 
@@ -125,12 +124,12 @@ def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, A
     members = [Member(made, Preprocess(size, (0.5,) * 3, (0.5,) * 3)) for size in (SIZE, 96)]
     for chosen in (members, members[:1]):
         plain = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
-        images = [pictures(2, m.preprocess.size) for m in chosen]
-        expected = plain.run(images)
+        inputs = [images(2, m.preprocess.size) for m in chosen]
+        expected = plain.run(inputs)
         for name in ("onnx", "openvino"):
             other = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
             other.use_engine(name)
-            found = other.run(images)
+            found = other.run(inputs)
             for field in ("scores", "class_maps", "modality_maps", "member_scores"):
                 a, b = getattr(found, field), getattr(expected, field)
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max(), err_msg=f"{name} {field}")
@@ -139,9 +138,9 @@ def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, A
 def test_answers_do_not_share_memory(model: Any) -> None:
     for name, precision in GRAPHS:
         engine = open_engine(name, precision, model.backbone, SIZE, CPU)
-        first = engine.features(pictures(1))
+        first = engine.features(images(1))
         before = first.clone()
-        engine.features(-pictures(1))
+        engine.features(-images(1))
         assert torch.equal(first, before), name
 
 
@@ -158,7 +157,7 @@ def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name:
     assert sum(isinstance(m, _BatchNorm) for m in backbone.modules()) == count  # the network itself stays as it is
     for size in (64, 96):
         with torch.inference_mode():
-            torch.testing.assert_close(folded(pictures(2, size)), backbone(pictures(2, size)), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(folded(images(2, size)), backbone(images(2, size)), rtol=1e-3, atol=1e-4)
 
 
 def test_what_cannot_be_followed_runs_as_it_is() -> None:
@@ -170,14 +169,14 @@ def test_what_cannot_be_followed_runs_as_it_is() -> None:
             super().__init__()
             self.norm = nn.BatchNorm2d(3)
 
-        def forward_features(self, images: Tensor) -> Tensor:
-            found: Tensor = self.norm(images)
-            return found if images.mean() > 0 else -found  # the code itself depends on the picture
+        def forward_features(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.norm(inputs)
+            return found if inputs.mean() > 0 else -found  # the code itself depends on the image
 
     backbone = Backbone("forked", Forked()).eval()
     features = open_torch(backbone, "fp32", CPU)
-    for images in (pictures().abs(), -pictures().abs()):
-        torch.testing.assert_close(features(images), backbone(images))
+    for inputs in (images().abs(), -images().abs()):
+        torch.testing.assert_close(features(inputs), backbone(inputs))
 
 
 def test_a_shared_convolution_is_not_folded() -> None:
@@ -189,14 +188,14 @@ def test_a_shared_convolution_is_not_folded() -> None:
             super().__init__()
             self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
 
-        def forward_features(self, images: Tensor) -> Tensor:
-            found: Tensor = self.norm(self.conv(images)) + self.conv(-images)
+        def forward_features(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.norm(self.conv(inputs)) + self.conv(-inputs)
             return found
 
     backbone = Backbone("shared", Shared()).eval()
     with torch.no_grad():
         backbone.network.norm.running_mean.fill_(2.0)  # type: ignore[union-attr,operator]
-        torch.testing.assert_close(open_torch(backbone, "fp32", CPU)(pictures()), backbone(pictures()))
+        torch.testing.assert_close(open_torch(backbone, "fp32", CPU)(images()), backbone(images()))
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -207,8 +206,8 @@ def test_a_graph_is_made_once_and_again_for_other_weights_sizes_and_structures(
 ) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
     made: list[int] = []
-    trace = store.trace
-    monkeypatch.setattr(store, "trace", lambda *a: made.append(1) or trace(*a))
+    trace = graph_cache.trace
+    monkeypatch.setattr(graph_cache, "trace", lambda *a: made.append(1) or trace(*a))
     first = network(0).backbone
     for _ in range(2):
         open_engine("onnx", "fp32", first, SIZE, CPU)
@@ -230,23 +229,23 @@ def test_a_damaged_or_swapped_graph_is_made_again(
 ) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
     backbone = network(0).backbone
-    path = store.graph_folder(backbone, SIZE) / "fp32.onnx"
-    store.fp32_graph(backbone, SIZE)
+    path = graph_cache.graph_folder(backbone, SIZE) / "fp32.onnx"
+    graph_cache.fp32_graph(backbone, SIZE)
     if damage == "of another network":
-        store.fp32_graph(network(1).backbone, SIZE)
-        shutil.copy(store.graph_folder(network(1).backbone, SIZE) / "fp32.onnx", path)
+        graph_cache.fp32_graph(network(1).backbone, SIZE)
+        shutil.copy(graph_cache.graph_folder(network(1).backbone, SIZE) / "fp32.onnx", path)
     else:
         path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else b"")
     engine = open_engine(name, "fp32", backbone, SIZE, CPU)
-    torch.testing.assert_close(engine.features(pictures()), backbone(pictures()).detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(engine.features(images()), backbone(images()).detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
     for made in (model, network(1)):
-        calibrate_int8(made.backbone, SIZE, [pictures(16)])
-    target = store.graph_folder(network(1).backbone, SIZE) / "int8.onnx"
-    shutil.copy(store.graph_folder(model.backbone, SIZE) / "int8.onnx", target)
+        calibrate_int8(made.backbone, SIZE, [images(16)])
+    target = graph_cache.graph_folder(network(1).backbone, SIZE) / "int8.onnx"
+    shutil.copy(graph_cache.graph_folder(model.backbone, SIZE) / "int8.onnx", target)
     with pytest.raises(EngineError, match=r"onnx in int8 gives features that differ from torch's by \d+%"):
         open_engine("onnx", "int8", network(1).backbone, SIZE, CPU)
     target.write_bytes(b"\0" * 100)
@@ -258,7 +257,7 @@ def test_auto_takes_what_was_picked_for_these_weights(
     model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
-    with pytest.raises(EngineError, match=r"no engine was picked.*64 px(.|\n)*wildcat bench RUN PICTURES --pick"):
+    with pytest.raises(EngineError, match=r"no engine was picked.*64 px(.|\n)*wildcat bench RUN IMAGES --pick"):
         open_engine("auto", "fp32", model.backbone, SIZE, CPU)
     path = write_pick(model.backbone, SIZE, "cpu", "openvino", "bf16", {"ratio": 3.0})
     write_pick(model.backbone, 96, "cpu", "onnx", "fp32", {})
@@ -295,12 +294,12 @@ def test_misuse_is_answered_in_a_sentence(
     assert said in str(caught.value)
 
 
-def test_int8_needs_pictures_first() -> None:
+def test_int8_needs_images_first() -> None:
     other = network(2).backbone
     with pytest.raises(EngineError, match=r"there is no int8 graph of these weights at 64 px.\n.*wildcat bench"):
         open_engine("openvino", "int8", other, SIZE, CPU)
-    for batches in ([], [pictures(15)]):
-        with pytest.raises(ConfigError, match=f"{15 * len(batches)} pictures are too few"):
+    for batches in ([], [images(15)]):
+        with pytest.raises(ConfigError, match=f"{15 * len(batches)} images are too few"):
             calibrate_int8(other, SIZE, batches)
 
 
@@ -320,18 +319,6 @@ def test_a_missing_package_is_named(
     with pytest.raises(MissingExtra) as caught:
         open_engine(name, "fp32", network(0).backbone, SIZE, CPU)
     assert caught.value.hint == f"Type: pip install 'wildcat-vision[{extra}]'"
-
-
-@pytest.mark.parametrize(("text", "cores"), [("max 100000", 8), ("250000 100000", 3), ("5000 100000", 1), ("", 8)])
-def test_a_containers_share_of_the_processor_counts(
-    text: str, cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(threads, "CGROUP", tmp_path / "cpu.max")
-    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert threads.available_cores() == cores
-    monkeypatch.setattr(threads.torch, "get_num_threads", lambda: 2)
-    assert threads.engine_threads() == min(2, cores)
 
 
 def test_signals_after_engines_are_gone() -> None:

@@ -24,11 +24,11 @@ from scipy import ndimage
 from skimage.measure import approximate_polygon
 
 from wildcat.data import open_dataset
-from wildcat.data.coco import read_coco
 from wildcat.data.images import read_image, read_mask
-from wildcat.data.voc import read_voc
+from wildcat.data.readers.coco import read_coco
+from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, RunError, ShapeError
-from wildcat.export.annotations import (
+from wildcat.export import (
     ANNOTATION_FORMATS,
     Instance,
     InstanceParams,
@@ -37,10 +37,10 @@ from wildcat.export.annotations import (
     simplify_outline,
     trace_outline,
 )
-from wildcat.export.annotations import writer as writer_module
-from wildcat.export.annotations.coco import compress_run_lengths, run_lengths
-from wildcat.export.annotations.outlines import outline_area
-from wildcat.results import Prediction
+from wildcat.export import writer as writer_module
+from wildcat.export.coco import compress_run_lengths, run_lengths
+from wildcat.export.polygons import outline_area
+from wildcat.prediction import Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, NumPy 2
 
@@ -54,7 +54,7 @@ def prediction(width: int = 90, height: int = 60, **changes: Any) -> Prediction:
     maps = np.full((3, 6, 9), -2, np.float32)
     maps[0, 0:2, 0:3], maps[0, 4:6, 6:9], maps[1, 2:4, 7:9], maps[2, 5, 0] = 5, 9, 7, 1
     values: dict[str, Any] = {
-        "image": "a.png",
+        "path": "a.png",
         "width": width,
         "height": height,
         "classes": CLASSES,
@@ -62,7 +62,7 @@ def prediction(width: int = 90, height: int = 60, **changes: Any) -> Prediction:
         "class_scores": np.array([2, 3, -3], np.float32),
         "class_maps": maps,
         "modality_maps": None,
-        "picture": Image.new("RGB", (width, height), (0, 0, 80)),
+        "image": Image.new("RGB", (width, height), (0, 0, 80)),
     }
     return Prediction(**{**values, **changes})
 
@@ -90,7 +90,7 @@ def filled(instance: Instance) -> NDArray[np.bool_]:
     return np.asarray(ndimage.binary_fill_holes(instance.mask))
 
 
-def on_picture(instance: Instance, size: tuple[int, int], region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def on_image(instance: Instance, size: tuple[int, int], region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     x1, y1, x2, y2 = instance.box
     whole = np.zeros(size, bool)
     whole[y1:y2, x1:x2] = region
@@ -100,9 +100,9 @@ def on_picture(instance: Instance, size: tuple[int, int], region: NDArray[np.boo
 def rasterised(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
     """A polygon filled by Pillow on a grid eight times finer: independent of pycocotools and of our tracer."""
     height, width = size
-    picture = Image.new("1", (8 * width, 8 * height))
-    ImageDraw.Draw(picture).polygon([(8 * x - 0.5, 8 * y - 0.5) for x, y in points], fill=1)
-    return np.asarray(picture.resize((width, height), Image.Resampling.NEAREST))
+    image = Image.new("1", (8 * width, 8 * height))
+    ImageDraw.Draw(image).polygon([(8 * x - 0.5, 8 * y - 0.5) for x, y in points], fill=1)
+    return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
 def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -123,7 +123,7 @@ def test_instances_are_the_connected_regions_of_the_mask_with_the_probability_as
         labels, _ = ndimage.label(mask == i.class_index + 1, np.ones((3, 3)))
         x1, y1, x2, y2 = i.box
         component = labels == labels[y1:y2, x1:x2][i.mask][0]
-        np.testing.assert_array_equal(on_picture(i, mask.shape, i.mask), component)
+        np.testing.assert_array_equal(on_image(i, mask.shape, i.mask), component)
         rows, columns = np.nonzero(component)
         assert i.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
 
@@ -133,7 +133,7 @@ def test_instances_make_up_the_mask(seed: int) -> None:
     p = noisy(seed)
     again = np.zeros((p.height, p.width), np.uint8)
     for i in find_instances(p, EVERY_SPECK):
-        assert not again[on_picture(i, again.shape, i.mask)].any()  # none overlap
+        assert not again[on_image(i, again.shape, i.mask)].any()  # none overlap
         i.paint(again, i.class_index + 1)
     np.testing.assert_array_equal(again, p.mask())
 
@@ -237,7 +237,7 @@ def test_simplified_outlines_stay_within_the_tolerance() -> None:
 
 @pytest.mark.parametrize("kind", ["coco", "coco-polygons"])
 def test_coco_comes_back_through_pycocotools(tmp_path: Path, kind: str) -> None:
-    shown = [prediction(), nothing(image="caf\udce9.png"), noisy(1), noisy(2)]
+    shown = [prediction(), nothing(path="caf\udce9.png"), noisy(1), noisy(2)]
     folder = write(tmp_path / "out", kind, shown, params=EVERY_SPECK, model="runs/x")
     coco = COCO(str(folder / "annotations.json"))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
@@ -257,7 +257,7 @@ def test_coco_comes_back_through_pycocotools(tmp_path: Path, kind: str) -> None:
         again = np.zeros((p.height, p.width), np.uint8)
         for a, i in zip(annotations, instances, strict=True):
             region = coco.annToMask(a).astype(bool)
-            expected = on_picture(i, region.shape, i.mask if kind == "coco" else filled(i))
+            expected = on_image(i, region.shape, i.mask if kind == "coco" else filled(i))
             np.testing.assert_array_equal(region, expected)
             again[region & (again == 0)] = a["category_id"]
             assert CLASSES[a["category_id"] - 1] == i.name and a["score"] == pytest.approx(i.score, abs=1e-5)
@@ -291,9 +291,9 @@ def test_coco_without_a_region(tmp_path: Path) -> None:
 
 
 def yolo_rows(folder: Path, file: str) -> list[tuple[int, NDArray[np.float64]]]:
-    """What the rules of the format say of a picture: labels/ for images/, .txt for its suffix."""
-    picture = folder / "images" / file
-    text = Path(str(picture).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
+    """What the rules of the format say of an image: labels/ for images/, .txt for its suffix."""
+    image = folder / "images" / file
+    text = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
     rows = [line.split() for line in text.splitlines()]
     return [(int(row[0]), np.array(row[1:], float)) for row in rows]
 
@@ -323,7 +323,7 @@ def test_yolo_outlines(tmp_path: Path, simplify: float) -> None:
     for (index, values), i in zip(rows, instances, strict=True):
         assert CLASSES[index] == i.name and values.min() >= 0 and values.max() <= 1
         region = rasterised(values.reshape(-1, 2) * (900, 600), (600, 900))
-        assert iou(region, on_picture(i, region.shape, filled(i))) > (0.99 if simplify else 0.999)
+        assert iou(region, on_image(i, region.shape, filled(i))) > (0.99 if simplify else 0.999)
 
 
 @pytest.mark.parametrize("kind", ["yolo", "yolo-segment"])
@@ -357,15 +357,15 @@ def test_voc_is_read_as_a_devkit(tmp_path: Path) -> None:
 
 
 def test_voc_files_by_the_devkit_s_rules(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out", "voc", [prediction(image="x\x07\udce9.png")])
+    folder = write(tmp_path / "out", "voc", [prediction(path="x\x07\udce9.png")])
     root = ElementTree.parse(folder / "Annotations" / "p0.xml").getroot()
     assert root.findtext("filename") == "p0.png" and (folder / "JPEGImages" / "p0.png").is_file()
     assert [root.findtext(f"size/{t}") for t in ("width", "height", "depth")] == ["90", "60", "3"]
     assert root.findtext("path") == "x??.png"
     objects = read_mask(folder / "SegmentationObject" / "p0.png")
-    with Image.open(folder / "SegmentationClass" / "p0.png") as picture:
-        assert picture.mode == "P"
-        colours, labels = np.array(picture.getpalette()).reshape(-1, 3), np.asarray(picture)
+    with Image.open(folder / "SegmentationClass" / "p0.png") as image:
+        assert image.mode == "P"
+        colours, labels = np.array(image.getpalette()).reshape(-1, 3), np.asarray(image)
     assert colours[[0, 1, 2, 15]].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [192, 128, 128]]  # 15: VOC's person
     found = root.findall("object")
     for number, (item, i) in enumerate(zip(found, find_instances(prediction()), strict=True), 1):
@@ -428,19 +428,19 @@ def test_label_studio_tasks_fit_their_interface(tmp_path: Path) -> None:
         x, y, w, h = (box["value"][k] for k in ("x", "y", "width", "height"))
         np.testing.assert_allclose(np.array([x, y, x + w, y + h]) / 100 * (900, 600, 900, 600), i.box, atol=1e-3)
         region = rasterised(np.array(polygon["value"]["points"]) / 100 * (900, 600), (600, 900))
-        assert iou(region, on_picture(i, region.shape, filled(i))) > 0.99
+        assert iou(region, on_image(i, region.shape, filled(i))) > 0.99
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def pictures_of(folder: Path) -> list[Path]:
+def images_of(folder: Path) -> list[Path]:
     found = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder / "images"
     return sorted(found.iterdir())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_pictures_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
+def test_images_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
     names = [
         "a.jpg",
         "a.png",
@@ -454,15 +454,15 @@ def test_pictures_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
     ]
     with ANNOTATION_FORMATS[kind](tmp_path / "out", CLASSES) as writer:
         for i, name in enumerate(names):
-            writer.add(prediction(picture=Image.new("RGB", (90, 60), (i, 0, 0))), name)
-    files = pictures_of(tmp_path / "out")
+            writer.add(prediction(image=Image.new("RGB", (90, 60), (i, 0, 0))), name)
+    files = images_of(tmp_path / "out")
     assert len({f.stem.casefold() for f in files}) == len(names)
     assert sorted(np.asarray(read_image(f))[0, 0, 0] for f in files) == list(range(len(names)))
     assert not any(c.isspace() or c == "/" for f in files for c in f.name)  # VOC's lists are split at spaces
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
-def test_pictures_come_as_they_are_or_upright(tmp_path: Path) -> None:
+def test_images_come_as_they_are_or_upright(tmp_path: Path) -> None:
     made = Image.effect_noise((90, 60), 50).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -471,17 +471,17 @@ def test_pictures_come_as_they_are_or_upright(tmp_path: Path) -> None:
     made.convert("P").save(tmp_path / "moving.gif")
     made.save(tmp_path / "nameless", format="PNG")
     for how in ("copy", "link"):
-        with ANNOTATION_FORMATS["coco"](tmp_path / how, CLASSES, pictures=how) as writer:
+        with ANNOTATION_FORMATS["coco"](tmp_path / how, CLASSES, images=how) as writer:
             for name in ("plain.jpg", "turned.jpg", "moving.gif", "nameless"):
                 size = (60, 90) if name == "turned.jpg" else (90, 60)
-                writer.add(prediction(*size, picture=tmp_path / name, image=name), name)
+                writer.add(prediction(*size, image=tmp_path / name, path=name), name)
         images = tmp_path / how / "images"
         assert {f.name for f in images.iterdir()} == {"plain.jpg", "turned.jpg", "moving.png", "nameless.png"}
         assert (images / "plain.jpg").read_bytes() == (tmp_path / "plain.jpg").read_bytes()
         assert (images / "plain.jpg").is_symlink() == (how == "link")
-        with Image.open(images / "turned.jpg") as picture:  # as readers that know no EXIF see it
-            assert picture.size == (60, 90) and not picture.getexif()
-            seen = np.asarray(picture).astype(int)
+        with Image.open(images / "turned.jpg") as image:  # as readers that know no EXIF see it
+            assert image.size == (60, 90) and not image.getexif()
+            seen = np.asarray(image).astype(int)
         assert np.abs(seen - np.asarray(read_image(tmp_path / "turned.jpg"))).mean() < 3
         np.testing.assert_array_equal(read_image(images / "moving.png"), read_image(tmp_path / "moving.gif"))
 
@@ -505,7 +505,7 @@ def test_a_full_disk_in_the_middle_is_one_sentence(tmp_path: Path, monkeypatch: 
     Image.new("RGB", (90, 60)).save(tmp_path / "a.png")
     monkeypatch.setattr(writer_module.shutil, "copyfile", full)
     with pytest.raises(RunError, match="out cannot be written: No space left"):
-        write(tmp_path / "out", "voc", [prediction(picture=tmp_path / "a.png")])
+        write(tmp_path / "out", "voc", [prediction(image=tmp_path / "a.png")])
     assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -530,8 +530,8 @@ def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_misuse_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pictures='move'"):
-        ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES, pictures="move")
+    with pytest.raises(ConfigError, match="images='move'"):
+        ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES, images="move")
     with pytest.raises(ConfigError, match="simplify=-1"):
         ANNOTATION_FORMATS["label-studio"](tmp_path / "out", CLASSES, simplify=-1)
     with pytest.raises(ConfigError, match="other classes"), ANNOTATION_FORMATS["coco"](tmp_path / "out", ["x"]) as w:

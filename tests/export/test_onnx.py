@@ -103,7 +103,7 @@ def existing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attempt", "kind", "said"),
     [
-        (several, ConfigError, r"both looks 2 times at a picture.*\n.*both/members/1"),
+        (several, ConfigError, r"both looks 2 times at an image.*\n.*both/members/1"),
         (existing, RunError, r"model.onnx exists and is never overwritten"),
         (lambda folder: export_onnx(predictor(), folder / "model"), ConfigError, r"Give a name such as .*model\.onnx"),
     ],

@@ -1,4 +1,4 @@
-"""A folder of predictions: a row and the pictures asked for of each, nothing overwritten, no two under one name."""
+"""A folder of predictions: a row and the images asked for of each, nothing overwritten, no two under one name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from wildcat.errors import ConfigError, RunError
 from wildcat.export import predictions
 from wildcat.export.predictions import ROWS, SAVE_KINDS, PredictionWriter, parse_save
-from wildcat.results import Prediction
+from wildcat.prediction import Prediction
 
 CLASSES = ("cat", "dog")
 
@@ -24,7 +24,7 @@ def prediction(width: int = 90, height: int = 40, **changes: Any) -> Prediction:
     """The cat is in the lower right quarter, the dog is absent."""
     maps = np.array([[[-2, -1], [0, 6]], [[-3, -4], [-4, -5]]], np.float32)
     values: dict[str, Any] = {
-        "image": "a.png",
+        "path": "a.png",
         "width": width,
         "height": height,
         "classes": CLASSES,
@@ -32,7 +32,7 @@ def prediction(width: int = 90, height: int = 40, **changes: Any) -> Prediction:
         "class_scores": np.array([2, -3], np.float32),
         "class_maps": maps,
         "modality_maps": np.stack([maps - 1, maps, maps + 1], axis=1),
-        "picture": Image.new("RGB", (width, height), (0, 0, 80)),
+        "image": Image.new("RGB", (width, height), (0, 0, 80)),
     }
     return Prediction(**{**values, **changes})
 
@@ -42,8 +42,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
+    with Image.open(path) as image:
+        return image.size
 
 
 def files_in(value: Any) -> list[str]:
@@ -53,7 +53,7 @@ def files_in(value: Any) -> list[str]:
     return [f for v in (value.values() if isinstance(value, dict) else value) for f in files_in(v)]
 
 
-def test_everything_asked_for_is_there_in_the_resolution_of_the_picture(tmp_path: Path) -> None:
+def test_everything_asked_for_is_there_in_the_resolution_of_the_image(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", SAVE_KINDS) as writer:
         returned = writer.add(prediction(), "pets/a.png")
     (row,) = rows_of(tmp_path / "out")
@@ -86,8 +86,8 @@ def test_heat_is_where_the_map_is_high(tmp_path: Path) -> None:
         row["files"]["heatmaps"]["cat"],
         row["files"]["modalities"]["cat"][2],
     ):
-        with Image.open(tmp_path / "out" / file) as picture:
-            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        with Image.open(tmp_path / "out" / file) as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
         hot, cold = pixels[280:, 560:].mean(axis=(0, 1)), pixels[:20, :40].mean(axis=(0, 1))
         assert hot[0] > cold[0] + 100, file  # redder
 
@@ -97,8 +97,8 @@ def test_modalities_share_one_scale(tmp_path: Path) -> None:
         row = writer.add(prediction(600, 300), "a.png")
     reds = []
     for file in row["files"]["modalities"]["cat"][:3]:  # type: ignore[index]
-        with Image.open(tmp_path / "out" / file) as picture:
-            reds.append(float(np.asarray(picture.convert("RGB"))[280:, 560:, 0].mean()))
+        with Image.open(tmp_path / "out" / file) as image:
+            reds.append(float(np.asarray(image.convert("RGB"))[280:, 560:, 0].mean()))
     assert reds[0] < reds[1] < reds[2]  # each map is higher than the one before by one
 
 
@@ -139,10 +139,10 @@ def test_no_kinds_is_rows_only(tmp_path: Path) -> None:
         ["a", "a/cat.jpg/b.jpg", "a.npz/b.jpg"],
     ],
 )
-def test_each_picture_keeps_files_of_its_own_inside_the_folder(tmp_path: Path, names: list[str]) -> None:
+def test_each_image_keeps_files_of_its_own_inside_the_folder(tmp_path: Path, names: list[str]) -> None:
     with PredictionWriter(tmp_path / "out" / "in", ("overlays", "arrays")) as writer:
         for i, name in enumerate(names):
-            p = prediction(class_scores=np.array([i + 1, -3], np.float32), image=name)
+            p = prediction(class_scores=np.array([i + 1, -3], np.float32), path=name)
             writer.add(p, name)
     rows = rows_of(tmp_path / "out" / "in")
     assert [row["image"] for row in rows] == names
@@ -164,14 +164,14 @@ def test_classes_with_like_names_get_a_file_each(tmp_path: Path) -> None:
     assert len(files) == 2 + 8 and len(set(files)) == len(files)
 
 
-def test_pictures_longer_than_a_jpeg_can_be(tmp_path: Path) -> None:
+def test_images_longer_than_a_jpeg_can_be(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", SAVE_KINDS) as writer:
         writer.add(prediction(66_000, 3), "wide.png")
     (row,) = rows_of(tmp_path / "out")
     assert size_of(tmp_path / "out" / row["files"]["overlays"]["cat"]) == (66_000, 3)
 
 
-def test_a_picture_of_one_pixel(tmp_path: Path) -> None:
+def test_an_image_of_one_pixel(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", SAVE_KINDS) as writer:
         writer.add(prediction(1, 1), "dot.png")
     (row,) = rows_of(tmp_path / "out")
@@ -204,12 +204,12 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def test_what_is_done_is_on_disk_before_the_end(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path / "out", ())
     for name in ("a.png", "b.png"):
-        writer.add(prediction(image=name), name)
+        writer.add(prediction(path=name), name)
         assert rows_of(tmp_path / "out")[-1]["image"] == name
     writer.rows.close()
 
 
-def test_a_full_disk_is_one_sentence_for_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_for_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

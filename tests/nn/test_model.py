@@ -29,7 +29,7 @@ from wildcat.nn.pooling import class_wise_pool, create_pool
 
 
 class Identity(nn.Module):
-    """A network whose features are the picture: it makes every number of the layers after it checkable."""
+    """A network whose features are the image: it makes every number of the layers after it checkable."""
 
     pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})
     num_features = 3
@@ -51,7 +51,7 @@ def tiny(
     return model.double()
 
 
-def pictures(batch: int = 2, height: int = 4, width: int = 5) -> Tensor:
+def images(batch: int = 2, height: int = 4, width: int = 5) -> Tensor:
     return torch.from_numpy(np.random.default_rng(3).normal(size=(batch, 3, height, width)))
 
 
@@ -78,43 +78,43 @@ def top_and_bottom(x: np.ndarray, k: int, alpha: float) -> np.ndarray:
 
 
 def test_architecture_a_classifies_and_then_pools() -> None:
-    model, images = tiny(), pictures()
+    model, inputs = tiny(), images()
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
-    maps = numpy_maps(model, images.numpy())
+    maps = numpy_maps(model, inputs.numpy())
     with torch.no_grad():
-        np.testing.assert_allclose(model.maps(images).numpy(), maps, atol=1e-6)
-        np.testing.assert_allclose(model.class_maps(images).numpy(), maps.mean(axis=2), atol=1e-6)
-        np.testing.assert_allclose(model(images).numpy(), top_and_bottom(maps.mean(axis=2), 3, 0.7), atol=1e-6)
+        np.testing.assert_allclose(model.maps(inputs).numpy(), maps, atol=1e-6)
+        np.testing.assert_allclose(model.class_maps(inputs).numpy(), maps.mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(model(inputs).numpy(), top_and_bottom(maps.mean(axis=2), 3, 0.7), atol=1e-6)
 
 
 def test_architecture_b_pools_and_then_classifies() -> None:
-    model, images = tiny(architecture="b"), pictures()
+    model, inputs = tiny(architecture="b"), images()
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     mean, std = (v.numpy()[:, None, None] for v in (model.standardize.mean, model.standardize.std))
-    pooled = top_and_bottom((images.numpy() - mean) / std, 3, 0.7)  # (B, D)
+    pooled = top_and_bottom((inputs.numpy() - mean) / std, 3, 0.7)  # (B, D)
     scores = pooled @ model.transfer.weight.detach().numpy()[:, :, 0, 0].T + model.bias().detach().numpy()
     expected = scores.reshape(2, 2, 2).mean(axis=2)  # (B, C, M) -> (B, C)
     with torch.no_grad():
-        np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(model.maps(images).numpy(), numpy_maps(model, images.numpy()), atol=1e-6)
+        np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(model.maps(inputs).numpy(), numpy_maps(model, inputs.numpy()), atol=1e-6)
 
 
 def test_architecture_c_pools_each_map_and_then_averages_its_scores() -> None:
-    model, images = tiny(classes=3, num_maps=4, architecture="c"), pictures()
+    model, inputs = tiny(classes=3, num_maps=4, architecture="c"), images()
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
-    maps = numpy_maps(model, images.numpy())
+    maps = numpy_maps(model, inputs.numpy())
     expected = np.mean([top_and_bottom(maps[:, :, m], 3, 0.7) for m in range(4)], axis=0)
     with torch.no_grad():
-        np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-6)
-        np.testing.assert_allclose(model.maps(images).numpy(), maps, atol=1e-6)
-        np.testing.assert_allclose(model.class_maps(images).numpy(), maps.mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(model.maps(inputs).numpy(), maps, atol=1e-6)
+        np.testing.assert_allclose(model.class_maps(inputs).numpy(), maps.mean(axis=2), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["average", "attention"])
 def test_with_a_pooling_that_is_linear_in_the_maps_the_architectures_are_the_same(pooling: str) -> None:
     """The order of linear steps does not matter; the weights of attention depend on the features only."""
-    images = pictures()
-    a, b, c = (tiny(architecture=x, pooling=pooling)(images) for x in ("a", "b", "c"))
+    inputs = images()
+    a, b, c = (tiny(architecture=x, pooling=pooling)(inputs) for x in ("a", "b", "c"))
     torch.testing.assert_close(a, b)
     torch.testing.assert_close(a, c)
 
@@ -122,7 +122,7 @@ def test_with_a_pooling_that_is_linear_in_the_maps_the_architectures_are_the_sam
 @pytest.mark.parametrize("pooling", ["wildcat", "lse", "csra"])
 def test_with_one_map_architecture_c_is_a_and_with_several_it_is_not(pooling: str) -> None:
     def scores(num_maps: int, architecture: Architecture) -> Tensor:
-        return tiny(num_maps=num_maps, architecture=architecture, pooling=pooling)(pictures())
+        return tiny(num_maps=num_maps, architecture=architecture, pooling=pooling)(images())
 
     torch.testing.assert_close(scores(1, "a"), scores(1, "c"))
     assert (scores(3, "a") - scores(3, "c")).abs().min() > 1e-3
@@ -131,7 +131,7 @@ def test_with_one_map_architecture_c_is_a_and_with_several_it_is_not(pooling: st
 def test_only_in_architecture_c_do_the_maps_of_a_class_learn_different_things() -> None:
     def gradients(architecture: Architecture) -> Tensor:
         model = tiny(num_maps=3, architecture=architecture, kmax=1)
-        model(pictures()).sum().backward()
+        model(images()).sum().backward()
         assert model.transfer.weight.grad is not None
         return model.transfer.weight.grad.reshape(2, 3, 3)  # (C, M, D)
 
@@ -146,7 +146,7 @@ def test_only_in_architecture_c_do_the_maps_of_a_class_learn_different_things() 
 @pytest.mark.parametrize("temperature", [0.7, 4.0, math.inf])
 def test_residual_attention_is_the_papers_attention_over_features(temperature: float) -> None:
     """Zhu & Wu attend to features, class by class, and classify what they attended to; we pool the class's map."""
-    model, images = tiny(classes=3, num_maps=2), pictures(2, 3, 4)
+    model, inputs = tiny(classes=3, num_maps=2), images(2, 3, 4)
     model.pool = create_pool("csra", residual=0.3, temperature=temperature)
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     mean, std = (v.numpy() for v in (model.standardize.mean, model.standardize.std))
@@ -154,7 +154,7 @@ def test_residual_attention_is_the_papers_attention_over_features(temperature: f
     bias = model.bias().detach().numpy().reshape(3, 2).mean(axis=1)
     scores = np.zeros((2, 3))
     for b in range(2):
-        x = [(images[b, :, i, j].numpy() - mean) / std for i in range(3) for j in range(4)]  # n features (D,)
+        x = [(inputs[b, :, i, j].numpy() - mean) / std for i in range(3) for j in range(4)]  # n features (D,)
         for c in range(3):
             said = np.array([weight[c] @ feature for feature in x])
             if math.isinf(temperature):
@@ -164,27 +164,27 @@ def test_residual_attention_is_the_papers_attention_over_features(temperature: f
             attended = sum(a * feature for a, feature in zip(attention, x, strict=True))
             residual = sum(x) / len(x) + 0.3 * attended
             scores[b, c] = weight[c] @ residual + (1 + 0.3) * bias[c]  # theirs has no bias; ours is in the map
-    np.testing.assert_allclose(model(images).detach().numpy(), scores, atol=1e-6)
+    np.testing.assert_allclose(model(inputs).detach().numpy(), scores, atol=1e-6)
 
 
 def test_the_mean_of_the_weights_gives_the_gradient_of_the_mean_of_the_maps() -> None:
     """Class maps made of averaged weights teach each of the M maps as eq. 1 does: a true 1/M each."""
-    model, images = tiny(classes=3, num_maps=4), pictures()
-    model.pool(class_wise_pool(model.maps(images).flatten(1, 2), 4)).square().sum().backward()
+    model, inputs = tiny(classes=3, num_maps=4), images()
+    model.pool(class_wise_pool(model.maps(inputs).flatten(1, 2), 4)).square().sum().backward()
     expected = [p.grad.clone() for p in model.transfer.parameters()]
     model.zero_grad()
-    model(images).square().sum().backward()
+    model(inputs).square().sum().backward()
     for parameter, gradient in zip(model.transfer.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_gradcheck_of_the_network() -> None:
-    model, images = tiny(), pictures(1, 3, 4)
+    model, inputs = tiny(), images(1, 3, 4)
     model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
 
     def scores(weight: Tensor, bias: Tensor) -> Tensor:
         folded = model.standardize.fold_into(weight, bias)
-        return model.pool(nn.functional.conv2d(images, *folded).unflatten(1, (2, 2)).mean(2))
+        return model.pool(nn.functional.conv2d(inputs, *folded).unflatten(1, (2, 2)).mean(2))
 
     assert torch.autograd.gradcheck(scores, (model.transfer.weight, model.bias()))
 
@@ -224,7 +224,7 @@ def test_measured_features_have_unit_length_and_dead_channels_no_say() -> None:
 
 
 def test_unmeasured_standardisation_is_the_identity() -> None:
-    features = pictures()
+    features = images()
     assert torch.equal(FeatureScale(3).double()(features), features)
 
 
@@ -241,7 +241,7 @@ def test_with_zero_weights_scores_start_at_the_prior(
         model.transfer.weight.zero_()
     model.start_at_prior(torch.tensor(frequencies, dtype=torch.float64), multiclass)
     expected = [math.log(p) if multiclass else math.log(p / (1 - p)) for p in frequencies]
-    np.testing.assert_allclose(model(pictures()).detach(), [expected] * 2, atol=1e-9)
+    np.testing.assert_allclose(model(images()).detach(), [expected] * 2, atol=1e-9)
 
 
 # --- the public constructor ------------------------------------------------------------------------------------------

@@ -294,7 +294,7 @@ def test_sharpness_out_of_range(sharpness: float) -> None:
     with pytest.raises(ConfigError, match=r"sharpness=.*give a positive number"):
         log_sum_exp_pool(torch.zeros(1, 1, 2, 2), sharpness)
     with pytest.raises(ConfigError, match="sharpness="):
-        create_pool("lse", sharpness=sharpness)  # when it is made, not at the first picture
+        create_pool("lse", sharpness=sharpness)  # when it is made, not at the first image
 
 
 @pytest.mark.parametrize(

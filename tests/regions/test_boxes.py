@@ -67,7 +67,7 @@ def test_boxes_equal_a_loop_over_components(seed: int) -> None:
     np.testing.assert_allclose(map_to_boxes(heat, threshold, connectivity=connectivity), expected[:1])  # type: ignore[arg-type]
 
 
-def test_painted_rectangles_come_back_in_pixels_of_the_picture() -> None:
+def test_painted_rectangles_come_back_in_pixels_of_the_image() -> None:
     heat = np.full((30, 40), -2.0)
     heat[3:9, 5:20] = 6.0
     heat[4, 6] = 8.0
@@ -105,7 +105,7 @@ def test_dtypes_agree(dtype: type) -> None:
     assert map_to_boxes(heat, 0.8, which="all") == map_to_boxes(heat.astype(np.float64), 0.8, which="all")
 
 
-def test_fast_enough_for_every_class_of_every_picture() -> None:
+def test_fast_enough_for_every_class_of_every_image() -> None:
     """About 2 ms for a smooth 512 x 512 map; the bound leaves room for a busy machine."""
     heat = ndimage.gaussian_filter(np.random.default_rng(0).random((512, 512)), 20)
     times = []

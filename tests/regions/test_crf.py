@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf, exact_dense_crf
-from wildcat.regions.lattice import _sort, build_lattice
+from wildcat.regions.permutohedral import _sort, build_lattice
 
 Array = NDArray[Any]
 DEEPLAB = MILD_CRF
@@ -27,7 +27,7 @@ CCNN = CrfParams(
 
 
 def scene(height: int, width: int, seed: int) -> tuple[Array, Array]:
-    """A shaded picture of a disc and a box on a ground, and its labels 0, 1, 2."""
+    """A shaded image of a disc and a box on a ground, and its labels 0, 1, 2."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     labels = np.zeros((height, width), np.int64)
@@ -189,15 +189,15 @@ def test_smoothness_alone_is_exact() -> None:
         np.testing.assert_allclose(dense_crf(image, prior, params), exact_dense_crf(image, prior, params), atol=2e-3)
 
 
-def test_real_pictures(real_data: Path) -> None:
-    """On VOC val pictures at 48 x 64: 99 % of the labels of the exact CRF; at full size: sharp maps become better."""
+def test_real_images(real_data: Path) -> None:
+    """On VOC val images at 48 x 64: 99 % of the labels of the exact CRF; at full size: sharp maps become better."""
     folder = real_data / "VOCdevkit" / "VOC2012"
     names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:6]
     agreement, before, after = [], [], []
     for seed, name in enumerate(names):
-        picture = Image.open(folder / "JPEGImages" / f"{name}.jpg").convert("RGB")
+        image = Image.open(folder / "JPEGImages" / f"{name}.jpg").convert("RGB")
         mask = Image.open(folder / "SegmentationClass" / f"{name}.png")
-        small = np.asarray(picture.resize((64, 48), Image.Resampling.BILINEAR))
+        small = np.asarray(image.resize((64, 48), Image.Resampling.BILINEAR))
         truth = np.asarray(mask.resize((64, 48), Image.Resampling.NEAREST))
         prior = soft(truth, np.unique(truth[truth < 255]), 2.0, seed)
         exact, fast = exact_dense_crf(small, prior), dense_crf(small, prior)
@@ -205,14 +205,14 @@ def test_real_pictures(real_data: Path) -> None:
         known = np.asarray(mask) < 255
         present = np.unique(np.asarray(mask)[known])
         prior = soft(np.asarray(mask), present, 8.0, seed)
-        labels = present[prior.argmax(axis=0)], present[dense_crf(np.asarray(picture), prior, MILD_CRF).argmax(axis=0)]
+        labels = present[prior.argmax(axis=0)], present[dense_crf(np.asarray(image), prior, MILD_CRF).argmax(axis=0)]
         for found, accuracy in zip(labels, (before, after), strict=True):
             accuracy.append((found == np.asarray(mask))[known].mean())
     assert np.mean(agreement) >= 0.99
     assert np.mean(after) > np.mean(before)
 
 
-def test_edges_of_the_picture_win_over_the_soft_map() -> None:
+def test_edges_of_the_image_win_over_the_soft_map() -> None:
     image, labels = scene(60, 80, seed=5)
     prior = soft(labels, range(3), 3.0, seed=5)
     before, after = ((p.argmax(axis=0) == labels).mean() for p in (prior, dense_crf(image, prior)))
@@ -248,7 +248,7 @@ def test_large_weights_do_not_overflow() -> None:
 
 
 def test_a_zero_probability_can_be_overruled() -> None:
-    """One pixel of a flat picture is sure of a wrong class; 18 orders of magnitude are not infinity."""
+    """One pixel of a flat image is sure of a wrong class; 18 orders of magnitude are not infinity."""
     prior = np.zeros((2, 9, 9))
     prior[0] = 1
     prior[:, 4, 4] = 0, 1
@@ -278,7 +278,7 @@ def test_a_floor_above_every_class_keeps_the_best() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (12, 16)])
-def test_flat_pictures_and_thin_ones(size: tuple[int, int]) -> None:
+def test_flat_images_and_thin_ones(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 77, np.uint8)
     np.testing.assert_allclose(dense_crf(image, np.full((1, *size), 0.3)), 1)  # one class
     prior = np.random.default_rng(0).uniform(0.2, 1, (3, *size))
@@ -293,8 +293,8 @@ def test_tensors_in_tensors_out_and_nothing_changed() -> None:
     wanted = dense_crf(image, prior)
     assert wanted.dtype == np.float32
     tensor = torch.from_numpy(prior).requires_grad_()
-    for picture in (image, torch.from_numpy(image)):
-        result = dense_crf(picture, tensor)
+    for rgb in (image, torch.from_numpy(image)):
+        result = dense_crf(rgb, tensor)
         assert isinstance(result, torch.Tensor)
         assert not result.requires_grad
         np.testing.assert_array_equal(result, wanted)
@@ -357,7 +357,7 @@ def test_bad_input(function: Any, image: Array, prior: Array, error: type[Except
         function(image, prior)
 
 
-def test_exact_refuses_large_pictures() -> None:
+def test_exact_refuses_large_images() -> None:
     with pytest.raises(ConfigError, match="GiB"):
         exact_dense_crf(np.zeros((300, 300, 3), np.uint8), np.ones((2, 300, 300)))
 

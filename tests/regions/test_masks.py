@@ -141,8 +141,8 @@ def test_labels_are_class_indices_even_beyond_a_byte() -> None:
     assert mask.tolist() == [[300, 8]]
 
 
-def test_crf_moves_the_mask_to_the_edge_of_the_picture() -> None:
-    """The picture's edge is at column 20, the coarse map's near 16."""
+def test_crf_moves_the_mask_to_the_edge_of_the_image() -> None:
+    """The image's edge is at column 20, the coarse map's near 16."""
     image = np.full((24, 32, 3), 40, np.uint8)
     image[:, :20] = 200
     maps, prob = np.array([[[4.0, 4.0, 1.0, 0.0]], [[9.0, 9.0, 9.0, 9.0]]]), np.array([0.8, 0.1])
@@ -188,7 +188,7 @@ def test_tensors_in_tensors_out() -> None:
         ({"class_prob": np.array([3.2, 0.1])}, ConfigError, "outside"),
         ({"class_prob": np.array([np.nan, 0.1])}, ConfigError, "outside"),
         ({"size": (0, 4)}, ShapeError, r"\(0, 4\)"),
-        ({"crf": CrfParams()}, ConfigError, "crf needs the picture"),
+        ({"crf": CrfParams()}, ConfigError, "crf needs the image"),
         ({"crf": CrfParams(), "image": np.zeros((5, 8, 3), np.uint8)}, ShapeError, "6 x 8 and the image is 5 x 8"),
         ({"params": MaskParams(rule="trained")}, ConfigError, "needs a background_map"),
         ({"background_map": np.zeros((3, 4))}, ConfigError, "takes no background_map"),
@@ -219,10 +219,10 @@ def test_written_mask_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(b"old")
     write_mask(path, mask, PALETTE)
-    with Image.open(path) as picture:
-        assert picture.mode == "P"
-        np.testing.assert_array_equal(np.asarray(picture), mask)
-        np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), PALETTE[mask])
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), mask)
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), PALETTE[mask])
     assert [p.name for p in tmp_path.iterdir()] == ["mask.png"]
 
 
@@ -246,8 +246,8 @@ def test_unwritable_masks(tmp_path: Path, mask: Array, palette: Array, error: ty
 def test_the_highest_label_is_written(tmp_path: Path) -> None:
     palette = np.arange(255 * 3).reshape(255, 3) % 256
     write_mask(tmp_path / "mask.png", torch.full((3, 2), 254), palette)
-    with Image.open(tmp_path / "mask.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), 254)
+    with Image.open(tmp_path / "mask.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), 254)
 
 
 # --- the strongest class, one gate a class, and what "power" amounts to ---------------------------------------------
@@ -318,7 +318,7 @@ def test_zero_probabilities_draw_nothing_and_an_open_gate_everything() -> None:
     assert not maps_to_mask(-maps, prob, (4, 4), MaskParams(gate=0.0)).any()  # no evidence for any class
 
 
-def test_a_picture_of_one_colour_has_no_edges_to_move_to() -> None:
+def test_an_image_of_one_colour_has_no_edges_to_move_to() -> None:
     maps = np.zeros((1, 4, 4))
     maps[0, 1:3, 1:3] = 1
     image = np.full((32, 32, 3), 90, np.uint8)
@@ -329,7 +329,7 @@ def test_a_picture_of_one_colour_has_no_edges_to_move_to() -> None:
     assert soft.any()
 
 
-# --- the raw rule, and large pictures ---------------------------------------------------------------------------------
+# --- the raw rule, and large images ---------------------------------------------------------------------------------
 
 
 def test_score_rule_by_hand() -> None:
@@ -361,7 +361,7 @@ def test_a_mask_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(strips[1], label)
 
 
-def test_a_crf_sees_a_large_picture_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crf_sees_a_large_image_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two halves of other colours, the maps' border a little off: the edge is found at either size."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[:, 40:] = 200
@@ -371,9 +371,9 @@ def test_a_crf_sees_a_large_picture_shrunk(monkeypatch: pytest.MonkeyPatch) -> N
     sharp = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
     seen: list[tuple[int, ...]] = []
 
-    def watched(picture: Array, *rest: Any) -> Any:
-        seen.append(picture.shape)
-        return dense_crf_of_the_package(picture, *rest)
+    def watched(photo: Array, *rest: Any) -> Any:
+        seen.append(photo.shape)
+        return dense_crf_of_the_package(photo, *rest)
 
     monkeypatch.setattr("wildcat.regions.masks.dense_crf", watched)
     monkeypatch.setattr("wildcat.regions.masks.CRF_PIXELS", 1200)

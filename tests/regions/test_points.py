@@ -1,4 +1,4 @@
-"""Points go back to where the block was painted on pictures of uneven sides."""
+"""Points go back to where the block was painted on images of uneven sides."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from wildcat.regions.points import peak_points
 
 
 def painted(size: tuple[int, int], centre: tuple[float, float], half: int = 12) -> NDArray[np.float32]:
-    """A picture of `size` (height, width), bright in a block around `centre` (x, y)."""
-    picture = np.zeros(size, dtype=np.float32)
+    """An image of `size` (height, width), bright in a block around `centre` (x, y)."""
+    image = np.zeros(size, dtype=np.float32)
     x, y = (int(v) for v in centre)
-    picture[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 1
-    return picture
+    image[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 1
+    return image
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (120, 900), (448, 448)])
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (9, 13)])
 def test_block_pooled_by_area_goes_back_to_its_place(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    """Pillow's BOX filter averages over the area of each cell: an independent map from picture to cells."""
+    """Pillow's BOX filter averages over the area of each cell: an independent map from image to cells."""
     height, width = size
     cell_x, cell_y = width / grid[1], height / grid[0]
     rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def test_block_pooled_by_area_goes_back_to_its_place(size: tuple[int, int], grid
 
 
 def test_no_bias_on_average() -> None:
-    """Points spread over the picture come back without a shift: half a cell (14 and 18 pixels here) would show."""
+    """Points spread over the image come back without a shift: half a cell (14 and 18 pixels here) would show."""
     size, grid = (400, 500), (14, 14)
     rng = np.random.default_rng(1)
     errors = []
@@ -70,7 +70,7 @@ def test_tensors_and_arrays_agree_and_ties_take_the_first_cell() -> None:
         assert tuple(point) == pytest.approx(((first % 5 + 0.5) * 31 / 5, (first // 5 + 0.5) * 90 / 6))
 
 
-def test_one_size_per_picture_equals_picture_by_picture() -> None:
+def test_one_size_per_image_equals_image_by_image() -> None:
     maps = torch.rand(3, 4, 7, 7, generator=torch.Generator().manual_seed(0))
     sizes = np.array([(100, 200), (375, 500), (64, 48)])
     together = peak_points(maps, sizes[:, None])

@@ -1,4 +1,4 @@
-"""A model whose answers follow from the picture by hand, and a client that talks to its service without a network."""
+"""A model whose answers follow from the image by hand, and a client that talks to its service without a network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wildcat.data.transforms import Preprocess
+from wildcat.models.calibration import Calibration
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import create_pool
 from wildcat.predictor import Member, Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
-from wildcat.train.calibrations import Calibration
 
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
@@ -57,7 +57,7 @@ def calibrated(predictor: Predictor, params: MaskParams) -> Predictor:
     return model
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
+def image(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
     """Noise with a bright red and a bright green patch; `size` is (width, height)."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 80, (size[1], size[0], 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from tests.serve.conftest import encoded, picture
+from tests.serve.conftest import encoded, image
 
 
 def malformed_bodies() -> Iterator[tuple[str, bytes]]:
@@ -21,7 +21,7 @@ def malformed_bodies() -> Iterator[tuple[str, bytes]]:
     yield from broken_forms()
 
 
-def form(content: bytes, field: str = "picture", name: str | None = "a.png") -> bytes:
+def form(content: bytes, field: str = "image", name: str | None = "a.png") -> bytes:
     filename = "" if name is None else f'; filename="{name}"'
     head = f'--xyz\r\nContent-Disposition: form-data; name="{field}"{filename}\r\n\r\n'
     return head.encode() + content + b"\r\n--xyz--\r\n"
@@ -39,7 +39,7 @@ def png_bomb(width: int, height: int) -> bytes:
 
 def truncations() -> Iterator[tuple[str, bytes]]:
     for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
-        whole = encoded(picture(1), kind)
+        whole = encoded(image(1), kind)
         for share in np.linspace(0, 0.85, 20):
             yield f"{kind} cut at {share:.2f}", form(whole[: int(share * len(whole))])
 
@@ -49,13 +49,13 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         yield f"PNG bomb {side}", form(png_bomb(side, side))
     yield "PNG of no width", form(png_bomb(0, 10))
     yield "honest but large", form(encoded(Image.new("L", (400, 251))))
-    gif = bytearray(encoded(picture(), "GIF"))
+    gif = bytearray(encoded(image(), "GIF"))
     gif[6:10] = b"\xff\xff\xff\xff"
     yield "GIF bomb", form(bytes(gif))
-    bmp = bytearray(encoded(picture(), "BMP"))
+    bmp = bytearray(encoded(image(), "BMP"))
     bmp[18:26] = struct.pack("<ii", 60_000, 60_000)
     yield "BMP bomb", form(bytes(bmp))
-    tiff = encoded(picture(), "TIFF")
+    tiff = encoded(image(), "TIFF")
     yield (
         "TIFF bomb",
         form(
@@ -75,8 +75,8 @@ def wrong_kinds() -> Iterator[tuple[str, bytes]]:
         "pickle": pickle.dumps({"a": 1}), "elf": b"\x7fELF" + bytes(99), "pdf": b"%PDF-1.7 ...",
         "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         "path": b"/etc/passwd", "address": b"http://127.0.0.1/a.png", "npy": b"\x93NUMPY" + bytes(80),
-        "ico": encoded(picture(), "ICO"), "icns": encoded(Image.new("RGB", (16, 16)), "ICNS"),
-        "pcx": encoded(picture(), "PCX"), "empty": b"", "nul": bytes(1000),
+        "ico": encoded(image(), "ICO"), "icns": encoded(Image.new("RGB", (16, 16)), "ICNS"),
+        "pcx": encoded(image(), "PCX"), "empty": b"", "nul": bytes(1000),
         "float": encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"),
     }.items():  # fmt: skip
         yield f"a file of {name}", form(content)
@@ -85,15 +85,15 @@ def wrong_kinds() -> Iterator[tuple[str, bytes]]:
 
 
 def broken_forms() -> Iterator[tuple[str, bytes]]:
-    whole, good = form(encoded(picture())), encoded(picture())
+    whole, good = form(encoded(image())), encoded(image())
     for i in range(24):
         yield f"form cut at {i}", whole[: i * 5]
-    for field in ("image", "file", "Picture", "picture[]", "", "picture\\", "p" * 5000):
+    for field in ("picture", "file", "Image", "image[]", "", "image\\", "p" * 5000):
         yield f"field {field[:9]!r}", form(good, field=field)
     yield "nothing", b""
     yield "no form", good
     yield "other boundary", whole.replace(b"--xyz", b"--abc")
-    yield "two pictures", whole.replace(b"--xyz--", whole)
+    yield "two images", whole.replace(b"--xyz--", whole)
     yield "many fields", b"".join(form(b"1", f"f{i}", None).replace(b"--xyz--\r\n", b"") for i in range(50)) + whole
     yield "no disposition", b"--xyz\r\nContent-Type: image/png\r\n\r\n" + good + b"\r\n--xyz--\r\n"
     yield (

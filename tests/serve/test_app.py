@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import Connect, calibrated, encoded, picture
-from wildcat.export.annotations import ANNOTATION_FORMATS
+from tests.serve.conftest import Connect, calibrated, encoded, image
+from wildcat.export import ANNOTATION_FORMATS
 from wildcat.export.predictions import ROWS, PredictionWriter
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
-from wildcat.serve.guard import LOOPBACK
+from wildcat.serve.middleware import LOOPBACK
 from wildcat.viz.colors import class_palette
 
 
-def upload(content: bytes | None = None, name: str = "a.png", field: str = "picture") -> dict[str, Any]:
-    return {"files": {field: (name, encoded(picture()) if content is None else content)}}
+def upload(content: bytes | None = None, name: str = "a.png", field: str = "image") -> dict[str, Any]:
+    return {"files": {field: (name, encoded(image()) if content is None else content)}}
 
 
 def ask(connect: Connect, path: str, model: Predictor | None = None, **options: Any) -> httpx.Response:
@@ -57,30 +57,30 @@ def test_predict_answers_the_row_of_predictions_jsonl(
     connect: Connect, predictor: Predictor, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / f"a.{kind.lower()}"
-    path.write_bytes(encoded(picture(), kind))
+    path.write_bytes(encoded(image(), kind))
     with PredictionWriter(tmp_path / "out", save=()) as writer:
         writer.add(predictor.predict(path), path.name)
     row = json.loads((tmp_path / "out" / ROWS).read_text(encoding="utf-8"))
-    answer = ask(connect, "/predict", **upload(path.read_bytes(), "C:\\pictures\\a.png"))
+    answer = ask(connect, "/predict", **upload(path.read_bytes(), "C:\\images\\a.png"))
     assert answer.status_code == 200
     assert answer.json() == {**row, "image": "a.png"}
     assert list(answer.json()) == list(row)
 
 
-def test_a_turned_and_a_clear_picture_are_read_as_a_person_sees_them(connect: Connect) -> None:
+def test_a_turned_and_a_clear_image_are_read_as_a_person_sees_them(connect: Connect) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = ask(connect, "/predict", **upload(encoded(picture(), "JPEG", exif=exif))).json()
+    turned = ask(connect, "/predict", **upload(encoded(image(), "JPEG", exif=exif))).json()
     assert (turned["width"], turned["height"]) == (48, 96)
     clear = ask(connect, "/predict", **upload(encoded(Image.new("RGBA", (20, 10))))).json()
     white = ask(connect, "/predict", **upload(encoded(Image.new("RGB", (20, 10), "white")))).json()
     assert clear == white
 
 
-def test_pictures_are_sent_along_where_asked_for(connect: Connect, predictor: Predictor) -> None:
+def test_images_are_sent_along_where_asked_for(connect: Connect, predictor: Predictor) -> None:
     kinds = "&".join(f"save={kind}" for kind in ("overlays", "heatmaps", "modalities", "masks"))
     answer = ask(connect, f"/predict?{kinds}&classes=blue&classes=red&threshold=0.4").json()
-    prediction = predictor.predict(picture())
+    prediction = predictor.predict(image())
     sent = answer["files"]
     assert set(sent["overlays"]) == set(sent["heatmaps"]) == set(sent["modalities"]) == {"blue", "red"}
     assert np.array_equal(np.asarray(image_of(sent["overlays"]["red"])), np.asarray(prediction.plot("red")))
@@ -95,7 +95,7 @@ def test_pictures_are_sent_along_where_asked_for(connect: Connect, predictor: Pr
 
 def test_cells_stand_for_the_raw_maps(connect: Connect, predictor: Predictor) -> None:
     answer = ask(connect, "/predict?cells=1").json()
-    prediction = predictor.predict(picture())
+    prediction = predictor.predict(image())
     assert prediction.modality_maps is not None
     assert next(iter(answer["cells"]["classes"])) == prediction.top
     assert set(answer["cells"]["classes"]) == {prediction.top, *prediction.labels}
@@ -124,11 +124,11 @@ def test_masks_are_drawn_as_the_model_was_calibrated(
     connect: Connect, predictor: Predictor, rule: Any, own: dict[str, float], other: float, changed: dict[str, float]
 ) -> None:
     """Gates of its own let a class through that is not predicted, and hold back one that is."""
-    likely = predictor.predict(picture()).probabilities
+    likely = predictor.predict(image()).probabilities
     assert likely["red"] > 0.5 > likely["blue"]
     params = MaskParams(gate=(1.0, 0.4, likely["blue"] - 0.01), rule=rule, **own)
     model = calibrated(predictor, params)
-    prediction = model.predict(picture())
+    prediction = model.predict(image())
     answer = ask(connect, "/predict?save=masks&cells=1", model).json()
     expected = prediction.mask()
     assert set(np.unique(expected)) - {0} <= {2, 3}, "red is held back"
@@ -151,8 +151,8 @@ def test_a_threshold_is_in_the_unit_of_the_rule(connect: Connect, predictor: Pre
 
 
 def test_map_is_one_png(connect: Connect, predictor: Predictor) -> None:
-    prediction = predictor.predict(picture())
-    for kind, expected in (("overlay", prediction.plot("blue")), ("picture", picture())):
+    prediction = predictor.predict(image())
+    for kind, expected in (("overlay", prediction.plot("blue")), ("image", image())):
         answer = ask(connect, f"/map?kind={kind}&class=blue")
         assert answer.headers["content-type"] == "image/png"
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), np.asarray(expected))
@@ -173,7 +173,7 @@ def test_annotations_are_what_the_export_writes(
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         sent = {entry: archive.read(entry) for entry in archive.namelist()}
     with ANNOTATION_FORMATS[name](tmp_path / "annotations", predictor.classes, model="colours") as writer:
-        instances = writer.add(replace(predictor.predict(picture()), image="été one.png"), "été one.png")
+        instances = writer.add(replace(predictor.predict(image()), path="été one.png"), "été one.png")
     folder = tmp_path / "annotations"
     written = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     assert set(sent) == set(written)
@@ -198,7 +198,7 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
     assert set(described["paths"]) == {"/predict", "/map", "/annotations", "/model", "/health"}
     predict = described["paths"]["/predict"]["post"]
     assert {p["name"] for p in predict["parameters"]} == {"save", "classes", "cells", "crf", "threshold"}
-    assert "picture" in predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert "image" in predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert {"200", "400", "413", "415", "422", "503"} <= set(predict["responses"])
     example = predict["responses"]["200"]["content"]["application/json"]["example"]
     assert set(ask(connect, "/predict").json()) == set(example)

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.serve.conftest import Connect, encoded, picture
+from tests.serve.conftest import Connect, encoded, image
 from tests.serve.malformed import bad_types, form, malformed_bodies, png_bomb
 from wildcat.serve import Limits
 
@@ -40,13 +40,13 @@ def test_hundreds_of_broken_requests_are_refused_and_the_service_goes_on(connect
 
     async def all_of_them() -> None:
         async with connect(LIMITS) as client:
-            before = await post(client, form(encoded(picture())))
+            before = await post(client, form(encoded(image())))
             assert before.status_code == 200
             for name, body in bodies:
                 check(name, await post(client, body))
             for name, kind in bad_types():
-                check(name, await post(client, form(encoded(picture())), kind))
-            after = await post(client, form(encoded(picture())))
+                check(name, await post(client, form(encoded(image())), kind))
+            after = await post(client, form(encoded(image())))
             assert after.json() == before.json()
             assert (await client.get("/health")).json()["requests"] == 0
 
@@ -54,14 +54,14 @@ def test_hundreds_of_broken_requests_are_refused_and_the_service_goes_on(connect
 
 
 def test_flipped_bits_never_break_the_service(connect: Connect) -> None:
-    """A flip may leave a picture readable; then it is answered, and otherwise refused."""
+    """A flip may leave an image readable; then it is answered, and otherwise refused."""
     rng = np.random.default_rng(7)
 
     async def flip() -> set[int]:
         seen = set()
         async with connect(LIMITS) as client:
             for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
-                whole = form(encoded(picture(2, (24, 16)), kind))
+                whole = form(encoded(image(2, (24, 16)), kind))
                 for _ in range(25):
                     body = bytearray(whole)
                     for place in rng.integers(0, min(len(body), 400), 3):
@@ -81,12 +81,12 @@ def test_flipped_bits_never_break_the_service(connect: Connect) -> None:
         (form(png_bomb(10_000, 10_000)), 413, "100,000,000 pixels"),
         (form(png_bomb(65_535, 65_535)), 413, "pixels"),
         (form(bytes(250_000)), 413, "0.2 MB"),
-        (form(b"hello"), 415, "no picture"),
-        (form(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "no picture"),
-        (form(encoded(picture(), "JPEG")[:-900]), 422, "truncated"),
+        (form(b"hello"), 415, "no image"),
+        (form(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), 415, "no image"),
+        (form(encoded(image(), "JPEG")[:-900]), 422, "truncated"),
         (form(b""), 422, "empty"),
         (form(b"/etc/passwd", name=None), 422, "not one file"),
-        (form(encoded(picture()), field="image"), 422, "'image'"),
+        (form(encoded(image()), field="picture"), 422, "'picture'"),
     ],
 )
 def test_the_sentence_says_what_is_wrong(connect: Connect, body: bytes, status: int, words: str) -> None:

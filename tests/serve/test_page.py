@@ -20,11 +20,11 @@ from PIL import Image
 
 from tests.conftest import Visit, pixels
 from tests.serve.conftest import calibrated
+from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
-from wildcat.results import Prediction
 from wildcat.serve import create_app
-from wildcat.serve.guard import LOOPBACK
+from wildcat.serve.middleware import LOOPBACK
 from wildcat.serve.server import address_of, listen
 from wildcat.viz.colors import MARK_COLORS
 
@@ -84,7 +84,7 @@ def give(page: Page, photo: Path) -> None:
 
 
 def drawn(page: Page) -> NDArray[np.uint8]:
-    """(H, W, 4): what lies on the picture."""
+    """(H, W, 4): what lies on the image."""
     return pixels(page.locator("#stage canvas"))
 
 
@@ -115,7 +115,7 @@ def assert_fits(page: Page, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
-def test_a_picture_is_looked_at(
+def test_an_image_is_looked_at(
     visit: Visit, addresses: dict[str, str], predictor: Predictor, photo: Path, width: int
 ) -> None:
     said = predictor.predict(photo)
@@ -136,7 +136,7 @@ def test_a_picture_is_looked_at(
     row_of(page, other).click()
     assert other in page.inner_text("#caption")
     assert_hot_at_the_point(page, said, other)
-    assert not np.array_equal(drawn(page), first), "another class, another picture"
+    assert not np.array_equal(drawn(page), first), "another class, another image"
 
     mean = drawn(page)
     page.click('[data-modality="1"]')
@@ -148,7 +148,7 @@ def test_a_picture_is_looked_at(
     assert page.locator("#stage canvas").count() == 0
 
 
-def test_a_picture_that_is_given_before_the_model_is_known_waits_for_it(
+def test_an_image_that_is_given_before_the_model_is_known_waits_for_it(
     visit: Visit, addresses: dict[str, str], photo: Path
 ) -> None:
     page, _ = visit(addresses["plain"])
@@ -185,7 +185,7 @@ def test_hover_and_keys_show_a_class_and_let_it_go(
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
-def test_pictures_are_dropped_and_pasted_and_addresses_are_not_opened(
+def test_images_are_dropped_and_pasted_and_addresses_are_not_opened(
     visit: Visit, addresses: dict[str, str], photo: Path
 ) -> None:
     page, faults = visit(addresses["plain"])
@@ -209,9 +209,9 @@ def test_pictures_are_dropped_and_pasted_and_addresses_are_not_opened(
         wait_for(page, f"{name}, 96")
         hand_over(event, None, "")
         wait_for(page, "addresses are never opened")
-    hand_over("drop", b"no picture", "a.png")
-    wait_for(page, "no picture of a kind")
-    assert page.locator(".row").count() == 3, "the last picture is still there"
+    hand_over("drop", b"no image", "a.png")
+    wait_for(page, "no image of a kind")
+    assert page.locator(".row").count() == 3, "the last image is still there"
     assert len(faults) == 1 and "415" in faults.pop()
 
 
@@ -248,7 +248,7 @@ def test_the_mask_is_that_of_the_library_and_follows_the_slider(
     assert 0 < np.count_nonzero(narrower) < np.count_nonzero(said.mask())
     assert_shows(narrower, 0.99)
 
-    give(page, photo)  # a new picture begins at the model's own threshold
+    give(page, photo)  # a new image begins at the model's own threshold
     assert page.inner_text("#threshold-said") == ("score 0.0" if model == "plain" else "30 %")
     page.check("#crf")
     wait_for(page, "mask sharpened")
@@ -281,14 +281,14 @@ def test_downloads(visit: Visit, addresses: dict[str, str], predictor: Predictor
         mark = np.asarray(shown.convert("RGB"))[y, x].astype(int)
         assert mark[0] > 200 and mark[0] > mark[1] + 30 > mark[2] + 60, "the orange of a point, where it is"
         red = np.asarray(shown.convert("RGB")).astype(int)[:, :, 0] - np.asarray(plain)[:, :, 0]
-        assert (np.abs(red) > 30).mean() > 0.01, "heat lies on the picture"
+        assert (np.abs(red) > 30).mean() > 0.01, "heat lies on the image"
     page.select_option("#format", "voc")
     with zipfile.ZipFile(download("#get-annotations")) as archive:
         written = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".xml"))
     assert all(f"<name>{name}</name>" in written for name in said.labels)
 
 
-def test_no_picture_is_too_large_to_say_so(visit: Visit, addresses: dict[str, str], tmp_path: Path) -> None:
+def test_no_image_is_too_large_to_say_so(visit: Visit, addresses: dict[str, str], tmp_path: Path) -> None:
     page, _ = visit(addresses["plain"], PHONE)
     page.wait_for_selector("#facts dd")
     path = tmp_path / "large.png"

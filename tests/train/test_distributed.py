@@ -21,10 +21,10 @@ from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, MissingExtra
 from wildcat.evaluation import Tally, measure, report
+from wildcat.models.run import create_run
 from wildcat.predictor import Predictor, load
 from wildcat.train.distributed import check_device, gather, process_group, rank, share_of, world_size
 from wildcat.train.loop import train
-from wildcat.train.runs import create_run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def said(arguments: list[str]) -> tuple[int, str]:
 
 
 def test_two_processes_say_what_one_says(run: Path, shapes: DataSet, tmp_path: Path) -> None:
-    """13 pictures do not divide by 2: the tail is neither dropped nor counted twice."""
+    """13 images do not divide by 2: the tail is neither dropped nor counted twice."""
     command = ["evaluate", str(run), str(shapes.root), "--json", "--device", "cpu"]
     code, alone = said(command)
     first, second = run_processes(2, tmp_path, said, command, joined=False)
@@ -84,12 +84,12 @@ def whole(run: Path, shapes: DataSet) -> tuple[Predictor, DataSet, Tally]:
     return predictor, shapes, measure(predictor, shapes, "val")
 
 
-def test_confusions_add_up_and_no_picture_counts_twice() -> None:
+def test_confusions_add_up_and_no_image_counts_twice() -> None:
     ones = np.ones((2, 2), dtype=np.int64)
     a, b = Tally({0: ones[0]}, {}, ones), Tally({1: ones[0]}, {}, 2 * ones)
     merged = a.merge(b).confusion
     assert merged is not None and merged.tolist() == [[3, 3], [3, 3]]
-    with pytest.raises(DataError, match=r"picture 0 .* two processes"):
+    with pytest.raises(DataError, match=r"image 0 .* two processes"):
         a.merge(Tally({0: ones[0]}, {}))
 
 

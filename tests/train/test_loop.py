@@ -20,33 +20,34 @@ from torch import Tensor, nn
 
 import wildcat.train.loop
 from wildcat.config import TrainConfig, Tune
+from wildcat.data.dataset import DataSet, Sample, label_matrix
 from wildcat.data.images import read_image
-from wildcat.data.sample import DataSet, Sample, label_matrix
-from wildcat.data.shapes import write_shapes
-from wildcat.data.voc import read_voc
+from wildcat.data.readers.synthetic import write_shapes
+from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, ImageError, RunError, TrainingError
+from wildcat.models.run import MANIFEST, STATE, WEIGHTS, Run, create_run, load_state
 from wildcat.nn.model import Wildcat, create_model
-from wildcat.train.feeds import PictureFeed
-from wildcat.train.loop import Listener, Trainer, choose_device, interruptible, train, validation_metric
+from wildcat.progress import Progress
+from wildcat.train.batches import ImageFeed
+from wildcat.train.loop import Trainer, choose_device, interruptible, train, validation_metric
 from wildcat.train.optim import class_frequencies
-from wildcat.train.runs import MANIFEST, STATE, WEIGHTS, Run, create_run, load_state
 
 SMALL = TrainConfig(
     backbone="test_resnet", weights="none", image_size=64, num_maps=2, epochs=3, batch_size=8, lr=0.02, workers=0
 )
 
 
-class Recorder(Listener):
+class Recorder(Progress):
     """Keeps what it hears, and the weights of every epoch."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.records, self.weights, self.heard = run, [], [], []  # type: ignore[var-annotated]
 
-    def start(self, total_pictures: int, done: int, what: str) -> None:
-        self.heard.append([what, total_pictures, done])
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        self.heard.append([task, total, done])
 
-    def advance(self, pictures: int, note: str = "") -> None:
-        self.heard[-1][2] += pictures
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.heard[-1][2] += count
 
     def epoch(self, record: dict[str, Any]) -> None:
         self.records.append(record)
@@ -61,7 +62,7 @@ def same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_a_head_on_imagenet_features_learns_shapes(tmp_path: Path) -> None:
-    """Never told where anything is. Ranking at random would give each class's share of the pictures as its AP."""
+    """Never told where anything is. Ranking at random would give each class's share of the images as its AP."""
     data = read_voc(write_shapes(tmp_path / "shapes", train=100, val=50, size=(64, 80)))
     config = TrainConfig(tune="head", image_size=96, epochs=15, flip="none", workers=0)
     run = create_run(tmp_path / "run", config, data)
@@ -88,7 +89,7 @@ def test_fine_tuning_lowers_the_loss(tmp_path: Path, shapes: DataSet) -> None:
     config = replace(SMALL, epochs=6, lr=0.3, crop_scale=1.0, flip="none")
     run = create_run(tmp_path / "run", config, shapes)
     recorder = Recorder(run)
-    outcome = train(run, shapes, listener=recorder)
+    outcome = train(run, shapes, progress=recorder)
     losses = [line["loss"] for line in run.history()]
     assert outcome.epochs_done == 6
     assert losses[-1] < 0.9 * losses[0]
@@ -97,7 +98,7 @@ def test_fine_tuning_lowers_the_loss(tmp_path: Path, shapes: DataSet) -> None:
 
 
 def test_a_seed_fixes_the_result(tmp_path: Path, shapes: DataSet, weights: str) -> None:
-    """With the cache of features cold and warm as well: reading pictures draws no random number."""
+    """With the cache of features cold and warm as well: reading images draws no random number."""
     config = replace(SMALL, tune="head", weights=weights, epochs=1)
     results = []
     for name, seed in [("cold", 0), ("warm", 0), ("other", 1)]:
@@ -112,7 +113,7 @@ def test_a_seed_fixes_the_result(tmp_path: Path, shapes: DataSet, weights: str) 
 def test_only_the_head_of_a_frozen_backbone_moves(tmp_path: Path, shapes: DataSet, weights: str) -> None:
     run = create_run(tmp_path / "run", replace(SMALL, tune="head", weights=weights, epochs=2), shapes)
     recorder = Recorder(run)
-    train(run, shapes, listener=recorder)
+    train(run, shapes, progress=recorder)
     fresh = create_model("test_resnet", 5, 2, pretrained=weights).state_dict()
     for name, value in run.load_model().state_dict().items():
         assert torch.equal(value, fresh[name]) == name.startswith("backbone."), name
@@ -130,7 +131,7 @@ def test_val_chooses_the_epoch(
     monkeypatch.setattr(wildcat.train.loop, "validation_metric", lambda *_: next(values))
     run = create_run(tmp_path / "run", SMALL, shapes)
     recorder = Recorder(run)
-    outcome = train(run, shapes, listener=recorder)
+    outcome = train(run, shapes, progress=recorder)
     assert (outcome.best_epoch, outcome.metric, outcome.metric_name) == (best, metrics[best], "map")
     kept = run.load_model().state_dict()
     assert [same_weights(kept, w) for w in recorder.weights] == [i == best for i in range(3)]
@@ -164,7 +165,7 @@ def test_the_kept_weights_give_the_metric_that_was_written(tmp_path: Path, shape
 def test_without_val_the_last_epoch_is_kept(tmp_path: Path, shapes: DataSet) -> None:
     run = create_run(tmp_path / "run", replace(SMALL, val_split="none", epochs=2), shapes)
     recorder = Recorder(run)
-    outcome = train(run, shapes, listener=recorder)
+    outcome = train(run, shapes, progress=recorder)
     assert (outcome.best_epoch, outcome.metric) == (1, None)
     assert all("val" not in line for line in run.history())
     assert [same_weights(run.load_model().state_dict(), w) for w in recorder.weights] == [False, True]
@@ -191,7 +192,7 @@ def test_data_without_val_holds_a_tenth_out(tmp_path: Path, shapes: DataSet, mon
 
 def test_val_is_never_train(tmp_path: Path, shapes: DataSet) -> None:
     run = create_run(tmp_path / "run", SMALL, shapes)
-    with pytest.raises(ConfigError, match="both 'train': training pictures would choose the best epoch"):
+    with pytest.raises(ConfigError, match="both 'train': training images would choose the best epoch"):
         train(replace(run, config=replace(SMALL, val_split="train")), shapes)
 
 
@@ -218,7 +219,7 @@ def test_classes_that_exclude_each_other_are_measured_by_accuracy(tmp_path: Path
 
 
 def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) -> dict[str, Tensor]:
-    """The weights after one step of plain SGD on the group of batches that `groups` cut out of eight pictures."""
+    """The weights after one step of plain SGD on the group of batches that `groups` cut out of eight images."""
     torch.manual_seed(0)
     model = create_model("test_vit", 5, 2, pretrained=False, image_size=64)  # no batch normalisation
     samples = data.split("train")[:8]
@@ -226,9 +227,9 @@ def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) ->
     labels[0, :3] = labels[1, 1] = labels[6, 4] = 0
     if multiclass:
         labels = (2 * torch.eye(5, dtype=torch.int8) - 1)[torch.tensor([0, 1, 1, 1, 4, 4, 3, 2])]
-    feed = PictureFeed(run.config, samples, (), run.preprocess, 0)
+    feed = ImageFeed(run.config, samples, (), run.preprocess, 0)
     frequencies = class_frequencies(labels)
-    trainer = Trainer(run, multiclass, model, feed, frequencies, torch.device("cpu"), Listener(), "")
+    trainer = Trainer(run, multiclass, model, feed, frequencies, torch.device("cpu"), Progress(), "")
     trainer.set_learning_rate()
     images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
     loss, count = trainer.take_step([(images[part], labels[part]) for part in groups])
@@ -279,7 +280,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_weights_intact(
     run = create_run(tmp_path / "run", replace(SMALL, lr=0.02, warmup=0.0, schedule="constant"), shapes)
     recorder = Recorder(run)
     with pytest.raises(TrainingError) as caught:
-        train(run, shapes, listener=recorder)
+        train(run, shapes, progress=recorder)
     assert caught.value.message == "the loss is nan at epoch 2, step 2, learning rate 0.02."
     assert "Try --lr 0.002" in caught.value.hint
     assert same_weights(run.load_model().state_dict(), recorder.weights[0])
@@ -338,9 +339,9 @@ def test_scores_that_overflow_on_val_stop_it_too(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_named(tmp_path: Path, shapes: DataSet, workers: int) -> None:
+def test_a_broken_image_is_named(tmp_path: Path, shapes: DataSet, workers: int) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     samples = [*shapes.split("train")[:7], replace(shapes.split("train")[7], path=broken)]
     data = replace(shapes, readers={"train": lambda: samples, "val": shapes.readers["val"]}, _cache={})
     run = create_run(tmp_path / "run", replace(SMALL, workers=workers), data)
@@ -348,13 +349,13 @@ def test_a_broken_picture_is_named(tmp_path: Path, shapes: DataSet, workers: int
         train(run, data)
 
 
-def test_kept_pictures_train_the_same_network(tmp_path: Path, shapes: DataSet, cache: Path) -> None:
+def test_kept_images_train_the_same_network(tmp_path: Path, shapes: DataSet, cache: Path) -> None:
     made = []
     for name, gigabytes in (("kept", 1e-3), ("kept again", 1e-3), ("decoded", 0.0)):
-        run = create_run(tmp_path / name, replace(SMALL, epochs=2, cache_pictures=gigabytes), shapes)
+        run = create_run(tmp_path / name, replace(SMALL, epochs=2, cache_images=gigabytes), shapes)
         train(run, shapes)
         made.append(run.load_model().state_dict())
-    (file,) = (cache / "pictures").iterdir()
+    (file,) = (cache / "images").iterdir()
     assert file.stat().st_size > 32 * 3 * 48 * 64
     assert same_weights(made[0], made[1]) and same_weights(made[0], made[2])
 
@@ -418,7 +419,7 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path, shapes: DataSet) -> No
     train(run, shapes)
     fewer = shapes.split("train")[:-1]
     other = replace(shapes, readers={"train": lambda: fewer, "val": shapes.readers["val"]}, _cache={})
-    with pytest.raises(RunError, match="the pictures or labels are not those"):
+    with pytest.raises(RunError, match="the images or labels are not those"):
         train(run, other, resume=True)
 
 
@@ -441,7 +442,7 @@ def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes
         train(create_run(tmp_path / "third", still, shapes), shapes)
 
 
-# --- a background that is in every picture ----------------------------------------------------------------------------
+# --- a background that is in every image ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tune", ["all", "head"])
@@ -455,7 +456,7 @@ def test_a_background_is_learned_along(tmp_path: Path, shapes: DataSet, weights:
     assert run.load_model()(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
 
 
-def test_the_background_is_in_every_picture(tmp_path: Path, shapes: DataSet, weights: str) -> None:
+def test_the_background_is_in_every_image(tmp_path: Path, shapes: DataSet, weights: str) -> None:
     """The loss that is written is that of the classes and of one more whose label is always on."""
     still = replace(
         SMALL, background=True, epochs=1, tune="head", weights=weights, lr=1e-12, flip="none", batch_size=22

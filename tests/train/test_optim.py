@@ -103,7 +103,7 @@ def test_multiclass_loss_is_the_log_loss_of_the_softmax() -> None:
 @pytest.mark.parametrize("multiclass", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_losses_of_parts_weighed_by_their_mass_are_the_loss_of_the_whole(multiclass: bool, weighted: bool) -> None:
-    """Otherwise pictures would count differently, depending on the batch they fall into."""
+    """Otherwise images would count differently, depending on the batch they fall into."""
     scores, labels = scores_and_labels(4, batch=9)
     if multiclass:
         labels = one_hot([0, 0, 1, 2, 3, 3, 3, 1, 0], 4)
@@ -129,7 +129,7 @@ def test_balancing_weights() -> None:
     exclusive = torch.tensor([0.5, 0.3, 0.2])
     weights = balancing_weights(exclusive, multiclass=True)
     np.testing.assert_allclose(weights * exclusive, 1 / 3, rtol=1e-6)  # every class counts as much
-    assert (weights * exclusive).sum().item() == pytest.approx(1)  # and a picture counts 1 on average
+    assert (weights * exclusive).sum().item() == pytest.approx(1)  # and an image counts 1 on average
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------

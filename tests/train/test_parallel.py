@@ -24,24 +24,25 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 import wildcat.progress
-import wildcat.train.feeds
+import wildcat.train.batches
 import wildcat.train.loop
 from tests.train.processes import free_port, run_processes
 from tests.train.test_resume import with_dropout
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_webdataset
+from wildcat.data.dataset import DataSet, Sample
+from wildcat.data.image_ref import ImageRef, read_ref_reduced
 from wildcat.data.images import Reduced, Spare, read_image
-from wildcat.data.loader import Pictures
-from wildcat.data.sample import DataSet, Sample
-from wildcat.data.stored import StoredPicture, read_picture_reduced
-from wildcat.data.voc import read_voc
+from wildcat.data.loader import ImageDataset
+from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, DataError, ImageError, RunError, TrainingError
+from wildcat.models.run import STATE, Run, create_run, load_state, open_run
 from wildcat.nn.model import model_from_config
+from wildcat.progress import Progress
+from wildcat.train.batchnorm import synchronise_norms
 from wildcat.train.distributed import rank
-from wildcat.train.loop import Listener, Outcome, train, validation_metric
-from wildcat.train.norms import synchronise_norms
-from wildcat.train.runs import STATE, Run, create_run, load_state, open_run
+from wildcat.train.loop import Outcome, train, validation_metric
 
 SMALL = TrainConfig(
     backbone="test_resnet",
@@ -49,7 +50,7 @@ SMALL = TrainConfig(
     image_size=64,
     num_maps=2,
     epochs=1,
-    batch_size=5,  # of 22 pictures the last batch has 2: of four processes two have none of them
+    batch_size=5,  # of 22 images the last batch has 2: of four processes two have none of them
     lr=0.05,
     backbone_lr_scale=0.3,
     balance=True,
@@ -59,7 +60,7 @@ SMALL = TrainConfig(
 
 
 def difficult(sample: Sample, index: int) -> Sample:
-    """Some labels are ignored: two in the first pictures, none in the last, so that shares weigh differently."""
+    """Some labels are ignored: two in the first images, none in the last, so that shares weigh differently."""
     labels = sample.labels.copy()
     labels[[0, 3] if index % 3 == 0 else []] = 0
     return replace(sample, labels=labels)
@@ -77,18 +78,18 @@ def changed(data: DataSet, task: str) -> DataSet:
     return replace(data, task=task, readers={k: (lambda v=v: v) for k, v in made.items()}, _cache={})  # type: ignore[arg-type]
 
 
-def train_in(folder: Path, root: Path, task: str, listener: Listener | None = None, resume: bool = False) -> Outcome:
+def train_in(folder: Path, root: Path, task: str, progress: Progress | None = None, resume: bool = False) -> Outcome:
     """One process of a training in a run folder that is there."""
     torch.set_num_threads(1)
-    return train(open_run(folder), changed(read_voc(root), task), resume, listener)
+    return train(open_run(folder), changed(read_voc(root), task), resume, progress)
 
 
 def trained(
-    size: int, run: Run, data: DataSet, task: str = "multilabel", listener: Listener | None = None, resume: bool = False
+    size: int, run: Run, data: DataSet, task: str = "multilabel", progress: Progress | None = None, resume: bool = False
 ) -> list[Any]:
     """What the processes of a training end with."""
     results = run.folder.with_name(f"{run.folder.name}-{size}-{resume}")
-    return run_processes(size, results, train_in, run.folder, data.root, task, listener, resume)
+    return run_processes(size, results, train_in, run.folder, data.root, task, progress, resume)
 
 
 def new_run(folder: Path, config: TrainConfig, data: DataSet, task: str = "multilabel") -> Run:
@@ -182,7 +183,7 @@ def test_each_with_its_own_batch_normalisation(tmp_path: Path, shapes: DataSet) 
 
 
 ROWS = (slice(0, 4), slice(4, 5), slice(5, 5))
-"""The pictures of three processes: four, one and none."""
+"""The images of three processes: four, one and none."""
 
 
 def normalised(rows: slice, fused: bool, shared: bool) -> dict[str, Tensor]:
@@ -220,25 +221,25 @@ def test_shared_batch_normalisation_is_that_of_the_whole_batch(tmp_path: Path, f
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-4, msg=name)
 
 
-def pictures_read(folder: Path, source: Path) -> Counter[str]:
+def images_read(folder: Path, source: Path) -> Counter[str]:
     """What a process reads in a training, and how often."""
     read: Counter[str] = Counter()
 
-    def counted(picture: Path | StoredPicture, spare: Spare) -> Reduced:
-        read[str(picture)] += 1
-        return read_picture_reduced(picture, spare)
+    def counted(image: Path | ImageRef, spare: Spare) -> Reduced:
+        read[str(image)] += 1
+        return read_ref_reduced(image, spare)
 
-    wildcat.train.feeds.Pictures = partial(Pictures, read=counted)  # this process is the test's own
+    wildcat.train.batches.ImageDataset = partial(ImageDataset, read=counted)  # this process is the test's own
     train(open_run(folder), open_dataset(source))
     return read
 
 
-def test_every_picture_of_an_epoch_is_read_once_from_shards_too(tmp_path: Path, shapes: DataSet) -> None:
-    write_webdataset(shapes, tmp_path / "shards", pictures=7)
+def test_every_image_of_an_epoch_is_read_once_from_shards_too(tmp_path: Path, shapes: DataSet) -> None:
+    write_webdataset(shapes, tmp_path / "shards", images=7)
     data = open_dataset(tmp_path / "shards")
     config = replace(SMALL, epochs=2, standardize=False, val_split="none")
     run = create_run(tmp_path / "run", config, data)
-    counts = run_processes(3, tmp_path / "processes", pictures_read, run.folder, tmp_path / "shards")
+    counts = run_processes(3, tmp_path / "processes", images_read, run.folder, tmp_path / "shards")
     assert [sum(count.values()) for count in counts] == [18, 18, 8], "of batches of 5, 5, 5, 5 and 2, twice"
     assert sum(counts, Counter()) == {str(s.path): 2 for s in data.split("train")}
 
@@ -247,7 +248,7 @@ def test_every_picture_of_an_epoch_is_read_once_from_shards_too(tmp_path: Path, 
 
 
 @dataclass
-class Strike(Listener):
+class Strike(Progress):
     """A signal to one process, after so many of its steps."""
 
     signal: int
@@ -255,10 +256,10 @@ class Strike(Listener):
     rank: int = 1
     training: bool = False
 
-    def start(self, total_pictures: int, done: int, what: str) -> None:
-        self.training = what == "training"
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        self.training = task == "training"
 
-    def advance(self, pictures: int, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         self.step -= self.training
         if self.step == 0 and rank() == self.rank:
             os.kill(os.getpid(), self.signal)
@@ -289,9 +290,9 @@ def test_another_number_of_processes_goes_on_with_the_same_numbers(
     config = replace(SMALL, tune="head", weights=weights, lr=1.0, epochs=2)
     alone, run = (new_run(tmp_path / name, config, shapes) for name in ("alone", "run"))
     train_in(alone.folder, shapes.root, "multilabel")
-    trained(2, run, shapes, listener=Strike(SIGTERM, 2, rank=0))
+    trained(2, run, shapes, progress=Strike(SIGTERM, 2, rank=0))
     assert not train_in(run.folder, shapes.root, "multilabel", Strike(SIGTERM, 4, rank=0), resume=True).finished
-    assert [outcome.finished for outcome in trained(3, run, shapes, listener=None, resume=True)] == [True] * 3
+    assert [outcome.finished for outcome in trained(3, run, shapes, progress=None, resume=True)] == [True] * 3
     assert_close(run, alone)
 
 
@@ -303,7 +304,7 @@ def test_features_are_computed_in_shares_and_none_twice(
     records: dict[Path, list[int]] = {}
     seen: dict[Path, list[str]] = {}
     for path in sorted(cache.rglob("*.json")):
-        keys = json.loads(path.read_text())["pictures"]
+        keys = json.loads(path.read_text())["images"]
         records.setdefault(path.parent, []).append(len(keys))
         seen.setdefault(path.parent, []).extend(keys)
     assert sorted(map(sorted, records.values())) == [[3, 3, 4, 7, 7, 8], [7, 7, 8]], "22 and 10; 22 mirrored"
@@ -325,7 +326,7 @@ def train_on_other_data(folder: Path, root: Path, task: str) -> Outcome:
     return train_in(folder, root, task if rank() == 0 else "multiclass")
 
 
-def train_with_a_broken_picture(folder: Path, root: Path, task: str) -> Outcome:
+def train_with_a_broken_image(folder: Path, root: Path, task: str) -> Outcome:
     data = changed(read_voc(root), task)
     samples = list(data.split("train"))
     samples[3] = replace(samples[3], path=root / "README")  # read by one of them, whichever
@@ -335,12 +336,12 @@ def train_with_a_broken_picture(folder: Path, root: Path, task: str) -> Outcome:
 @pytest.mark.parametrize(
     ("work", "settings", "kind", "says"),
     [
-        (train_with_a_broken_picture, {}, ImageError, "README does not exist"),
-        (train_with_a_broken_picture, {"tune": "head"}, ImageError, "README cannot be read"),
+        (train_with_a_broken_image, {}, ImageError, "README does not exist"),
+        (train_with_a_broken_image, {"tune": "head"}, ImageError, "README cannot be read"),
         (train_on_a_full_disk, {}, RunError, "the disk is full"),
-        (train_on_other_data, {}, DataError, "the processes see different pictures or labels"),
+        (train_on_other_data, {}, DataError, "the processes see different images or labels"),
         (train_in, {"lr": 1e38}, TrainingError, "the loss is nan at epoch 1, step 2"),
-        (train_in, {"batch_size": 2}, ConfigError, "batch_size=2 and 3 processes: each needs a picture"),
+        (train_in, {"batch_size": 2}, ConfigError, "batch_size=2 and 3 processes: each needs an image"),
     ],
 )
 def test_all_processes_end_with_one_sentence(
@@ -362,7 +363,7 @@ def test_all_processes_end_with_one_sentence(
 
 def test_who_is_left_alone_says_so(tmp_path: Path, shapes: DataSet) -> None:
     run = new_run(tmp_path / "run", SMALL, shapes)
-    left, killed = trained(2, run, shapes, listener=Strike(SIGKILL, 2))
+    left, killed = trained(2, run, shapes, progress=Strike(SIGKILL, 2))
     assert killed == -SIGKILL
     assert isinstance(left, TrainingError), left
     assert left.message == "another of the processes has ended, and this one cannot go on without it."
@@ -375,7 +376,7 @@ def spoken(arguments: list[str], launch: str, strike: Strike | None) -> tuple[in
     """Exit code, stdout and stderr of a command in this process."""
     os.environ["TORCHELASTIC_RUN_ID"] = launch
     if strike is not None:
-        wildcat.progress.TerminalListener = lambda: contextlib.nullcontext(strike)  # type: ignore[assignment, misc]
+        wildcat.progress.ProgressBar = lambda: contextlib.nullcontext(strike)  # type: ignore[assignment, misc]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
@@ -389,7 +390,7 @@ def test_one_process_speaks_and_a_restart_goes_on(tmp_path: Path, shapes: DataSe
     left, killed = run_processes(2, tmp_path / "0", spoken, command, "one", Strike(SIGKILL, 3), joined=False)
     assert killed == -SIGKILL
     assert left[0] == 1
-    assert left[1].startswith("shapes (voc, multilabel): 5 classes, 22 pictures to train on, 10 to choose the best")
+    assert left[1].startswith("shapes (voc, multilabel): 5 classes, 22 images to train on, 10 to choose the best")
     assert "device cpu, 2 processes\nWriting" in left[1]
     assert left[2].count("wildcat: another of the processes has ended") == 1
     assert load_state(tmp_path / "run" / STATE)["position"]["step"] == 2, "saved before the third step"

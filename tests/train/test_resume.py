@@ -17,30 +17,31 @@ from torch import Tensor, nn
 
 import wildcat.train.loop
 from wildcat.config import TrainConfig
-from wildcat.data.sample import DataSet
+from wildcat.data.dataset import DataSet
 from wildcat.errors import RunError
+from wildcat.models.run import METRICS, STATE, WEIGHTS, Run, create_run, load_state, open_run
 from wildcat.nn.model import Wildcat, model_from_config
-from wildcat.train.loop import Listener, Outcome, train
-from wildcat.train.runs import METRICS, STATE, WEIGHTS, Run, create_run, load_state, open_run
+from wildcat.progress import Progress
+from wildcat.train.loop import Outcome, train
 
 SMALL = TrainConfig(
     backbone="test_resnet", image_size=64, num_maps=2, epochs=2, batch_size=4, lr=0.05, backbone_lr_scale=0.3, workers=0
 )
-STEPS = 6  # an epoch: 22 pictures in batches of 4, 4, 4, 4, 4, 2
+STEPS = 6  # an epoch: 22 images in batches of 4, 4, 4, 4, 4, 2
 
 
 @dataclass
-class Interrupter(Listener):
+class Interrupter(Progress):
     """Sends Ctrl-C to this process after the given step or epoch, both counted from 1 in one training."""
 
     step: int = 0
     epochs: int = 0
     training: bool = False
 
-    def start(self, total_pictures: int, done: int, what: str) -> None:
-        self.training = what == "training"
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        self.training = task == "training"
 
-    def advance(self, pictures: int, note: str = "") -> None:
+    def advance(self, count: int = 1, note: str = "") -> None:
         if self.training:
             self.step -= 1
             if self.step == 0:
@@ -88,7 +89,7 @@ def assert_same(one: Run, other: Run) -> None:
 def interrupted(run: Run, data: DataSet, *stops: Interrupter) -> Outcome:
     """Train with the given interruptions, opening the run anew after each."""
     for i, stop in enumerate(stops):
-        outcome = train(open_run(run.folder), data, resume=i > 0, listener=stop)
+        outcome = train(open_run(run.folder), data, resume=i > 0, progress=stop)
         assert not outcome.finished
     return train(open_run(run.folder), data, resume=True)
 
@@ -117,11 +118,11 @@ def test_every_step_counts(tmp_path: Path, shapes: DataSet, weights: str) -> Non
     """The comparison above could not fail if the weights did not move."""
     config = replace(SMALL, tune="head", weights=weights)
     run = create_run(tmp_path / "run", config, shapes)
-    train(run, shapes, listener=Interrupter(step=STEPS + 1))
+    train(run, shapes, progress=Interrupter(step=STEPS + 1))
     position = load_state(run.folder / STATE)["position"]
     assert (position["epoch"], position["step"]) == (1, 1)
     before = load_state(run.folder / STATE)["model"]["transfer.weight"]
-    train(run, shapes, resume=True, listener=Interrupter(step=1))
+    train(run, shapes, resume=True, progress=Interrupter(step=1))
     assert not torch.equal(load_state(run.folder / STATE)["model"]["transfer.weight"], before)
 
 
@@ -156,18 +157,18 @@ def test_ctrl_c_while_features_are_computed_interrupts_at_once(
 ) -> None:
     """There is no step in hand to finish yet, and no weights to save."""
 
-    class Impatient(Listener):
+    class Impatient(Progress):
         signals = 1
 
-        def advance(self, pictures: int, note: str = "") -> None:
-            if pictures and self.signals:
+        def advance(self, count: int = 1, note: str = "") -> None:
+            if count and self.signals:
                 self.signals -= 1
                 signal.raise_signal(signal.SIGINT)
 
     run = create_run(tmp_path / "run", replace(SMALL, tune="head", weights=weights), shapes)
     files = {path.name for path in run.folder.iterdir()}
     with pytest.raises(KeyboardInterrupt):
-        train(run, shapes, listener=Impatient())
+        train(run, shapes, progress=Impatient())
     assert {path.name for path in run.folder.iterdir()} == files
     assert [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
     assert train(run, shapes, resume=True).finished
@@ -222,16 +223,17 @@ def test_ctrl_c_of_a_terminal(tmp_path: Path, shapes: DataSet, weights: str) -> 
     code = f"""
 import sys, torch
 from pathlib import Path
-from wildcat.data.voc import read_voc
-from wildcat.train.loop import Listener, train
-from wildcat.train.runs import open_run
+from wildcat.data.readers.voc import read_voc
+from wildcat.progress import Progress
+from wildcat.train.loop import train
+from wildcat.models.run import open_run
 
-class Announce(Listener):
-    def advance(self, pictures, note=""):
+class Announce(Progress):
+    def advance(self, count=1, note=""):
         print("step", flush=True)
 
 torch.set_num_threads({torch.get_num_threads()})
-outcome = train(open_run(Path({str(run.folder)!r})), read_voc(Path({str(shapes.root)!r})), listener=Announce())
+outcome = train(open_run(Path({str(run.folder)!r})), read_voc(Path({str(shapes.root)!r})), progress=Announce())
 sys.exit(0 if outcome.finished else 7)
 """
     with subprocess.Popen(

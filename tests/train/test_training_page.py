@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.train.processes import run_processes
 from wildcat.cli import main
-from wildcat.train.runs import open_run
+from wildcat.models.run import open_run
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 
@@ -29,7 +29,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for i in range(24):
-        path = tmp_path / "pictures" / ("cat" if i % 2 else "dog") / f"{i}.png"
+        path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(60, 255, (40, 48, 3), dtype=np.uint8) // (1 + i % 2)).save(path)
     exec(compile(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0], "training.md", "exec"), {})

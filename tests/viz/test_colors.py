@@ -106,8 +106,8 @@ def test_palette_begins_as_printed_in_the_devkit() -> None:
 
 def test_palette_is_that_of_the_official_masks(real_data: Path) -> None:
     mask = next((real_data / "VOCdevkit" / "VOC2012" / "SegmentationClass").glob("*.png"))
-    with Image.open(mask) as picture:
-        stored = np.array(picture.getpalette()).reshape(-1, 3)
+    with Image.open(mask) as image:
+        stored = np.array(image.getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(class_palette(len(stored)), stored)
 
 

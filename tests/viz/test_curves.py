@@ -24,9 +24,9 @@ def texts(svg: bytes) -> str:
 def test_a_png_has_ink_in_the_colours_of_its_lines() -> None:
     flat = draw_series([Series("a", [0, 1], [1, 1])], "alpha", "mAP %", "title")
     risen = draw_series([Series("a", [0, 1], [1, 1]), Series("b", [0, 1], [1, 2])], "alpha", "mAP %", "title")
-    picture = Image.open(io.BytesIO(flat))
-    assert min(picture.size) > 400
-    assert np.asarray(picture.convert("L")).min() < 100
+    image = Image.open(io.BytesIO(flat))
+    assert min(image.size) > 400
+    assert np.asarray(image.convert("L")).min() < 100
     assert flat != risen
 
 

@@ -1,4 +1,4 @@
-"""The pictures show what they claim: hot is brighter than cold, marks lie on their places, the rest stays as it was."""
+"""The images show what they claim: hot is brighter than cold, marks lie on their places, the rest stays as it was."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_outline_is_as_wide_as_said(width: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(300, 200), (640, 480), (4000, 1000)])
-def test_point_lies_on_its_place_and_grows_with_the_picture(size: tuple[int, int]) -> None:
+def test_point_lies_on_its_place_and_grows_with_the_image(size: tuple[int, int]) -> None:
     photo = grey(*size)
     x, y = size[0] * 0.3 + 0.5, size[1] * 0.6 + 0.5
     rows, columns = np.nonzero(changed(photo, draw_points(photo, [(x, y)])))
@@ -175,7 +175,7 @@ def test_frame_runs_along_the_pixels_inside_the_box() -> None:
     assert [tuple(beyond[i, j]) for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1))] == [color] * 4
 
 
-def test_frame_widens_with_the_picture() -> None:
+def test_frame_widens_with_the_image() -> None:
     widths = []
     for side in (300, 1200, 4800):
         shown = pixels(
@@ -208,33 +208,33 @@ def test_labels_of_one_place_do_not_hide_each_other() -> None:
     assert min(areas) > 250
 
 
-def test_label_longer_than_the_picture_is_cut() -> None:
+def test_label_longer_than_the_image_is_cut() -> None:
     assert draw_boxes(grey(120, 80), [(5, 5, 60, 60)], ["a very long name of a class that cannot fit"]).size == (
         120,
         80,
     )
 
 
-def test_grid_shows_each_picture_whole_with_its_caption() -> None:
-    pictures = [
+def test_grid_shows_each_image_whole_with_its_caption() -> None:
+    images = [
         Image.new("RGB", (60, 40), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9), (0, 200, 200))
     ]
-    sheet = pixels(side_by_side(pictures, columns=2))
+    sheet = pixels(side_by_side(images, columns=2))
     centres = []
-    for picture in pictures:
-        rows, columns = np.nonzero((sheet == picture.getpixel((0, 0))).all(axis=-1))
+    for image in images:
+        rows, columns = np.nonzero((sheet == image.getpixel((0, 0))).all(axis=-1))
         assert len(rows) == 60 * 40
         centres.append((round(rows.mean()), round(columns.mean())))
     assert centres[0][0] == centres[1][0] < centres[2][0] == centres[3][0] < centres[4][0]
     assert centres[0][1] == centres[2][1] == centres[4][1] < centres[1][1] == centres[3][1]
-    plain, named = side_by_side(pictures[:2]), side_by_side(pictures[:2], ["head", "legs and a very long tail"])
+    plain, named = side_by_side(images[:2]), side_by_side(images[:2], ["head", "legs and a very long tail"])
     assert named.width == plain.width
     written = (pixels(named)[plain.height - 2 :].sum(axis=-1) < 300).any(axis=0)
     assert written[: named.width // 2].any()
     assert written[named.width // 2 :].any()
 
 
-def test_grid_brings_pictures_to_one_height_and_keeps_proportions() -> None:
+def test_grid_brings_images_to_one_height_and_keeps_proportions() -> None:
     sheet = pixels(side_by_side([Image.new("RGB", (200, 100), (200, 0, 0)), Image.new("RGB", (30, 60), (0, 0, 200))]))
     rows, columns = np.nonzero((sheet == (0, 0, 200)).all(axis=-1))
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (50, 100)

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
+from wildcat.cli.allocator import first_speaks, keep_freed_memory
 from wildcat.cli.backbones import Backbones, run_backbones
 from wildcat.cli.bench import Bench, run_bench
 from wildcat.cli.calibrate import Calibrate, run_calibrate
@@ -28,7 +29,6 @@ from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
 from wildcat.cli.options import Command
 from wildcat.cli.predict import Predict, run_predict
-from wildcat.cli.process import first_speaks, keep_freed_memory
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from wildcat.cli.images import find_images
 from wildcat.cli.options import DataCommand, parse_sizes
-from wildcat.cli.pictures import find_pictures
 from wildcat.config import Flip
 from wildcat.errors import ConfigError
 
@@ -23,14 +23,14 @@ class Bench(DataCommand):
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
-    """Pictures of the kind to come, folders or globs; with --split, one data set. Some hundred are best: int8 is made
+    """Images of the kind to come, folders or globs; with --split, one data set. Some hundred are best: int8 is made
     with them, and scores are compared on them. Without any, only times are taken."""
     split: str | None = None
-    """Take the pictures of this split of a data set; those of training are right."""
+    """Take the images of this split of a data set; those of training are right."""
     rounds: int = 10
     """Times each engine is timed, in turn with the others."""
     batch_size: int = 8
-    """Pictures that go through the network together."""
+    """Images that go through the network together."""
     compile: bool = False
     """Time torch.compile too; compiling takes minutes, and a C++ compiler."""
     pick: bool = False
@@ -51,13 +51,13 @@ class Bench(DataCommand):
 
 def run_bench(command: Bench) -> int:
     """wildcat bench"""
-    from wildcat.bench.engines import bench_engines, check_tolerance, pick
+    from wildcat.fitting.benchmark import bench_engines, check_tolerance, pick
     from wildcat.predictor import load
 
     if command.pick and not command.paths:
-        raise ConfigError("--pick judges engines by what they say of pictures.", "Name pictures of the kind to come.")
+        raise ConfigError("--pick judges engines by what they say of images.", "Name images of the kind to come.")
     check_tolerance(command.tolerance)
-    found = find_pictures(command.paths, command.split, 0, command) if command.paths else []
+    found = find_images(command.paths, command.split, 0, command) if command.paths else []
     sizes = parse_sizes(command.sizes)
     predictor = load(command.run, command.device, command.flip, sizes, output_stride=command.output_stride)
     result = bench_engines(
@@ -77,12 +77,12 @@ def run_bench(command: Bench) -> int:
 def engine_table(result: Mapping[str, Any]) -> str:
     """What was measured, for a person."""
     settings, host = result["settings"], result["machine"]
-    compared = settings["pictures_compared"]
+    compared = settings["images_compared"]
     sizes = ", ".join(f"{b} {s} px" for b, s in zip(settings["backbones"], settings["sizes"], strict=True))
     lines = [
         f"{settings['model']} ({sizes}), batches of {settings['batch_size']}, {settings['rounds']} rounds on "
         f"{settings['device']}: {host['processor']}, {host['threads']} threads",
-        f"{'':18}{'ms/picture':>12}{'speed':>8}{'(quartiles)':>18}"
+        f"{'':18}{'ms/image':>12}{'speed':>8}{'(quartiles)':>18}"
         + (f"{'score error':>13}{'class':>8}{'point':>8}" if compared else ""),
     ]
     for name, row in result["engines"].items():
@@ -94,7 +94,7 @@ def engine_table(result: Mapping[str, Any]) -> str:
         lines.append(line)
     lines += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     if compared:
-        lines.append(f"error, class and point against torch fp32 on {compared} pictures")
+        lines.append(f"error, class and point against torch fp32 on {compared} images")
     if "picked" in result:
         lines.append(f"picked {result['picked']}: --engine auto takes it for these weights on this machine")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""wildcat calibrate: how a model draws masks, fitted on the pictures it was trained on."""
+"""wildcat calibrate: how a model draws masks, fitted on the images it was trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wildcat.errors import RunError
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(ModelCommand, DataCommand):
-    """Fit which classes masks draw, and against which background, on training pictures; stored in the run."""
+    """Fit which classes masks draw, and against which background, on training images; stored in the run."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or an ensemble's; its earlier calibration is replaced."""
@@ -33,17 +33,17 @@ class Calibrate(ModelCommand, DataCommand):
 
 def run_calibrate(command: Calibrate) -> int:
     """wildcat calibrate"""
-    from wildcat.calibration import calibrate, count_steps
+    from wildcat.fitting.calibrate import calibrate, count_steps
+    from wildcat.models.calibration import fitted_samples, write_calibration
     from wildcat.predictor import PACKAGED
     from wildcat.progress import progress_bar
-    from wildcat.train.calibrations import fitted_samples, write_calibration
 
     if command.run in PACKAGED:
         raise RunError(f"{command.run} is a packaged model.", "Name a run folder: what is fitted is stored there.")
     predictor = load_model(command, command.run, calibrated=False)
     data = open_data(command, command.data)
     samples = fitted_samples(data, command.split)
-    describe(data, f"{len(samples)} pictures of {command.split} to fit on", predictor.device.type, quiet=command.json)
+    describe(data, f"{len(samples)} images of {command.split} to fit on", predictor.device.type, quiet=command.json)
     with progress_bar(count_steps(data, command.split, command.crf), "calibrating") as bar:
         params, record = calibrate(predictor, data, command.split, command.crf, bar.update)
     folder = Path(command.run).expanduser()
@@ -54,10 +54,10 @@ def run_calibrate(command: Calibrate) -> int:
 
 def calibration_table(record: Mapping[str, Any], folder: Path, source: str) -> str:
     """What was fitted, for a person."""
-    lines = [f"{'':20}{'pictures':>10}{'gate':>8}{'F1':>8}"]
+    lines = [f"{'':20}{'images':>10}{'gate':>8}{'F1':>8}"]
     for name, gate in record["gate"].items():
         f1 = f"{100 * record['f1'][name]:.1f}"
-        lines.append(f"{name[:20]:20}{record['prior'][name] * record['pictures']:>10.0f}{gate:>8.2f}{f1:>8}")
+        lines.append(f"{name[:20]:20}{record['prior'][name] * record['images']:>10.0f}{gate:>8.2f}{f1:>8}")
     background = record["background"]
     value = background[{"score": "score", "constant": "constant", "power": "exponent"}[background["rule"]]]
     if tried := record["tried"]:
@@ -65,7 +65,7 @@ def calibration_table(record: Mapping[str, Any], folder: Path, source: str) -> s
         where = f"mean IoU {100 * best:.1f} on the {record['masks']} masks of {record['split']}"
         lines.append(f"background: {background['rule']} {value:.2f}{', CRF' if record['crf'] else ''} ({where})")
     else:
-        why = f"the default: no picture of {record['split']} has a mask to fit it on"
+        why = f"the default: no image of {record['split']} has a mask to fit it on"
         lines.append(f"background: {background['rule']} {value:.2f} ({why})")
     lines.append(f"Next: {shlex.join(['wildcat', 'evaluate', str(folder), source])}")
     return "\n".join(lines)

@@ -34,10 +34,10 @@ class Ensemble(DataCommand):
 
 def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
-    from wildcat.ensemble import create_ensemble, describe_ensemble
+    from wildcat.device import choose_device
+    from wildcat.fitting.ensemble import create_ensemble, describe_ensemble
+    from wildcat.models.run import open_run, refuse_taken
     from wildcat.progress import progress_bar
-    from wildcat.train.loop import choose_device
-    from wildcat.train.runs import open_run, refuse_taken
 
     refuse_taken(command.out)
     device = choose_device(command.device)
@@ -46,7 +46,7 @@ def run_ensemble(command: Ensemble) -> int:
     total = 0
     if data is not None:
         total = len(data.split(command.split))
-        describe(data, f"{total} pictures of {command.split} to train the combination on", device.type)
+        describe(data, f"{total} images of {command.split} to train the combination on", device.type)
     with progress_bar(total, "scoring") as bar:
         made = create_ensemble(
             command.out, runs, command.combine, data, command.split, command.strength, command.device, bar.update

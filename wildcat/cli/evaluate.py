@@ -1,4 +1,4 @@
-"""wildcat evaluate: how good a model is on labelled pictures."""
+"""wildcat evaluate: how good a model is on labelled images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model,
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelCommand, DataCommand):
-    """Measure a model on labelled pictures."""
+    """Measure a model on labelled images."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
@@ -34,7 +34,7 @@ class Evaluate(ModelCommand, DataCommand):
 
 
 def run_evaluate(command: Evaluate) -> int:
-    """wildcat evaluate; under torchrun the processes share the pictures, and the first one speaks."""
+    """wildcat evaluate; under torchrun the processes share the images, and the first one speaks."""
     from wildcat.evaluation import check_curves, class_order, measure, report, save_curves
     from wildcat.progress import progress_bar
     from wildcat.train.distributed import process_group, rank, world_size
@@ -50,7 +50,7 @@ def run_evaluate(command: Evaluate) -> int:
         if first := rank() == 0:
             processes = f" on {world_size()} processes" if world_size() > 1 else ""
             where = f"{predictor.device.type}{processes}"
-            describe(data, f"{len(samples)} pictures of {split}", where, quiet=command.json)
+            describe(data, f"{len(samples)} images of {split}", where, quiet=command.json)
         with progress_bar(len(samples), "evaluating") if first else nullcontext() as bar:
             tally = measure(predictor, data, split, command.crf, lambda n: bar and bar.update(n * world_size()))
     if first:
@@ -65,7 +65,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
     """The figures of an evaluation for a person."""
     classification, pointing = result["classification"], result.get("pointing")
     head = f"{'':20}{'AP':>8}{'point AP' if pointing else '':>10}"
-    lines = [f"{result['data']} {result['split']}, {result['pictures']} pictures", head]
+    lines = [f"{result['data']} {result['split']}, {result['images']} images", head]
     for name, value in classification["ap"].items():
         lines.append(f"{name[:20]:20}{_percent(value)}{_percent(pointing['ap'][name], 10) if pointing else ''}")
     mean = f"{'mean':20}{_percent(classification['map'])}{_percent(pointing['map'], 10) if pointing else ''}"
@@ -84,12 +84,12 @@ def _mask_lines(masks: dict[str, Any]) -> list[str]:
     fitted, sharpened = masks["calibration"], ", CRF" if masks["crf"] else ""
     source = "the default"
     if fitted:
-        source = f"fitted on {fitted['pictures']} pictures of {fitted['data']} {fitted['split']}"
+        source = f"fitted on {fitted['images']} images of {fitted['data']} {fitted['split']}"
         source += f", {fitted['masks']} with masks" if fitted["masks"] else ", tags only: the background is the default"
     background = f"background {masks['rule']}" + ("" if masks["threshold"] is None else f" {masks['threshold']:.2f}")
     lines = [f"{'mean IoU':20}{_percent(masks['miou'])}   ({background}{sharpened}; {source})"]
     if fitted and fitted["measured"]:
-        lines.append(f"note: masks were fitted on {fitted['measured']} of the pictures measured here: they flatter it")
+        lines.append(f"note: masks were fitted on {fitted['measured']} of the images measured here: they flatter it")
     if best := masks.get("hindsight"):
         marked = f"best background in hindsight, {masks['rule']} {best['threshold']:.2f}; not deployable"
         lines.append(f"{'':20}{_percent(best['miou'])}   ({marked})")

@@ -1,4 +1,4 @@
-"""wildcat export: a model as ONNX, or what it says of pictures as annotations other tools read."""
+"""wildcat export: a model as ONNX, or what it says of images as annotations other tools read."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from wildcat.cli.images import check_amounts, find_images, refuse_vanished
 from wildcat.cli.options import DataCommand, ModelCommand, Options, load_model
-from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
 from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ModelCommand):
-    """Write a model as ONNX, or what it finds in pictures as annotations: COCO, YOLO, Pascal VOC, Label Studio."""
+    """Write a model as ONNX, or what it finds in images as annotations: COCO, YOLO, Pascal VOC, Label Studio."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
-    """Pictures, folders of pictures, or globs; with --split, one data set. None for onnx."""
+    """Images, folders of images, or globs; with --split, one data set. None for onnx."""
     format: str
-    """onnx: the network; annotations of pictures: coco (run lengths), coco-polygons, yolo (boxes), yolo-segment
+    """onnx: the network; annotations of images: coco (run lengths), coco-polygons, yolo (boxes), yolo-segment
     (outlines), voc, label-studio."""
     out: Path
     """Folder to make, for onnx a file; it appears when all is written."""
     min_score: float = 0.5
-    """Write the classes whose probability in a picture is at least this."""
+    """Write the classes whose probability in an image is at least this."""
     boxes: Literal["all", "largest"] = "all"
     """Every region of a class, or its largest one."""
     min_area: float = 0.001
-    """Leave out regions that cover less than this share of the picture; 0 keeps every speck."""
+    """Leave out regions that cover less than this share of the image; 0 keeps every speck."""
     crf: bool = False
     """Sharpen masks with a dense CRF."""
     simplify: float | None = None
     """Pixels by which an outline may move to have fewer points; by default 0 for coco-polygons, otherwise 1."""
     scores: bool = False
     """End each line of YOLO labels with its score: to rank them, not to train on. Other formats always have scores."""
-    pictures: Literal["copy", "link"] = "copy"
-    """Copy the pictures into the folder, or link to them."""
+    images: Literal["copy", "link"] = "copy"
+    """Copy the images into the folder, or link to them."""
     split: str | None = None
     """Export this split of a data set."""
     data_format: str | None = None
@@ -49,9 +49,9 @@ class Export(ModelCommand):
     data_option: Options = ()
     """A setting of the data set's reader; may be repeated."""
     limit: int = 0
-    """Stop after so many pictures; 0: all."""
+    """Stop after so many images; 0: all."""
     batch_size: int = 8
-    """Pictures that go through the network together."""
+    """Images that go through the network together."""
 
 
 def run_export(command: Export) -> int:
@@ -65,24 +65,24 @@ def run_export(command: Export) -> int:
 
 
 def export_annotations(command: Export) -> int:
-    """Predict each picture and write its regions."""
+    """Predict each image and write its regions."""
     from contextlib import ExitStack
 
-    from wildcat.export.annotations import ANNOTATION_FORMATS, InstanceParams
+    from wildcat.export import ANNOTATION_FORMATS, InstanceParams
     from wildcat.progress import progress_bar
 
     extra = format_options(command)
     params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
     check_amounts(command.batch_size, command.limit)
     data = DataCommand(format=command.data_format, data_option=command.data_option)
-    pictures = find_pictures(command.paths, command.split, command.limit, data)
+    images = find_images(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
-    names = {str(picture): name for picture, name in pictures}
+    names = {str(image): name for image, name in images}
     written, regions, skipped = 0, 0, 0
 
-    def skip(picture: object, error: WildcatError) -> None:
+    def skip(image: object, error: WildcatError) -> None:
         nonlocal skipped
-        refuse_vanished(picture)
+        refuse_vanished(image)
         skipped += 1
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)
@@ -90,28 +90,28 @@ def export_annotations(command: Export) -> int:
     with ExitStack() as stack:
         writer = stack.enter_context(
             ANNOTATION_FORMATS[command.format](
-                command.out, predictor.classes, params, pictures=command.pictures, model=predictor.name, **extra
+                command.out, predictor.classes, params, images=command.images, model=predictor.name, **extra
             )
         )
         print(
-            f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device "
+            f"{predictor.name}: {len(predictor.classes)} classes; {len(images)} images; device "
             f"{predictor.device.type}; writing {command.out} as {command.format}",
             flush=True,
         )
-        bar = stack.enter_context(progress_bar(len(pictures), "exporting"))
-        paths = [path for path, _ in pictures]
+        bar = stack.enter_context(progress_bar(len(images), "exporting"))
+        paths = [path for path, _ in images]
         for prediction in predictor.stream(paths, modalities=False, batch_size=command.batch_size, on_error=skip):
-            regions += len(writer.add(prediction, names[prediction.image]))
+            regions += len(writer.add(prediction, names[prediction.path]))
             written += 1
             bar.update(1)
         if not written:
             raise DataError(
-                f"none of the {len(pictures)} pictures could be read; {command.out} was not written.",
+                f"none of the {len(images)} images could be read; {command.out} was not written.",
                 "See the reasons above.",
             )
     if skipped:
-        print(f"{skipped} of {len(pictures)} pictures could not be read and were skipped.", file=sys.stderr)
-    print(f"{regions} regions in {written} pictures: {command.out}")
+        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
+    print(f"{regions} regions in {written} images: {command.out}")
     return 0
 
 
@@ -121,7 +121,7 @@ def export_network(command: Export) -> int:
 
     if command.paths:
         raise ConfigError(
-            f"--format onnx writes the network, and has no use for {command.paths[0]}.", "Leave the pictures out."
+            f"--format onnx writes the network, and has no use for {command.paths[0]}.", "Leave the images out."
         )
     if command.precision != "fp32" or command.engine != "torch":
         raise ConfigError(

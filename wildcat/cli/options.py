@@ -17,7 +17,7 @@ from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, ou
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
-    from wildcat.data.stored import StoredPicture
+    from wildcat.data.image_ref import ImageRef
     from wildcat.predictor import Predictor
 
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -38,11 +38,11 @@ class ModelCommand(Command):
     flip: Flip = "none"
     """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
     sizes: Annotated[str, arg(metavar="S,S,...")] = ""
-    """Look at each picture at these input sizes and average, such as 320,448,576; empty: the size of training."""
+    """Look at each image at these input sizes and average, such as 320,448,576; empty: the size of training."""
     output_stride: Literal[32, 16, 8] | None = None
     """Input pixels per cell of the maps, where the backbone can: finer maps of the same weights, at more cost."""
     tile: Annotated[int | None, arg(metavar="PIXELS")] = None
-    """Cut pictures with a side above this into overlapping tiles of it: small things in large photographs."""
+    """Cut images with a side above this into overlapping tiles of it: small things in large photographs."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     engine: EngineChoice = "torch"
@@ -140,11 +140,11 @@ def measured_split(command_split: str | None, data: DataSet) -> str:
     return command_split or next((s for s in ("val", "test") if s in data.splits), "val")
 
 
-def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> None:
+def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> None:
     """The first line of a command: what was recognised; to stderr where stdout is for a program."""
     stream = sys.stderr if quiet else sys.stdout
     print(
-        f"{data.name} ({data.format}, {data.task}): {len(data.classes)} classes, {pictures}; device {device}",
+        f"{data.name} ({data.format}, {data.task}): {len(data.classes)} classes, {images}; device {device}",
         file=stream,
         flush=True,
     )
@@ -152,22 +152,22 @@ def describe(data: DataSet, pictures: str, device: str, quiet: bool = False) -> 
         print(f"note: {note}", file=sys.stderr)
 
 
-def check_readable(pictures: Sequence[Path | StoredPicture]) -> None:
-    """Refuse data with pictures whose first bytes are no picture, before hours are spent on it.
+def check_readable(images: Sequence[Path | ImageRef]) -> None:
+    """Refuse data with images whose first bytes are no image, before hours are spent on it.
 
     Of several processes each looks at its share.
 
     Raises:
         DataError: how many, and the first few.
     """
-    from wildcat.data.stored import picture_fault
+    from wildcat.data.image_ref import image_fault
     from wildcat.train.distributed import gather, share_of
 
-    found = [(i, fault) for i in share_of(len(pictures)) if (fault := picture_fault(pictures[i]))]
+    found = [(i, fault) for i in share_of(len(images)) if (fault := image_fault(images[i]))]
     faults = sorted(itertools.chain(*gather(found)))
     if faults:
-        listed = "; ".join(f"{Path(str(pictures[i])).name}: {fault}" for i, fault in faults[:5])
+        listed = "; ".join(f"{Path(str(images[i])).name}: {fault}" for i, fault in faults[:5])
         raise DataError(
-            f"{len(faults)} of {len(pictures)} pictures cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
-            f"Mend or remove them; the first is {pictures[faults[0][0]]}.",
+            f"{len(faults)} of {len(images)} images cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
+            f"Mend or remove them; the first is {images[faults[0][0]]}.",
         )

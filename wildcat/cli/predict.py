@@ -1,4 +1,4 @@
-"""wildcat predict: classes, points, boxes and heatmaps for pictures."""
+"""wildcat predict: classes, points, boxes and heatmaps for images."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wildcat.cli.images import check_amounts, find_images, refuse_vanished
 from wildcat.cli.options import load_model
-from wildcat.cli.parts import PartsCommand, refuse_parts_flags, run_parts_command
-from wildcat.cli.pictures import check_amounts, find_pictures, refuse_vanished
+from wildcat.cli.predict_sharded import PartsCommand, refuse_parts_flags, run_parts_command
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(PartsCommand):
-    """Classes, points, boxes and heatmaps for pictures."""
+    """Classes, points, boxes and heatmaps for images."""
 
     save: str | None = None
-    """Pictures to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none for no
-    pictures."""
+    """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none for no
+    images."""
     crf: bool = False
     """Sharpen masks with a dense CRF."""
     report: bool = False
-    """Also write report.html into --out: one page with the most telling pictures of each class."""
+    """Also write report.html into --out: one page with the most telling images of each class."""
     classes: str = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
 
@@ -44,66 +44,66 @@ def run_predict(command: Predict) -> int:
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit)
-    pictures = find_pictures(command.paths, command.split, command.limit, command)
+    images = find_images(command.paths, command.split, command.limit, command)
     predictor = load_model(command, command.run)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
-            f"{predictor.name} has {len(predictor.classes)} classes; a mask picture numbers 254 at most.",
+            f"{predictor.name} has {len(predictor.classes)} classes; a mask image numbers 254 at most.",
             "Leave masks out of --save; Prediction.mask gives them as arrays.",
         )
     drawn = named_classes(command.classes, predictor.classes)
-    names = {str(picture): name for picture, name in pictures}
+    names = {str(image): name for image, name in images}
     skipped: list[str] = []
     written = 0
     gallery = None
     if command.report:
-        from wildcat.viz.report import Gallery, story_of_run, write_report
+        from wildcat.report import Gallery, story_of_run, write_report
 
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
-    def skip(picture: object, error: WildcatError) -> None:
-        refuse_vanished(picture)
-        skipped.append(str(picture))
+    def skip(image: object, error: WildcatError) -> None:
+        refuse_vanished(image)
+        skipped.append(str(image))
         bar.write(f"skipped {error.message}", file=sys.stderr)
         bar.update(1)
 
     with ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
         print(
-            f"{predictor.name}: {len(predictor.classes)} classes; {len(pictures)} pictures; device "
+            f"{predictor.name}: {len(predictor.classes)} classes; {len(images)} images; device "
             f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",
             flush=True,
         )
-        bar = stack.enter_context(progress_bar(len(pictures), "predicting"))
+        bar = stack.enter_context(progress_bar(len(images), "predicting"))
         stream = predictor.stream(
-            [path for path, _ in pictures],
+            [path for path, _ in images],
             modalities=command.report or bool({"modalities", "arrays"} & set(save)),
             batch_size=command.batch_size,
             on_error=skip,
         )
         for prediction in stream:
             if writer:
-                writer.add(prediction, names[prediction.image])
+                writer.add(prediction, names[prediction.path])
             if gallery:
                 gallery.add(prediction)
-            if not writer or len(pictures) <= 10:
+            if not writer or len(images) <= 10:
                 bar.write(prediction_line(prediction), file=sys.stdout)
             written += 1
             bar.update(1)
     if skipped:
-        print(f"{len(skipped)} of {len(pictures)} pictures could not be read and were skipped.", file=sys.stderr)
+        print(f"{len(skipped)} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
         if gallery and written:
             seen = Path(command.paths[0]).name or command.paths[0]
             title = f"{Path(predictor.name).name} on {seen}{' and others' if len(command.paths) > 1 else ''}"
             page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
-            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of pictures")
+            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of images")
     return 0 if written else 1
 
 
 def refuse_drawing(command: Predict) -> None:
-    """Refuse pictures beside parts.
+    """Refuse images beside parts.
 
     Raises:
         ConfigError: names the flag.
@@ -115,7 +115,7 @@ def refuse_drawing(command: Predict) -> None:
         f"--save {command.save}": command.save not in (None, "", "none"),
     }
     if flag := next((flag for flag, given in drawn.items() if given), None):
-        raise ConfigError(f"{flag} draws pictures; parts hold rows.", "Leave it out, or leave --part-rows out.")
+        raise ConfigError(f"{flag} draws images; parts hold rows.", "Leave it out, or leave --part-rows out.")
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
@@ -140,7 +140,7 @@ def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def prediction_line(prediction: Any) -> str:
-    """One line for a person: the picture, its likeliest classes, and where they are."""
+    """One line for a person: the image, its likeliest classes, and where they are."""
     names = list(prediction.labels) or [prediction.top]
     if prediction.task == "multiclass":
         names = sorted(prediction.classes, key=lambda c: -prediction.probabilities[c])[:3]
@@ -149,4 +149,4 @@ def prediction_line(prediction: Any) -> str:
         for c in names
     ]
     none = "" if prediction.labels else "(below 50%) "
-    return f"{prediction.image}: {none}{', '.join(found)}"
+    return f"{prediction.path}: {none}{', '.join(found)}"

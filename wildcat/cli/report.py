@@ -13,7 +13,7 @@ from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model,
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ModelCommand, DataCommand):
-    """Write one HTML file with figures, curves and the most telling pictures of labelled data."""
+    """Write one HTML file with figures, curves and the most telling images of labelled data."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
@@ -28,17 +28,17 @@ class Report(ModelCommand, DataCommand):
     crf: bool = False
     """Sharpen masks with a dense CRF."""
     examples: int = 8
-    """Pictures of each kind (hits, misses, false alarms) and class, at most."""
+    """Images of each kind (hits, misses, false alarms) and class, at most."""
     max_mb: float = 20.0
-    """Largest size of the file in megabytes; pictures that do not fit are left out and counted."""
+    """Largest size of the file in megabytes; images that do not fit are left out and counted."""
 
 
 def run_report(command: Report) -> int:
     """wildcat report"""
     from wildcat.evaluation import class_order
+    from wildcat.prediction import file_name
     from wildcat.progress import progress_bar
-    from wildcat.results import file_name
-    from wildcat.viz.report import check_limits, check_target, report_split, story_of_run
+    from wildcat.report import check_limits, check_target, report_split, story_of_run
 
     check_limits(command.examples, command.max_mb)
     if command.out is not None:
@@ -51,7 +51,7 @@ def run_report(command: Report) -> int:
     predictor = load_model(command, command.run)
     class_order(predictor, data)
     samples = data.split(split)
-    describe(data, f"{len(samples)} pictures of {split}", f"{predictor.device.type}; writing {path}")
+    describe(data, f"{len(samples)} images of {split}", f"{predictor.device.type}; writing {path}")
     views = [f"mirrored, {command.flip}"] if command.flip != "none" else []
     views += [f"at {command.sizes} px"] if command.sizes else []
     story = story_of_run(command.run, split, data, ", ".join(views))
@@ -69,5 +69,5 @@ def run_report(command: Report) -> int:
             progress=bar.update,
         )
     cut = f"; {written.left_out} more did not fit --max-mb {command.max_mb:g}" if written.left_out else ""
-    print(f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.shown} views of pictures{cut}")
+    print(f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.shown} views of images{cut}")
     return 0

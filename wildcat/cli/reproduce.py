@@ -14,7 +14,7 @@ from wildcat.cli.options import DataCommand, describe, open_data, parse_sizes
 from wildcat.config import TrainConfig, load_recipe
 
 if TYPE_CHECKING:
-    from wildcat.progress import TerminalListener
+    from wildcat.progress import ProgressBar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,11 @@ class Reproduce(DataCommand):
 
 def run_reproduce(command: Reproduce) -> int:
     """wildcat reproduce"""
-    from wildcat.bench.experiments import find_experiment
-    from wildcat.bench.reproduce import Plan, Telling, check_plan, protocol, reproduce
-    from wildcat.bench.tables import markdown, slug
-    from wildcat.progress import TerminalListener
-    from wildcat.train.loop import choose_device
+    from wildcat.device import choose_device
+    from wildcat.progress import ProgressBar
+    from wildcat.reproduce.experiments import find_experiment
+    from wildcat.reproduce.runner import Plan, Telling, check_plan, protocol, reproduce
+    from wildcat.reproduce.tables import markdown, slug
 
     class Shown(Telling):
         """A line a cell, and a bar for the training in hand."""
@@ -55,8 +55,8 @@ def run_reproduce(command: Reproduce) -> int:
             shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in figures.items())
             print(f"[{number}/{total}] {name}: {shown}", file=sys.stderr, flush=True)
 
-        def listener(self) -> TerminalListener:
-            return listener
+        def progress(self) -> ProgressBar:
+            return progress
 
     command.config.validate()
     experiment = find_experiment(command.experiment)
@@ -75,12 +75,12 @@ def run_reproduce(command: Reproduce) -> int:
     )
     check_plan(plan, experiment, data)
     train_split, test_split = protocol(plan, data, command.config.seed)
-    learned, measured = (f"{len(data.split(name))} pictures of {name}" for name in (train_split, test_split))
+    learned, measured = (f"{len(data.split(name))} images of {name}" for name in (train_split, test_split))
     describe(data, f"{learned}, measured on {measured}", choose_device(command.config.device).type)
     stem = command.out / f"{command.experiment}-{slug(command.title or data.name)}"
     print(f"{command.experiment}: {experiment.title}\nWriting {stem}.md, .csv and .json", flush=True)
     try:
-        with TerminalListener() as listener:
+        with ProgressBar() as progress:
             summary = reproduce(plan, data, command.out, Shown())
     except KeyboardInterrupt:
         print("Interrupted; the finished cells are kept: type the same command to go on.", file=sys.stderr)

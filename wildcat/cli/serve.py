@@ -13,7 +13,7 @@ from wildcat.cli.options import ModelCommand, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(ModelCommand):
-    """Answer pictures over HTTP, and show a page to drop them on."""
+    """Answer images over HTTP, and show a page to drop them on."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
@@ -26,13 +26,13 @@ class Serve(ModelCommand):
     max_mb: float = 20.0
     """Largest request in megabytes."""
     max_pixels: int = 40_000_000
-    """Most pixels of a picture."""
+    """Most pixels of an image."""
     queue: int = 32
     """Most requests that are answered or wait; more are told to come back."""
     timeout: float = 60.0
-    """Seconds for a picture to arrive, and again for its answer."""
+    """Seconds for an image to arrive, and again for its answer."""
     batch_size: int = 8
-    """Most pictures that go through the network together."""
+    """Most images that go through the network together."""
     processes: int = -1
     """Processes that hold the model and answer side by side; 0: only this one, -1: as many as help (a CPU: up to 4)."""
 
@@ -41,12 +41,12 @@ def run_serve(command: Serve) -> int:
     """wildcat serve"""
     import warnings
 
-    from wildcat.cli.process import keep_freed_memory
+    from wildcat.cli.allocator import keep_freed_memory
     from wildcat.serve import Limits, create_app
-    from wildcat.serve.guard import LOOPBACK
+    from wildcat.serve.middleware import LOOPBACK
     from wildcat.serve.server import address_of, is_loopback, listen, run
 
-    warnings.filterwarnings("ignore", module="PIL")  # of strangers' pictures: they are refused, or read all the same
+    warnings.filterwarnings("ignore", module="PIL")  # of strangers' images: they are refused, or read all the same
     limits = Limits(command.max_mb, command.max_pixels, command.queue, command.timeout, command.batch_size)
     listener = listen(command.host, command.port)
     with listener:

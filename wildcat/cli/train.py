@@ -1,4 +1,4 @@
-"""wildcat train: tagged pictures in, a run folder out."""
+"""wildcat train: tagged images in, a run folder out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from wildcat.cli.allocator import share_one_arena
 from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
-from wildcat.cli.process import share_one_arena
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
 if TYPE_CHECKING:
-    from wildcat.train.runs import Run
+    from wildcat.models.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(DataCommand):
-    """Train a model on tagged pictures."""
+    """Train a model on tagged images."""
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set (solar, shapes)."""
@@ -43,7 +43,7 @@ class Train(DataCommand):
 
 
 def run_train(command: Train) -> int:
-    """wildcat train; under torchrun the processes share the pictures of every batch, and the first one speaks."""
+    """wildcat train; under torchrun the processes share the images of every batch, and the first one speaks."""
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.train.distributed import process_group
 
@@ -55,10 +55,11 @@ def run_train(command: Train) -> int:
 
 def train_command(command: Train) -> int:
     """What each process does."""
-    from wildcat.progress import TerminalListener
-    from wildcat.train.distributed import from_first, rank, together, world_size
-    from wildcat.train.loop import choose_device, train
-    from wildcat.train.runs import MANIFEST, check_resumable, create_run, discard_unused
+    from wildcat.device import choose_device
+    from wildcat.models.run import MANIFEST, check_resumable, create_run, discard_unused
+    from wildcat.progress import ProgressBar
+    from wildcat.train.distributed import from_first, launch_name, rank, together, world_size
+    from wildcat.train.loop import train
 
     config, source = command.config, command.data
     run = from_first(lambda: run_to_go_on_with(command))
@@ -75,10 +76,10 @@ def train_command(command: Train) -> int:
     if run is not None:
         check_resumable(run, config, source, data.classes)
     else:
-        run = from_first(lambda: create_run(command.out, config, data, source, command.data_option))
+        run = from_first(lambda: create_run(command.out, config, data, source, command.data_option, launch_name()))
     processes = f", {world_size()} processes" if world_size() > 1 else ""
-    pictures = f"{len(samples)} pictures to train on, {len(val_samples)} to choose the best epoch"
-    describe(data, pictures, f"{device.type}{processes}")
+    images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"
+    describe(data, images, f"{device.type}{processes}")
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
@@ -89,8 +90,8 @@ def train_command(command: Train) -> int:
         return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
 
     try:
-        with gone_on_with(go_on_later), TerminalListener() as listener:
-            outcome = train(run, data, resume=resume, listener=listener)
+        with gone_on_with(go_on_later), ProgressBar() as progress:
+            outcome = train(run, data, resume=resume, progress=progress)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
         return 1
@@ -104,7 +105,7 @@ def train_command(command: Train) -> int:
     if outcome.metric is not None:
         print(f"Best epoch {outcome.best_epoch + 1}: {outcome.metric_name} {outcome.metric:.4f} on {config.val_split}")
     evaluating = shlex.join(["wildcat", "evaluate", str(command.out), source])
-    predicting = shlex.join(["wildcat", "predict", str(command.out), "PICTURE", "--out", "DIR"])
+    predicting = shlex.join(["wildcat", "predict", str(command.out), "IMAGE", "--out", "DIR"])
     print(f"Next: {evaluating}   or   {predicting}")
     return 0
 
@@ -115,8 +116,8 @@ def run_to_go_on_with(command: Train) -> Run | None:
     Raises:
         RunError: there is one, or something else, and nobody asked to go on with it; or it is damaged.
     """
+    from wildcat.models.run import MANIFEST, open_run, refuse_taken, tidy_run
     from wildcat.train.distributed import launch_name
-    from wildcat.train.runs import MANIFEST, open_run, refuse_taken, tidy_run
 
     if command.resume:
         tidy_run(command.out)

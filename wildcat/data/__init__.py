@@ -1,14 +1,10 @@
-"""Data sets: pictures with image-level labels, and boxes and masks where there are some, whatever their layout on disk.
+"""Data sets: images with image-level labels, and boxes and masks where there are some, whatever their layout on disk.
 
 `open_dataset` reads any of them into the `DataSet` of `sample.py`, which is all that the other rooms know of data.
 """
 
 from wildcat.data.cache import cache_folder
-from wildcat.data.catalog import FORMATS, DataSetInfo, Format, list_datasets, open_dataset
-from wildcat.data.fetch import Fetched, fetch_dataset, is_fetched
-from wildcat.data.images import list_images, read_image, read_mask, to_rgb
-from wildcat.data.miniatures import write_action, write_coco, write_indoor, write_scenes
-from wildcat.data.sample import (
+from wildcat.data.dataset import (
     ABSENT,
     IGNORED,
     PRESENT,
@@ -18,10 +14,14 @@ from wildcat.data.sample import (
     label_matrix,
     stratified_indices,
 )
-from wildcat.data.shapes import write_shapes
+from wildcat.data.download import Fetched, fetch_dataset, is_fetched
+from wildcat.data.image_ref import ImageRef, read_ref
+from wildcat.data.images import list_images, read_image, read_mask, to_rgb
+from wildcat.data.miniatures import write_action, write_coco, write_indoor, write_scenes
+from wildcat.data.readers.synthetic import write_shapes
+from wildcat.data.readers.webdataset import write_webdataset
+from wildcat.data.registry import FORMATS, DataSetInfo, Format, list_datasets, open_dataset
 from wildcat.data.sources import Source, find_source
-from wildcat.data.stored import StoredPicture, read_picture
-from wildcat.data.webdataset import write_webdataset
 
 __all__ = [
     "ABSENT",
@@ -32,9 +32,9 @@ __all__ = [
     "DataSetInfo",
     "Fetched",
     "Format",
+    "ImageRef",
     "Sample",
     "Source",
-    "StoredPicture",
     "Task",
     "cache_folder",
     "fetch_dataset",
@@ -46,7 +46,7 @@ __all__ = [
     "open_dataset",
     "read_image",
     "read_mask",
-    "read_picture",
+    "read_ref",
     "stratified_indices",
     "to_rgb",
     "write_action",

@@ -1,4 +1,4 @@
-"""Pictures from files: RGB as a person sees them, and masks of class indices."""
+"""Images from files: RGB as a person sees them, and masks of class indices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wildcat.errors import DataError, ImageError
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"},
 )
-"""Suffixes (lower case) that make a file a picture when a folder is listed; `read_image` itself goes by content."""
+"""Suffixes (lower case) that make a file an image when a folder is listed; `read_image` itself goes by content."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,26 +29,26 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the picture upright (EXIF 2.3, tag 0x0112)."""
+"""EXIF orientation -> what makes the image upright (EXIF 2.3, tag 0x0112)."""
 
 _SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 _JPEG_SCALES = (8, 4, 2)
-"""How many times smaller a JPEG decoder makes pictures, sides rounded up."""
+"""How many times smaller a JPEG decoder makes images, sides rounded up."""
 
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-"""Formats whose mode "I" pictures are 16-bit by definition; elsewhere "I" is 32-bit without a defined white."""
+"""Formats whose mode "I" images are 16-bit by definition; elsewhere "I" is 32-bit without a defined white."""
 
 Spare = Callable[[tuple[int, int]], float]
-"""Told a picture's (width, height), upright: how many times smaller it may come; 1 or less: not at all."""
+"""Told an image's (width, height), upright: how many times smaller it may come; 1 or less: not at all."""
 
 Reduced = tuple[Image.Image, tuple[int, int]]
-"""A picture in RGB, upright, perhaps smaller than it is stored; and the (width, height) it is stored with, upright."""
+"""An image in RGB, upright, perhaps smaller than it is stored; and the (width, height) it is stored with, upright."""
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The picture in file `path` in RGB, upright and on white, as a person sees it.
+    """The image in file `path` in RGB, upright and on white, as a person sees it.
 
     See `to_rgb` for what is done to each colour mode. Of an animation the first frame is read. Embedded colour
     profiles are not applied.
@@ -63,7 +63,7 @@ def read_image(path: str | Path) -> Image.Image:
 def read_reduced(path: str | Path, spare: Spare) -> Reduced:
     """As `read_image`, but a JPEG comes at 1/2, 1/4 or 1/8 of its size where `spare` allows it.
 
-    Its decoder makes the small picture of the coarse frequencies alone, without the large one, in a fraction of the
+    Its decoder makes the small image of the coarse frequencies alone, without the large one, in a fraction of the
     time and memory (Pillow's `draft`, libjpeg's scaled DCT). Other formats come in full.
 
     Raises:
@@ -75,7 +75,7 @@ def read_reduced(path: str | Path, spare: Spare) -> Reduced:
 
 
 def reduced_size(path: str | Path, spare: Spare) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of what `read_reduced` gives, and of the picture as it is stored, from the file's header alone.
+    """(width, height) of what `read_reduced` gives, and of the image as it is stored, from the file's header alone.
 
     Raises:
         ImageError: the file is missing, empty or not an image; whether it is whole only reading it would tell.
@@ -88,7 +88,7 @@ def reduced_size(path: str | Path, spare: Spare) -> tuple[tuple[int, int], tuple
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """The picture in `content`, the bytes of a file, as `read_image` gives it.
+    """The image in `content`, the bytes of a file, as `read_image` gives it.
 
     Args:
         name: what errors call it.
@@ -100,7 +100,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 
 def decode_reduced(content: bytes, name: str, spare: Spare) -> Reduced:
-    """The picture in `content`, the bytes of a file, as `read_reduced` gives it; `name` is what errors call it.
+    """The image in `content`, the bytes of a file, as `read_reduced` gives it; `name` is what errors call it.
 
     Raises:
         ImageError: as `read_image`.
@@ -117,9 +117,9 @@ def as_stored(_size: tuple[int, int]) -> float:
 
 
 def fault_of(path: Path) -> str:
-    """Why a file is certainly no picture, judged by its first bytes; empty where it may be one.
+    """Why a file is certainly no image, judged by its first bytes; empty where it may be one.
 
-    Cheap enough to ask of a whole data set before training; only reading it to the end would prove a picture whole.
+    Cheap enough to ask of a whole data set before training; only reading it to the end would prove an image whole.
     """
     try:
         if path.stat().st_size == 0:
@@ -133,7 +133,7 @@ def fault_of(path: Path) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An already opened picture in RGB, as `read_image` gives it; the original is left as it is.
+    """An already opened image in RGB, as `read_image` gives it; the original is left as it is.
 
     EXIF orientation is applied (and dropped, so that a second call changes nothing); transparency is composited on
     white; 16-bit grey is divided by 257, whatever its values are; CMYK follows the Adobe convention.
@@ -144,17 +144,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     >>> to_rgb(Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
     (255, 255, 255)
     """
-    with _pillow_errors("this picture"):
-        return _to_rgb(image, "this picture")
+    with _pillow_errors("this image"):
+        return _to_rgb(image, "this image")
 
 
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
     """(H, W) class indices of an indexed mask: 0 background, i + 1 = classes[i], 255 ignored.
 
-    Palette pictures (VOC `SegmentationClass/*.png`) give their indices, grey ones their values.
+    Palette images (VOC `SegmentationClass/*.png`) give their indices, grey ones their values.
 
     Raises:
-        ImageError: as `read_image`, or the picture is not an indexed one, or holds a value above 255.
+        ImageError: as `read_image`, or the image is not an indexed one, or holds a value above 255.
     """
     path = Path(path)
     with _opened(path) as image:
@@ -174,14 +174,14 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The picture files of `folder`, sorted by path; hidden files and folders are skipped, links are followed.
+    """The image files of `folder`, sorted by path; hidden files and folders are skipped, links are followed.
 
     Raises:
         DataError: `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder.", "Give a folder that holds pictures.")
+        raise DataError(f"{folder} is not a folder.", "Give a folder that holds images.")
     return [Path(name) for name in sorted(_walk(str(folder), recursive, frozenset()))]
 
 
@@ -193,8 +193,8 @@ def is_there(path: Path, folder: bool = False) -> bool:
         return False
 
 
-def holds_pictures(folder: Path) -> bool:
-    """Whether a picture lies in `folder` at any depth."""
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies in `folder` at any depth."""
     return next(_walk(str(folder), True, frozenset()), None) is not None
 
 
@@ -217,7 +217,7 @@ def _walk(folder: str, recursive: bool, above: frozenset[str]) -> Iterator[str]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The first frame of `path`, not decoded yet; every failure is an ImageError that names it."""
     if path.is_dir():
-        raise ImageError(f"{path} is a folder, not a picture.", "Name a picture inside it.")
+        raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.")
     if not path.exists():
         raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.")
     if path.is_file() and path.stat().st_size == 0:
@@ -227,7 +227,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _decoded(image: Image.Image, what: str, spare: Spare) -> Reduced:
-    """An opened picture in RGB, as much smaller as `spare` allows and its decoder offers; and its own size."""
+    """An opened image in RGB, as much smaller as `spare` allows and its decoder offers; and its own size."""
     own = _reduce(image, spare)
     image.load()
     rgb = _to_rgb(image, what)
@@ -235,7 +235,7 @@ def _decoded(image: Image.Image, what: str, spare: Spare) -> Reduced:
 
 
 def _reduce(image: Image.Image, spare: Spare) -> tuple[int, int] | None:
-    """Have an opened picture decoded smaller, where `spare` and its format allow it: its own size, None where not."""
+    """Have an opened image decoded smaller, where `spare` and its format allow it: its own size, None where not."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or min(image.size) < 1:
         return None
     own = _upright_size(image)
@@ -257,8 +257,8 @@ def _pillow_errors(what: str, beginning: bytes = b"") -> Iterator[None]:
     """Keep Pillow's warnings from the user, and turn whatever its decoders raise into an ImageError.
 
     Args:
-        what: the picture's name; where it is a path and the content of no known kind, the file's first bytes are told.
-        beginning: the first bytes of a picture that is no file.
+        what: the image's name; where it is a path and the content of no known kind, the file's first bytes are told.
+        beginning: the first bytes of an image that is no file.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
@@ -328,5 +328,5 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # viewers show a picture with broken EXIF as it lies; Pillow raises half a dozen kinds here
+    except Exception:  # viewers show an image with broken EXIF as it lies; Pillow raises half a dozen kinds here
         return 1

@@ -1,8 +1,7 @@
-"""Batches of pictures: the same pictures in the same order with the same crops, whatever reads them."""
+"""Batches of images: the same images in the same order with the same crops, whatever reads them."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +14,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
+from wildcat.data.dataset import Sample
+from wildcat.data.image_ref import ImageRef, read_ref_reduced
 from wildcat.data.images import Reduced, Spare
-from wildcat.data.sample import Sample
-from wildcat.data.stored import StoredPicture, read_picture_reduced
 from wildcat.data.transforms import Preprocess, Size
+from wildcat.device import available_cores
 from wildcat.errors import ImageError
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training pictures; every choice follows from (seed, epoch, index)."""
+    """Random changes of training images; every choice follows from (seed, epoch, index)."""
 
     seed: int
     crop_scale: float = 0.5
@@ -34,13 +34,13 @@ class Augment:
 Item = tuple[Tensor, Tensor]
 
 
-class Pictures(Dataset[Item | ImageError]):
+class ImageDataset(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
-    A picture that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+    An image that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
 
     Args:
-        read: reads a picture; it may have kept it, see `wildcat.data.decoded`.
+        read: reads an image; it may have kept it, see `wildcat.data.decode_cache`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Pictures(Dataset[Item | ImageError]):
         samples: Sequence[Sample],
         preprocess: Preprocess,
         augment: Augment | None = None,
-        read: Callable[[Path | StoredPicture, Spare], Reduced] = read_picture_reduced,
+        read: Callable[[Path | ImageRef, Spare], Reduced] = read_ref_reduced,
     ) -> None:
         self.samples = samples
         self.preprocess = preprocess
@@ -73,7 +73,7 @@ class Pictures(Dataset[Item | ImageError]):
         return tensor, torch.from_numpy(sample.labels)
 
     def spare(self, size: Size) -> float:
-        """How many times smaller a picture of (width, height) may come: the same in every epoch, whatever its crop."""
+        """How many times smaller an image of (width, height) may come: the same in every epoch, whatever its crop."""
         return self.preprocess.spare(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
@@ -91,15 +91,15 @@ def batch_indices(order: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def load_batches(
-    pictures: Pictures, batches: Sequence[Sequence[int]], epoch: int = 0, workers: int = 0, pin_memory: bool = False
+    images: ImageDataset, batches: Sequence[Sequence[int]], epoch: int = 0, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images (B, 3, S, S), labels (B, C)) of each batch, in order.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     loader: DataLoader[Any] = DataLoader(
-        pictures,
+        images,
         batch_sampler=[[(epoch, i) for i in batch] for batch in batches],
         num_workers=min(workers, len(batches)),
         worker_init_fn=_ignore_interrupt,
@@ -114,13 +114,13 @@ def load_batches(
         yield batch
 
 
-def load_batch(pictures: Pictures, batch: Sequence[int], epoch: int = 0) -> Item:
+def load_batch(images: ImageDataset, batch: Sequence[int], epoch: int = 0) -> Item:
     """(images (B, 3, S, S), labels (B, C)) of one batch, read by the thread that asks.
 
     Raises:
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
-    loaded = _collate([pictures[epoch, index] for index in batch])
+    loaded = _collate([images[epoch, index] for index in batch])
     if isinstance(loaded, ImageError):
         raise loaded
     return loaded
@@ -133,7 +133,7 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    # Pictures lie channels last (see Preprocess.normalise) and so does the batch.
+    # Images lie channels last (see Preprocess.normalise) and so does the batch.
     batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return batch, torch.stack(labels)
 
@@ -148,6 +148,5 @@ def suggested_workers(device_type: str, processes: int = 1) -> int:
 
     Half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // processes)
+    cores = max(1, available_cores() // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

@@ -1,4 +1,4 @@
-"""Miniatures of the public data sets: pictures of shapes in their layouts, to try and to test whatever reads them."""
+"""Miniatures of the public data sets: images of shapes in their layouts, to try and to test whatever reads them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wildcat.data.indoor import LISTS
-from wildcat.data.scenes import SCENE_CLASSES, TRAIN_PER_CLASS
-from wildcat.data.shapes import SHAPE_CLASSES, Shape, check_drawable, draw_scene, new_folder, voc_annotation
+from wildcat.data.readers.mit67 import LISTS
+from wildcat.data.readers.scene15 import SCENE_CLASSES, TRAIN_PER_CLASS
+from wildcat.data.readers.synthetic import SHAPE_CLASSES, Shape, check_drawable, draw_scene, new_folder, voc_annotation
 from wildcat.errors import ConfigError
 
 CATEGORY_IDS = (18, 1, 44, 3, 90)
@@ -28,7 +28,7 @@ def write_coco(
     seed: int = 0,
     year: int | None = 2014,
 ) -> Path:
-    """Write the pictures of `write_shapes` into `folder` in the layout of MS COCO, and return the folder.
+    """Write the images of `write_shapes` into `folder` in the layout of MS COCO, and return the folder.
 
     `annotations/instances_{train,val}<year>.json` beside `train<year>/` and `val<year>/`; with `year=None` one
     `annotations.json` beside `images/`, as users have it. What is difficult there is a crowd here. Arguments and errors
@@ -50,7 +50,7 @@ def write_coco(
 def write_action(
     folder: str | Path, train: int = 40, val: int = 20, size: tuple[int, int] = (128, 160), seed: int = 0
 ) -> Path:
-    """Write the pictures of `write_shapes` into `folder` as the action task of a VOC devkit, and return the folder.
+    """Write the images of `write_shapes` into `folder` as the action task of a VOC devkit, and return the folder.
 
     Each shape stands for a person whose action is to be that shape; difficult ones are `other`, who do nothing. Lists
     are `train`, `val` and `trainval`. Arguments and errors are those of `write_shapes`.
@@ -81,9 +81,9 @@ def write_action(
 def write_indoor(
     folder: str | Path, train: int = 8, test: int = 2, size: tuple[int, int] = (64, 80), seed: int = 0
 ) -> Path:
-    """Write `train` and `test` pictures of each shape, one shape a picture, into `folder` in the layout of MIT67.
+    """Write `train` and `test` images of each shape, one shape an image, into `folder` in the layout of MIT67.
 
-    Pictures that are in neither list lie beside them, as there: one a class.
+    Images that are in neither list lie beside them, as there: one a class.
 
     Raises:
         ConfigError: `train` or `test` below 1, or a side below 32 pixels.
@@ -91,16 +91,16 @@ def write_indoor(
     """
     check_drawable(train, test, size)
     if test < 1:
-        raise ConfigError(f"test={test}: MIT67 has pictures to test with.", "Give 1 or more.")
+        raise ConfigError(f"test={test}: MIT67 has images to test with.", "Give 1 or more.")
     with new_folder(folder) as draft:
         lists: dict[str, list[str]] = {split: [] for split in LISTS}
         for kind, name in enumerate(SHAPE_CLASSES):
             (draft / "Images" / name).mkdir(parents=True)
             for index in range(train + test + 1):
-                picture = f"{name}/{name}_{index:03d}.jpg"
-                _draw(draft / "Images" / picture, [seed, kind, index], size, kind, ())
+                image = f"{name}/{name}_{index:03d}.jpg"
+                _draw(draft / "Images" / image, [seed, kind, index], size, kind, ())
                 if index < train + test:
-                    lists["train" if index < train else "test"].append(picture)
+                    lists["train" if index < train else "test"].append(image)
         for split, file in LISTS.items():
             (draft / file).write_text("\n".join(lists[split]) + "\n")
     return Path(folder)
@@ -109,7 +109,7 @@ def write_indoor(
 def write_scenes(
     folder: str | Path, test: int = 2, size: tuple[int, int] = (32, 40), seed: int = 0, lists: bool = True
 ) -> Path:
-    """Write 100 + `test` grey pictures of each of the 15 classes into `folder` in the layout of 15-Scene.
+    """Write 100 + `test` grey images of each of the 15 classes into `folder` in the layout of 15-Scene.
 
     A class is one of the five shapes, drawn up to once, twice or three times. With `lists`, the first 100 of each class
     are `split_brown_train.txt` and the others `split_brown_test.txt`.
@@ -120,17 +120,17 @@ def write_scenes(
     """
     check_drawable(TRAIN_PER_CLASS, test, size)
     if test < 1:
-        raise ConfigError(f"test={test}: 15-Scene has pictures to test with.", "Give 1 or more.")
+        raise ConfigError(f"test={test}: 15-Scene has images to test with.", "Give 1 or more.")
     with new_folder(folder) as draft:
-        pictures: dict[str, list[str]] = {"train": [], "test": []}
+        images: dict[str, list[str]] = {"train": [], "test": []}
         for kind, name in enumerate(SCENE_CLASSES):
             (draft / name).mkdir()
             shape, others = kind % len(SHAPE_CLASSES), kind // len(SHAPE_CLASSES)
             for index in range(TRAIN_PER_CLASS + test):
-                picture = f"{name}/image_{index + 1:04d}.jpg"
-                _draw(draft / picture, [seed, kind, index], size, shape, [shape] * others, "L")
-                pictures["train" if index < TRAIN_PER_CLASS else "test"].append(picture)
-        for split, names in pictures.items() if lists else ():
+                image = f"{name}/image_{index + 1:04d}.jpg"
+                _draw(draft / image, [seed, kind, index], size, shape, [shape] * others, "L")
+                images["train" if index < TRAIN_PER_CLASS else "test"].append(image)
+        for split, names in images.items() if lists else ():
             (draft / f"split_brown_{split}.txt").write_text("\n".join(names) + "\n")
     return Path(folder)
 
@@ -143,19 +143,19 @@ def _draw(
     others: Sequence[int] | None = None,
     mode: str = "RGB",
 ) -> list[Shape]:
-    picture, _, shapes = draw_scene(np.random.default_rng(seed), size, first % len(SHAPE_CLASSES), others)
-    Image.fromarray(picture).convert(mode).save(path, quality=95)
+    image, _, shapes = draw_scene(np.random.default_rng(seed), size, first % len(SHAPE_CLASSES), others)
+    Image.fromarray(image).convert(mode).save(path, quality=95)
     return shapes
 
 
-def _write_instances(table: Path, pictures: Path, indices: Sequence[int], size: tuple[int, int], seed: int) -> None:
-    pictures.mkdir()
-    images: list[dict[str, Any]] = []
+def _write_instances(table: Path, images: Path, indices: Sequence[int], size: tuple[int, int], seed: int) -> None:
+    images.mkdir()
+    entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in indices:
         name = f"{index:012d}.jpg"
-        images.append({"id": index, "file_name": name, "width": size[1], "height": size[0]})
-        for shape in _draw(pictures / name, [seed, index], size, index):
+        entries.append({"id": index, "file_name": name, "width": size[1], "height": size[0]})
+        for shape in _draw(images / name, [seed, index], size, index):
             x1, y1, x2, y2 = shape.box
             annotations.append(
                 {
@@ -170,5 +170,5 @@ def _write_instances(table: Path, pictures: Path, indices: Sequence[int], size: 
             )
     annotations.reverse()  # their order means nothing, and readers must not lean on it
     categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, SHAPE_CLASSES, strict=True)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"images": entries, "annotations": annotations, "categories": categories}
     table.write_text(json.dumps(content), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from wildcat.data.images import IMAGE_SUFFIXES
-from wildcat.data.places import open_place, size_of
+from wildcat.data.remote import open_place, size_of
 from wildcat.errors import DataError
 
 MAX_HEADER = 1 << 20
@@ -52,7 +52,7 @@ class _Headers(io.RawIOBase):
 
 
 def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[Member]:
-    """The members of a shard with one of the suffixes (pictures), in its order; others are passed over.
+    """The members of a shard with one of the suffixes (images), in its order; others are passed over.
 
     Links, devices and sparse files are listed with their fault, and never followed. Nothing is unpacked, and of the
     shard only headers are read.

@@ -1,4 +1,4 @@
-"""From a picture to the tensor a network reads, and back: warping, normalisation, random crops and flips."""
+"""From an image to the tensor a network reads, and back: warping, normalisation, random crops and flips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from wildcat.config import Flip
 
 DETAIL = 2
-"""Pixels per input pixel, each way, that are enough of a picture: with more of them the input hardly changes."""
+"""Pixels per input pixel, each way, that are enough of an image: with more of them the input hardly changes."""
 
 Size = tuple[int, int]
 """(width, height)."""
@@ -21,11 +21,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network wants its pictures; travels with the weights.
+    """How a network wants its images; travels with the weights.
 
     Attributes:
-        size: side in pixels of the square the whole picture is warped to (the paper's release does the same).
-        mean, std: per-channel normalisation of pictures in [0, 1].
+        size: side in pixels of the square the whole image is warped to (the paper's release does the same).
+        mean, std: per-channel normalisation of images in [0, 1].
         interpolation: "bicubic" or "bilinear".
     """
 
@@ -35,11 +35,11 @@ class Preprocess:
     interpolation: str = "bicubic"
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture of any size -> (3, size, size) float32."""
+        """RGB image of any size -> (3, size, size) float32."""
         return self.normalise(self.warp(image)[None])[0]
 
     def spare(self, size: Size, crop_scale: float = 1.0) -> float:
-        """How many times smaller a picture of (width, height) may come and still have `DETAIL`.
+        """How many times smaller an image of (width, height) may come and still have `DETAIL`.
 
         Args:
             crop_scale: of the crops that will be drawn of it; the smallest of them decides.
@@ -54,7 +54,7 @@ class Preprocess:
         Only `rng` decides: the same generator state gives the same tensor in any process.
 
         Args:
-            size: (width, height) that the picture is stored with, where `image` is a smaller copy of it; the crop is
+            size: (width, height) that the image is stored with, where `image` is a smaller copy of it; the crop is
                 that of the stored one, to the nearest pixels.
         """
         size = size or image.size
@@ -68,7 +68,7 @@ class Preprocess:
         return self.normalise(crop.flip(axes)[None])[0]
 
     def warp(self, image: Image.Image) -> Tensor:
-        """RGB picture of any size -> (3, size, size) uint8, antialiased."""
+        """RGB image of any size -> (3, size, size) uint8, antialiased."""
         resampling = Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
         return torch.from_numpy(np.array(image.resize((self.size, self.size), resampling))).permute(2, 0, 1)
 
@@ -86,7 +86,7 @@ class Preprocess:
 
 
 def smallest_side(smallest: float) -> float:
-    """The part of the picture's width, or height, that every `random_crop` covers at least.
+    """The part of the image's width, or height, that every `random_crop` covers at least.
 
     >>> smallest_side(1.0), smallest_side(0.48)
     (1.0, 0.6)
@@ -95,16 +95,16 @@ def smallest_side(smallest: float) -> float:
 
 
 def random_crop(size: tuple[int, int], rng: np.random.Generator, smallest: float) -> tuple[int, int, int, int]:
-    """A random rectangle (left, top, width, height) inside a picture of `size` (width, height).
+    """A random rectangle (left, top, width, height) inside an image of `size` (width, height).
 
-    Its area is uniform in [smallest, 1] of the picture's (never less than `smallest`); its aspect is log-uniform
-    within 3/4 to 4/3 of the picture's own, as far as a crop of that area fits.
+    Its area is uniform in [smallest, 1] of the image's (never less than `smallest`); its aspect is log-uniform
+    within 3/4 to 4/3 of the image's own, as far as a crop of that area fits.
     """
     if smallest >= 1:
         return 0, 0, *size
     width, height = size
     area = rng.uniform(smallest, 1)
-    widest = min(math.log(4 / 3), math.log(1 / area))  # at aspect 1 / area the crop is as wide as the picture
+    widest = min(math.log(4 / 3), math.log(1 / area))  # at aspect 1 / area the crop is as wide as the image
     aspect = math.exp(rng.uniform(-widest, widest))
     crop_width = min(width, math.ceil(width * math.sqrt(area * aspect)))
     crop_height = min(height, math.ceil(height * math.sqrt(area / aspect)))

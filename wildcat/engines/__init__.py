@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineChoice, EngineName, Precision
-from wildcat.engines.eager import open_compiled, open_torch
-from wildcat.engines.graph import EXACT, probe, relative_error
+from wildcat.engines.graph_cache import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
+from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.engines.runtimes import PRECISIONS, check_runtime, open_onnxruntime, open_openvino
-from wildcat.engines.store import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
+from wildcat.engines.torch_backend import open_compiled, open_torch
 from wildcat.errors import ConfigError, EngineError, did_you_mean
 from wildcat.nn.backbones import Backbone
 
 __all__ = ["PRECISIONS", "Engine", "calibrate_int8", "open_engine", "read_pick", "write_pick"]
 
 ROUGH = 0.5
-"""Largest relative error of features in bf16 or int8 on a picture; another network's are off by about 1.4."""
+"""Largest relative error of features in bf16 or int8 on an image; another network's are off by about 1.4."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Engine:
 def open_engine(
     name: EngineChoice, precision: Precision, backbone: Backbone, size: int, device: torch.device
 ) -> Engine:
-    """An engine for a backbone, checked against it on a picture.
+    """An engine for a backbone, checked against it on an image.
 
     Args:
         name: "torch", "compile" (torch.compile), "onnx", "openvino", or "auto": what `wildcat bench --pick` found here,
             whatever the precision.
         precision: "fp32", "bf16" or "int8", see `PRECISIONS`; int8 takes a graph that `calibrate_int8` has made.
-        size: side of the pictures in pixels; torch takes any other as well.
+        size: side of the images in pixels; torch takes any other as well.
 
     Raises:
         ConfigError: no such engine, or not in this precision.
@@ -71,10 +71,10 @@ def open_engine(
         engine = Engine(name, precision, open_compiled(backbone, precision, device, size))
         return _accepted(engine, _error(engine, backbone, probe(size, 2, seed=2).to(device)), "Use --engine torch.")
     check_runtime(name, device)
-    remedy = "Make its graph again with wildcat bench RUN PICTURES." if precision == "int8" else "Use --engine torch."
+    remedy = "Make its graph again with wildcat bench RUN IMAGES." if precision == "int8" else "Use --engine torch."
     for again in (False, True):
         try:
-            # Ranges of int8 were measured on pictures; anything else may lie outside them.
+            # Ranges of int8 were measured on images; anything else may lie outside them.
             if precision == "int8":
                 graph, images = int8_graph(backbone, size)
             else:

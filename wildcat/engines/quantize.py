@@ -1,4 +1,4 @@
-"""Eight-bit graphs: post-training static quantisation, its ranges measured on pictures (Jacob et al., CVPR 2018)."""
+"""Eight-bit graphs: post-training static quantisation, its ranges measured on images (Jacob et al., CVPR 2018)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from wildcat.engines.graph import quiet
+from wildcat.engines.onnx_graph import quiet
 from wildcat.errors import ConfigError, EngineError, MissingExtra, WildcatError
 
 FEWEST = 16
-"""Pictures below which measured ranges are guesses; a few hundred are customary."""
+"""Images below which measured ranges are guesses; a few hundred are customary."""
 
 
 def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor]:
@@ -25,10 +25,10 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
         images: batches (B, 3, S, S) as the network takes them; read once.
 
     Returns:
-        The serialised graph, how many pictures its ranges were measured on, and the first of them, (1, 3, S, S).
+        The serialised graph, how many images its ranges were measured on, and the first of them, (1, 3, S, S).
 
     Raises:
-        ConfigError: fewer than 16 pictures.
+        ConfigError: fewer than 16 images.
         EngineError: the graph cannot be quantised.
         MissingExtra: onnxruntime is not installed.
     """
@@ -45,7 +45,7 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
 
     count, first = 0, Tensor()
 
-    class Pictures(CalibrationDataReader):  # type: ignore[misc]  # untyped
+    class ImageDataset(CalibrationDataReader):  # type: ignore[misc]  # untyped
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(images)
 
@@ -66,16 +66,16 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
                 quantize_static(
                     source,
                     target,
-                    Pictures(),
+                    ImageDataset(),
                     quant_format=QuantFormat.QDQ,
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8,
                     calibrate_method=CalibrationMethod.MinMax,
                 )
-        except WildcatError:  # a picture that cannot be read
+        except WildcatError:  # an image that cannot be read
             raise
-        except Exception as error:  # of kinds of its own, also where it was given no picture at all
+        except Exception as error:  # of kinds of its own, also where it was given no image at all
             if count < FEWEST:
                 raise _too_few(count) from error
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -90,5 +90,5 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
 
 def _too_few(count: int) -> ConfigError:
     return ConfigError(
-        f"{count} pictures are too few to measure ranges on.", f"Give at least {FEWEST}; a few hundred are customary."
+        f"{count} images are too few to measure ranges on.", f"Give at least {FEWEST}; a few hundred are customary."
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
-from wildcat.engines.graph import run_graph, session_of
+from wildcat.engines.onnx_graph import run_graph, session_of
 from wildcat.engines.threads import engine_threads
 from wildcat.errors import EngineError, MissingExtra
 

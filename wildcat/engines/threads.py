@@ -1,28 +1,14 @@
-"""How many cores are really there, and who of those that work at the same time gets how many."""
+"""Divide the cores between networks that run at the same time."""
 
 from __future__ import annotations
 
-import math
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup/cpu.max")
-"""Where a container's share of the processor stands (Linux, cgroup v2): "QUOTA PERIOD" in microseconds, or "max"."""
-
-
-def available_cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than its container is given."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CGROUP.read_text().split()[:2]
-        return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores
+from wildcat.device import available_cores
 
 
 def engine_threads() -> int:
@@ -34,7 +20,7 @@ class Shares:
     """Torch's threads, shared by what runs at the same time in threads of Python.
 
     A pass through a network that is spread over all cores waits at every layer for the slowest of them, and one that
-    decodes a picture beside it is slow. Several passes with a core each do not wait for each other.
+    decodes an image beside it is slow. Several passes with a core each do not wait for each other.
 
     Attributes:
         total: threads there are.

@@ -1,4 +1,4 @@
-"""A model as one ONNX file: pictures in, scores and class maps out, with all that is needed to use them."""
+"""A model as one ONNX file: images in, scores and class maps out, with all that is needed to use them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from wildcat._version import __version__
 from wildcat.config import Flip
-from wildcat.engines.eager import fold
-from wildcat.engines.graph import describe, trace
+from wildcat.engines.onnx_graph import describe, trace
+from wildcat.engines.torch_backend import fold
 from wildcat.errors import ConfigError
 from wildcat.files import refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.nn.backbones import Backbone
@@ -22,9 +22,9 @@ OUTPUTS = ("scores", "class_maps")
 
 
 def export_onnx(predictor: Predictor, path: str | Path) -> Path:
-    """Write a predictor's network as ONNX, after comparing it with torch on random pictures.
+    """Write a predictor's network as ONNX, after comparing it with torch on random images.
 
-    The file takes `images` (B, 3, S, S) float32, any B: RGB in [0, 1], the whole picture warped to S x S, minus `mean`,
+    The file takes `images` (B, 3, S, S) float32, any B: RGB in [0, 1], the whole image warped to S x S, minus `mean`,
     divided by `std`. It gives `scores` (B, C), raw, and `class_maps` (B, C, h, w); mirrored views are averaged as the
     predictor does. Its metadata holds, as text: `classes`, `mean` and `std` (JSON lists), `size` (S), `interpolation`,
     `task` (sigmoid of the scores where "multilabel", softmax where "multiclass"), `flip` and `wildcat`, the version.
@@ -38,7 +38,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
     path = Path(path)
     if len(predictor.members) > 1:
         raise ConfigError(
-            f"{predictor.name} looks {len(predictor.members)} times at a picture; one ONNX file holds one network "
+            f"{predictor.name} looks {len(predictor.members)} times at an image; one ONNX file holds one network "
             "at one size.",
             f"Export one at a time: a member of an ensemble ({predictor.name}/members/1), or one of --sizes.",
         )

@@ -1,4 +1,4 @@
-"""A folder of predictions: `predictions.jsonl`, one picture a line, the pictures asked for, and an overview of them."""
+"""A folder of predictions: `predictions.jsonl`, one image a line, the images asked for, and an overview of them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from PIL import Image
 
 from wildcat.errors import ConfigError, did_you_mean
 from wildcat.files import refuse_existing, write_bytes, writing
+from wildcat.prediction import Prediction, file_name, file_names, free_name, image_suffix
 from wildcat.regions.masks import write_mask
-from wildcat.results import Prediction, file_name, file_names, free_name, picture_suffix
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 """What can be written of a prediction beside its line.
 
-overlays: the picture under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
-lowest to its highest value. Both are reduced where they would have more than 16 million pixels. modalities: the picture
+overlays: the image under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
+lowest to its highest value. Both are reduced where they would have more than 16 million pixels. modalities: the image
 under each of the M maps of a class, and all M side by side. masks: an indexed .png of the predicted classes. arrays:
 one .npz with the raw scores, class maps and modality maps in the network's resolution.
 """
@@ -85,11 +85,11 @@ class PredictionWriter:
     ) -> None:
         self.rows.close()
         if self.thumbnails and error is None:
-            pictures, captions = zip(*self.thumbnails, strict=True)
-            self._write("overview.jpg", _encoded(side_by_side(list(pictures), list(captions), height=THUMBNAIL), "jpg"))
+            images, captions = zip(*self.thumbnails, strict=True)
+            self._write("overview.jpg", _encoded(side_by_side(list(images), list(captions), height=THUMBNAIL), "jpg"))
 
     def add(self, prediction: Prediction, name: str) -> dict[str, object]:
-        """Write one prediction; `name` is the picture's relative path and names its files. Returns its row."""
+        """Write one prediction; `name` is the image's relative path and names its files. Returns its row."""
         stem = self._unique(Path(name).with_suffix(""))
         if prediction.classes != tuple(self.class_files):
             self.class_files = file_names(prediction.classes)
@@ -97,10 +97,10 @@ class PredictionWriter:
         files: dict[str, object] = {}
         if "overlays" in self.save:
             overlays = {c: prediction.plot(c) for c in drawn}
-            files["overlays"] = {c: self._picture(overlay, "overlays", stem, c) for c, overlay in overlays.items()}
+            files["overlays"] = {c: self._image(overlay, "overlays", stem, c) for c, overlay in overlays.items()}
             self._remember(overlays[drawn[0]], stem)
         if "heatmaps" in self.save:
-            files["heatmaps"] = {c: self._picture(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
+            files["heatmaps"] = {c: self._image(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
         if "modalities" in self.save:
             files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
         if "masks" in self.save:
@@ -125,22 +125,22 @@ class PredictionWriter:
                 raise
 
     def _unique(self, stem: Path) -> str:
-        """`stem` inside the folder, numbered where another picture has the name."""
+        """`stem` inside the folder, numbered where another image has the name."""
         parts = [file_name(part) for part in stem.parts if part not in ("/", "..", ".")]
-        # A folder must not have the name of a file that another picture brings: overlays/a/cat.jpg, arrays/a.npz.
+        # A folder must not have the name of a file that another image brings: overlays/a/cat.jpg, arrays/a.npz.
         parts = [re.sub(r"\.(?=(jpg|png|npz)$)", "_", part, flags=re.IGNORECASE) for part in parts]
-        return free_name("/".join(parts) or "picture", self.taken)
+        return free_name("/".join(parts) or "image", self.taken)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
         maps = prediction.modalities(name, prediction.drawn_size)
-        picture = prediction.load_drawn()
+        image = prediction.load_drawn()
         # One scale for all M maps, so that the strongest modality looks strongest.
         limits = (float(maps.min()), float(maps.max()))
-        drawn = [overlay_heatmap(picture, m, prediction.opacity(name), limits=limits) for m in maps]
+        drawn = [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps]
         captions = [f"{name} {i + 1}" for i in range(len(drawn))]
-        sheet = side_by_side([picture, *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
+        sheet = side_by_side([image, *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
         named = [*((d, f"-{i + 1}") for i, d in enumerate(drawn)), (sheet, "-all")]
-        return [self._picture(d, "modalities", stem, name, which) for d, which in named]
+        return [self._image(d, "modalities", stem, name, which) for d, which in named]
 
     def _remember(self, overlay: Image.Image, stem: str) -> None:
         """Keep a small copy of the first overlays for overview.jpg."""
@@ -148,9 +148,9 @@ class PredictionWriter:
             width = max(1, round(overlay.width * THUMBNAIL / overlay.height))
             self.thumbnails.append((overlay.resize((min(width, 4 * THUMBNAIL), THUMBNAIL)), Path(stem).name))
 
-    def _picture(self, picture: Image.Image, kind: str, stem: str, name: str, which: str = "") -> str:
-        suffix = picture_suffix(picture)
-        return self._write(f"{kind}/{stem}/{self.class_files[name]}{which}.{suffix}", _encoded(picture, suffix))
+    def _image(self, image: Image.Image, kind: str, stem: str, name: str, which: str = "") -> str:
+        suffix = image_suffix(image)
+        return self._write(f"{kind}/{stem}/{self.class_files[name]}{which}.{suffix}", _encoded(image, suffix))
 
     def _mask(self, prediction: Prediction, stem: str) -> str:
         relative = f"masks/{stem}.png"
@@ -180,7 +180,7 @@ def _heat(prediction: Prediction, name: str) -> Image.Image:
     return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
 
 
-def _encoded(picture: Image.Image, suffix: str) -> bytes:
+def _encoded(image: Image.Image, suffix: str) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG" if suffix == "jpg" else "PNG", quality=92)
+    image.save(buffer, "JPEG" if suffix == "jpg" else "PNG", quality=92)
     return buffer.getvalue()

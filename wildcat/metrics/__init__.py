@@ -1,17 +1,6 @@
 """Arrays in, numbers out: ranking, pointing and overlap measures, in NumPy."""
 
-from wildcat.metrics.overlap import (
-    box_iou,
-    class_iou,
-    max_box_accuracy,
-    max_box_accuracy_v2,
-    mean_iou,
-    overlap_confusion,
-    pixel_average_precision,
-    pixel_histogram,
-)
-from wildcat.metrics.pointing import point_hits, pointing_average_precision, pointing_game
-from wildcat.metrics.ranking import (
+from wildcat.metrics.classification import (
     ApVariant,
     PrecisionRecall,
     average_precision,
@@ -21,6 +10,17 @@ from wildcat.metrics.ranking import (
     multiclass_accuracy,
     precision_recall_curve,
     roc_auc,
+)
+from wildcat.metrics.localization import point_hits, pointing_average_precision, pointing_game
+from wildcat.metrics.segmentation import (
+    box_iou,
+    class_iou,
+    max_box_accuracy,
+    max_box_accuracy_v2,
+    mean_iou,
+    overlap_confusion,
+    pixel_average_precision,
+    pixel_histogram,
 )
 
 __all__ = [

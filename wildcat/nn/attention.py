@@ -1,7 +1,7 @@
 """Gated attention (Ilse, Tomczak & Welling, Attention-based Deep MIL, ICML 2018): a pooling that learns where to look.
 
 The poolings of `wildcat.nn.pooling` rank the regions of a class map by the very scores they pool. This one asks a small
-network of its own, which sees the features, how much each region of the picture shall count for each class.
+network of its own, which sees the features, how much each region of the image shall count for each class.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def attention_pool(x: Tensor, attention: Tensor) -> Tensor:
 class AttentionPool(nn.Module):
     """Gated attention with one map of weights per class: (B, C, h, w) maps, (B, D, h, w) features -> (B, C) scores.
 
-    Region k of the picture, with features h_k, has for class c the weight (eq. 9 of the paper)
+    Region k of the image, with features h_k, has for class c the weight (eq. 9 of the paper)
 
         a_ck = softmax over k of w_c . (tanh(V h_k) * sigmoid(U h_k)) / sqrt(L),    V, U: (L, D);  w: (C, L)
 
     and the class's score is the sum over k of a_ck times its map. The paper pools the features with the weights and
     then classifies them: the same, because the classifier is linear. It has one class and thus one w; with several
-    classes in a picture, each elsewhere, each needs weights of its own (as in the multi-branch CLAM: Lu et al., Nature
+    classes in an image, each elsewhere, each needs weights of its own (as in the multi-branch CLAM: Lu et al., Nature
     Biomedical Engineering 2021). Both releases add biases, which eq. 9 has not: standardised features have mean 0.
     The division by sqrt(L) is ours: w could hold it, and no model is lost. It keeps the gated vector's length about the
     same for any L, like that of the features, so that w can learn at the rate of the transfer layer.

@@ -53,8 +53,8 @@ class Backbone(nn.Module):
     Attributes:
         name: as given to `create_backbone`.
         num_features: D.
-        mean, std: of the normalisation its weights expect, for pictures in [0, 1].
-        interpolation: "bicubic" or "bilinear", how its training pictures were resized.
+        mean, std: of the normalisation its weights expect, for images in [0, 1].
+        interpolation: "bicubic" or "bilinear", how its training images were resized.
     """
 
     def __init__(self, name: str, network: nn.Module) -> None:
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         return self._as_map(features, images)
 
     def levels(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps (B, D, h, w) at 1/8 and 1/16 of the picture, where there are any, and `forward`'s."""
+        """(B, 3, H, W) -> maps (B, D, h, w) at 1/8 and 1/16 of the image, where there are any, and `forward`'s."""
         if not hasattr(self.network, "forward_intermediates"):
             return (self(images),)
         with self._sizes_refused(images):
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
             yield
         except AssertionError as error:  # how timm says that a transformer was built for other sizes
             raise ShapeError(
-                f"{self.name} does not take pictures of {tuple(images.shape[-2:])} pixels: {error}",
+                f"{self.name} does not take images of {tuple(images.shape[-2:])} pixels: {error}",
                 "Give the --image-size it was made for, or a multiple of its patch and window size.",
             ) from error
 
@@ -111,7 +111,7 @@ class Backbone(nn.Module):
         rows = round(math.sqrt(count * height / width))
         if rows == 0 or rows * (count // rows) != count:
             raise ShapeError(
-                f"{self.name}: {count} tokens do not tile a {height} x {width} picture.",
+                f"{self.name}: {count} tokens do not tile a {height} x {width} image.",
                 "Give a size that its patches divide evenly.",
             )
         columns = count // rows

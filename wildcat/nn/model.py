@@ -32,7 +32,7 @@ class Wildcat(nn.Module):
             All three are one model with average pooling, and with attention, whose weights are the same for the M maps
             of a class: both are linear in the maps.
         background: whether the classes of a region compete, see `against_the_others`: with each other and with a
-            background that is in every picture. Class maps are then log-odds against it, and masks need no threshold.
+            background that is in every image. Class maps are then log-odds against it, and masks need no threshold.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Wildcat(nn.Module):
         """Set the transfer bias so that an uninformed network scores each class at its frequency.
 
         A score that starts at the class's log-odds (log-frequency where classes exclude each other) spares training
-        the epochs it takes to learn that most classes are absent from most pictures.
+        the epochs it takes to learn that most classes are absent from most images.
 
         Args:
             prior: (C,) frequencies of the classes in the training set, in (0, 1).

@@ -1,8 +1,8 @@
 """The segmenter: a second network on the same frozen backbone, trained on masks that the first made from tags.
 
-The first network classifies regions of 32 pixels and was told no more than which classes a picture holds. Its masks,
-sharpened to the edges of the pictures, are labels for pixels; a network that also sees the finer levels of the backbone
-learns from them what the many pictures agree on (the second step of weakly supervised segmentation since Wei et al.,
+The first network classifies regions of 32 pixels and was told no more than which classes an image holds. Its masks,
+sharpened to the edges of the images, are labels for pixels; a network that also sees the finer levels of the backbone
+learns from them what the many images agree on (the second step of weakly supervised segmentation since Wei et al.,
 2016, and Kolesnikov and Lampert, 2016).
 """
 

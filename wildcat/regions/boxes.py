@@ -45,7 +45,7 @@ def map_to_boxes(
     """Boxes around the connected regions where the map reaches a fraction of its range.
 
     A region is a set of connected cells whose value is at least `min + threshold * (max - min)`. Its score is the
-    highest value of the map in it, in the map's own units, so that boxes of one class rank across pictures.
+    highest value of the map in it, in the map's own units, so that boxes of one class rank across images.
 
     Args:
         heatmap: (H, W), any scale; upsample a coarse map first, for finer edges.
@@ -53,7 +53,7 @@ def map_to_boxes(
         min_area: in [0, 1), the share of the map's cells that a region must at least cover.
         which: "largest", the region of the most cells (of equal ones the first in row-major order), or "all",
             the largest first.
-        size: (height, width) of the picture the map covers evenly; boxes come in its pixels. None: in the map's cells.
+        size: (height, width) of the image the map covers evenly; boxes come in its pixels. None: in the map's cells.
         connectivity: 4 (edges) or 8 (edges and corners).
 
     Returns:
@@ -174,8 +174,8 @@ def _check(
     if not 0 < threshold <= 1:
         raise ConfigError(f"threshold={threshold} is not in (0, 1].", "It is a fraction of the map's range; try 0.5.")
     if not 0 <= min_area < 1:
-        raise ConfigError(f"min_area={min_area} is not in [0, 1).", "It is a share of the picture; try 0.01.")
+        raise ConfigError(f"min_area={min_area} is not in [0, 1).", "It is a share of the image; try 0.01.")
     if which not in ("largest", "all"):
         raise ConfigError(f"which={which!r} is not 'largest' or 'all'.", did_you_mean(str(which), ("largest", "all")))
     if size is not None and not (len(size) == 2 and min(size) > 0):
-        raise ConfigError(f"size={size!r} is not a (height, width).", "Give the picture's (height, width) in pixels.")
+        raise ConfigError(f"size={size!r} is not a (height, width).", "Give the image's (height, width) in pixels.")

@@ -1,4 +1,4 @@
-"""Dense CRF: sharpen class maps to the edges of the picture, in plain torch, the same code on CPU and GPU.
+"""Dense CRF: sharpen class maps to the edges of the image, in plain torch, the same code on CPU and GPU.
 
 Mean field for a fully connected CRF with Gaussian edges (Krähenbühl and Koltun, NIPS 2011). Each round adds to the log
 probability of a class the weighted mean of its probability over near pixels (smoothness: near in position; appearance:
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
-from wildcat.regions.lattice import build_lattice
+from wildcat.regions.permutohedral import build_lattice
 
 Normalization = Literal["symmetric", "after", "before", "none"]
 Filter = Callable[[Tensor], Tensor]
@@ -116,7 +116,7 @@ def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Tensor, params: 
 def dense_crf(
     image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
 ) -> NDArray[np.float32] | Tensor:
-    """Class probabilities of each pixel after mean field in a fully connected CRF on the picture.
+    """Class probabilities of each pixel after mean field in a fully connected CRF on the image.
 
     `image` is (H, W, 3) uint8 RGB, `probabilities` (C, H, W), none negative, a positive sum at each pixel (they are
     normalised). Returns float32 (C, H, W) that sum to 1 at each pixel: an array for an array, a tensor on the device
@@ -128,28 +128,28 @@ def dense_crf(
     Raises:
         ShapeError: `image` or `probabilities` has the wrong shape or type, or their sizes differ.
         ConfigError: a probability is NaN, infinite or negative, or all are 0 at a pixel; or the appearance kernel is
-            too narrow for the lattice of this picture.
+            too narrow for the lattice of this image.
 
-    >>> picture = np.zeros((4, 6, 3), np.uint8)
-    >>> picture[:, 3:] = 255
+    >>> image = np.zeros((4, 6, 3), np.uint8)
+    >>> image[:, 3:] = 255
     >>> left = np.full((4, 6), 0.4)
     >>> left[:, :3] = 0.8
     >>> left[1, 1] = 0.4  # one pixel of the left half is wrong
-    >>> dense_crf(picture, np.stack([left, 1 - left])).argmax(axis=0)[1].tolist()
+    >>> dense_crf(image, np.stack([left, 1 - left])).argmax(axis=0)[1].tolist()
     [0, 0, 0, 1, 1, 1]
     """
     params = params or CrfParams()
     with torch.no_grad():
-        picture, prior = _checked(image, probabilities, torch.float32)
+        rgb, prior = _checked(image, probabilities, torch.float32)
         classes, height, width = prior.shape
         flat = prior.reshape(classes, -1)
         peaks = flat.amax(dim=1)
         present = peaks >= torch.clamp(peaks.max(), max=params.min_probability)
         filters: list[Filter] = []
         if params.iterations and params.smoothness_weight:
-            filters.append(_smoothness(height, width, params, picture.device))
+            filters.append(_smoothness(height, width, params, rgb.device))
         if params.iterations and params.appearance_weight:
-            filters.append(_appearance(picture, params))
+            filters.append(_appearance(rgb, params))
         kept = flat[present].t().contiguous()
         result = torch.zeros_like(flat)
         result[present] = _mean_field(kept / kept.sum(dim=1, keepdim=True), filters, params.iterations).t()
@@ -168,25 +168,25 @@ def exact_dense_crf(
 def exact_dense_crf(
     image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
 ) -> NDArray[np.float64] | Tensor:
-    """`dense_crf` with every pair of pixels summed, in float64: the reference of the tests, for tiny pictures.
+    """`dense_crf` with every pair of pixels summed, in float64: the reference of the tests, for tiny images.
 
     Same arguments and errors; returns float64. Time and memory grow with the square of the pixels; `min_probability`
     is not used.
 
     Raises:
-        ConfigError: the picture has more than 16,384 pixels.
+        ConfigError: the image has more than 16,384 pixels.
     """
     params = params or CrfParams()
     with torch.no_grad():
-        picture, prior = _checked(image, probabilities, torch.float64)
+        rgb, prior = _checked(image, probabilities, torch.float64)
         classes, height, width = prior.shape
         if height * width > LARGEST_EXACT:
             raise ConfigError(
                 f"the exact CRF of {height} x {width} pixels needs {(height * width) ** 2 * 8 / 2**30:.0f} GiB.",
                 f"Call dense_crf, or give at most {LARGEST_EXACT} pixels.",
             )
-        positions = _positions(height, width, picture.device, torch.float64)
-        colours = picture.reshape(-1, 3).double()
+        positions = _positions(height, width, rgb.device, torch.float64)
+        colours = rgb.reshape(-1, 3).double()
         both = torch.cat([positions / params.appearance_sigma_xy, colours / params.appearance_sigma_rgb], dim=1)
         pairs = positions.new_zeros(height * width, height * width)
         for weight, features in (
@@ -214,22 +214,22 @@ def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
 def _checked(
     image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The picture and the normalised probabilities as tensors on one device; raises what `dense_crf` documents."""
-    picture, prior = as_tensor(image), as_tensor(probabilities)
-    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.numel():
+    """The image and the normalised probabilities as tensors on one device; raises what `dense_crf` documents."""
+    rgb, prior = as_tensor(image), as_tensor(probabilities)
+    if rgb.dtype != torch.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.numel():
         raise ShapeError(
-            f"image is {tuple(picture.shape)} {str(picture.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
-            "Give the RGB picture with levels 0 to 255, for example np.asarray(Image.open(path).convert('RGB')).",
+            f"image is {tuple(rgb.shape)} {str(rgb.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
+            "Give the RGB image with levels 0 to 255, for example np.asarray(Image.open(path).convert('RGB')).",
         )
     if prior.ndim != 3 or not prior.shape[0]:
         raise ShapeError(
             f"probabilities are {tuple(prior.shape)}, not (C, H, W) with C of 1 or more.", "Give one map a class."
         )
-    if prior.shape[1:] != picture.shape[:2]:
+    if prior.shape[1:] != rgb.shape[:2]:
         raise ShapeError(
             f"probabilities are {prior.shape[1]} x {prior.shape[2]} and the image is "
-            f"{picture.shape[0]} x {picture.shape[1]} pixels (height x width).",
-            "Resize the maps to the picture first (regions.upsample_maps).",
+            f"{rgb.shape[0]} x {rgb.shape[1]} pixels (height x width).",
+            "Resize the maps to the image first (regions.upsample_maps).",
         )
     prior = prior.detach()
     prior = prior if prior.dtype in (torch.float32, torch.float64) else prior.to(dtype)
@@ -245,7 +245,7 @@ def _checked(
         raise ConfigError(
             f"all probabilities are 0 at row {row}, column {column}.", "Add a background class or a constant."
         )
-    return picture.to(prior.device), (prior / total).to(dtype)
+    return rgb.to(prior.device), (prior / total).to(dtype)
 
 
 def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Tensor:
@@ -307,12 +307,12 @@ def _smoothness(height: int, width: int, params: CrfParams, device: torch.device
     return lambda values: convolve(values * before).mul_(after)
 
 
-def _appearance(picture: Tensor, params: CrfParams) -> Filter:
-    """The appearance kernel, times its weight, on the permutohedral lattice of the picture."""
-    height, width = picture.shape[:2]
-    positions = _positions(height, width, picture.device, torch.float32) / params.appearance_sigma_xy
-    colours = picture.reshape(-1, 3).float() / params.appearance_sigma_rgb
+def _appearance(rgb: Tensor, params: CrfParams) -> Filter:
+    """The appearance kernel, times its weight, on the permutohedral lattice of the image."""
+    height, width = rgb.shape[:2]
+    positions = _positions(height, width, rgb.device, torch.float32) / params.appearance_sigma_xy
+    colours = rgb.reshape(-1, 3).float() / params.appearance_sigma_rgb
     lattice = build_lattice(torch.cat([positions, colours], dim=1).t().contiguous())
-    sums = lattice.filter(torch.ones(height * width, 1, device=picture.device))[:, 0]
+    sums = lattice.filter(torch.ones(height * width, 1, device=rgb.device))[:, 0]
     before, after = _normalizers(sums, params.normalization)
     return lattice.scaled(before, after * params.appearance_weight).filter

@@ -1,12 +1,12 @@
 """From class maps to label masks: gate the classes, weigh the background, upsample, and write an indexed PNG.
 
-No rule here sees a true label: the classes of a picture are those the model predicts.
+No rule here sees a true label: the classes of an image are those the model predicts.
 
 Where a mask is made without a CRF, "constant" and "power" are one family: a pixel is drawn where its strongest class is
 above a threshold (`MaskParams.threshold`), and the exponent only moves it. With a CRF they differ, in how sure it is
-of each pixel before it looks at the picture.
+of each pixel before it looks at the image.
 
-A large picture is done in strips of rows, and what the dense CRF sees of it is shrunk: beside the picture and its mask
+A large image is done in strips of rows, and what the dense CRF sees of it is shrunk: beside the image and its mask
 little memory is needed.
 """
 
@@ -43,8 +43,8 @@ STRIP_VALUES = 1 << 24
 """Values of upsampled maps, classes times pixels, that are held at once."""
 
 CRF_PIXELS = 1 << 20
-"""Pixels a dense CRF sees at most: larger pictures are shrunk to as many for it. Published settings are in pixels of
-pictures of a fifth of that; a photograph of 12 million would take minutes and several gigabytes."""
+"""Pixels a dense CRF sees at most: larger images are shrunk to as many for it. Published settings are in pixels of
+images of a fifth of that; a photograph of 12 million would take minutes and several gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MaskParams:
     Attributes:
         gate: a class is drawn only if its predicted probability is at least this; one for all classes, or one a class.
         rule: "score": the background scores `score` against the raw maps, all classes alike; with independent classes a
-            raw map of 0 is where the model itself is undecided, whatever the highest score of the picture is.
+            raw map of 0 is where the model itself is undecided, whatever the highest score of the image is.
             "constant": the background scores `constant` against class maps divided by their maximum; "power": it
             scores (1 - highest class map)^`exponent` (Ahn and Kwak, CVPR 2018); "trained": it is one more class of
             the model, whose image label was always on, compared by softmax of the raw maps (Pinheiro and Collobert,
@@ -121,7 +121,7 @@ def gate_classes(class_prob: Array, gate: float | Sequence[float] = 0.5) -> Arra
     """
     prob = as_tensor(class_prob)
     if prob.ndim != 1:
-        raise ShapeError(f"class_prob is {tuple(prob.shape)}, not (C,).", "Give one picture's probabilities.")
+        raise ShapeError(f"class_prob is {tuple(prob.shape)}, not (C,).", "Give one image's probabilities.")
     if not bool(((prob >= 0) & (prob <= 1)).all()):
         raise ConfigError("class_prob holds values outside [0, 1].", "Give probabilities, not scores: sigmoid first.")
     limit = torch.as_tensor(gate).to(prob)
@@ -246,18 +246,18 @@ def maps_to_mask(
     image: NDArray[np.uint8] | Tensor | None = None,
     crf: CrfParams | None = None,
 ) -> Array:
-    """The label mask of a picture: (H, W) int64, 0 background, i + 1 = class i.
+    """The label mask of an image: (H, W) int64, 0 background, i + 1 = class i.
 
     Classes are gated by `class_prob`, their maps upsampled to `size`, weighed against the background and, where `crf`
     is given, sharpened to the edges of `image` with the gated classes only. No class gated: all 0.
 
     Args:
         maps: (C, h, w) raw class maps.
-        class_prob: (C,) predicted probabilities of the picture, on the device of `maps`.
-        size: (height, width) of the original picture.
+        class_prob: (C,) predicted probabilities of the image, on the device of `maps`.
+        size: (height, width) of the original image.
         params: the gate and the background rule.
         background_map: (h, w) raw map of the trained background class, for `rule="trained"`.
-        image: (H, W, 3) uint8 RGB, the original picture; needed by `crf`.
+        image: (H, W, 3) uint8 RGB, the original image; needed by `crf`.
         crf: settings of the dense CRF; None leaves it out.
 
     Raises:
@@ -271,7 +271,7 @@ def maps_to_mask(
     params = params or MaskParams()
     chosen, drawn = _gated(maps, class_prob, params.gate)
     if crf is not None and image is None:
-        raise ConfigError("crf needs the picture.", "Give image, the (H, W, 3) uint8 picture at its original size.")
+        raise ConfigError("crf needs the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
     _check_rule(params, background_map)
     _check_size(size)
     mask = chosen.new_zeros(size)
@@ -311,7 +311,7 @@ def write_mask(
     """
     labels, colours = np.asarray(as_tensor(mask).cpu()), np.asarray(palette)
     if labels.ndim != 2 or not labels.size:
-        raise ShapeError(f"a mask of shape {labels.shape} is not (H, W).", "Give one picture's mask.")
+        raise ShapeError(f"a mask of shape {labels.shape} is not (H, W).", "Give one image's mask.")
     if labels.dtype.kind not in "iu":
         raise ConfigError(f"a mask of {labels.dtype} holds no labels.", "Give integers, 0 for the background.")
     low, high = int(labels.min()), int(labels.max())
@@ -325,12 +325,12 @@ def write_mask(
             f"a palette of shape {colours.shape} does not colour labels up to {high}.",
             f"Give (n, 3) RGB rows with n from {high + 1} to 256.",
         )
-    picture = Image.fromarray(labels.astype(np.uint8))
-    picture.putpalette(colours.astype(np.uint8).tobytes())
+    image = Image.fromarray(labels.astype(np.uint8))
+    image.putpalette(colours.astype(np.uint8).tobytes())
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        picture.save(temporary, format="PNG")
+        image.save(temporary, format="PNG")
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -338,7 +338,7 @@ def write_mask(
 
 def _check_size(size: tuple[int, int]) -> None:
     if len(size) != 2 or min(size) < 1:
-        raise ShapeError(f"size={tuple(size)} is not a picture's (height, width).", "Both are 1 or more.")
+        raise ShapeError(f"size={tuple(size)} is not an image's (height, width).", "Both are 1 or more.")
 
 
 def _check_rule(params: MaskParams, background_map: object) -> None:
@@ -359,7 +359,7 @@ def _gated(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tup
 
 
 def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Maps (K, h, w) upsampled to a picture's size, (K, rows, W) at a time; a picture of ordinary size all at once."""
+    """Maps (K, h, w) upsampled to an image's size, (K, rows, W) at a time; an image of ordinary size all at once."""
     height, width = size
     if len(maps) * height * width <= STRIP_VALUES:
         whole = upsample_maps(maps, size)
@@ -378,7 +378,7 @@ def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> It
         return torch.lerp(wide[:, above[rows]], wide[:, below[rows]], part[rows])
 
     highest = None
-    if normalized:  # which takes the maximum over the whole picture
+    if normalized:  # which takes the maximum over the whole image
         highest = torch.stack([upsampled(rows).amax(dim=(1, 2)) for rows in strips]).amax(dim=0)
     for rows in strips:
         yield rows, upsampled(rows) if highest is None else _divided(upsampled(rows), highest)
@@ -390,12 +390,12 @@ def _divided(maps: Tensor, highest: Tensor) -> Tensor:
 
 
 def _shrunk(image: NDArray[np.uint8] | Tensor, size: tuple[int, int]) -> NDArray[np.uint8] | Tensor:
-    """The picture for a dense CRF: as it is, or of `CRF_PIXELS` where it has more."""
+    """The image for a dense CRF: as it is, or of `CRF_PIXELS` where it has more."""
     height, width = size
     if tuple(image.shape[:2]) != tuple(size):
         raise ShapeError(
             f"the mask is {height} x {width} and the image is {' x '.join(map(str, image.shape[:2]))}.",
-            "Give the picture at its original size.",
+            "Give the image at its original size.",
         )
     scale = math.sqrt(CRF_PIXELS / (height * width))
     if scale >= 1:

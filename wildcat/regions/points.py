@@ -1,4 +1,4 @@
-"""From class maps to points: the arg-max cell of each map, in pixels of the original picture."""
+"""From class maps to points: the arg-max cell of each map, in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Array = TypeVar("Array", torch.Tensor, NDArray[np.floating])
 
 
 def peak_points(maps: Array, size: ArrayLike) -> Array:
-    """The (x, y) of the centre of each map's highest cell, in continuous pixels of the original picture.
+    """The (x, y) of the centre of each map's highest cell, in continuous pixels of the original image.
 
-    The network sees the whole picture warped to its input, so the cells of a map tile the picture evenly: the cell in
+    The network sees the whole image warped to its input, so the cells of a map tile the image evenly: the cell in
     column j and row i of an (h, w) map has its centre at ((j + 0.5) * width / w, (i + 0.5) * height / h). Coordinates
     are continuous: the first pixel spans 0 to 1 and has its centre at 0.5. Among equal cells the first in row-major
     order is taken.
 
     Args:
         maps: (..., h, w), a tensor on any device or an array.
-        size: (height, width) of the original picture; or (..., 2) that broadcasts with the leading dimensions of
+        size: (height, width) of the original image; or (..., 2) that broadcasts with the leading dimensions of
             `maps`, for example (B, 1, 2) against maps of (B, C, h, w).
 
     Returns:
@@ -67,10 +67,10 @@ def _sizes(size: ArrayLike, leading: tuple[int, ...]) -> NDArray[np.float64]:
     if not fits:
         raise ShapeError(
             f"size of shape {sizes.shape} does not fit maps of {leading} leading dimensions.",
-            "Give (height, width), or one per picture shaped (B, 1, 2) for maps of (B, C, h, w).",
+            "Give (height, width), or one per image shaped (B, 1, 2) for maps of (B, C, h, w).",
         )
     if not (sizes > 0).all():
-        raise ConfigError(f"size={sizes.tolist()} is not positive.", "Give the picture's (height, width) in pixels.")
+        raise ConfigError(f"size={sizes.tolist()} is not positive.", "Give the image's (height, width) in pixels.")
     return sizes
 
 

@@ -19,12 +19,12 @@ from starlette.exceptions import HTTPException
 
 from wildcat._version import __version__
 from wildcat.errors import RunError, WildcatError
-from wildcat.export.annotations import ANNOTATION_FORMATS
+from wildcat.export import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
-from wildcat.serve.answers import annotation_zip, drawing, prediction_json
-from wildcat.serve.guard import Guard, refusal
 from wildcat.serve.limits import Limits, Refused
-from wildcat.serve.schema import (
+from wildcat.serve.middleware import Guard, refusal
+from wildcat.serve.responses import annotation_zip, drawing, prediction_json
+from wildcat.serve.schemas import (
     EXAMPLE,
     REFUSALS,
     UPLOAD,
@@ -41,8 +41,8 @@ from wildcat.viz.colors import MARK_COLORS, colormap_table
 ASSETS = {
     "page.css": ("wildcat.serve", "static/page.css", "text/css; charset=utf-8"),
     "page.js": ("wildcat.serve", "static/page.js", "text/javascript; charset=utf-8"),
-    "look.js": ("wildcat.viz.report", "look.js", "text/javascript; charset=utf-8"),
-    "look.css": ("wildcat.viz.report", "report.css", "text/css; charset=utf-8"),
+    "look.js": ("wildcat.report", "look.js", "text/javascript; charset=utf-8"),
+    "look.css": ("wildcat.report", "report.css", "text/css; charset=utf-8"),
 }
 """Name -> package, file and media type; the page has the look of a report."""
 
@@ -103,7 +103,7 @@ def _add_predictions(app: FastAPI, predictor: Predictor, service: Service) -> No
         openapi_extra=upload,
     )
     async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """What the model says of a picture: a row of predictions.jsonl, with maps and masks where asked for."""
+        """What the model says of an image: a row of predictions.jsonl, with maps and masks where asked for."""
         content = await service.answer(request, partial(prediction_json, query=query, limits=service.limits))
         return Response(content, media_type="application/json")
 
@@ -114,7 +114,7 @@ def _add_predictions(app: FastAPI, predictor: Predictor, service: Service) -> No
         openapi_extra=upload,
     )
     async def draw(request: Request, query: Annotated[MapQuery, Query()]) -> Response:
-        """One drawing of a picture: an overlay, a heatmap, the maps behind a class, or a mask."""
+        """One drawing of an image: an overlay, a heatmap, the maps behind a class, or a mask."""
         return Response(await service.answer(request, partial(drawing, query=query)), media_type="image/png")
 
     @app.post(
@@ -124,7 +124,7 @@ def _add_predictions(app: FastAPI, predictor: Predictor, service: Service) -> No
         openapi_extra=upload,
     )
     async def annotations(request: Request, query: Annotated[AnnotationQuery, Query()]) -> Response:
-        """The picture as a data set of one, with its regions as annotations to correct or to train on."""
+        """The image as a data set of one, with its regions as annotations to correct or to train on."""
         make = partial(annotation_zip, query=query, model=Path(predictor.name).name)
         content, name = await service.answer(request, make)
         return Response(

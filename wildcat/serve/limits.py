@@ -15,10 +15,10 @@ class Limits:
 
     Attributes:
         max_mb: largest request body in megabytes of 1,000,000 bytes.
-        max_pixels: most pixels of a picture, read from its header before anything is decoded.
+        max_pixels: most pixels of an image, read from its header before anything is decoded.
         queue: most requests that are answered or wait; more are told to come back (503).
         seconds: for the body to arrive, and again for the answer to be made.
-        batch_size: most pictures that go through the network together.
+        batch_size: most images that go through the network together.
 
     Raises:
         ConfigError: a value is out of range.
@@ -47,7 +47,7 @@ class Limits:
 
     @property
     def pixels_at_once(self) -> int:
-        """Of all pictures that are decoded at a time: what bounds the memory."""
+        """Of all images that are decoded at a time: what bounds the memory."""
         return 3 * self.max_pixels
 
 

@@ -17,19 +17,19 @@ from starlette.requests import ClientDisconnect, Request
 
 from wildcat.engines.threads import Shares, engine_threads
 from wildcat.errors import ConfigError, WildcatError, out_of_memory
-from wildcat.predictor import Predictor, ReadPicture
-from wildcat.results import Prediction
-from wildcat.serve.answers import sent_name
-from wildcat.serve.batching import Batcher, Budget, Line
-from wildcat.serve.copies import Copies, Job, Outcome
+from wildcat.prediction import Prediction
+from wildcat.predictor import LoadedImage, Predictor
+from wildcat.serve.batcher import Batcher, Budget, Line
+from wildcat.serve.images import decode, open_bytes
 from wildcat.serve.limits import Limits, Refused
-from wildcat.serve.pictures import decode, open_bytes
+from wildcat.serve.responses import sent_name
+from wildcat.serve.workers import Copies, Job, Outcome
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FIELD = "picture"
+FIELD = "image"
 
 LATER = "Try again later, or send a smaller one.", 5
 """Hint, and seconds, where the machine has no room."""
@@ -43,11 +43,11 @@ PASSES = 4
 
 
 SMALL = 2
-"""Pictures of a pass that shares the cores: more do not make it faster (benchmarks/serve_load.py), they only wait."""
+"""Images of a pass that shares the cores: more do not make it faster (benchmarks/serve_load.py), they only wait."""
 
 
 class Service:
-    """Answers pictures with what `render` makes of their predictions, within `limits`."""
+    """Answers images with what `render` makes of their predictions, within `limits`."""
 
     def __init__(
         self, predictor: Predictor, limits: Limits, processes: int = 0, begin: Callable[[], object] | None = None
@@ -60,17 +60,17 @@ class Service:
         self.copies = Copies(predictor, count, limits, begin) if count else None
         answer = partial(self._ask, self.copies) if self.copies else self._predict
         self.batcher: Batcher[Any, Any] = Batcher(answer, together, passes)
-        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-picture")
+        self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="wildcat-image")
         self.line, self.budget = Line(limits.queue), Budget(limits.pixels_at_once)
 
     async def answer(self, request: Request, render: Callable[[Prediction], Result]) -> Result:
-        """What `render`, run in a thread, makes of the prediction for the picture in the form of `request`.
+        """What `render`, run in a thread, makes of the prediction for the image in the form of `request`.
 
         A request keeps its place in the line until the last thread that works for it is done, also where its client
         has been told that it took too long: the place says what the machine does, not who waits.
 
         Raises:
-            Refused: the line is full (503), the picture is not to be read (4xx), or time is up (408, 503).
+            Refused: the line is full (503), the image is not to be read (4xx), or time is up (408, 503).
         """
         self.line.enter()
         try:
@@ -95,8 +95,8 @@ class Service:
             raise
         except Exception as error:
             if out_of_memory(error):
-                raise Refused(503, "there is not enough memory for this picture.", *LATER) from error
-            log.exception("a picture could not be answered")
+                raise Refused(503, "there is not enough memory for this image.", *LATER) from error
+            log.exception("an image could not be answered")
             raise Refused(500, "something failed here; the log of the service says what.") from error
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Service:
             async with asyncio.timeout(self.limits.seconds):
                 return await read_form(request)
         except TimeoutError as error:
-            raise Refused(408, f"the picture did not arrive in {self.limits.seconds:g} seconds.") from error
+            raise Refused(408, f"the image did not arrive in {self.limits.seconds:g} seconds.") from error
 
     async def _work(self, content: bytes, name: str, render: Callable[[Prediction], Result]) -> Result:
         most = self.limits.max_pixels
@@ -126,21 +126,21 @@ class Service:
                 outcome: Outcome = await finished(self.batcher.submit(Job(content, name, render)))
                 return cast(Result, outcome.get())
             waiting = self.batcher.submit(await finished(self.pool.submit(self._prepare, opened)))
-            del content, opened  # the prediction holds the picture from here on
+            del content, opened  # the prediction holds the image from here on
             prediction = await finished(waiting)
-            return await finished(self.pool.submit(self._render, render, replace(prediction, image=name)))
+            return await finished(self.pool.submit(self._render, render, replace(prediction, path=name)))
 
     def _ask(self, copies: Copies, jobs: Sequence[Job]) -> Sequence[Outcome]:
         with self.shares.take() as threads:
             return copies.answer(jobs, threads)
 
-    def _prepare(self, opened: Image.Image) -> ReadPicture:
+    def _prepare(self, opened: Image.Image) -> LoadedImage:
         with self.shares.take():
             return self.predictor.prepare(decode(opened, self.limits.max_pixels))
 
-    def _predict(self, pictures: Sequence[ReadPicture]) -> Sequence[Prediction]:
+    def _predict(self, images: Sequence[LoadedImage]) -> Sequence[Prediction]:
         with self.shares.take():
-            return self.predictor.predict_prepared(pictures, batch_size=self.limits.batch_size)
+            return self.predictor.predict_prepared(images, batch_size=self.limits.batch_size)
 
     def _render(self, render: Callable[[Prediction], Result], prediction: Prediction) -> Result:
         with self.shares.take():
@@ -189,7 +189,7 @@ async def finished(future: Future[Result]) -> Result:
 
 
 async def read_form(request: Request) -> tuple[bytes, str]:
-    """The bytes and the name of the one file called "picture" of a multipart form.
+    """The bytes and the name of the one file called "image" of a multipart form.
 
     Raises:
         Refused: there is none, or the form cannot be read.
@@ -209,13 +209,13 @@ async def read_form(request: Request) -> tuple[bytes, str]:
                 raise Refused(
                     422,
                     f"{FIELD!r} is not one file.",
-                    "Send the picture's bytes; paths and addresses are never opened.",
+                    "Send the image's bytes; paths and addresses are never opened.",
                 )
             return await sent[0].read(), sent_name(sent[0].filename)
     except (Refused, TimeoutError):
         raise
     except (MemoryError, OSError) as error:  # large uploads go through a file
-        raise Refused(503, "there is no memory or disk left to take the picture in.", *LATER) from error
+        raise Refused(503, "there is no memory or disk left to take the image in.", *LATER) from error
     except ClientDisconnect as error:
         raise Refused(400, "the request was broken off.") from error
     except HTTPException as error:

@@ -1,6 +1,6 @@
 """Training: images and their tags in, a network that also knows where things are out.
 
-Nothing here is about localization. The network is told which classes a picture holds, never where; the pooling of
+Nothing here is about localization. The network is told which classes an image holds, never where; the pooling of
 `wildcat.nn.pooling` sends the gradient to the regions that decided, and that is enough for the maps to find the things.
 """
 
@@ -19,11 +19,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wildcat.data.dataset import PRESENT, DataSet, Sample, label_matrix
 from wildcat.data.loader import suggested_workers
-from wildcat.data.sample import PRESENT, DataSet, Sample, label_matrix
+from wildcat.device import choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.metrics import mean_average_precision, multiclass_accuracy
+from wildcat.models.run import (
+    METRICS,
+    STATE,
+    WEIGHTS,
+    Run,
+    adopt_state,
+    copied_weights,
+    load_state,
+    load_weights,
+    open_run,
+    save_state,
+    write_history,
+    write_weights,
+)
 from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.progress import Progress, interruptible
+from wildcat.train.batches import Feed, create_feed
+from wildcat.train.batchnorm import synchronise_norms
 from wildcat.train.distributed import (
     accumulating,
     anyone,
@@ -39,10 +57,7 @@ from wildcat.train.distributed import (
     total,
     world_size,
 )
-from wildcat.train.features import feature_workers
-from wildcat.train.feeds import Feed, create_feed
-from wildcat.train.listener import Listener, interruptible
-from wildcat.train.norms import synchronise_norms
+from wildcat.train.feature_cache import feature_workers
 from wildcat.train.optim import (
     adopt_optimizer_state,
     balancing_weights,
@@ -52,20 +67,6 @@ from wildcat.train.optim import (
     loss_mass,
     multiclass_loss,
     multilabel_loss,
-)
-from wildcat.train.runs import (
-    METRICS,
-    STATE,
-    WEIGHTS,
-    Run,
-    adopt_state,
-    copied_weights,
-    load_state,
-    load_weights,
-    open_run,
-    save_state,
-    write_history,
-    write_weights,
 )
 
 SAVE_SECONDS = 5.0
@@ -96,7 +97,7 @@ class Outcome:
     metric: float | None
 
 
-def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | None = None) -> Outcome:
+def train(run: Run, data: DataSet, resume: bool = False, progress: Progress | None = None) -> Outcome:
     """Train the run's network, or go on with it, and leave the best weights in the run folder.
 
     The best epoch is the one with the highest val mAP (multi-label, all-point AP) or accuracy (multi-class), the lower
@@ -110,23 +111,23 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
 
     Raises:
         TrainingError: the loss or the weights are not finite.
-        ImageError: a picture cannot be read.
-        RunError: the state to go on from is damaged, or belongs to other pictures or labels.
-        DataError: the processes do not see the same pictures.
-        ConfigError: more processes than pictures in a batch, or than GPUs.
+        ImageError: an image cannot be read.
+        RunError: the state to go on from is damaged, or belongs to other images or labels.
+        DataError: the processes do not see the same images.
+        ConfigError: more processes than images in a batch, or than GPUs.
     """
-    config, listener = run.config, listener or Listener()
+    config, progress = run.config, progress or Progress()
     device = choose_device(config.device)
     check_device(device)
     if config.batch_size < world_size():
         raise ConfigError(
-            f"batch_size={config.batch_size} and {world_size()} processes: each needs a picture of every batch.",
+            f"batch_size={config.batch_size} and {world_size()} processes: each needs an image of every batch.",
             f"Give --batch-size {world_size()} or more, or start fewer processes.",
         )
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     data_fingerprint = fingerprint(samples, val_samples)
     if len(set(gather(data_fingerprint))) > 1:
-        raise DataError("the processes see different pictures or labels.", "Give every machine the same data.")
+        raise DataError("the processes see different images or labels.", "Give every machine the same data.")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         with together():
@@ -137,7 +138,7 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
         model = model.to(device).to(memory_format=torch.channels_last)
         suggested = feature_workers if config.tune == "head" else suggested_workers
         workers = suggested(device.type, local_size()) if config.workers < 0 else config.workers
-        feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, listener)
+        feed = create_feed(config, model, samples, val_samples, run.preprocess, workers, progress)
         labels = torch.from_numpy(label_matrix(samples))
         if begun is None:
             with together():
@@ -151,7 +152,7 @@ def train(run: Run, data: DataSet, resume: bool = False, listener: Listener | No
             feed,
             class_frequencies(labels),
             device,
-            listener,
+            progress,
             data_fingerprint,
         )
         if resume:
@@ -198,11 +199,11 @@ class Trainer:
         feed: Feed,
         frequencies: Tensor,
         device: torch.device,
-        listener: Listener,
+        progress: Progress,
         data_fingerprint: str,
     ) -> None:
         self.run, self.config, self.multiclass = run, run.config, multiclass
-        self.model, self.feed, self.device, self.listener = model, feed, device, listener
+        self.model, self.feed, self.device, self.progress = model, feed, device, progress
         shared_norms = world_size() > 1 and self.config.sync_bn and self.config.tune == "all"
         scorer = Scorer(model, feed, shared_norms and synchronise_norms(model, device))
         self.optimizer = create_optimizer(model, self.config)
@@ -228,9 +229,9 @@ class Trainer:
     def run_epochs(self, interrupted: threading.Event) -> Outcome:
         """Train to the last epoch, or until interrupted."""
         config, position = self.config, self.position
-        per_epoch = self.feed.pictures
+        per_epoch = self.feed.images
         done = position.epoch * per_epoch + position.step * config.accumulate * config.batch_size
-        self.listener.start(config.epochs * per_epoch, min(done, config.epochs * per_epoch), "training")
+        self.progress.start("training", config.epochs * per_epoch, min(done, config.epochs * per_epoch))
         try:
             while position.epoch < config.epochs:
                 if not self.train_epoch(interrupted):
@@ -267,11 +268,11 @@ class Trainer:
             position.loss_count += count
             position.seconds += time.perf_counter() - begun
             note = f"epoch {position.epoch + 1}/{config.epochs} loss {position.loss_sum / position.loss_count:.4f}"
-            self.listener.advance(count, f"{note} lr {rate:.2g}")
+            self.progress.advance(count, f"{note} lr {rate:.2g}")
         return True
 
     def take_step(self, group: list[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-        """One step of the optimiser on the mean loss of a group of batches; (mean loss, pictures).
+        """One step of the optimiser on the mean loss of a group of batches; (mean loss, images).
 
         Of each batch there are this process's inputs and the labels of all. Processes and batches count by the labels
         that are known in them (`loss_mass`), so that all of them together are one large batch.
@@ -327,7 +328,7 @@ class Trainer:
             "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self.rate,
             "seconds": round(position.seconds, 3),
-            "pictures_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
+            "images_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
         }
         key: list[float] = []
         if len(self.feed.val_labels):
@@ -345,7 +346,7 @@ class Trainer:
         (due,) = anyone(rank() == 0 and time.monotonic() - self.saved >= SAVE_SECONDS)
         if due or position.epoch >= self.config.epochs:
             self.save()
-        self.listener.epoch(self.history[-1])
+        self.progress.epoch(self.history[-1])
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -397,7 +398,7 @@ class Trainer:
         """Take up the state the run folder holds; a run that never saved one starts at its beginning.
 
         Raises:
-            RunError: the state is damaged, of another network, or of other pictures or labels.
+            RunError: the state is damaged, of another network, or of other images or labels.
         """
         path = self.run.folder / STATE
         state = from_first(lambda: load_state(path) if path.is_file() else None)
@@ -408,7 +409,7 @@ class Trainer:
             raise RunError(f"{path} is damaged: it has no {', '.join(sorted(missing))}.", "Give another --out.")
         if state["data"] != self.fingerprint:
             raise RunError(
-                f"the pictures or labels are not those {self.run.folder} was begun with.",
+                f"the images or labels are not those {self.run.folder} was begun with.",
                 "Bring the data back as it was, or give another --out.",
             )
         try:
@@ -456,12 +457,12 @@ def read_position(values: dict[str, Any]) -> Position:
 
 
 def with_background(labels: Tensor) -> Tensor:
-    """(B, C) labels -> (B, C + 1): the background, last, is in every picture."""
+    """(B, C) labels -> (B, C + 1): the background, last, is in every image."""
     return torch.cat([labels, torch.full_like(labels[:, :1], PRESENT)], dim=1)
 
 
 def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str:
-    """A digest of which pictures are learned from, in which order, and of their labels; folders may move."""
+    """A digest of which images are learned from, in which order, and of their labels; folders may move."""
     digest = hashlib.sha256()
     for part in (samples, val_samples):
         digest.update(f"{len(part)}\0".encode())
@@ -476,23 +477,3 @@ def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float
         return multiclass_accuracy(scores.numpy(), (labels == PRESENT).int().argmax(dim=1).numpy())
     value = mean_average_precision(scores.numpy(), labels.numpy(), "voc10")[0]
     return float(np.nan_to_num(value))
-
-
-def choose_device(name: str) -> torch.device:
-    """The device a name means; auto is CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ConfigError: not a device, or not one of this machine.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # not only named, but there: "meta" has a name and holds nothing
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
-        ) from error
-    return device

@@ -32,13 +32,13 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 
 
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy, 0 of no pictures. `scores` (B, C) logits; `labels` (B, C), one 1 a row; `class_weights` (C,)."""
+    """Cross-entropy, 0 of no images. `scores` (B, C) logits; `labels` (B, C), one 1 a row; `class_weights` (C,)."""
     losses = functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights, reduction="sum")
     return losses / loss_mass(labels, multiclass=True, class_weights=class_weights).clamp(min=1e-12)
 
 
 def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = None) -> Tensor:
-    """What the mean of a batch's loss is taken over: scalar, its known labels, or the class weights of its pictures.
+    """What the mean of a batch's loss is taken over: scalar, its known labels, or the class weights of its images.
 
     Weighted by it, the losses of several batches average to the loss of all of them in one.
     """
@@ -50,7 +50,7 @@ def loss_mass(labels: Tensor, multiclass: bool, class_weights: Tensor | None = N
 
 
 def class_frequencies(labels: Tensor) -> Tensor:
-    """(N, C) labels -> (C,) share of pictures with the class, ignored labels apart, inside (0, 1) by Laplace's rule."""
+    """(N, C) labels -> (C,) share of images with the class, ignored labels apart, inside (0, 1) by Laplace's rule."""
     present, known = (labels > 0).sum(dim=0), (labels != 0).sum(dim=0)
     return (present + 1) / (known + 2)
 
@@ -58,7 +58,7 @@ def class_frequencies(labels: Tensor) -> Tensor:
 def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
     """(C,) frequencies -> (C,) loss weights that make rare classes count as much as common ones.
 
-    Multi-class: inverse frequency, mean one over the pictures. Multi-label: absent to present, at most 100.
+    Multi-class: inverse frequency, mean one over the images. Multi-label: absent to present, at most 100.
     """
     if multiclass:
         inverse = 1 / frequencies

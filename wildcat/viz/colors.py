@@ -140,13 +140,13 @@ def class_palette(num_classes: int = 256) -> NDArray[np.uint8]:
     Index 0 is black (background), 15 VOC's person, 255 the pale border colour of VOC's masks.
 
     Raises:
-        ConfigError: `num_classes` outside [1, 256], what an indexed picture can hold.
+        ConfigError: `num_classes` outside [1, 256], what an indexed image can hold.
 
     >>> class_palette(4).tolist()
     [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """
     if not 1 <= num_classes <= 256:
-        raise ConfigError(f"num_classes={num_classes} is not in [1, 256].", "An indexed picture holds 256 colours.")
+        raise ConfigError(f"num_classes={num_classes} is not in [1, 256].", "An indexed image holds 256 colours.")
     index = np.arange(num_classes)
     palette = np.zeros((num_classes, 3), dtype=np.uint8)
     for level in range(8):

@@ -1,6 +1,6 @@
 """Plots for people, with matplotlib (extra `plot`): precision-recall, training, and a figure over a setting.
 
-Each function returns the bytes of a picture; nothing is shown on a screen and no global state of matplotlib is touched.
+Each function returns the bytes of an image; nothing is shown on a screen and no global state of matplotlib is touched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Pictures of what the model found: heat, points, boxes and masks on the photograph, and several side by side.
+"""Images of what the model found: heat, points, boxes and masks on the photograph, and several side by side.
 
-Every function gives a new RGB picture and leaves its arguments alone. Marks and letters grow with the picture, so that
+Every function gives a new RGB image and leaves its arguments alone. Marks and letters grow with the image, so that
 they can be seen at 300 pixels and at 4,000.
 """
 
@@ -35,11 +35,11 @@ def overlay_heatmap(
 ) -> Image.Image:
     """The photograph with a heatmap over it.
 
-    The map is smoothly resized to the picture and rescaled for display only, in floating point.
+    The map is smoothly resized to the image and rescaled for display only, in floating point.
 
     Args:
         image: any mode; shown as RGB.
-        heatmap: (h, w) covering the whole picture, any scale; NaN cells show the photograph.
+        heatmap: (h, w) covering the whole image, any scale; NaN cells show the photograph.
         alpha: opacity of the hottest place, in [0, 1].
         colormap: see `wildcat.viz.colors.COLORMAPS`.
         limits: the (low, high) of the scale, to compare maps; None: this map's own. A constant map without limits has
@@ -75,7 +75,7 @@ def overlay_mask(
 
     Args:
         image: any mode; shown as RGB.
-        mask: (h, w) integers in [0, 255]; another size than the picture's is stretched without mixing classes.
+        mask: (h, w) integers in [0, 255]; another size than the image's is stretched without mixing classes.
         palette: (n, 3) RGB in 0..255 by class index; None: VOC's.
         alpha: opacity, in [0, 1].
         outline: draw the inner border of each region in its full colour.
@@ -109,10 +109,10 @@ def draw_points(
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """The picture with a round mark at each (x, y), and its label beside it.
+    """The image with a round mark at each (x, y), and its label beside it.
 
     Args:
-        points: (n, 2) in continuous pixels of `image`; a mark outside the picture is not seen.
+        points: (n, 2) in continuous pixels of `image`; a mark outside the image is not seen.
         labels: n texts, or None.
         colors: RGB, taken in turn; None: seven that colour-blind readers tell apart.
 
@@ -121,22 +121,22 @@ def draw_points(
     """
     rows = _rows("points", points, 2)
     texts = _texts(labels, len(rows))
-    picture = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
+    canvas = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
     radius = max(5, round(6 * _unit(image.size)))
     palette = _cycle(colors, len(rows))
     placed: list[Rectangle] = []
     for (x, y), color in zip(rows, palette, strict=True):
         stamp = _point_stamp(radius, color)
         corner = (math.floor(x) - stamp.width // 2, math.floor(y) - stamp.height // 2)
-        picture.paste(stamp, corner, stamp)
+        canvas.paste(stamp, corner, stamp)
         placed.append((*corner, corner[0] + stamp.width, corner[1] + stamp.height))  # labels keep clear of marks
     for (x, y), color, text in zip(rows, palette, texts, strict=True):
         width, height = _tag_size(text, _font_size(image.size))
         right, left = round(x + radius * 1.6), round(x - radius * 1.6) - width
         middle = round(y - height / 2)
         spots = [(right, middle), (left, middle), (right, middle - height), (right, middle + height)]
-        _draw_tag(picture, text, color, spots, placed)
-    return picture
+        _draw_tag(canvas, text, color, spots, placed)
+    return canvas
 
 
 def draw_boxes(
@@ -145,7 +145,7 @@ def draw_boxes(
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """The picture with a frame around each box, and its label on a tag at the frame's corner.
+    """The image with a frame around each box, and its label on a tag at the frame's corner.
 
     Args:
         boxes: (n, 4) or (n, 5) rows of x1 y1 x2 y2 (x2, y2 exclusive edges) in pixels of `image`; a fifth column (a
@@ -158,12 +158,12 @@ def draw_boxes(
     """
     rows = _rows("boxes", boxes, 4)
     texts = _texts(labels, len(rows))
-    picture = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
-    draw = ImageDraw.Draw(picture)
+    canvas = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
+    draw = ImageDraw.Draw(canvas)
     line = max(2, round(2.5 * _unit(image.size)))
     hair = max(1, line // 3)
     palette = _cycle(colors, len(rows))
-    frames = [_frame(row, picture.size) for row in rows]
+    frames = [_frame(row, canvas.size) for row in rows]
     for (x1, y1, x2, y2), color in zip(frames, palette, strict=True):
         # a dark hairline on both sides keeps the frame visible on its own colour
         draw.rectangle((x1 - hair, y1 - hair, x2 + hair, y2 + hair), outline=_INK, width=line + 2 * hair)
@@ -172,8 +172,8 @@ def draw_boxes(
     for (x1, y1, _, y2), color, text in zip(frames, palette, texts, strict=True):
         height = _tag_size(text, _font_size(image.size))[1]
         spots = [(x1 - hair, y1 - height), (x1 - hair, y1), (x1 - hair, y2), (x1 - hair, y2 - height)]
-        _draw_tag(picture, text, color, spots, placed)
-    return picture
+        _draw_tag(canvas, text, color, spots, placed)
+    return canvas
 
 
 def side_by_side(
@@ -182,20 +182,20 @@ def side_by_side(
     columns: int | None = None,
     height: int | None = None,
 ) -> Image.Image:
-    """A grid of pictures with captions underneath, for example the M modalities of a class.
+    """A grid of images with captions underneath, for example the M modalities of a class.
 
     Args:
         images: at least one; each is scaled to one height and keeps its proportions.
-        captions: one text per picture, cut with an ellipsis where it is wider than its column; or None.
+        captions: one text per image, cut with an ellipsis where it is wider than its column; or None.
         columns: None: all in one row up to four, otherwise the rows that make the grid nearest to a square.
-        height: of each picture in pixels; None: the first one's.
+        height: of each image in pixels; None: the first one's.
 
     Raises:
-        ShapeError: no pictures, or not one caption per picture.
+        ShapeError: no images, or not one caption per image.
         ConfigError: `columns` or `height` below 1.
     """
     if not images:
-        raise ShapeError("side_by_side got no pictures.", "Give at least one.")
+        raise ShapeError("side_by_side got no images.", "Give at least one.")
     texts = _texts(captions, len(images))
     count = len(images)
     columns = columns if columns is not None else count if count <= 4 else math.ceil(math.sqrt(count))
@@ -224,7 +224,7 @@ def side_by_side(
 
 
 def _unit(size: tuple[int, int]) -> float:
-    """The length that marks are measured in: 1 for a picture of 400 x 400, in proportion to the mean side."""
+    """The length that marks are measured in: 1 for an image of 400 x 400, in proportion to the mean side."""
     return math.sqrt(size[0] * size[1]) / 400
 
 
@@ -253,19 +253,19 @@ def _tag_size(text: str, font_size: int) -> tuple[int, int]:
 
 
 def _draw_tag(
-    picture: Image.Image, text: str, color: Color, spots: Sequence[tuple[int, int]], placed: list[Rectangle]
+    image: Image.Image, text: str, color: Color, spots: Sequence[tuple[int, int]], placed: list[Rectangle]
 ) -> None:
     """Write `text` on a tag of `color` at the first spot (x, y of its corner) that is inside and free, and note it."""
     if not text:
         return
-    font_size = _font_size(picture.size)
+    font_size = _font_size(image.size)
     font = _font(font_size)
-    text = _fit(text, font, picture.width - 0.8 * font_size)
+    text = _fit(text, font, image.width - 0.8 * font_size)
     width, height = _tag_size(text, font_size)
 
     def inside(spot: tuple[int, int]) -> Rectangle:
-        x = min(max(spot[0], 0), max(picture.width - width, 0))
-        y = min(max(spot[1], 0), max(picture.height - height, 0))
+        x = min(max(spot[0], 0), max(image.width - width, 0))
+        y = min(max(spot[1], 0), max(image.height - height, 0))
         return x, y, x + width, y + height
 
     def cost(rectangle: Rectangle, spot: tuple[int, int]) -> tuple[int, int]:
@@ -275,7 +275,7 @@ def _draw_tag(
 
     best = min(((inside(spot), spot) for spot in spots), key=lambda pair: cost(*pair))[0]
     placed.append(best)
-    draw = ImageDraw.Draw(picture)
+    draw = ImageDraw.Draw(image)
     draw.rounded_rectangle((best[0], best[1], best[2] - 1, best[3] - 1), radius=font_size // 5, fill=color)
     draw.text(((best[0] + best[2]) / 2, (best[1] + best[3]) / 2), text, font=font, fill=readable_on(color), anchor="mm")
 
@@ -298,17 +298,17 @@ def _point_stamp(radius: int, color: Color) -> Image.Image:
 
 
 def _frame(row: NDArray[np.float64], size: tuple[int, int]) -> Rectangle:
-    """The first and last pixel of a box on each axis, inside the picture."""
+    """The first and last pixel of a box on each axis, inside the image."""
     x1, y1 = min(max(round(row[0]), 0), size[0] - 1), min(max(round(row[1]), 0), size[1] - 1)
     x2, y2 = min(max(round(row[2]) - 1, x1), size[0] - 1), min(max(round(row[3]) - 1, y1), size[1] - 1)
     return x1, y1, x2, y2
 
 
 def _to_height(image: Image.Image, height: int) -> Image.Image:
-    picture = image.convert("RGB")
-    if picture.height == height:
-        return picture
-    return picture.resize((max(1, round(picture.width * height / picture.height)), height), Image.Resampling.LANCZOS)
+    canvas = image.convert("RGB")
+    if canvas.height == height:
+        return image
+    return canvas.resize((max(1, round(canvas.width * height / canvas.height)), height), Image.Resampling.LANCZOS)
 
 
 def _resize(values: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -326,7 +326,7 @@ def _blend(
     image: Image.Image, indices: Image.Image, colors: NDArray[np.uint8], opacity: NDArray[np.uint8]
 ) -> Image.Image:
     """The photograph under `colors[indices]`; Pillow blends with rounding and without wrapping."""
-    indices.putpalette(colors.tobytes())  # now an indexed picture, of mode P
+    indices.putpalette(colors.tobytes())  # now an indexed image, of mode P
     return Image.composite(indices.convert("RGB"), image.convert("RGB"), Image.fromarray(opacity))
 
 

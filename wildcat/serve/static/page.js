@@ -12,7 +12,7 @@
   };
   const ask = async (path, file, signal) => {
     const form = new FormData();
-    form.append("picture", file, file.name || "pasted.png");
+    form.append("image", file, file.name || "pasted.png");
     let response;
     try {
       response = await fetch(path, { method: "POST", body: form, signal });
@@ -37,7 +37,7 @@
     find("#here").textContent = location.origin;
     const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps a class` : ""}`);
     for (const [name, value] of [
-      ["Classes", `${model.classes.length.toLocaleString("en")}${model.task === "multiclass" ? ", one a picture" : ", any number a picture"}`],
+      ["Classes", `${model.classes.length.toLocaleString("en")}${model.task === "multiclass" ? ", one an image" : ", any number an image"}`],
       [networks.length > 1 ? "Networks" : "Network", networks.join("; ")],
       ["Device", model.device], ["wildcat", model.versions.wildcat],
     ]) {
@@ -49,12 +49,12 @@
     find("#colormap").append(...Object.keys(tables).map((name) => make("option", "", name)));
     say("");
   };
-  /** Whether the model is known; a picture that is given before that waits for it. */
+  /** Whether the model is known; an image that is given before that waits for it. */
   const met = getModel().then(() => true, () => { say("The service does not answer. Is it still running?", true); return false; });
 
   // --- state ---
   const LISTED = 60, SIDE = 320, CRF_SIDE = 1000;
-  let file = null, row = null, photo = null; // what was given, what the service said, the picture to draw on
+  let file = null, row = null, photo = null; // what was given, what the service said, the image to draw on
   let pinned = "", current = "", modality = -1; // class names; -1 is the mean of the M maps
   let chosen = null, sharpened = null; // the mask's threshold, null: the model's own; the mask with CRF as class indices
   let running = null; // what is under way
@@ -140,12 +140,12 @@
   const fillModalities = () => {
     const count = row.cells.classes[current].modalities.length;
     find("#modalities").replaceChildren(...[-1, ...Array(count).keys()].map((which) => {
-      const button = make("button"), stage = make("span", "stage"), picture = photo.cloneNode();
-      picture.alt = "";
+      const button = make("button"), stage = make("span", "stage"), image = photo.cloneNode();
+      image.alt = "";
       button.type = "button";
       button.dataset.modality = which;
       stage.style.aspectRatio = row.width / row.height;
-      stage.append(picture, make("canvas"));
+      stage.append(image, make("canvas"));
       button.append(stage, make("span", "", which < 0 ? "Mean" : `Map ${which + 1}`));
       button.addEventListener("click", () => { modality = which; refresh(); });
       return button;
@@ -196,7 +196,7 @@
     next.focus();
   });
 
-  // --- a new picture ---
+  // --- a new image ---
   const shown = async (source) => {
     const image = make("img");
     image.src = URL.createObjectURL(source);
@@ -218,19 +218,19 @@
     }
     running?.abort();
     const mine = (running = new AbortController());
-    say(`Looking at ${given.name || "the picture"} …`);
+    say(`Looking at ${given.name || "the image"} …`);
     document.body.classList.add("waiting");
     try {
       const answer = await (await ask(`/predict?cells=${LISTED}`, given, mine.signal)).json();
-      const image = await shown(given).catch(async () => shown(await (await ask("/map?kind=picture", given, mine.signal)).blob()));
+      const image = await shown(given).catch(async () => shown(await (await ask("/map?kind=image", given, mine.signal)).blob()));
       if (photo) URL.revokeObjectURL(photo.src);
       [file, row, photo, sharpened, modality] = [given, answer, image, null, -1];
       resetThreshold();
       photo.alt = `${row.image}: ${row.labels.join(", ") || "no class is predicted"}`;
       find("#crf").checked = false;
       pinned = current = row.labels[0] ?? Object.keys(row.cells.classes)[0];
-      document.body.classList.add("has-picture");
-      find("#drop strong").textContent = "Another picture:";
+      document.body.classList.add("has-image");
+      find("#drop strong").textContent = "Another image:";
       find("#drop span").textContent = "drop, paste or choose a file";
       find("#result").hidden = false;
       sized(row.width / row.height);
@@ -254,7 +254,7 @@
   document.addEventListener("paste", (event) => {
     const [pasted] = event.clipboardData.files;
     if (pasted) open(pasted);
-    else say("There is no picture to paste; addresses are never opened.", true);
+    else say("There is no image to paste; addresses are never opened.", true);
   });
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
@@ -263,7 +263,7 @@
     document.body.classList.remove("over");
     const [dropped] = event.dataTransfer.files;
     if (dropped) open(dropped);
-    else say("Drop the file of a picture; addresses are never opened.", true);
+    else say("Drop the file of an image; addresses are never opened.", true);
   });
 
   // --- tools ---
@@ -319,7 +319,7 @@
     for (let i = 0; i < labels.length; i++) labels[i] = known.get(data[4 * i] | (data[4 * i + 1] << 8) | (data[4 * i + 2] << 16)) ?? 0;
     return { width, height, labels };
   };
-  /** The picture as the CRF is given it: no larger than a screen shows. */
+  /** The image as the CRF is given it: no larger than a screen shows. */
   const small = async () => {
     if (Math.max(row.width, row.height) <= CRF_SIDE) return file;
     const canvas = canvasOf("", CRF_SIDE), context = canvas.getContext("2d");
@@ -337,7 +337,7 @@
       return;
     }
     const mine = (running = new AbortController());
-    say("Sharpening the mask to the edges of the picture …");
+    say("Sharpening the mask to the edges of the image …");
     document.body.classList.add("waiting");
     try {
       const path = `/predict?save=masks&crf=true${chosen === null ? "" : `&threshold=${chosen}`}`;
@@ -365,7 +365,7 @@
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   };
-  const stem = () => row.image.replace(/\.[^.]*$/, "") || "picture";
+  const stem = () => row.image.replace(/\.[^.]*$/, "") || "image";
   find("#get-json").addEventListener("click", () => {
     const { cells, ...plain } = row;
     give(new Blob([`${JSON.stringify(plain, null, 2)}\n`], { type: "application/json" }), `${stem()}.json`);

@@ -1,0 +1,450 @@
+"""The command line as a user meets it: what is printed where, exit codes, files written, interruption, resumption."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+import wildcat
+from wildcat.cli import main, parse
+from wildcat.config import METHODS, TrainConfig, config_text, list_recipes, load_recipe, method_settings, read_config
+from wildcat.data import open_dataset, write_shapes
+from wildcat.data.dataset import label_matrix
+from wildcat.errors import ConfigError
+from wildcat.evaluation import evaluate
+from wildcat.models import run as runs
+
+TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
+TINY += ("--batch-size", "8", "--lr", "0.001")
+
+
+def command(*arguments: object) -> int:
+    """The exit code of `wildcat ARGUMENTS`."""
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "wildcat", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("WILDCAT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=16, val=8, size=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert command("train", shapes, "--out", folder, "--epochs", 1, *TINY) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six images of different sizes, one of them broken, and a text file."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "x").mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in {"a.jpg": (90, 60), "a.png": (60, 90), "x/a.jpg": (80, 80), "\u00e9 1.png": (50, 40)}.items():
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / name)
+    (folder / "empty.jpg").touch()
+    (folder / "z.jpg").write_text("not an image")
+    (folder / "notes.txt").write_text("no image, and not called one")
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# --- the command itself ---------------------------------------------------------------------------------------------
+
+
+def test_help_answers_in_under_a_second_without_torch() -> None:
+    before = os.times()
+    answered = subprocess_of("--help")
+    after = os.times()  # the processor's time: other work may be going on beside the tests
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
+    assert answered.returncode == 0 and answered.stderr == ""
+    for name in ("train", "evaluate", "predict", "datasets", "backbones"):
+        assert name in answered.stdout
+    listed = "import sys, wildcat.cli; wildcat.cli.parse(['evaluate', 'a', 'b']); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "torchvision", "timm", "numpy", "PIL"} & set(modules)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "datasets", "backbones"])
+def test_each_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"wildcat {name}" in text
+    assert "STR" not in text.split("options")[0]  # positional arguments are called what they are
+
+
+def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command() == 0
+    assert "train" in capsys.readouterr().out
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"wildcat {wildcat.__version__}\n"
+
+
+def test_recipes_are_defaults_that_flags_override(tmp_path: Path) -> None:
+    for name in list_recipes():
+        assert parse(["train", "solar", "--out", "x", "--recipe", name]).config == load_recipe(name)
+        config = parse(["train", "solar", f"--recipe={name}", "--out=x", "--epochs", "99"]).config
+        assert config.epochs == 99 and config.flip == load_recipe(name).flip
+    assert parse(["train", "solar", "--out", "x"]).config == TrainConfig()
+    (tmp_path / "mine.yaml").write_text("num_maps: 7\nlr: 0.5\n")
+    config = parse(["train", "solar", "--out", "x", "--recipe", str(tmp_path / "mine.yaml"), "--lr", "0.25"]).config
+    assert (config.num_maps, config.lr) == (7, 0.25)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_goes_over_the_recipe_and_flags_over_the_method(name: str, tmp_path: Path) -> None:
+    line = ["train", "solar", "--out", str(tmp_path / "run")]
+    assert parse([*line, "--method", name]).config == replace(TrainConfig(), **method_settings(name))
+    (tmp_path / "mine.yaml").write_text("num_maps: 7\nalpha: 0.1\nkmin: 3\nepochs: 5\n")
+    over = [*line, f"--method={name}", "--recipe", str(tmp_path / "mine.yaml")]
+    assert parse(over).config == replace(TrainConfig(epochs=5), **method_settings(name))
+    flags = parse([*over, "--num-maps", "2", "--epochs", "9", "--architecture", "c", "--temperature", "inf"]).config
+    mine = {"num_maps": 2, "architecture": "c", "temperature": math.inf}
+    assert flags == replace(TrainConfig(epochs=9), **{**method_settings(name), **mine})
+
+
+def test_an_unknown_method_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "solar", "--out", tmp_path / "run", "--method", "wilcat") == 2
+    assert "there is no method 'wilcat'.\n  Did you mean wildcat?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_of_train_names_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "--help") == 0
+    said = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+    assert ", ".join(METHODS) in said
+
+
+def test_a_run_that_is_resumed_keeps_the_method_it_has(tmp_path: Path) -> None:
+    line = ["train", "solar", "--out", str(tmp_path), "--resume", "--method", "deepmil"]
+    assert parse(line).config.pooling == "max"  # there is no run yet: it begins with the method
+    (tmp_path / "config.yaml").write_text(config_text(TrainConfig(pooling="attention", num_maps=2)))
+    assert parse(line).config == TrainConfig(pooling="attention", num_maps=2)
+
+
+def test_a_proportion_and_a_count_are_told_apart() -> None:
+    def kmax(text: str) -> object:
+        return parse(["train", "solar", "--out", "x", "--kmax", text]).config.kmax
+
+    assert kmax("1") == 1 and isinstance(kmax("1"), int)
+    assert kmax("1.0") == 1.0 and isinstance(kmax("1.0"), float)
+    with pytest.raises(ConfigError, match=r"did you mean 0\.15 or 2"):
+        kmax("1.5")
+
+
+def test_lists_are_for_grep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("backbones", "lite") == 0
+    names = capsys.readouterr().out.splitlines()
+    assert names[:3] == ["lite0", "lite1", "lite2"] and all("lite" in n for n in names)
+    assert command("datasets") == 0
+    assert "solar" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    line = f"{sys.executable} -m wildcat datasets | true"
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300, check=False, env=buffered)
+    assert done.stdout == "" and done.stderr == ""
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def test_training_says_what_it_found_and_what_to_do_next(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a run"
+    assert command("train", shapes, "--out", out, "--epochs", 1, *TINY) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0] == (
+        "shapes (voc, multilabel): 5 classes, 16 images to train on, 8 to choose the best epoch; device cpu"
+    )
+    assert lines[1] == f"Writing {out}"
+    assert lines[-1] == f"Next: wildcat evaluate '{out}' {shapes}   or   wildcat predict '{out}' IMAGE --out DIR"
+    assert "epoch 1" in printed.err and "epoch" not in lines[0].split(";")[1]
+    written = {"config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"}
+    assert {f.name for f in out.iterdir()} == written
+    assert read_config(out / "config.yaml").backbone == "test_resnet"
+
+
+def test_resume_keeps_settings_and_data_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    rows = "".join(f"{i}.png,{'dark|small' if i < 6 else 'light'}\n" for i in range(12))
+    (tmp_path / "tags.csv").write_text(f"image,labels\n{rows}")
+    out = tmp_path / "run"
+    data = ("train", tmp_path / "tags.csv", "--out", out)
+    assert command(*data, "--data-option", "separator=|", "--format", "csv", "--epochs", 1, *TINY) == 0
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    capsys.readouterr()
+    assert command(*data, "--resume") == 0
+    printed = capsys.readouterr()
+    assert f"Continuing {out}" in printed.out and "3 classes" in printed.out
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before  # it was finished
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_does(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ("--epochs", 500, *TINY)
+    line = [sys.executable, "-m", "wildcat", "train", str(shapes), "--out", str(out), *map(str, flags)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (out / "metrics.jsonl").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (out / "metrics.jsonl").is_file()
+        os.kill(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "Traceback" not in told
+    assert f"wildcat train {shapes} --out {out} --resume" in told
+    assert "everything is saved" in told
+    assert set(wildcat.load(out).classes) == {"cross", "disc", "ring", "square", "triangle"}  # usable as it is
+    assert not [f.name for f in out.iterdir() if f.name.startswith(".")]  # no half-written file
+    done = len(runs.open_run(out).history())
+    assert 1 <= done < 500
+    # Shorten it, as a user cannot without another run: the rest is trained by --resume.
+    config = (out / "config.yaml").read_text().replace("epochs: 500", f"epochs: {done + 2}")
+    (out / "config.yaml").write_text(config)
+    assert command("train", shapes, "--out", out, "--resume") == 0
+    assert f"Continuing {out}" in capsys.readouterr().out
+    assert [line["epoch"] for line in runs.open_run(out).history()] == list(range(1, done + 3))
+
+
+# --- evaluate -------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_with_the_figures_of_the_models_own_scores(
+    run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("evaluate", run, shapes, "--json", "--ap", "plain", "--device", "cpu") == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert printed.out.count("\n") == 1
+    assert "shapes (voc, multilabel)" in printed.err
+    samples = open_dataset(shapes).split("val")
+    predictor = wildcat.load(run, device="cpu")
+    scores = np.stack([p.class_scores for p in predictor.predict([s.path for s in samples])])
+    labels = label_matrix(samples)
+    for c, name in enumerate(predictor.classes):
+        known = labels[:, c] != 0
+        if (labels[:, c] == 1).any():
+            expected = average_precision_score(labels[known, c] == 1, scores[known, c])
+            assert result["classification"]["ap"][name] == pytest.approx(expected)
+        else:
+            assert result["classification"]["ap"][name] is None
+    values = [v for v in result["classification"]["ap"].values() if v is not None]
+    assert result["classification"]["map"] == pytest.approx(np.mean(values))
+    assert result["classification"]["variant"] == result["pointing"]["variant"] == "plain"
+    assert {"map", "ap"} <= set(result["pointing"])
+    assert {"miou", "iou", "threshold"} <= set(result["segmentation"])
+    assert result == evaluate(predictor, open_dataset(shapes), "val", "plain")
+
+
+def test_the_table_has_the_same_figures(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("evaluate", run, shapes, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert command("evaluate", run, shapes) == 0
+    text = capsys.readouterr().out
+    (disc,) = [line.split() for line in text.splitlines() if line.startswith("disc")]
+    expected = [result["classification"]["ap"]["disc"], result["pointing"]["ap"]["disc"]]
+    assert disc[1:3] == [f"{100 * v:.1f}" for v in expected]
+    assert "voc10" in text and f"{100 * result['segmentation']['miou']:.1f}" in text
+
+
+def test_what_has_no_ground_truth_is_left_out(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["image,cross,disc,ring,square,triangle"]
+    lines += [f"{p},1,0,0,,1" for p in sorted((shapes / "JPEGImages").glob("*.jpg"))[:4]]
+    (tmp_path / "tags.csv").write_text("\n".join(lines))
+    assert command("evaluate", run, tmp_path / "tags.csv", "--split", "all", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"data", "split", "images", "classification"}
+    assert result["images"] == 4
+    assert result["classification"]["ap"] == {"cross": 1.0, "disc": None, "ring": None, "square": None, "triangle": 1.0}
+    assert command("evaluate", run, tmp_path / "tags.csv", "--split", "all") == 0
+    table = capsys.readouterr().out
+    assert "point" not in table and "IoU" not in table
+
+
+def test_errors_of_json_leave_stdout_empty(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (40, 40)).save(tmp_path / name / f"{i}.png")
+    assert command("evaluate", run, tmp_path, "--json") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "have different classes" in printed.err
+    assert "only the data has cat, dog" in printed.err
+
+
+# --- predict --------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_predicted_and_what_cannot_be_read_is_counted(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    kinds = "overlays,heatmaps,modalities,masks,arrays"
+    assert command("predict", run, photos, "--out", out, "--save", kinds, "--classes", "disc,ring") == 0
+    printed = capsys.readouterr()
+    assert "2 of 6 images could not be read and were skipped." in printed.err
+    assert "empty.jpg is empty (0 bytes)" in printed.err and "z.jpg is not an image" in printed.err
+    assert f"4 predictions in {out / 'predictions.jsonl'}" in printed.out
+    assert "skipped" not in printed.out
+    rows = rows_of(out)
+    names = [Path(r["image"]).relative_to(photos).as_posix() for r in rows]
+    assert names == ["a.jpg", "a.png", "x/a.jpg", "\u00e9 1.png"]
+    predictor = wildcat.load(run)
+    files = []
+    for row in rows:
+        assert list(row)[:4] == ["image", "width", "height", "scores"]
+        assert {"labels", "points", "boxes", "files"} <= set(row)
+        with Image.open(row["image"]) as image:
+            size = image.size
+        assert (row["width"], row["height"]) == size
+        expected = predictor.predict(row["image"])
+        assert row["scores"] == pytest.approx(dict(expected.scores), rel=1e-3, abs=1e-4)
+        for name, (x, y) in row["points"].items():
+            assert (x, y) == pytest.approx(expected.points[name], abs=0.01)
+        assert set(row["files"]) == set(kinds.split(","))
+        assert list(row["files"]["overlays"]) == ["disc", "ring"]
+        images = [*row["files"]["overlays"].values(), *row["files"]["heatmaps"].values(), row["files"]["masks"]]
+        images += row["files"]["modalities"]["disc"][:4]
+        for file in images:
+            with Image.open(out / file) as made:
+                assert made.size == size, file
+        files += images
+        with np.load(out / row["files"]["arrays"]) as arrays:
+            assert arrays["modality_maps"].shape[:2] == (5, 4)
+    assert len(set(files)) == len(files)  # images of one name have files of their own
+
+
+def test_without_out_results_are_printed_only(
+    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("predict", run, photos / "a.jpg", photos / "\u00e9 1.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines[1:]] == [str(photos / "a.jpg"), str(photos / "\u00e9 1.png")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exit_code_is_one_where_nothing_could_be_read(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("predict", run, photos / "empty.jpg", photos / "z.jpg") == 1
+    assert "2 of 2 images could not be read" in capsys.readouterr().err
+    assert command("predict", run, photos / "empty.jpg", photos / "a.jpg") == 0
+
+
+def test_files_globs_and_limits(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("predict", run, f"{photos}/**/a.*", photos / "a.jpg", "--out", tmp_path / "glob") == 0
+    found = [Path(r["image"]).relative_to(photos).as_posix() for r in rows_of(tmp_path / "glob")]
+    assert sorted(found) == ["a.jpg", "a.png", "x/a.jpg"]  # named twice, predicted once
+    assert command("predict", run, photos, "--limit", 2, "--out", tmp_path / "limit", "--save", "none") == 0
+    assert len(rows_of(tmp_path / "limit")) == 2
+    assert [f.name for f in (tmp_path / "limit").iterdir()] == ["predictions.jsonl"]
+
+
+def test_odd_names(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "in [1]"
+    folder.mkdir()
+    names: list[Any] = [b"caf\xe9.png", "\u4e2d\u6587 \U0001f408.png", "-rf.png", "a..b.png", ".hidden.png", "100%.png"]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(folder / os.fsdecode(name))
+    assert command("predict", run, folder, "--out", tmp_path / "folder") == 0
+    assert len(rows_of(tmp_path / "folder")) == 5  # the hidden one is for those who name it
+    assert {Path(r["image"]) for r in rows_of(tmp_path / "folder")} < set(folder.iterdir())
+    monkeypatch.chdir(folder)
+    paths = ["../in [1]/.hidden.png", "./-rf.png", "../in [1]/../in [1]/a..b.png"]
+    assert command("predict", run, *paths, "--out", "../named") == 0
+    rows = rows_of(tmp_path / "named")
+    assert [r["image"] for r in rows] == [str(Path(p)) for p in paths]
+    inside = {f for f in (tmp_path / "named").rglob("*") if f.is_file()}
+    assert {tmp_path / "named" / f for r in rows for f in r["files"]["overlays"].values()} < inside
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["folder", "in [1]", "named"]
+
+
+def test_a_split_of_a_data_set(run: Path, shapes: Path, tmp_path: Path) -> None:
+    assert command("predict", run, shapes, "--split", "val", "--out", tmp_path / "out", "--save", "none") == 0
+    expected = [str(s.path) for s in open_dataset(shapes).split("val")]
+    assert [r["image"] for r in rows_of(tmp_path / "out")] == expected
+
+
+def test_classes_whose_names_hold_commas(tmp_path: Path) -> None:
+    """One label of a real collection is "chair, stool": the flag separates with commas and still means it."""
+    for name in ("chair, stool", "chair", "table"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (40, 40), (60 * i, 0, 0)).save(tmp_path / "data" / name / f"{i}.png")
+    assert command("train", tmp_path / "data", "--out", tmp_path / "run", "--epochs", 1, *TINY) == 0
+    image = tmp_path / "data" / "table" / "0.png"
+    out = tmp_path / "out"
+    assert command("predict", tmp_path / "run", image, "--out", out, "--classes", "table,chair, stool,chair") == 0
+    assert list(rows_of(out)[0]["files"]["overlays"]) == ["table", "chair, stool", "chair"]
+
+
+def test_results_and_progress_go_to_different_streams(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = subprocess_of("predict", run, photos, "--out", tmp_path / "out", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0
+    assert "4 predictions" in done.stdout and "predicting" not in done.stdout and "skipped" not in done.stdout
+    assert "predicting" in done.stderr and "could not be read" in done.stderr and "Traceback" not in done.stderr
+    before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
+    assert command("predict", run, photos, "--out", tmp_path / "out") == 1
+    again = capsys.readouterr()
+    assert again.out == ""  # it does not say that it will write where it will not
+    assert "never overwritten" in again.err
+    assert (tmp_path / "out" / "predictions.jsonl").read_bytes() == before
+
+
+def test_debug_shows_the_traceback() -> None:
+    line = ("train", "solar", "--out", "x", "--recipe", "sollar")
+    quiet = subprocess_of(*line)
+    assert quiet.returncode == 2 and len(quiet.stderr.splitlines()) == 2
+    assert quiet.stderr.startswith("wildcat: there is no recipe 'sollar'.\n  Did you mean solar or ")
+    loud = subprocess_of(*line, "--debug")
+    assert loud.returncode != 0 and "Traceback" in loud.stderr and "ConfigError" in loud.stderr

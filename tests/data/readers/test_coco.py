@@ -1,0 +1,328 @@
+"""COCO annotations: against a table worked by hand, the VOC reader on the same images, and damage."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wildcat.data.dataset import DataSet, Sample, label_matrix
+from wildcat.data.miniatures import write_coco
+from wildcat.data.readers.coco import read_coco, recognise_coco
+from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
+from wildcat.data.readers.voc import read_voc
+from wildcat.data.registry import open_dataset
+from wildcat.errors import ConfigError, DataError
+
+# Ids with gaps and out of order, names out of alphabetical order: the order of the json is that of the classes.
+BY_HAND: dict[str, Any] = {
+    "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 90, "name": "bus"}],
+    "images": [
+        {"id": 30, "file_name": "c.jpg"},
+        {"id": 10, "file_name": "a.jpg"},
+        {"id": 20, "file_name": "b.jpg"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 10, "category_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 0, "segmentation": [[1, 2, 3]]},
+        {
+            "id": 2,
+            "image_id": 30,
+            "category_id": 90,
+            "bbox": [0, 0, 9, 9],
+            "iscrowd": 1,
+            "segmentation": {"counts": []},
+        },
+        {"id": 3, "image_id": 10, "category_id": 7, "bbox": [5.5, 6, 2, 0], "iscrowd": 1},
+        {"id": 4, "image_id": 10, "category_id": 7, "bbox": [8, 8, 1, 1.5], "iscrowd": 0},
+    ],
+}
+
+
+def lay(root: Path, content: object = BY_HAND, table: str = "annotations.json", images: str = "images") -> Path:
+    """A json and empty images a.jpg, b.jpg, c.jpg; returns the json."""
+    (root / images).mkdir(parents=True, exist_ok=True)
+    for name in "abc":
+        (root / images / f"{name}.jpg").touch()
+    (root / table).parent.mkdir(parents=True, exist_ok=True)
+    (root / table).write_text(json.dumps(content))
+    return root / table
+
+
+def by_name(data: DataSet, split: str) -> dict[str, Sample]:
+    return {s.name: s for s in data.split(split)}
+
+
+def test_labels_and_boxes_by_hand(tmp_path: Path) -> None:
+    lay(tmp_path)
+    data = read_coco(tmp_path)
+    assert (data.format, data.task, data.classes) == ("coco", "multilabel", ("dog", "cat", "bus"))
+    found = by_name(data, "all")
+    assert list(found) == ["c.jpg", "a.jpg", "b.jpg"]
+    #                                     dog cat bus
+    assert found["a.jpg"].labels.tolist() == [1, 1, -1], "a crowd beside a single dog does not hide it"
+    assert found["b.jpg"].labels.tolist() == [-1, -1, -1]
+    assert found["c.jpg"].labels.tolist() == [-1, -1, 0], "a class of crowds only is ignored"
+    a, b, c = (found[f"{name}.jpg"] for name in "abc")
+    assert a.boxes is not None and a.box_classes is not None and a.box_difficult is not None
+    assert a.boxes.tolist() == [[1, 2, 4, 6], [5.5, 6, 7.5, 6], [8, 8, 9, 9.5]]
+    assert a.box_classes.tolist() == [1, 0, 0]
+    assert a.box_difficult.tolist() == [False, True, False]
+    assert b.boxes is not None and b.boxes.shape == (0, 4)
+    assert c.box_difficult is not None and c.box_difficult.tolist() == [True]
+    assert a.path == tmp_path / "images" / "a.jpg"
+    assert a.mask is None
+
+
+def test_same_images_as_voc_read_alike(tmp_path: Path) -> None:
+    # The miniature draws the images of write_shapes: two independent writers and readers must tell the same.
+    coco = read_coco(write_coco(tmp_path / "coco", train=30, val=5, size=(48, 64), year=2014))
+    voc = read_voc(write_shapes(tmp_path / "voc", train=30, val=5, size=(48, 64)))
+    assert coco.classes == voc.classes == SHAPE_CLASSES
+    assert coco.splits == ("train", "val")
+    labels = label_matrix(coco.split("train"))
+    assert {-1, 0, 1} == set(np.unique(labels)), "crowds must occur"
+    for split in coco.splits:
+        assert np.array_equal(label_matrix(coco.split(split)), label_matrix(voc.split(split)))
+        for ours, theirs in zip(coco.split(split), voc.split(split), strict=True):
+            assert int(Path(ours.name).stem) == int(theirs.name)
+            assert ours.path.read_bytes() == theirs.path.read_bytes()
+            assert described(ours) == described(theirs)
+
+
+def described(sample: Sample) -> set[tuple[float, ...]]:
+    assert sample.boxes is not None and sample.box_classes is not None and sample.box_difficult is not None
+    rows = zip(sample.boxes.tolist(), sample.box_classes.tolist(), sample.box_difficult.tolist(), strict=True)
+    return {(*box, index, difficult) for box, index, difficult in rows}
+
+
+def test_years(tmp_path: Path) -> None:
+    for year, train in ((2014, 3), (2017, 4)):
+        shutil.copytree(
+            write_coco(tmp_path / str(year), train=train, val=2, size=(32, 32), year=year),
+            tmp_path / "coco",
+            dirs_exist_ok=True,
+        )
+    with pytest.raises(DataError, match="MS COCO of 2014 and 2017") as caught:
+        open_dataset(tmp_path / "coco")
+    assert "--data-option year=2017" in caught.value.hint
+    assert len(open_dataset(tmp_path / "coco", year=2014).split("train")) == 3
+    data = open_dataset(tmp_path / "coco", year=2017)
+    assert (data.name, len(data.split("train")), len(data.split("val"))) == ("COCO2017", 4, 2)
+    with pytest.raises(DataError, match="no MS COCO of 2015; it has 2014 and 2017"):
+        read_coco(tmp_path / "coco", year=2015)
+    with pytest.raises(ConfigError, match="year=2014"):
+        read_coco(lay(tmp_path / "mine"), year=2014)
+
+
+def test_images_may_lie_in_images(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", train=2, val=1, size=(32, 32), year=2017)
+    (root / "images").mkdir()
+    for split in ("train2017", "val2017"):
+        (root / split).rename(root / "images" / split)
+    assert all(s.path.is_file() for s in open_dataset(root).split("train"))
+
+
+def test_one_file_of_a_user(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "photos", train=20, val=10, size=(32, 40), year=None)
+    for source in (root, root / "annotations.json"):
+        data = open_dataset(source)
+        assert (data.format, data.splits) == ("coco", ("train", "val", "all"))
+        train, val = data.split("train"), data.split("val")
+        assert sorted(s.name for s in (*train, *val)) == [s.name for s in data.split("all")]
+        assert 3 <= len(val) <= 9
+    lay(tmp_path / "beside", images=".")
+    assert open_dataset(tmp_path / "beside").split("all")[0].path == tmp_path / "beside" / "c.jpg"
+    table = lay(tmp_path / "above", table="annotations/mine.json")
+    for source in (table, tmp_path / "above"):
+        assert open_dataset(source).split("all")[0].path == tmp_path / "above" / "images" / "c.jpg"
+
+
+def test_splits_of_a_user(tmp_path: Path) -> None:
+    lay(tmp_path / "named", table="val.json")
+    lay(tmp_path / "named", table="train.json")
+    assert open_dataset(tmp_path / "named").splits == ("train", "val")
+    lay(tmp_path / "own", table="annotations/train.json", images="images/train")
+    lay(tmp_path / "own", table="annotations/valid.json", images="images/valid")
+    data = open_dataset(tmp_path / "own")
+    assert data.split("val")[0].path == tmp_path / "own" / "images" / "valid" / "c.jpg"
+    for part in ("train", "valid", "test"):
+        lay(tmp_path / "exported" / part, table="_annotations.coco.json", images=".")
+    data = open_dataset(tmp_path / "exported")
+    assert data.splits == ("train", "val", "test")
+    assert data.split("test")[1].path == tmp_path / "exported" / "test" / "a.jpg"
+    lay(tmp_path / "many", table="one.json")
+    lay(tmp_path / "many", table="two.json")
+    with pytest.raises(DataError, match=r"2 COCO files: one\.json, two\.json"):
+        open_dataset(tmp_path / "many")
+    other = copy.deepcopy(BY_HAND)
+    other["categories"].reverse()
+    lay(tmp_path / "named", other, table="val.json")
+    with pytest.raises(DataError, match=r"different categories, or in another order \(3 and 3\)"):
+        [open_dataset(tmp_path / "named").split(s) for s in ("train", "val")]
+
+
+def test_annotations_without_boxes(tmp_path: Path) -> None:
+    content = copy.deepcopy(BY_HAND)
+    for row in content["annotations"]:
+        del row["bbox"]
+    found = by_name(read_coco(lay(tmp_path, content)), "all")
+    assert found["a.jpg"].boxes is None
+    assert found["a.jpg"].labels.tolist() == [1, 1, -1]
+
+
+def test_folders_of_other_things_are_not_taken(tmp_path: Path) -> None:
+    assert not recognise_coco(tmp_path)
+    for index in range(9):
+        (tmp_path / f"{index}.json").write_text('{"shapes": [], "imagePath": "0.jpg"}')
+    assert not recognise_coco(tmp_path)
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    (tmp_path / "x" / "config.json").write_text('{"categories": 3, "lr": 0.1}')
+    (tmp_path / "x" / "empty.json").touch()
+    assert not recognise_coco(tmp_path / "x")
+    with pytest.raises(DataError, match="holds no COCO annotations") as caught:
+        read_coco(tmp_path / "x")
+    assert "beside images/" in caught.value.hint
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        content = copy.deepcopy(BY_HAND)
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
+DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
+    ("cut in the middle", cut, ("annotations.json", "is cut or no JSON", "char"), "Restore it"),
+    ("not text", lambda p: p.write_bytes(b"\xff\x00"), ("annotations.json", "is cut or no JSON"), "Restore it"),
+    ("a list", lambda p: p.write_text("[]"), ("it holds no keys", "images, annotations, categories"), "instances"),
+    ("no categories", edited(lambda c: c.pop("categories")), ("it holds images, annotations",), "instances"),
+    ("no category", edited(lambda c: c.update(categories=[])), ("a category lacks its id or name",), "Export"),
+    (
+        "captions",
+        edited(lambda c: c["annotations"][1].pop("category_id")),
+        ("annotation 2 of 4", "lacks image_id or category_id"),
+        "not of captions",
+    ),
+    (
+        "unknown category",
+        edited(lambda c: c["annotations"][2].update(category_id=3)),
+        ("annotation 3 of 4", "category_id 3", "none of the 3 of categories"),
+        "take the annotation out",
+    ),
+    (
+        "unknown image",
+        edited(lambda c: c["annotations"][0].update(image_id=99)),
+        ("annotation 1 of 4", "image_id 99", "none of the 3 of images"),
+        "take the annotation out",
+    ),
+    ("image id twice", edited(lambda c: c["images"][0].update(id=10)), ("image id 10 2 times",), "each once"),
+    (
+        "file name twice",
+        edited(lambda c: c["images"][0].update(file_name="a.jpg")),
+        ("file_name 'a.jpg' 2 times",),
+        "each once",
+    ),
+    ("category id twice", edited(lambda c: c["categories"][0].update(id=2)), ("category id 2 2 times",), "each once"),
+    (
+        "category name twice",
+        edited(lambda c: c["categories"][0].update(name="cat")),
+        ("category name 'cat' 2 times",),
+        "each once",
+    ),
+    (
+        "id that is none",
+        edited(lambda c: c["images"][0].update(id=[1])),
+        ("image id is no number or text",),
+        "Export",
+    ),
+    (
+        "image without name",
+        edited(lambda c: c["images"][0].pop("file_name")),
+        ("an image lacks its id or file_name",),
+        "Export",
+    ),
+    (
+        "box of three",
+        edited(lambda c: c["annotations"][3].update(bbox=[1, 2, 3])),
+        ("annotation 4 of 4", "[1, 2, 3]", "1 are so"),
+        "[x, y, width, height]",
+    ),
+    (
+        "box of text",
+        edited(lambda c: c["annotations"][3].update(bbox=[1, 2, 3, "4x"])),
+        ("annotation 4 of 4", "'4x'"),
+        "[x, y, width, height]",
+    ),
+    (
+        "box reversed",
+        edited(lambda c: c["annotations"][1].update(bbox=[1, 2, -3, 4])),
+        ("annotation 2 of 4", "-3"),
+        "[x, y, width, height]",
+    ),
+    (
+        "box missing",
+        edited(lambda c: c["annotations"][1].pop("bbox")),
+        ("annotation 2 of 4", "the box None"),
+        "leave bbox out of all",
+    ),
+    (
+        "image missing",
+        lambda p: (p.parent / "images" / "b.jpg").unlink(),
+        ("1 of 3 images", "images", "'b.jpg'"),
+        "Restore the images",
+    ),
+    (
+        "image outside",
+        edited(lambda c: c["images"][0].update(file_name="../annotations.json")),
+        ("1 of 3 images", "'../annotations.json'"),
+        "take them out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "said", "remedy"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], object], said: tuple[str, ...], remedy: str) -> None:
+    table = lay(tmp_path)
+    damage(table)
+    with pytest.raises(DataError) as caught:
+        read_coco(table).split("all")
+    for part in said:
+        assert part in caught.value.message
+    assert str(tmp_path) in caught.value.message
+    assert remedy in caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_no_image_folder(tmp_path: Path) -> None:
+    root = write_coco(tmp_path / "coco", train=2, val=1, size=(32, 32), year=2014)
+    shutil.rmtree(root / "train2014")
+    data = open_dataset(root)
+    assert len(data.split("val")) == 1, "one part can be used without the other"
+    with pytest.raises(DataError, match=r"no folder .*train2014 or .*images/train2014"):
+        data.split("train")
+
+
+def test_polygons_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, Any]] = []
+    load = json.load
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(load(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr("wildcat.data.readers.coco.json.load", watched)
+    read_coco(lay(tmp_path)).split("all")
+    assert len(seen) == 1, "the file is parsed once"
+    assert not any("segmentation" in row for row in seen[0]["annotations"])

@@ -1,0 +1,270 @@
+"""The VOC reader: against the files of the devkit itself, and against damage to them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from wildcat.data.dataset import label_matrix
+from wildcat.data.images import read_image, read_mask
+from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
+from wildcat.data.readers.voc import VOC_CLASSES, read_voc, recognise_voc
+from wildcat.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("voc") / "kit", train=6, val=4, size=(48, 64))
+
+
+@pytest.fixture
+def kit(pristine: Path, tmp_path: Path) -> Path:
+    """A small devkit of shapes that a test may damage."""
+    return Path(shutil.copytree(pristine, tmp_path / "kit"))
+
+
+def test_mini_labels_equal_the_lists(real_data: Path) -> None:
+    data = read_voc(real_data)
+    assert data.classes == VOC_CLASSES == tuple(sorted(VOC_CLASSES))
+    assert data.task == "multilabel"
+    assert data.splits[:3] == ("train", "val", "trainval")
+    main = real_data / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main"
+    for split, count in (("train", 900), ("val", 360), ("trainval", 1260)):
+        samples = data.split(split)
+        assert len(samples) == count
+        assert [s.name for s in samples] == (main / f"{split}.txt").read_text().split()
+        for index, name in enumerate(VOC_CLASSES):
+            column = np.loadtxt(main / f"{name}_{split}.txt", usecols=1, dtype=int)
+            assert np.array_equal(label_matrix(samples)[:, index], column)
+
+
+def test_mini_annotation_by_hand(real_data: Path) -> None:
+    # 2007_000032.xml: aeroplane 104 78 375 183, aeroplane 133 88 197 123, person 195 180 213 229, person 26 189 44 238
+    sample = next(s for s in read_voc(real_data).split("trainval") if s.name == "2007_000032")
+    assert sample.boxes is not None
+    assert sample.boxes.tolist() == [
+        [103, 77, 375, 183],
+        [132, 87, 197, 123],
+        [194, 179, 213, 229],
+        [25, 188, 44, 238],
+    ]
+    assert sample.box_classes is not None
+    assert sample.box_difficult is not None
+    assert [VOC_CLASSES[i] for i in sample.box_classes] == ["aeroplane", "aeroplane", "person", "person"]
+    assert not sample.box_difficult.any()
+    assert [VOC_CLASSES[i] for i in np.flatnonzero(sample.labels == 1)] == ["aeroplane", "person"]
+    assert sample.mask is not None
+    mask = read_mask(sample.mask)
+    assert mask.shape == (281, 500)
+    assert set(np.unique(mask)) == {0, 1, 15, 255}  # aeroplane is class 1, person class 15
+    assert read_image(sample.path).size == (500, 281)
+
+
+def test_mini_boxes_bound_the_masks(real_data: Path) -> None:
+    # An independent witness of the off-by-one: between a segmented object and its box lie the 255 border and the
+    # annotators' care, on all four sides alike. With x1 = xmin the left gap would be a pixel narrower than the right.
+    gaps = []
+    for sample in read_voc(real_data).split("seg-val"):
+        assert sample.boxes is not None and sample.box_classes is not None and sample.mask is not None
+        if len(sample.boxes) == 1:
+            ys, xs = np.nonzero(read_mask(sample.mask) == sample.box_classes[0] + 1)
+            x1, y1, x2, y2 = sample.boxes[0]
+            gaps.append([xs.min() - x1, ys.min() - y1, x2 - 1 - xs.max(), y2 - 1 - ys.max()])
+    assert len(gaps) > 100
+    left, top, right, bottom = trim_mean(gaps, 0.2, axis=0)
+    assert abs(left - right) < 0.6
+    assert abs(top - bottom) < 0.6
+
+
+def test_mini_lists_agree_with_the_xml(real_data: Path, tmp_path: Path) -> None:
+    source = real_data / "VOCdevkit" / "VOC2012"
+    bare = tmp_path / "VOC2012"
+    (bare / "ImageSets" / "Main").mkdir(parents=True)
+    shutil.copy(source / "ImageSets" / "Main" / "val.txt", bare / "ImageSets" / "Main")
+    for name in ("JPEGImages", "Annotations"):
+        (bare / name).symlink_to(source / name)
+    from_xml, from_lists = read_voc(bare).split("val"), read_voc(source).split("val")
+    assert np.array_equal(label_matrix(from_xml), label_matrix(from_lists))
+    assert (label_matrix(from_xml) == 0).sum() > 10, "difficult objects must be among them"
+    assert from_xml[0].mask is None
+
+
+def test_mini_is_read_fast(real_data: Path) -> None:
+    start = time.perf_counter()
+    read_voc(real_data).split("train")
+    assert time.perf_counter() - start < 1
+
+
+def test_every_way_in(kit: Path, tmp_path: Path) -> None:
+    devkit = tmp_path / "data" / "VOCdevkit"
+    shutil.copytree(kit, devkit / "VOC2007")
+    for root in (devkit / "VOC2007", devkit, devkit.parent):
+        assert recognise_voc(root)
+        assert read_voc(root).root == devkit / "VOC2007"
+    shutil.copytree(kit, devkit / "VOC2012")
+    with pytest.raises(DataError, match="2 devkits: VOC2007, VOC2012") as caught:
+        read_voc(devkit)
+    assert str(devkit / "VOC2012") in caught.value.hint
+    assert read_voc(devkit, year=2007).name == "VOC2007"
+    with pytest.raises(DataError, match="no VOC2010"):
+        read_voc(devkit, year=2010)
+    with pytest.raises(DataError, match="ImageSets/Main"):
+        read_voc(tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages")
+
+
+def test_classes_and_splits_of_another_devkit(kit: Path) -> None:
+    main = kit / "ImageSets" / "Main"
+    (main / "train_small.txt").write_text("000000\n000001\n")  # a split, although "small" is one too
+    (main / "small.txt").write_text("000002\n")
+    data = read_voc(kit)
+    assert data.classes == SHAPE_CLASSES
+    assert data.splits == ("train", "val", "trainval", "small", "train_small", "seg-train", "seg-trainval", "seg-val")
+    assert [s.name for s in data.split("train_small")] == ["000000", "000001"]
+    expected = label_matrix(data.split("train"))[:2]
+    assert np.array_equal(label_matrix(data.split("train_small")), expected)
+    for path in main.glob("*_*.txt"):
+        path.unlink()
+    assert read_voc(kit).classes == SHAPE_CLASSES, "from the XML, where there are no class lists"
+    subset = read_voc(kit, classes=SHAPE_CLASSES[::-1])
+    assert np.array_equal(label_matrix(subset.split("train"))[:2], expected[:, ::-1])
+
+
+def test_difficult_in_xml_is_ignored(kit: Path) -> None:
+    for path in (kit / "ImageSets" / "Main").glob("*_*.txt"):
+        path.unlink()
+    easy = "<object><name>disc</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>1</xmax>"
+    easy += "<ymax>4</ymax></bndbox></object>"
+    hard = easy.replace("<difficult>0", "<difficult>1").replace("disc", "ring")
+    both = easy + easy.replace("<difficult>0", "<difficult>1")
+    (kit / "Annotations" / "000000.xml").write_text(f"<annotation>{easy}{hard}</annotation>")
+    (kit / "Annotations" / "000001.xml").write_text(f"<annotation>{both}</annotation>")
+    (kit / "Annotations" / "000002.xml").write_text("<annotation/>")
+    samples = read_voc(kit, classes=SHAPE_CLASSES).split("train")
+    #                                     cross disc ring square triangle
+    assert samples[0].labels.tolist() == [-1, 1, 0, -1, -1]
+    assert samples[1].labels.tolist() == [-1, 1, -1, -1, -1]
+    assert samples[2].labels.tolist() == [-1, -1, -1, -1, -1]
+    assert samples[0].boxes is not None and samples[0].boxes.tolist() == [[0, 1, 1, 4], [0, 1, 1, 4]]
+    assert samples[2].boxes is not None and samples[2].boxes.shape == (0, 4)
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def cut_last(path: Path, count: int) -> None:
+    path.write_text(path.read_text()[:-count])
+
+
+def remove_lists_and_annotation(kit: Path) -> None:
+    for path in (kit / "ImageSets" / "Main").glob("ring_*.txt"):
+        path.unlink()
+    (kit / "Annotations" / "000003.xml").unlink()
+
+
+BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
+BOX = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+XML = "<annotation><object><name>{}</name>{}</object></annotation>"
+
+DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
+    (
+        "absent image",
+        lambda kit: append(kit / "ImageSets/Main/train.txt", "000099\n"),
+        ("train.txt, line 7", "'000099'", "JPEGImages"),
+        "Did you mean",
+    ),
+    ("list cut", lambda kit: cut_last(kit / "ImageSets/Main/train.txt", 3), ("train.txt, line 6", "'0000'"), "cut"),
+    (
+        "id twice",
+        lambda kit: append(kit / "ImageSets/Main/train.txt", "000001\n"),
+        ("train.txt, line 7", "'000001'", "line 2"),
+        "Remove one",
+    ),
+    (
+        "class list cut in a line",
+        lambda kit: cut_last(kit / "ImageSets/Main/disc_train.txt", 4),
+        ("disc_train.txt, line 6", "'000005'", "1, 0 or -1"),
+        "cut",
+    ),
+    (
+        "class list cut between lines",
+        lambda kit: cut_last(kit / "ImageSets/Main/disc_train.txt", 10),
+        ("disc_train.txt", "5 of the 6", "'000005'"),
+        "cut",
+    ),
+    (
+        "class list of other images",
+        lambda kit: shutil.copy(kit / "ImageSets/Main/disc_val.txt", kit / "ImageSets/Main/disc_train.txt"),
+        ("disc_train.txt, line 1", "'000006'", "not in train.txt"),
+        "Restore the list",
+    ),
+    (
+        "list that is no text",
+        lambda kit: (kit / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe0"),
+        ("train.txt", "not UTF-8"),
+        "Restore",
+    ),
+    ("xml cut", lambda kit: cut_last(kit / "Annotations/000003.xml", 40), ("000003.xml, line", "not valid XML"), "cut"),
+    (
+        "entities",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(BILLION_LAUGHS),
+        ("000003.xml", "DOCTYPE or ENTITY"),
+        "Do not trust",
+    ),
+    (
+        "entities in UTF-16",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(BILLION_LAUGHS, encoding="utf-16"),
+        ("000003.xml", "not UTF-8"),
+        "Do not trust",
+    ),
+    (
+        "unknown class",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disk", BOX.format(1))),
+        ("000003.xml", "'disk'", "5 classes"),
+        "did you mean disc?",
+    ),
+    (
+        "box without corner",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", "")),
+        ("000003.xml", "bndbox/xmin"),
+        "restore",
+    ),
+    (
+        "box of words",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", BOX.format("x"))),
+        ("000003.xml", "x 1 5 5"),
+        "Restore",
+    ),
+    (
+        "box reversed",
+        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", BOX.format(9))),
+        ("000003.xml", "9 1 5 5"),
+        "xmin ymin xmax ymax",
+    ),
+    ("no labels", remove_lists_and_annotation, ("'000003'", "ring_train.txt", "000003.xml"), "Add the class lists"),
+]
+
+
+@pytest.mark.parametrize(("damage", "said", "remedy"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+def test_damage_is_named(kit: Path, damage: Callable[[Path], object], said: tuple[str, ...], remedy: str) -> None:
+    damage(kit)
+    with pytest.raises(DataError) as caught:
+        read_voc(kit, classes=SHAPE_CLASSES).split("train")
+    for part in said:
+        assert part in caught.value.message
+    assert remedy in caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_no_lists_at_all(kit: Path) -> None:
+    for path in (kit / "ImageSets").glob("*/*.txt"):
+        path.unlink()
+    with pytest.raises(DataError, match="no list of images") as caught:
+        read_voc(kit)
+    assert "train.txt" in caught.value.hint

@@ -1,0 +1,242 @@
+"""Shards with labels: what WebDataset users have is read, each image where it lies; the rest is refused by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.scale.conftest import png, shard
+from wildcat.cli import main
+from wildcat.data import DataSet, open_dataset, read_image, read_ref, write_shapes, write_webdataset
+from wildcat.data.dataset import label_matrix
+from wildcat.data.loader import epoch_order
+from wildcat.data.readers.voc import read_voc
+from wildcat.data.transforms import Preprocess
+from wildcat.errors import ConfigError, DataError
+from wildcat.models.run import open_run
+from wildcat.nn.backbones import create_backbone
+from wildcat.train.feature_cache import cached_features
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    data = read_voc(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=22, val=10, size=(48, 64)))
+    first = data.split("train")[0]
+    first.labels[0] = 0  # difficult
+    return data
+
+
+@pytest.fixture(scope="module")
+def shards(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "shards"
+    write_webdataset(shapes, folder, images=8)
+    return folder
+
+
+# --- what is written is what is read ----------------------------------------------------------------------------------
+
+
+def test_shards_hold_the_same_data(shapes: DataSet, shards: Path) -> None:
+    assert [p.name for p in sorted(shards.iterdir())] == [
+        "classes.txt",
+        *(f"train-{i:06d}.tar" for i in range(3)),
+        *(f"val-{i:06d}.tar" for i in range(2)),
+    ]
+    data = open_dataset(shards)
+    assert (data.format, data.name, data.task) == ("webdataset", "shards", "multilabel")
+    assert (data.classes, data.splits) == (shapes.classes, ("train", "val"))
+    for split in data.splits:
+        there, here = shapes.split(split), data.split(split)
+        assert np.array_equal(label_matrix(here), label_matrix(there))
+        for one, other in zip(here, there, strict=True):
+            again = pickle.loads(pickle.dumps(one.path))
+            assert np.array_equal(np.asarray(read_ref(again)), np.asarray(read_image(other.path)))
+    assert len({s.name for split in data.splits for s in data.split(split)}) == 32
+    assert data.split("train")[9].name == "train-000001.tar#00000009.jpg"
+
+
+def test_the_same_data_gives_the_same_bytes_and_nothing_is_overwritten(
+    shapes: DataSet, shards: Path, tmp_path: Path
+) -> None:
+    write_webdataset(shapes, tmp_path / "again", images=8)
+    for path in shards.iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(DataError, match="exists and is not empty"):
+        write_webdataset(shapes, shards)
+    with pytest.raises(ConfigError, match="images=0"):
+        write_webdataset(shapes, tmp_path / "none", images=0)
+
+
+def test_a_pattern_a_shard_and_an_address_are_data_sets(shards: Path) -> None:
+    pattern = f"{shards}/{{train,val}}-{{000000..000001}}.tar"
+    assert {split: len(open_dataset(pattern).split(split)) for split in ("train", "val")} == {"train": 16, "val": 10}
+    assert open_dataset(f"{shards}/val-*.tar").splits == ("val",)
+    assert len(open_dataset(shards / "train-000002.tar").split("train")) == 6
+    assert open_dataset(f"file://{shards}/val-000000.tar").splits == ("val",)
+
+
+def test_an_epoch_is_a_permutation_whatever_the_processes(shards: Path) -> None:
+    samples = open_dataset(shards).split("train")
+    for size in (1, 2, 3, 4):
+        order = epoch_order(len(samples), seed=3, epoch=5)
+        taken = Counter(samples[i].name for rank in range(size) for i in order[rank::size])
+        assert taken == Counter(s.name for s in samples)
+
+
+def test_features_of_images_in_shards_are_those_of_files(shapes: DataSet, shards: Path, tmp_path: Path) -> None:
+    """And they are known again by the shard and the place in it."""
+    backbone = create_backbone("test_resnet", "none").eval()
+    preprocess = Preprocess(32, backbone.mean, backbone.std)
+    files, stored = shapes.split("val"), open_dataset(shards).split("val")
+    done: list[int] = []
+    expected = cached_features(backbone, files, preprocess, "none", tmp_path / "a").batch(range(10))
+    for computed in (10, 0):
+        found = cached_features(backbone, stored, preprocess, "none", tmp_path / "b", progress=done.append)
+        assert np.array_equal(found.batch(range(10)).numpy(), expected.numpy())
+        assert sum(done) == 10, "computed, or found"
+        written = len(list((tmp_path / "b").rglob("*.json")))
+        assert written == 1, f"{computed} computed"
+        done.clear()
+
+
+# --- what others write ------------------------------------------------------------------------------------------------
+
+
+def labels_of(folder: Path, members: dict[str, bytes], **options: str) -> tuple[DataSet, list[list[int]]]:
+    folder.mkdir(exist_ok=True)
+    shard(folder / "train-0.tar", members)
+    data = open_dataset(folder, **options)
+    return data, label_matrix(data.split("train")).tolist()
+
+
+def test_class_numbers_are_multiclass(tmp_path: Path) -> None:
+    data, labels = labels_of(tmp_path / "a", {"0.cls": b"2\n", "0.jpg": png(0), "1.jpg": png(1), "1.cls": b"0"})
+    assert (data.classes, data.task) == (("0", "1", "2"), "multiclass")
+    assert labels == [[-1, -1, 1], [1, -1, -1]]
+    (tmp_path / "a" / "classes.txt").write_text("ant\nbee\ncat\n")
+    assert open_dataset(tmp_path / "a").classes == ("ant", "bee", "cat")
+    (tmp_path / "names").write_text("x\ny\nz\n")
+    assert open_dataset(tmp_path / "a", classes=str(tmp_path / "names")).classes == ("x", "y", "z")
+    assert open_dataset(tmp_path / "a", task="multilabel").task == "multilabel"
+
+
+def test_json_and_text_hold_any_number_of_names(tmp_path: Path) -> None:
+    data, labels = labels_of(
+        tmp_path / "a",
+        {
+            "d/0.json": json.dumps({"labels": ["cat", "ant"], "ignored": ["bee"], "caption": "?"}).encode(),
+            "d/0.png": png(0),
+            "d/0.seg.png": png(9),  # not the image
+            "e/0.png": png(1),
+            "e/0.json": b'["bee"]',
+            "e/0.txt": b"a caption; of no consequence",
+            "2.png": png(2),
+            "2.txt": b"cat\nant ; bee\n",
+            "3.png": png(3),
+            "3.json": b'{"label": "ant"}',
+            "4.png": png(4),
+            "4.json": b'{"labels": []}',
+            "lonely.json": b"{",
+        },
+    )
+    assert (data.classes, data.task) == (("ant", "bee", "cat"), "multilabel")
+    assert labels == [[1, 0, 1], [-1, 1, -1], [1, 1, 1], [1, -1, -1], [-1, -1, -1]]
+    assert [s.name for s in data.split("train")][:2] == ["train-0.tar#d/0.png", "train-0.tar#e/0.png"]
+
+
+def test_shards_that_name_no_split_are_split_by_class(tmp_path: Path) -> None:
+    for n in range(2):
+        members = {
+            f"{i}.{kind}": png(i) if kind == "png" else str(i % 2).encode()
+            for i in range(10)
+            for kind in ("png", "cls")
+        }
+        shard(tmp_path / f"part-{n}.tar", members)
+    data = open_dataset(tmp_path)
+    assert data.splits == ("train", "val", "all")
+    assert [len(data.split(name)) for name in data.splits] == [16, 4, 20]
+    assert sorted(label_matrix(data.split("val")).argmax(axis=1)) == [0, 0, 1, 1]
+    shard(tmp_path / "train-9.tar", {"0.png": png(0), "0.cls": b"1"})
+    with pytest.raises(DataError, match=r"part-0.tar#0.png is in a shard whose name says no split"):
+        open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ({"0.png": png(0)}, r"train-0.tar#0.png has no labels"),
+        ({"0.png": png(0), "0.jpg": png(0), "0.cls": b"0"}, "is a second image of '0'"),
+        ({"0.png": png(0), "0.json": b"{"}, r"train-0.tar#0.json holds no labels"),
+        ({"0.png": png(0), "0.json": b"[[1]]"}, "no list of names or numbers"),
+        ({"0.png": png(0), "0.json": b"[true]"}, "no list of names or numbers"),
+        ({"0.png": png(0), "0.json": b"[" * 100_000}, r"0.json holds no labels"),
+        ({"0.png": png(0), "0.json": b"{}"}, "none of labels, label, cls, class"),
+        ({"0.png": png(0), "0.txt": b"\xff"}, r"0.txt holds no labels"),
+        ({"0.png": png(0), "0.cls": b"x" * (1 << 20) + b"x"}, "1,048,577 bytes"),
+        ({"0.png": png(0), "0.json": b"[]"}, "no image has any label"),
+        ({"0.png": png(0), "0.cls": b"1", "1.png": png(0), "1.cls": b"cat"}, "numbers in some members and names"),
+        (
+            {f"{i}.{k}": png(0) if k == "png" else f"a photo {i}".encode() for i in range(30) for k in ("png", "txt")},
+            "30 images have 30 labels",
+        ),
+        ({"readme": b"x"}, "holds no images"),
+    ],
+)
+def test_what_cannot_be_labels_is_named(tmp_path: Path, members: dict[str, bytes], says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        labels_of(tmp_path / "a", members)
+    assert caught.value.hint
+
+
+def test_a_label_that_is_no_class_and_shards_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("ant\nbee\n")
+    shard(tmp_path / "train-0.tar", {"0.png": png(0), "0.cls": b"2"})
+    with pytest.raises(DataError, match=r"train-0.tar#0.png: label 2 is none of the 2 classes"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match=r"val-0.tar holds no tar shards"):
+        open_dataset(f"{tmp_path}/{{train,val}}-0.tar")
+    with pytest.raises(DataError, match=r"0 labels and 0 ignored|is none of"):
+        open_dataset(tmp_path, task="multiclass")
+    with pytest.raises(ConfigError, match="task='x'"):
+        open_dataset(tmp_path, task="x")
+
+
+def test_a_link_for_a_label_is_not_followed(tmp_path: Path) -> None:
+    link = tarfile.TarInfo("0.json")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    shard(tmp_path / "train-0.tar", {"0.png": png(0), "0.json": link})
+    with pytest.raises(DataError, match="is a link to '/etc/passwd'"):
+        open_dataset(tmp_path)
+
+
+# --- every command ----------------------------------------------------------------------------------------------------
+
+
+def test_commands_take_shards(
+    shapes: DataSet, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is learned and measured is what files would give."""
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
+    tiny = "--backbone test_resnet --weights none --image-size 64 --workers 0 --device cpu --epochs 1 --lr 0.02"
+    source = f"{shards}/{{train,val}}-*.tar"
+    assert main(["train", source, "--out", str(tmp_path / "run"), *tiny.split()]) == 0
+    assert main(["train", source, "--out", str(tmp_path / "run"), "--resume"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), source, "--json", "--device", "cpu"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    history = open_run(tmp_path / "run").history()
+    assert measured["classification"]["map"] == pytest.approx(history[0]["val"]["map"], abs=1e-6)
+    out = tmp_path / "predictions"
+    assert main(["predict", str(tmp_path / "run"), source, "--split", "val", "--out", str(out), "--device", "cpu"]) == 0
+    rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == [f"{s.path}" for s in open_dataset(source).split("val")]
+    assert len(list(out.glob("overlays/val-*/*"))) == sum(len(row["labels"]) or 1 for row in rows)
+    parts = ["--split", "val", "--part-rows", "4", "--out", str(tmp_path / "rows"), "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "run"), source, *parts]) == 0
+    assert json.loads((tmp_path / "rows" / "summary.json").read_text())["rows"] == 10

@@ -1,0 +1,346 @@
+"""Gates and backgrounds against loops; calibration.json from the command to the mask."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from wildcat.cli import main
+from wildcat.config import TrainConfig
+from wildcat.data import DataSet, open_dataset, write_shapes
+from wildcat.data.dataset import Sample, Task
+from wildcat.data.images import read_mask
+from wildcat.errors import ConfigError, DataError, RunError
+from wildcat.evaluation import SCORES, THRESHOLDS
+from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, count_steps, fit_gates
+from wildcat.models.calibration import Calibration, fitted_samples, read_calibration, write_calibration
+from wildcat.models.ensemble import write_ensemble
+from wildcat.models.run import create_run, open_run
+from wildcat.prediction import Prediction
+from wildcat.predictor import load
+from wildcat.regions import MaskParams
+from wildcat.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=24, val=8, size=(48, 64)))
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=8, workers=0)
+    train(create_run(folder, config, shapes, "shapes"), shapes)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+class Knows:
+    """Stands in for a predictor: the truth, coarse and with noise, its classes in another order than the data's."""
+
+    name, flip = "knows", "none"
+
+    def __init__(self, data: DataSet, order: tuple[int, ...] = (3, 0, 4, 1, 2)) -> None:
+        self.order = order
+        self.classes = tuple(data.classes[i] for i in order)
+        self.samples = {s.path: s for name in data.splits for s in data.split(name)}
+
+    def stream(self, images: Iterable[Path], **_: Any) -> Iterator[Prediction]:
+        for path in images:
+            sample = self.samples[path]
+            rng = np.random.default_rng(len(path.name) + int(path.stem[-3:], 36))
+            maps = rng.normal(0, 0.3, (5, 6, 8))
+            scores = 2.0 * sample.labels + rng.normal(0, 2, 5)
+            if sample.mask is not None:
+                maps += (read_mask(sample.mask)[4::8, 4::8] == np.arange(1, 6)[:, None, None]) - 0.1
+            order = list(self.order)
+            parts = (scores[order].astype(np.float32), maps[order].astype(np.float32))
+            yield Prediction(str(path), 64, 48, self.classes, "multilabel", *parts, None, path)
+
+
+# --- gates ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), images=st.integers(1, 40))
+def test_gates_against_the_loop(seed: int, images: int) -> None:
+    rng = np.random.default_rng(seed)
+    probs = rng.uniform(0, 1, (images, 3)).round(3).astype(np.float32)
+    labels = rng.choice(np.array([-1, 0, 1], np.int8), (images, 3), p=[0.6, 0.1, 0.3])
+    labels[:, 2] = -1  # never there
+    gates, f1 = fit_gates(probs, labels)
+
+    def counts(c: int, gate: float) -> np.ndarray[Any, Any]:
+        """True positives, false positives, false negatives."""
+        made = np.zeros(3)
+        for p, label in zip(probs[:, c], labels[:, c], strict=True):
+            said = p >= np.float32(gate)
+            made += (said and label == 1, said and label == -1, not said and label == 1)
+        return made
+
+    positives = (labels == 1).sum()
+    for c in range(3):
+        figures = []
+        for gate in GATES:
+            everyone = np.sum([counts(k, gate) for k in range(3)], axis=0)
+            tp, fp, fn = counts(c, gate) + everyone * PRIOR_IMAGES / max(1, positives)
+            figures.append(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
+        best = [gate for gate, figure in zip(GATES, figures, strict=True) if figure >= max(figures) - 1e-9]
+        assert min(abs(gates[c] - gate) for gate in best) < 1e-9
+        assert abs(gates[c] - 0.5) == pytest.approx(min(abs(gate - 0.5) for gate in best))
+        tp, fp, fn = counts(c, gates[c])
+        assert f1[c] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
+
+
+def test_a_class_seen_once_has_the_gate_of_all() -> None:
+    """Alone, the image of class b would open its gate to 0.05; all others say 0.6."""
+    probs, labels = np.full((100, 2), 0.02, np.float32), np.full((100, 2), -1, np.int8)
+    labels[:40, 0], probs[:40, 0], probs[40:, 0] = 1, 0.62, 0.58
+    labels[99, 1], probs[99, 1] = 1, 0.05
+    gates, f1 = fit_gates(probs, labels)
+    assert gates.tolist() == [0.59, 0.59]  # of those between 0.58 and 0.62, the nearest to 0.5
+    assert f1.tolist() == [1.0, 0.0]
+
+
+# --- the background -------------------------------------------------------------------------------------------------
+
+
+def loop_miou(model: Knows, samples: Iterable[Sample], params: MaskParams, crf: bool) -> float:
+    both, either = np.zeros(6), np.zeros(6)
+    label_of = {model.order[i] + 1: i + 1 for i in range(5)} | {0: 0}  # the data's -> the model's
+    for sample in samples:
+        assert sample.mask is not None
+        (prediction,) = model.stream([sample.path])
+        truth, mask = read_mask(sample.mask), prediction.mask(crf, params)
+        for c in range(6):
+            is_true, is_drawn, counts = truth == c, mask == label_of[c], truth != 255
+            both[c] += (is_true & is_drawn & counts).sum()
+            either[c] += ((is_true | is_drawn) & counts).sum()
+    return float(np.mean(both[either > 0] / either[either > 0]))
+
+
+def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> None:
+    """Half of the images have no mask; the loop draws every mask at every threshold."""
+    some = [s if i % 2 else dataclasses.replace(s, mask=None) for i, s in enumerate(shapes.split("train"))]
+    data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
+    told: list[int] = []
+    model = Knows(data)
+    params, record = calibrate(model, data, "train", progress=told.append)  # type: ignore[arg-type]
+    masked = [s for s in some if s.mask is not None]
+    backgrounds = [dataclasses.replace(params, rule="score", score=t) for t in SCORES]
+    backgrounds += [dataclasses.replace(params, rule="constant", constant=t) for t in THRESHOLDS]
+    expected = [loop_miou(model, masked, background, False) for background in backgrounds]
+    assert loop_miou(model, masked, params, False) == pytest.approx(max(expected))
+    assert max(expected) > min(expected) + 0.05
+    assert [row["miou"] for row in record["tried"]] == pytest.approx(expected, abs=1e-6)
+    assert (record["images"], record["masks"], record["split"], record["crf"]) == (24, 12, "train", False)
+    assert sum(told) == count_steps(data, "train", False) == 24 + 2 * 12
+    probs = np.stack([p.class_probs for p in model.stream([s.path for s in some])])
+    gates, f1 = fit_gates(probs, np.stack([s.labels for s in some])[:, list(model.order)])
+    assert params.gate == tuple(gates.tolist())  # in the order of the model's classes
+    assert [record["f1"][c] for c in model.classes] == pytest.approx(f1, abs=1e-4)
+    for c, name in enumerate(data.classes):
+        assert record["prior"][name] == pytest.approx(np.mean([s.labels[c] == 1 for s in some]), abs=1e-4)
+
+
+def test_under_a_crf_all_rules_are_tried(shapes: DataSet) -> None:
+    some = shapes.split("train")[:3]
+    data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
+    told: list[int] = []
+    model = Knows(data)
+    params, record = calibrate(model, data, "train", True, told.append)  # type: ignore[arg-type]
+    assert [row["rule"] for row in record["tried"]] == ["score"] * 7 + ["constant"] * 4 + ["power"] * 4
+    assert [row["threshold"] for row in record["tried"]] == pytest.approx([*CRF_SCORES, *CRF_THRESHOLDS * 2])
+    assert loop_miou(model, some, params, True) == pytest.approx(max(r["miou"] for r in record["tried"]), abs=1e-6)
+    assert sum(told) == count_steps(data, "train", True) == 3 + 15 * 3
+
+
+def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(s, mask=None) for s in shapes.split("train")]
+    data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
+    params, record = calibrate(Knows(data), data)  # type: ignore[arg-type]
+    assert (params.rule, params.score) == ("score", 0.0)
+    assert record["masks"] == 0 and record["tried"] == []
+
+
+def test_images_without_tags(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(s, mask=None, labels=-np.abs(s.labels)) for s in shapes.split("train")]
+    data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
+    with pytest.raises(DataError, match="no image of train of shapes has a tag"):
+        calibrate(Knows(data), data)  # type: ignore[arg-type]
+
+
+def test_what_stands_in_for_val_is_not_fitted_on(shapes: DataSet) -> None:
+    data = dataclasses.replace(shapes, readers={"train": shapes.readers["train"]}, _cache={})
+    fitted, held = {s.name for s in fitted_samples(data, "train")}, {s.name for s in data.split("val")}
+    assert held and not fitted & held
+    assert len(fitted_samples(shapes, "train")) == 24
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+FITTED = {"data": "shapes", "split": "train", "images": 24, "masks": 0}
+
+
+def test_what_is_written_is_read_and_draws(run: Path, shapes: DataSet) -> None:
+    path = shapes.split("val")[0].path
+    before = load(run, "cpu").predict(path)
+    classes = before.classes
+    params = MaskParams(gate=(0.0, 1.0, 1.0, 0.0, 1.0), constant=0.7)
+    write_calibration(run, classes, params, FITTED)
+    predictor = load(run, "cpu")
+    assert predictor.calibration is not None and predictor.calibration.params == params
+    after = predictor.predict(path)
+    np.testing.assert_array_equal(after.mask(), before.mask(params=params))
+    assert set(np.unique(after.mask())) <= {0, 1, 4}
+    assert load(run, "cpu", calibrated=False).calibration is None
+    np.testing.assert_array_equal(after.mask(params=MaskParams(rule="score")), before.mask())
+    assert after.labels == before.labels, "what is predicted is not what is drawn"
+    record = json.loads((run / "calibration.json").read_text())
+    assert record["schema"] == 2 and record["versions"]["wildcat"] and record["created"]
+
+
+def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def spoil(path: Path) -> None:
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.write_text('{"schema": 2, "gate'), r"damaged \(JSONDecodeError"),
+        (lambda path: path.write_text("[]"), "damaged: TypeError"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), r"damaged \(UnicodeDecodeError"),
+        (spoilt(lambda r: r.pop("background")), "damaged: KeyError: 'background'"),
+        (spoilt(lambda r: r["gate"].update(disc=1.5)), "damaged: gate="),
+        (spoilt(lambda r: r["gate"].update(disc=float("nan"))), "damaged: gate="),
+        (spoilt(lambda r: r["background"].update(rule="guess")), "damaged: rule='guess' is unknown"),
+        (spoilt(lambda r: r.update(schema=9)), "layout version 9"),
+        (spoilt(lambda r: r["gate"].pop("disc")), "other classes"),
+        (spoilt(lambda r: r.update(weights="0")), "other weights"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence(run: Path, spoil: Callable[[Path], object], words: str) -> None:
+    classes = open_run(run).classes
+    write_calibration(run, classes, MaskParams(), FITTED)
+    spoil(run / "calibration.json")
+    with pytest.raises(RunError, match=words) as caught:
+        load(run, "cpu")
+    assert "wildcat calibrate" in caught.value.hint and "\n" not in caught.value.message
+    assert load(run, "cpu", calibrated=False).classes == classes
+
+
+def test_other_weights_need_another_calibration(run: Path) -> None:
+    classes = open_run(run).classes
+    write_calibration(run, classes, MaskParams(), FITTED)
+    weights = bytearray((run / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run / "model.safetensors").write_bytes(weights)
+    with pytest.raises(RunError, match="was fitted for other weights"):
+        read_calibration(run, classes)
+
+
+def test_an_ensemble_is_calibrated_as_a_run_is(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+    folder = tmp_path / "both"
+    write_ensemble(folder, [open_run(run), open_run(run)], None, {})
+    assert main(["calibrate", str(folder), str(shapes.root), "--device", "cpu"]) == 0
+    calibration = load(folder, "cpu").calibration
+    assert calibration is not None and calibration.record["images"] == 24
+    (folder / "members" / "2" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(RunError):
+        load(folder, "cpu")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
+    assert "(background score 0.00; the default)" in capsys.readouterr().out
+    assert main(["calibrate", str(run), str(shapes.root), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "24 images of train to fit on" in said and "on the 24 masks of train" in said
+    assert all(name in said for name in shapes.classes) and "Next: wildcat evaluate" in said
+    assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu", "--json"]) == 0
+    masks = json.loads(capsys.readouterr().out)["segmentation"]
+    stored = json.loads((run / "calibration.json").read_text())
+    assert masks["threshold"] == stored["background"][masks["rule"]]
+    assert masks["calibration"] == {"data": "shapes", "split": "train", "images": 24, "masks": 24, "measured": 0}
+    assert masks["hindsight"]["miou"] >= masks["miou"]  # the constant is one of those tried
+    assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "fitted on 24 images of shapes train, 24 with masks" in said
+    assert "best background in hindsight" in said and "not deployable" in said and "note:" not in said
+
+
+def test_fitted_on_what_is_measured_is_said(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["calibrate", str(run), str(shapes.root), "--device", "cpu", "--split", "val", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "val"
+    assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
+    assert "masks were fitted on 8 of the images measured here" in capsys.readouterr().out
+
+
+def test_no_other_split_is_taken_for_train(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    listing = run.parent / "only_test.csv"
+    sample = shapes.split("val")[0]
+    labels = " ".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] == 1)
+    listing.write_text(f"image,labels,split\n{sample.path},{labels},test\n")
+    assert main(["calibrate", str(run), str(listing), "--device", "cpu"]) == 1
+    assert "has no split 'train'" in capsys.readouterr().err
+    assert main(["calibrate", "imagenet-lite0", str(listing)]) == 1
+    assert "packaged model" in capsys.readouterr().err
+    assert not (run / "calibration.json").exists()
+
+
+# --- what a prediction draws ----------------------------------------------------------------------------------------
+
+
+def prediction(scores: list[float], maps: Any, task: Task, gates: tuple[float, ...] | None = None) -> Prediction:
+    classes = ("a", "b", "c")[: len(scores)]
+    calibration = None if gates is None else Calibration(MaskParams(gate=gates), FITTED)
+    parts = (np.asarray(scores, np.float32), np.asarray(maps, np.float32))
+    return Prediction("", 4, 1, classes, task, *parts, None, Image.new("RGB", (4, 1)), calibration)
+
+
+def test_the_likeliest_of_exclusive_classes_is_always_drawn() -> None:
+    maps = [[[1, 1, 0, 0]], [[0, 0, 1, 1]]]
+    assert prediction([0.1, 0.0], maps, "multiclass", (0.9, 0.9)).mask().tolist() == [[1, 1, 0, 0]]
+    assert prediction([0.1, 0.0], maps, "multiclass", (0.9, 0.3)).mask().tolist() == [[1, 1, 2, 2]]
+    assert prediction([0.1, 0.0], maps, "multilabel", (0.9, 0.9)).mask().tolist() == [[0, 0, 0, 0]]
+
+
+def test_a_class_that_is_the_background() -> None:
+    """Column by column the highest raw map is that of a, b (the background), b, c; c is not predicted."""
+    maps = [[[3, 1, 0, 0]], [[2, 2, 1, 0]], [[0, 0, 0, 5]]]
+    said = prediction([4, 4, -4], maps, "multilabel")
+    assert said.mask(background="b").tolist() == [[1, 0, 0, 0]]
+    assert said.mask(background="b", params=MaskParams(gate=0.0)).tolist() == [[1, 0, 0, 3]]
+    assert said.mask(background="a", params=MaskParams(gate=(0.0, 0.0, 1.0))).tolist() == [[0, 2, 2, 0]]
+    with pytest.raises(ConfigError, match="no class 'd'"):
+        said.mask(background="d")
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_scores_that_are_no_numbers(crf: bool) -> None:
+    with pytest.raises(ConfigError, match="outside"):
+        prediction([float("nan"), 1], np.ones((2, 1, 4)), "multilabel").mask(crf)

@@ -1,0 +1,217 @@
+"""Refining: labels from tags and images alone, a folder that is a model, and masks that become better."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wildcat.cli import main
+from wildcat.config import RefineConfig, TrainConfig
+from wildcat.data import DataSet, open_dataset, write_shapes
+from wildcat.errors import ConfigError, DataError, RunError, TrainingError
+from wildcat.evaluation import evaluate
+from wildcat.export.onnx import export_onnx
+from wildcat.fitting.refine import FlatLevels, Refinement, refine, scaled_crf, small_image, unflattened
+from wildcat.models.refined import open_refined
+from wildcat.models.run import create_run, open_run
+from wildcat.nn.backbones import create_backbone
+from wildcat.predictor import load
+from wildcat.regions import CrfParams
+from wildcat.train.loop import train
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILDCAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=80, val=16, size=(96, 128)))
+
+
+@pytest.fixture(scope="module")
+def run(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "tags"
+    config = TrainConfig(
+        backbone="lite0", image_size=224, epochs=20, batch_size=8, workers=0, tune="head", flip="horizontal"
+    )
+    train(create_run(folder, config, shapes, "shapes"), shapes)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refined(run: Path, shapes: DataSet) -> Path:
+    folder = run.parent / "refined"
+    refine(open_run(run), shapes, folder, RefineConfig(rounds=1, epochs=8, batch_size=8), device="cpu")
+    return folder
+
+
+def test_masks_become_better(run: Path, refined: Path, shapes: DataSet) -> None:
+    before, after = (
+        evaluate(load(f, "cpu"), shapes, "val", crf=True, measures=("classification", "segmentation"))
+        for f in (run, refined)
+    )
+    print(before["segmentation"]["miou"], after["segmentation"]["miou"])
+    assert after["segmentation"]["miou"] > before["segmentation"]["miou"] + 0.02
+    assert after["classification"]["map"] == pytest.approx(before["classification"]["map"]), (
+        "the run still says which classes are there"
+    )
+    assert after["segmentation"]["rule"] == "score" and after["segmentation"]["calibration"]["masks"] == 0
+
+
+def test_no_true_mask_is_seen(run: Path, shapes: DataSet, refined: Path, tmp_path: Path) -> None:
+    """Images and tags alone give the same weights, to the bit."""
+    import dataclasses
+
+    def bare(split: str) -> list[object]:
+        return [dataclasses.replace(s, mask=None, boxes=None, box_classes=None) for s in shapes.split(split)]
+
+    data = dataclasses.replace(shapes, readers={"train": lambda: bare("train"), "val": lambda: bare("val")}, _cache={})
+    refine(open_run(run), data, tmp_path / "again", RefineConfig(rounds=1, epochs=8, batch_size=8), device="cpu")
+    assert (tmp_path / "again" / "segmenter.safetensors").read_bytes() == (
+        refined / "segmenter.safetensors"
+    ).read_bytes()
+
+
+def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, tmp_path: Path) -> None:
+    path = shapes.split("val")[0].path
+    plain, said = load(run, "cpu").predict(path), load(refined, "cpu").predict(path)
+    np.testing.assert_allclose(said.class_scores, plain.class_scores, rtol=1e-5)
+    assert said.class_maps.shape == (5, 14, 14) and plain.class_maps.shape == (5, 7, 7)  # 1/16 and 1/32 of 224 pixels
+    assert said.modality_maps is not None
+    np.testing.assert_array_equal(said.modality_maps[:, 0], said.class_maps)
+    mirrored = load(refined, "cpu", flip="horizontal")
+    there, back = mirrored.predict(path), mirrored.predict(Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    np.testing.assert_allclose(there.class_maps, back.class_maps[..., ::-1], atol=2e-2)
+    larger = load(refined, "cpu", sizes=(160, 192))
+    assert larger.predict(path).class_maps.shape == (5, 12, 12)
+    assert load(refined, "cpu", output_stride=16).predict(path).class_maps.shape == (5, 14, 14)
+    assert main(["evaluate", str(refined), str(shapes.root), "--device", "cpu"]) == 0
+    out = tmp_path / "out"
+    save = ["--out", str(out), "--save", "masks,overlays", "--device", "cpu"]
+    assert main(["predict", str(refined), str(path), "--crf", *save]) == 0
+    assert list((out / "masks").rglob("*.png"))
+
+
+def test_the_folder_says_what_it_was_trained_on(run: Path, refined: Path, shapes: DataSet) -> None:
+    made = open_refined(refined)
+    tagged = [s for s in shapes.split("train") if (s.labels == 1).any()]
+    assert made.channels == (40, 112, 1280) and made.manifest["trained"]["images"] == len(tagged)
+    assert len(made.manifest["trained"]["losses"]) == 1 and made.manifest["trained"]["rounds"] == 1
+    assert made.base.manifest["classes"] == open_run(run).manifest["classes"]
+    with pytest.raises(RunError, match="is a refined model, not a run"):
+        open_run(refined)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda f: (f / "refined.json").write_text("{"), "damaged"),
+        (lambda f: (f / "segmenter.safetensors").write_bytes(b"half"), "damaged or half-written"),
+        (lambda f: shutil.rmtree(f / "base"), "no run folder"),
+        (
+            lambda f: (f / "refined.json").write_text(
+                json.dumps(json.loads((f / "refined.json").read_text()) | {"schema": 7})
+            ),
+            "layout version 7",
+        ),
+        (
+            lambda f: (f / "refined.json").write_text(
+                json.dumps(json.loads((f / "refined.json").read_text()) | {"width": 64})
+            ),
+            "does not fit the network",
+        ),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(refined: Path, tmp_path: Path, spoil: object, words: str) -> None:
+    copy = Path(shutil.copytree(refined, tmp_path / "copy"))
+    spoil(copy)  # type: ignore[operator]
+    with pytest.raises(RunError, match=words):
+        load(copy, "cpu")
+
+
+def test_the_command(run: Path, shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    short = ["--rounds", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+    assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 0
+    said = capsys.readouterr().out
+    assert "80 images of train to learn from" in said and "a segmenter on lite0; loss" in said
+    assert len(open_refined(out).manifest["trained"]["losses"]) == 2
+    assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 1
+    assert "never overwritten" in capsys.readouterr().err
+    assert main(["refine", str(out), str(shapes.root), "--out", str(tmp_path / "more")]) == 1
+    assert "is a refined model, not a run" in capsys.readouterr().err
+    assert main(["refine", str(run), str(shapes.root), "--out", str(tmp_path / "more"), "--epochs", "0"]) == 2
+    assert "epochs=0: give at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
+def test_other_data_and_wrong_rates(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+    import dataclasses
+
+    other = dataclasses.replace(shapes, classes=("a", "b", "c", "d", "e"))
+    with pytest.raises(DataError, match="other classes"):
+        refine(open_run(run), other, tmp_path / "out")
+    with pytest.raises(ConfigError, match="lr=nan"):
+        RefineConfig(lr=float("nan")).validate()
+    with pytest.raises(ConfigError, match="weight_decay=-1"):
+        RefineConfig(weight_decay=-1).validate()
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf).*Try --lr|the loss is"):
+        refine(open_run(run), shapes, tmp_path / "out", RefineConfig(rounds=1, epochs=3, lr=1e30), device="cpu")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def test_levels_travel_as_one_vector() -> None:
+    backbone = create_backbone("test_resnet", "none").eval()
+    flat, images = FlatLevels(backbone), torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        back = unflattened(flat(images), flat.shapes)
+        for level, expected in zip(back, backbone.levels(images), strict=True):
+            torch.testing.assert_close(level, expected)
+
+
+def test_a_crf_is_scaled_to_what_it_sees(tmp_path: Path) -> None:
+    assert scaled_crf(CrfParams(), 10**7) == CrfParams()
+    quarter = scaled_crf(CrfParams(appearance_sigma_xy=80, smoothness_sigma=3), 375 * 500 // 4)
+    assert quarter.appearance_sigma_xy == 40 and quarter.smoothness_sigma == 1.5
+    assert quarter.appearance_sigma_rgb == CrfParams().appearance_sigma_rgb
+    Image.new("RGB", (1024, 256)).save(tmp_path / "wide.png")
+    assert small_image(tmp_path / "wide.png").shape == (128, 512, 3)
+
+
+def test_as_onnx_and_by_engines(refined: Path, shapes: DataSet, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    predictor = load(refined, "cpu")
+    file = export_onnx(predictor, tmp_path / "refined.onnx")
+    images = torch.stack([predictor.preprocess(Image.open(s.path)) for s in shapes.split("val")[:2]])
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    scores, maps = session.run(["scores", "class_maps"], {session.get_inputs()[0].name: images.numpy()})
+    expected = predictor.run([images], modalities=False)
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
+    np.testing.assert_allclose(maps, expected.class_maps, atol=1e-3)
+    with pytest.raises(ConfigError, match="refined model: its segmenter sees levels"):
+        load(refined, "cpu", engine="onnx")
+
+
+def test_the_labels_of_a_mirrored_image_are_mirrored(run: Path, shapes: DataSet) -> None:
+    opened = open_run(run)
+    samples, order = shapes.split("train")[:6], list(range(5))
+    refinement = Refinement(opened, opened.load_model(), samples, order, RefineConfig(), CrfParams(), None, None)
+    targets = refinement.make_targets(None, "labels")
+    for index, target in enumerate(targets):
+        plain = refinement._target(index, target, ())
+        assert plain.shape == (6, 14, 14)
+        torch.testing.assert_close(plain.sum(dim=0), torch.ones(14, 14), atol=2e-3, rtol=0)
+        assert not plain[1:][torch.from_numpy(samples[index].labels != 1)].any(), "a class that is not tagged"
+        torch.testing.assert_close(refinement._target(index, target, refinement.views[1]), plain.flip(2))
+    levels = [refinement.levels([0], [view])[-1] for view in (0, 1)]
+    assert not torch.allclose(levels[0], levels[1]), "the views are those of the cache"

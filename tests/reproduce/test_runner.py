@@ -1,0 +1,269 @@
+"""The paper's experiments, small: every cell once, nothing twice, the paper's numbers beside ours."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wildcat.cli import main, parse
+from wildcat.config import TrainConfig, load_recipe
+from wildcat.data import DataSet, Sample, open_dataset, write_scenes, write_shapes
+from wildcat.errors import ConfigError, DataError, RunError
+from wildcat.reproduce import runner as module
+from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
+from wildcat.reproduce.runner import Plan, Telling, cell_config, check_plan, flags_of, protocol, reproduce
+from wildcat.reproduce.tables import markdown
+
+SMALL: dict[str, Any] = {"backbone": "lite0", "image_size": 64, "epochs": 1, "workers": 0, "device": "cpu"}
+CONFIG = dataclasses.replace(load_recipe("reproduce"), **SMALL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILDCAT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, val=8, size=(64, 64)))
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 7 with its first and last row only."""
+    experiment = EXPERIMENTS["table7"]
+    monkeypatch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
+
+
+class Counting(Telling):
+    """Notes which cells are reported."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
+        self.done.append(name)
+
+
+# --- the declarations -------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_reports_these_numbers() -> None:
+    """Worked by hand from the paper: tables 2 to 8."""
+    said = {
+        (name, row.name): dict(row.paper)
+        for name, experiment in EXPERIMENTS.items()
+        for row in experiment.rows
+        if row.paper
+    }
+    assert said[("table2", "WILDCAT")] == {"VOC 2007": 95.0, "VOC 2012": 93.4}
+    assert said[("table2", "global features + linear classifier")] == {"VOC 2007": 89.8, "VOC 2012": 89.2}
+    assert said[("table3", "WILDCAT")] == {"15-Scene": 94.4, "MIT67": 84.0}
+    assert said[("table3", "WELDON")] == {"15-Scene": 94.3, "MIT67": 78.0}
+    assert said[("table4", "WILDCAT")] == {"VOC 2012 Action": 86.0, "COCO": 80.7}
+    assert said[("table8", "WILDCAT")] == {"VOC 2012": 82.9, "COCO": 53.4}
+    assert [said[("table6", f"M = {m}")]["VOC 2007"] for m in (1, 2, 4, 8, 12, 16)] == [
+        89.0,
+        91.0,
+        91.6,
+        92.5,
+        92.3,
+        92.0,
+    ]
+    table5 = [row.paper["VOC 2007"] for row in EXPERIMENTS["table5"].rows if row.paper]
+    assert table5 == [89.0, 87.3]
+    assert [row.paper.get("VOC 2007") for row in EXPERIMENTS["table7"].rows] == [None, 89.0, 90.3, 91.6, 92.0]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_is_a_setting_that_can_be_trained(name: str, shapes: DataSet) -> None:
+    rows = [row for row in EXPERIMENTS[name].rows if row.settings is not None]
+    plan = Plan(name, CONFIG)
+    configs = [cell_config(plan, row, 0, shapes) for row in rows]
+    for config in configs:
+        config.validate()
+    assert len({row.name for row in EXPERIMENTS[name].rows}) == len(EXPERIMENTS[name].rows)
+    assert len({str(config) for config in configs}) == len(rows), "no two rows are the same experiment"
+
+
+def test_one_flag_changes_one_thing(shapes: DataSet) -> None:
+    """Between the rows of a table only the head differs."""
+    plan = Plan("table2", CONFIG)
+    configs = [cell_config(plan, row, 0, shapes) for row in EXPERIMENTS["table2"].rows if row.settings]
+    shared = {f.name for f in dataclasses.fields(TrainConfig)}
+    for config in configs:
+        shared = {name for name in shared if getattr(config, name) == getattr(configs[0], name)}
+    assert {"backbone", "image_size", "epochs", "lr", "seed", "batch_size", "flip"} <= shared
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("short")
+def test_a_table_is_written_and_a_second_run_does_nothing_twice(
+    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("table7", CONFIG, seeds=2, title="small shapes")
+    summary = reproduce(plan, shapes, tmp_path, Counting())
+    stem = tmp_path / "table7-small-shapes"
+    assert json.loads(stem.with_suffix(".json").read_text()) == summary
+    rows = list(csv.DictReader(stem.with_suffix(".csv").open()))
+    assert len(rows) == 2 * 2
+    assert {r["ap_variant"] for r in rows} == {"voc10"}
+    assert {(r["train_split"], r["test_split"]) for r in rows} == {("train", "val")}
+    assert {"seed", "seconds", "version_torch", "backbone", "map", "point_ap"} <= rows[0].keys()
+    for name, row in summary["results"].items():
+        ours = [float(r["map"]) for r in rows if r["row"] == name]
+        assert row["figures"]["map"]["mean"] == pytest.approx(statistics.mean(ours), abs=1e-4)
+        assert row["figures"]["map"]["std"] == pytest.approx(statistics.stdev(ours), abs=1e-4)
+    text = stem.with_suffix(".md").read_text()
+    assert "| max + min, alpha = 0.7, M = 4 |" in text and "| 92.0 |" in text and "paper, VOC 2007" in text
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a finished cell was run again")
+
+    monkeypatch.setattr(module, "train_and_evaluate", never)
+    again = Counting()
+    assert reproduce(plan, shapes, tmp_path, again)["results"] == summary["results"]
+    assert len(again.done) == 4
+
+
+@pytest.mark.usefixtures("short")
+def test_a_killed_table_loses_no_finished_cell(
+    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("table7", CONFIG, seeds=1)
+    whole = reproduce(plan, shapes, tmp_path / "whole")
+    run_one, calls = module.train_and_evaluate, []
+
+    def second_fails(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run_one(*arguments, **options)
+
+    monkeypatch.setattr(module, "train_and_evaluate", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(plan, shapes, tmp_path / "killed")
+    assert len(list((tmp_path / "killed" / "cells").iterdir())) == 1
+    resumed = reproduce(plan, shapes, tmp_path / "killed")
+    assert len(calls) == 2 + 1, "one cell was kept, the other was begun again"
+    for name, row in whole["results"].items():
+        assert resumed["results"][name]["figures"] == row["figures"]
+
+
+def test_several_sizes_are_combined_and_plots_are_drawn(shapes: DataSet, tmp_path: Path) -> None:
+    experiment = find_experiment("figure5")
+    short = dataclasses.replace(experiment, rows=(*experiment.rows[:1], experiment.rows[6]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPERIMENTS, "figure5", short)
+        plan = Plan("figure5", CONFIG, seeds=1, sizes=(64, 96))
+        summary = reproduce(plan, shapes, tmp_path)
+        single = reproduce(Plan("figure5", CONFIG, seeds=1), shapes, tmp_path)
+    assert (tmp_path / "figure5-shapes.png").read_bytes().startswith(b"\x89PNG")
+    assert summary["settings"]["sizes"] == [64, 96]
+    assert "combined by a linear classifier" in markdown(summary)
+    first = short.rows[0].name
+    assert summary["results"][first]["figures"] != single["results"][first]["figures"], (
+        "cells of other sizes are others"
+    )
+
+
+def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
+    experiment = find_experiment("table7")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[:1]))
+        config = dataclasses.replace(CONFIG, tune="all", backbone="test_resnet", weights="none")
+        summary = reproduce(Plan("table7", config, seeds=1, sizes=(64, 96), combine="average"), shapes, tmp_path)
+    (cell,) = (tmp_path / "runs").iterdir()
+    assert {p.name for p in cell.iterdir()} == {"64", "96", "ensemble"}
+    assert 0 <= summary["results"]["max"]["figures"]["map"]["mean"] <= 1
+    assert "every layer of test_resnet" in markdown(summary)
+
+
+def test_the_recorded_command_gives_the_plan_again() -> None:
+    config = dataclasses.replace(load_recipe("reproduce"), image_size=320, amp=True, standardize=False, lr=3.0)
+    plan = Plan("table7", config, 2, (320, 448), "average", "test", "a small VOC")
+    command = parse(["reproduce", "table7", "--data", "VOC", *flags_of(plan)])
+    assert command.config == config
+    assert (command.seeds, command.sizes, command.combine) == (2, "320,448", "average")
+    assert (command.test_split, command.title) == ("test", "a small VOC")
+
+
+# --- protocols and refusals -------------------------------------------------------------------------------------------
+
+
+def test_the_protocols_of_the_paper(shapes: DataSet, tmp_path: Path) -> None:
+    plan = Plan("table3", CONFIG)
+    assert protocol(plan, shapes, 0) == ("train", "val")
+    scenes = dataclasses.replace(shapes, format="scenes")
+    assert [protocol(plan, scenes, seed) for seed in (0, 4)] == [
+        ("train-seed0", "test-seed0"),
+        ("train-seed4", "test-seed4"),
+    ]
+    readers = dict.fromkeys(("train", "val", "trainval", "test"), tuple[Sample, ...])
+    voc07 = dataclasses.replace(shapes, readers=readers)
+    assert protocol(plan, voc07, 0) == ("trainval", "test")
+    named = dataclasses.replace(plan, test_split="test")
+    assert protocol(named, voc07, 0) == ("train", "test")
+
+
+def test_random_splits_of_scenes_by_seed(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "15-Scene")
+    data = open_dataset(tmp_path / "15-Scene")
+    plan = Plan("table5", CONFIG, seeds=2)
+    check_plan(plan, EXPERIMENTS["table5"], data)
+    splits = [{s.name for s in data.split(protocol(plan, data, seed)[0])} for seed in (0, 1)]
+    assert splits[0] != splits[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"seeds": 0}, "seeds=0"),
+        ({"config": dataclasses.replace(CONFIG, num_maps=8)}, "num_maps=8: the rows of table6 decide num_maps"),
+        ({"test_split": "train"}, "both learned from and measured"),
+        ({"config": dataclasses.replace(CONFIG, epochs=0)}, "epochs=0"),
+    ],
+)
+def test_plans_that_cannot_be_run(shapes: DataSet, change: dict[str, Any], sentence: str) -> None:
+    plan = dataclasses.replace(Plan("table6", CONFIG), **change)
+    with pytest.raises(ConfigError, match=sentence):
+        check_plan(plan, EXPERIMENTS["table6"], shapes)
+
+
+def test_points_need_boxes(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(s, boxes=None) for s in shapes.split("val")]
+    data = dataclasses.replace(shapes, name="tags", readers={"train": lambda: bare, "val": lambda: bare}, _cache={})
+    with pytest.raises(DataError, match="tags has no boxes"):
+        check_plan(Plan("table8", CONFIG), EXPERIMENTS["table8"], data)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_damaged_cell_is_named(shapes: DataSet, tmp_path: Path) -> None:
+    reproduce(Plan("table7", CONFIG, seeds=1), shapes, tmp_path)
+    cell = next((tmp_path / "cells").iterdir())
+    cell.write_text("{")
+    with pytest.raises(RunError, match=cell.name):
+        reproduce(Plan("table7", CONFIG, seeds=1), shapes, tmp_path)
+
+
+@pytest.mark.usefixtures("short")
+def test_on_the_command_line(shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    command = ["reproduce", "table7", "--data", str(shapes.root), "--seeds", "1", "--out", str(tmp_path), *flags]
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "| max + min, alpha = 0.7, M = 4 |" in said.out
+    assert "[2/2]" in said.err
+    assert main(["reproduce", "table66", "--data", str(shapes.root)]) == 2
+    assert "Did you mean table6" in capsys.readouterr().err

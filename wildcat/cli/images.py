@@ -1,0 +1,86 @@
+"""The images a command is given: files, folders, globs, or a split of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wildcat.cli.options import DataCommand, open_data
+from wildcat.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from wildcat.data.image_ref import ImageRef
+
+
+def check_amounts(batch_size: int, limit: int) -> None:
+    """Refuse a batch of nothing, or fewer images than none.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if batch_size < 1 or limit < 0:
+        raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
+
+
+def refuse_vanished(image: object) -> None:
+    """Stop at an image whose whole folder is gone: a disk that was taken away, not one broken file.
+
+    Raises:
+        DataError: names the folder.
+    """
+    if isinstance(image, Path) and not image.parent.is_dir():
+        raise DataError(
+            f"{image.parent} has vanished.",
+            "Bring it back and give another --out; of many images predict parts, which go on: --part-rows 1000.",
+        )
+
+
+def find_images(
+    paths: Sequence[str], split: str | None, limit: int, data: DataCommand
+) -> list[tuple[Path | ImageRef, str]]:
+    """The images a command names, each with the relative path that names its files.
+
+    Args:
+        paths: images, folders of images, or globs; with `split`, one data set, opened as `data` says.
+        limit: the most there may be; 0: all.
+
+    Raises:
+        ConfigError: no path, or a split of several.
+        DataError: a path that does not exist, a folder or glob without images.
+    """
+    found: list[tuple[Path | ImageRef, str]]
+    if not paths:
+        raise ConfigError("there is nothing to predict.", "Name images, folders of images, or globs in quotes.")
+    if split is not None:
+        if len(paths) != 1:
+            raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
+        samples = open_data(data, paths[0]).split(split)
+        found = [(s.path, s.path.name if isinstance(s.path, Path) else s.name.replace(".tar#", "/")) for s in samples]
+    else:
+        found = [pair for text in paths for pair in _images_at(text)]
+    unique = list(dict(found).items())
+    return unique[:limit] if limit else unique
+
+
+def _images_at(text: str) -> list[tuple[Path, str]]:
+    import glob
+
+    from wildcat.data.images import list_images
+
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if found := list_images(path):
+            return [(p, str(p.relative_to(path))) for p in found]
+        raise DataError(
+            f"{path} holds no images.", "Give a folder with .jpg, .png, ... files, or the files themselves."
+        )
+    if path.exists():
+        return [(path, path.name)]
+    if glob.has_magic(text):
+        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
+        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
+            return [(p, p.name) for p in matches]
+        raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+    raise DataError(f"{path} does not exist.", near or "Give an image, a folder of images, or a glob in quotes.")

@@ -1,0 +1,232 @@
+"""Synthetic scenes of shapes with tags, boxes and masks, in the layout of a VOC devkit: for tests and examples."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wildcat.data.cache import cache_folder
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet
+from wildcat.data.readers.voc import read_voc
+from wildcat.errors import ConfigError, DataError
+
+SHAPE_CLASSES = ("cross", "disc", "ring", "square", "triangle")
+MIN_RADIUS, DIFFICULT_RADIUS, MAX_RADIUS = 0.06, 0.08, 0.28
+"""Radii as parts of the shorter side; shapes below the middle one are marked difficult."""
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One drawn shape: its name, its box x1 y1 x2 y2 (exclusive end) and whether it is difficult."""
+
+    name: str
+    box: tuple[int, int, int, int]
+    difficult: bool
+
+
+def read_shapes() -> DataSet:
+    """The packaged data set `shapes`: 400 images to train and 100 to validate with, 128 x 160 pixels, 5 classes.
+
+    Generated into `cache_folder()` at the first call (a few seconds), read from there afterwards.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    root = cache_folder() / "shapes-v1"
+    if not root.exists():
+        try:
+            write_shapes(root, train=400, val=100)
+        except DataError:
+            if not root.exists():  # it does where another process was faster
+                raise
+    return replace(read_voc(root), name="shapes", format="shapes")
+
+
+def write_shapes(
+    folder: str | Path, train: int = 40, val: int = 20, size: tuple[int, int] = (128, 160), seed: int = 0
+) -> Path:
+    """Write images of shapes into `folder` as a VOC devkit (`read_voc` reads it), and return the folder.
+
+    Each image has one to four shapes of `SHAPE_CLASSES` that do not overlap, of random colour, size and angle, on
+    a textured, noisy background; the colour tells nothing about the class. Each has an image, an annotation with
+    boxes, and a mask with a border of 255; lists are `train`, `val` and `trainval`. `size` is (height, width).
+
+    The same arguments give the same files (with the same Pillow), and more images begin with the same ones. The
+    folder appears when it is complete, or not at all.
+
+    Raises:
+        ConfigError: no image to train with, a negative count, or a side below 32 pixels.
+        DataError: `folder` holds something already, or cannot be written.
+    """
+    check_drawable(train, val, size)
+    with new_folder(folder) as draft:
+        _write_devkit(draft, {"train": range(train), "val": range(train, train + val)}, size, seed)
+    return Path(folder)
+
+
+def check_drawable(train: int, val: int, size: tuple[int, int]) -> None:
+    """Refuse counts and sizes that `draw_scene` has no use for.
+
+    Raises:
+        ConfigError: no image to train with, a negative count, or a side below 32 pixels.
+    """
+    if train < 1 or val < 0 or min(size) < 32:
+        raise ConfigError(
+            f"train={train}, val={val}, size={size}: shapes need train >= 1, val >= 0 and sides of 32 pixels or more.",
+            "The defaults are train=40, val=20, size=(128, 160).",
+        )
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A draft folder to write into, which becomes `folder` when the block ends well, and is removed when not.
+
+    Raises:
+        DataError: `folder` holds something already, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} holds something already.", "Name a new folder, or remove this one.")
+    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        draft.replace(folder)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror or error}).",
+            "Choose another folder; WILDCAT_CACHE names the one of packaged data.",
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[int, int], seed: int) -> None:
+    for name in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    found: dict[int, list[Shape]] = {}
+    for index in sorted(index for indices in splits.values() for index in indices):
+        image, mask, found[index] = draw_scene(np.random.default_rng([seed, index]), size, index % len(SHAPE_CLASSES))
+        Image.fromarray(image).save(root / "JPEGImages" / f"{index:06d}.jpg", quality=95)
+        indexed = Image.fromarray(mask)
+        indexed.putpalette(_voc_palette())
+        indexed.save(root / "SegmentationClass" / f"{index:06d}.png")
+        (root / "Annotations" / f"{index:06d}.xml").write_text(voc_annotation(index, size, found[index]))
+    lists = {name: list(indices) for name, indices in splits.items() if len(indices)}
+    lists["trainval"] = sorted(found)
+    for split, indices in lists.items():
+        ids = "".join(f"{index:06d}\n" for index in indices)
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(ids)
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(ids)
+        for name in SHAPE_CLASSES:
+            lines = [f"{index:06d} {_label(name, found[index]):2d}\n" for index in indices]
+            (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
+
+
+def _label(name: str, shapes: Sequence[Shape]) -> int:
+    difficult = [shape.difficult for shape in shapes if shape.name == name]
+    return ABSENT if not difficult else IGNORED if all(difficult) else PRESENT
+
+
+def draw_scene(
+    rng: np.random.Generator, size: tuple[int, int], first: int, others: Sequence[int] | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Shape]]:
+    """An image (H, W, 3), its mask (H, W) and its shapes: class `first`, then `others`, as far as there is room.
+
+    Without `others`, up to three of random classes are added.
+    """
+    height, width = size
+    rows, columns = np.mgrid[0.5:height, 0.5:width]  # pixel centres
+    image = _background(rng, rows, columns)
+    mask = np.zeros(size, np.uint8)
+    shapes: list[Shape] = []
+    classes = [first, *(rng.integers(len(SHAPE_CLASSES), size=rng.integers(4)) if others is None else others)]
+    for index in classes:
+        radius = rng.uniform(MIN_RADIUS, MAX_RADIUS) * min(size)
+        for _ in range(20):
+            y, x = rng.uniform(radius, height - radius), rng.uniform(radius, width - radius)
+            near = (abs(rows - y) < radius + 2) & (abs(columns - x) < radius + 2)
+            if not mask[near].any():
+                break
+        else:
+            continue  # no room; the first shape always has some
+        inside = _inside(SHAPE_CLASSES[index], (columns - x) / radius, (rows - y) / radius, rng.uniform(0, 2 * np.pi))
+        colour = rng.uniform(0, 255, 3)
+        while np.linalg.norm(colour - image[near].mean(axis=0)) < 100:
+            colour = rng.uniform(0, 255, 3)
+        image[inside] = colour
+        mask[_border(inside)] = 255
+        mask[inside] = index + 1
+        ys, xs = np.nonzero(inside)
+        box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
+        shapes.append(Shape(SHAPE_CLASSES[index], box, radius < DIFFICULT_RADIUS * min(size)))
+    image += rng.normal(0, 8, image.shape)
+    return image.round().clip(0, 255).astype(np.uint8), mask, shapes
+
+
+def _background(rng: np.random.Generator, rows: _Array, columns: _Array) -> _Array:
+    """(H, W, 3) of a random colour with four waves of random direction, length and colour over it."""
+    image = np.tile(rng.uniform(50, 205, 3), (*rows.shape, 1))
+    for _ in range(4):
+        angle, length, phase = rng.uniform(0, 2 * np.pi), rng.uniform(6, 60), rng.uniform(0, 2 * np.pi)
+        wave = np.sin(2 * np.pi * (np.cos(angle) * columns + np.sin(angle) * rows) / length + phase)
+        image += wave[..., None] * rng.uniform(-15, 15, 3)
+    return image
+
+
+def _inside(name: str, x: _Array, y: _Array, angle: float) -> NDArray[np.bool_]:
+    """Which points lie in the shape of circumradius 1 about the origin, turned by `angle` (radians)."""
+    u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+    wide, narrow = np.maximum(abs(u), abs(v)), np.minimum(abs(u), abs(v))
+    inside: dict[str, NDArray[np.bool_]] = {
+        "cross": (wide < 0.95) & (narrow < 0.3),
+        "disc": u**2 + v**2 < 1,
+        "ring": (u**2 + v**2 < 1) & (u**2 + v**2 > 0.3),
+        "square": wide < np.sqrt(0.5),
+        "triangle": np.maximum(v, np.sqrt(0.75) * abs(u) - v / 2) < 0.5,
+    }
+    return inside[name]
+
+
+def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels within one step (also diagonally) of a shape, and the shape."""
+    height, width = inside.shape
+    padded = np.pad(inside, 1)
+    near: NDArray[np.bool_] = np.any(
+        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0
+    )
+    return near
+
+
+def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Shape]) -> str:
+    """VOC XML, in which coordinates count from 1 and include the last pixel."""
+    objects = "".join(
+        f"\t<object>\n\t\t<name>{shape.name}</name>\n\t\t<difficult>{int(shape.difficult)}</difficult>\n"
+        f"\t\t<bndbox><xmin>{shape.box[0] + 1}</xmin><ymin>{shape.box[1] + 1}</ymin>"
+        f"<xmax>{shape.box[2]}</xmax><ymax>{shape.box[3]}</ymax></bndbox>\n\t</object>\n"
+        for shape in shapes
+    )
+    return (
+        f"<annotation>\n\t<filename>{index:06d}.jpg</filename>\n"
+        f"\t<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>\n"
+        f"\t<segmented>1</segmented>\n{objects}</annotation>\n"
+    )
+
+
+def _voc_palette() -> list[int]:
+    """The colours of `VOClabelcolormap.m`: bits 0, 1, 2 of an index are the top bits of r, g, b; 3, 4, 5 the next."""
+    return [
+        sum(((index >> (3 * place + channel)) & 1) << (7 - place) for place in range(3))
+        for index in range(256)
+        for channel in range(3)
+    ]

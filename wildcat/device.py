@@ -1,0 +1,77 @@
+"""The device to compute on, and what the machine offers: cores, vector instructions."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wildcat.errors import ConfigError
+
+CGROUP = Path("/sys/fs/cgroup")
+"""The CPU limits of the container that this process runs in (Linux)."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a name means; auto is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ConfigError: not a device, or not one of this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # not only named, but there: "meta" has a name and holds nothing
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
+        ) from error
+    return device
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its vector instructions, cores and torch's threads; timings mean nothing without them."""
+    name, flags = platform.processor() or platform.machine(), ""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        values = {key.strip(): value.strip() for key, value in lines.items()}
+        name, flags = values.get("model name", name), values.get("flags", "")
+    vector = [flag for flag in flags.split() if flag.startswith(("avx", "amx"))]
+    return {
+        "processor": name,
+        "flags": " ".join(vector),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def available_cores() -> int:
+    """Cores that this process may use: those of its CPU affinity, at most the CPU quota of its control group (cgroup).
+
+    Containers limit CPU time by a quota that `os.cpu_count` does not know.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = cgroup_quota(CGROUP)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def cgroup_quota(root: Path) -> float | None:
+    """CPU quota of this process's control group in cores, version 2 (`cpu.max`) or 1; None where there is none."""
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no limit
+        return None

@@ -1,0 +1,119 @@
+"""Several trained networks as one model: per-class scores side by side, a linear classifier on top (Object Bank).
+
+The paper trains one network for each of several input sizes and combines them so (section 4.1; Li et al., Object Bank,
+NIPS 2010). Maps are averaged on the finest grid, so that points and masks profit as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wildcat.data.dataset import DataSet, Task, label_matrix
+from wildcat.errors import ConfigError, DataError
+from wildcat.models.ensemble import Combine, Ensemble, check_members, write_ensemble
+from wildcat.models.run import Run, refuse_taken
+from wildcat.predictor import Combination, Member, Predictor
+from wildcat.train.optim import multiclass_loss, multilabel_loss
+
+STRENGTH = 0.1
+"""Default pull of the linear classifier towards plain averaging."""
+
+
+def create_ensemble(
+    folder: Path,
+    runs: Sequence[Run],
+    combine: Combine = "linear",
+    data: DataSet | None = None,
+    split: str = "train",
+    strength: float = STRENGTH,
+    device: str = "auto",
+    progress: Callable[[int], object] = lambda images: None,
+) -> Ensemble:
+    """Combine runs into one model, a folder that every command takes.
+
+    Args:
+        combine: "linear" trains a classifier on the members' scores of `split`; "average" takes their mean.
+        data, split: labelled images to train the linear classifier on: those the members were trained on, as in the
+            paper. Never those it is measured on.
+        strength: see `fit_combination`.
+        progress: called with the number of images done since the last call.
+
+    Raises:
+        RunError: the folder exists, or the runs have other classes.
+        ConfigError: a linear combination without data, or a strength out of range.
+        DataError: the data has other classes than the runs.
+    """
+    check_members(runs)
+    refuse_taken(folder)
+    if combine == "average":
+        return write_ensemble(folder, runs, None, {})
+    if data is None:
+        raise ConfigError("a linear combination is trained on labelled images.", "Add --data, or --combine average.")
+    if data.classes != runs[0].classes:
+        raise DataError(
+            f"{data.name} has other classes than {runs[0].folder}, or in another order.",
+            "Give the data the runs were trained on.",
+        )
+    members = [Member(run.load_model(), run.preprocess) for run in runs]
+    predictor = Predictor("members", members, runs[0].classes, runs[0].task, device)
+    samples = data.split(split)
+    scores = []
+    for outputs in predictor.stream_outputs([s.path for s in samples]):
+        scores.append(outputs.member_scores)
+        progress(len(outputs.scores))
+    fitted = fit_combination(np.concatenate(scores), label_matrix(samples), runs[0].task, strength)
+    record = {"data": data.name, "split": split, "images": len(samples), "strength": strength}
+    return write_ensemble(folder, runs, (fitted.weight, fitted.bias), record)
+
+
+def fit_combination(
+    scores: NDArray[np.float32], labels: NDArray[np.int8], task: Task, strength: float = STRENGTH
+) -> Combination:
+    """Train the linear classifier over the members' scores, all classes of all members side by side.
+
+    It minimises the mean loss of training plus `strength / 2 * ||W - W0||^2`, where W0 averages the members. With
+    scores of the very images the members learned from, which they fit too well, a plain classifier would trust them
+    too much: pulled towards the average it changes only what the images insist on. Deterministic.
+
+    Args:
+        scores: (N, S, C) raw scores of the members.
+        labels: (N, C) of 1 present, 0 ignored, -1 absent.
+        strength: at least 0; 0 is the plain classifier, large is averaging.
+
+    Raises:
+        ConfigError: a negative or infinite strength.
+    """
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ConfigError(f"strength={strength}: give a number of at least 0; 0.01 to 1 is customary.")
+    _, members, classes = scores.shape
+    inputs = torch.from_numpy(scores.reshape(len(scores), -1)).double()
+    targets = torch.from_numpy(labels)
+    average = torch.eye(classes, dtype=torch.float64).repeat(1, members) / members  # (C, S*C)
+    weight, bias = average.clone().requires_grad_(), torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    loss_of = multiclass_loss if task == "multiclass" else multilabel_loss
+    # The multi-label loss is a mean over classes; times their number, one strength suits any number of them.
+    scale = 1 if task == "multiclass" else classes
+    optimizer = torch.optim.LBFGS((weight, bias), max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = scale * loss_of(inputs @ weight.T + bias, targets)
+        loss = loss + strength / 2 * (weight - average).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return Combination(weight.detach().float().numpy(), bias.detach().float().numpy())
+
+
+def describe_ensemble(ensemble: Ensemble) -> dict[str, Any]:
+    """What to say of an ensemble in tables: its members' backbone and size, and how they are combined."""
+    members = [f"{run.config.backbone} {run.preprocess.size}" for run in ensemble.runs]
+    return {"members": members, "combine": ensemble.manifest["combine"]}

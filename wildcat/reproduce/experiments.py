@@ -1,0 +1,236 @@
+"""The experiments of the paper: what each table and figure varies, and what the paper reports.
+
+Declarations only; `wildcat.reproduce.runner` runs them. Numbers are those of Durand et al., CVPR 2017, with ResNet-101:
+several scales combined in tables 2 to 4 and 8, one scale at 448 px in tables 5 to 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from wildcat.config import method_settings
+from wildcat.errors import ConfigError, did_you_mean
+
+Metric = Literal["map", "point_ap", "accuracy"]
+
+METRIC_NAMES: dict[str, str] = {
+    "map": "mAP",
+    "point_ap": "point AP",
+    "pointing_game": "pointing game",
+    "accuracy": "accuracy",
+}
+
+
+FIGURES = (*METRIC_NAMES, "class_mean_accuracy")
+"""What each cell keeps, as far as the data has the ground truth for it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        name: what it says.
+        settings: fields of `TrainConfig` that define it; None for a line that only the paper has.
+        paper: data set -> the paper's number, in per cent.
+        x: where it stands in a figure.
+        line: which line of the figure it belongs to.
+    """
+
+    name: str
+    settings: Mapping[str, Any] | None
+    paper: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    x: float | None = None
+    line: str = "architecture (a)"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure of the paper.
+
+    Attributes:
+        title: what it asks.
+        metrics: what is measured; the first is the paper's.
+        rows: its lines.
+        x_label: of the figure, where there is one.
+    """
+
+    title: str
+    metrics: tuple[Metric, ...]
+    rows: tuple[Row, ...]
+    x_label: str = ""
+
+
+def _method(title: str, name: str, **paper: float) -> Row:
+    return Row(title, method_settings(name), {key.replace("_", " "): value for key, value in paper.items()})
+
+
+def _paper_only(title: str, **paper: float) -> Row:
+    return Row(title, None, {key.replace("_", " "): value for key, value in paper.items()})
+
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 1.0)
+MAP_COUNTS = (1, 2, 4, 8, 12, 16)
+
+ONE_REGION: dict[str, Any] = {"pooling": "wildcat", "architecture": "a", "num_maps": 1, "kmax": 1, "kmin": 1}
+"""k+ = k- = 1, the setting of the paper's ablations."""
+
+TODAY = (_method("CSRA", "csra"), _method("gated attention MIL", "attention"))
+"""Simple heads newer than the paper."""
+
+
+def _alpha_rows(num_maps: int) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"{line}, alpha = {a:g}", settings | {"alpha": a, "num_maps": num_maps}, x=a, line=line)
+        for line, settings in (("k = 1", ONE_REGION), ("k = 0.1", ONE_REGION | {"kmax": 0.1, "kmin": None}))
+        for a in ALPHAS
+    )
+
+
+def _map_rows() -> tuple[Row, ...]:
+    paper = (89.0, 91.0, 91.6, 92.5, 92.3, 92.0)
+    shared = ONE_REGION | {"alpha": 1.0}
+    a = [
+        Row(f"M = {m}", shared | {"num_maps": m}, {"VOC 2007": value}, x=m)
+        for m, value in zip(MAP_COUNTS, paper, strict=True)
+    ]
+    c = [
+        Row(f"M = {m}, each map pooled by itself", shared | {"num_maps": m, "architecture": "c"}, x=m, line="(c)")
+        for m in MAP_COUNTS[1:]
+    ]
+    # Whether more maps do anything that a stronger weight decay does not do to a single one.
+    decayed = Row("M = 1, weight decay x 8", shared | {"num_maps": 1, "weight_decay": 8e-4})
+    return (*a, decayed, *c)
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table2": Experiment(
+        "Classification of objects (VOC 2007, VOC 2012)",
+        ("map",),
+        (
+            _method("global features + linear classifier", "global", VOC_2007=89.8, VOC_2012=89.2),
+            _paper_only("VGG16 features", VOC_2007=89.3, VOC_2012=89.0),
+            _method("DeepMIL (max)", "deepmil", VOC_2012=86.3),
+            _method("top instances", "top-instances"),
+            _method("GAP, architecture (a)", "gap-a"),
+            _method("WELDON", "weldon", VOC_2007=90.2),
+            _method("ProNet (log-sum-exp)", "pronet", VOC_2012=89.3),
+            _paper_only("RRSVM", VOC_2007=92.9),
+            _paper_only("SPLeaP", VOC_2007=88.0),
+            _method("WILDCAT", "wildcat", VOC_2007=95.0, VOC_2012=93.4),
+            *TODAY,
+        ),
+    ),
+    "table3": Experiment(
+        "Classification of scenes (15-Scene, MIT67)",
+        ("accuracy",),
+        (
+            _paper_only("CaffeNet Places", **{"15-Scene": 90.2, "MIT67": 68.2}),
+            _paper_only("MOP CNN", MIT67=68.9),
+            _paper_only("Negative parts", MIT67=77.1),
+            _method("GAP, architecture (a)", "gap-a", **{"15-Scene": 88.3, "MIT67": 66.6}),
+            _method("WELDON", "weldon", **{"15-Scene": 94.3, "MIT67": 78.0}),
+            _paper_only("Compact Bilinear Pooling", MIT67=76.2),
+            _method("global features + linear classifier", "global", **{"15-Scene": 91.9, "MIT67": 78.0}),
+            _paper_only("SPLeaP", MIT67=73.5),
+            _method("DeepMIL (max)", "deepmil"),
+            _method("top instances", "top-instances"),
+            _method("ProNet (log-sum-exp)", "pronet"),
+            _method("WILDCAT", "wildcat", **{"15-Scene": 94.4, "MIT67": 84.0}),
+            *TODAY,
+        ),
+    ),
+    "table4": Experiment(
+        "Classification in context (VOC 2012 Action, MS COCO)",
+        ("map",),
+        (
+            _method("DeepMIL (max)", "deepmil", COCO=62.8),
+            _method("top instances", "top-instances"),
+            _method("WELDON", "weldon", VOC_2012_Action=75.0, COCO=68.8),
+            _method("global features + linear classifier", "global", VOC_2012_Action=77.9, COCO=72.5),
+            _method("ProNet (log-sum-exp)", "pronet", COCO=70.9),
+            _method("WILDCAT", "wildcat", VOC_2012_Action=86.0, COCO=80.7),
+            *TODAY,
+        ),
+    ),
+    "table5": Experiment(
+        "Architecture: (a) classify each region, then pool; (b) pool the features, then classify",
+        ("map", "accuracy", "point_ap"),
+        tuple(
+            Row(
+                f"({letter}) {order}, {pool}",
+                settings | {"architecture": letter},
+                {k: v for k, v in numbers.items() if pool == "max + min"},
+                line=pool,
+            )
+            for pool, settings in (
+                ("max + min", ONE_REGION | {"alpha": 1.0}),
+                ("k = 0.2, alpha = 0.7", ONE_REGION | {"kmax": 0.2, "kmin": None, "alpha": 0.7}),
+            )
+            for letter, order, numbers in (
+                ("a", "convolution, then pooling", {"VOC 2007": 89.0, "VOC 2012 Action": 78.9, "MIT67": 69.6}),
+                ("b", "pooling, then convolution", {"VOC 2007": 87.3, "VOC 2012 Action": 77.5, "MIT67": 68.1}),
+            )
+        ),
+    ),
+    "table6": Experiment(
+        "Number of maps per class, M (k+ = k- = 1, alpha = 1)",
+        ("map", "accuracy", "point_ap"),
+        _map_rows(),
+        x_label="M, maps per class",
+    ),
+    "table7": Experiment(
+        "Ablation (k+ = k- = 1)",
+        ("map", "accuracy", "point_ap"),
+        (
+            Row("max", ONE_REGION | {"alpha": 0.0}),
+            Row("max + min", ONE_REGION | {"alpha": 1.0}, {"VOC 2007": 89.0}),
+            Row("max + min, alpha = 0.7", ONE_REGION | {"alpha": 0.7}, {"VOC 2007": 90.3}),
+            Row("max + min, M = 4", ONE_REGION | {"alpha": 1.0, "num_maps": 4}, {"VOC 2007": 91.6}),
+            Row("max + min, alpha = 0.7, M = 4", ONE_REGION | {"alpha": 0.7, "num_maps": 4}, {"VOC 2007": 92.0}),
+        ),
+    ),
+    "table8": Experiment(
+        "Pointwise localization",
+        ("point_ap", "map"),
+        (
+            _method("DeepMIL (max)", "deepmil", VOC_2012=74.5, COCO=41.2),
+            _method("ProNet (log-sum-exp)", "pronet", VOC_2012=77.7, COCO=46.4),
+            _paper_only("WSLocalization", VOC_2012=79.7, COCO=49.2),
+            _method("GAP, architecture (a)", "gap-a"),
+            _method("WELDON", "weldon"),
+            _method("WILDCAT", "wildcat", VOC_2012=82.9, COCO=53.4),
+            *TODAY,
+        ),
+    ),
+    "figure4": Experiment(
+        "Weight of the negative evidence, alpha: classification",
+        ("map", "accuracy"),
+        _alpha_rows(1),
+        x_label="alpha",
+    ),
+    "figure5": Experiment(
+        "Weight of the negative evidence, alpha: localization",
+        ("point_ap", "map"),
+        _alpha_rows(1),
+        x_label="alpha",
+    ),
+}
+"""Name on the command line -> experiment."""
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of a table or figure of the paper.
+
+    Raises:
+        ConfigError: no such table, or one that is reproduced elsewhere.
+    """
+    if name not in EXPERIMENTS:
+        raise ConfigError(
+            f"there is no experiment {name!r}.",
+            did_you_mean(name, EXPERIMENTS) or f"Experiments are: {', '.join(EXPERIMENTS)}.",
+        )
+    return EXPERIMENTS[name]

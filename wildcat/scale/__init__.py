@@ -1,0 +1,1 @@
+"""Prediction of any number of images: sources that stream, parts that are written once, processes that share them."""
