@@ -266,12 +266,12 @@ def test_the_page_is_whole_and_asks_for_nothing_elsewhere(connect: Connect) -> N
     page = get(connect, "/").text
     assert not re.search(r"<style|<script(?![^>]*src)|\sstyle=|\son\w+=", page), "the policy allows nothing inline"
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
-    assert {"/static/look.js", "/static/page.js", "/static/page.css", "/static/look.css", "/openapi.json"} <= set(links)
+    assert {"/static/maps.js", "/static/page.js", "/static/page.css", "/static/look.css", "/openapi.json"} <= set(links)
     for link in links:
         assert link.startswith(("/", "data:,"))
         if link.startswith("/"):
             assert get(connect, link).status_code == 200
-    script = get(connect, "/static/look.js").text + get(connect, "/static/page.js").text
+    script = get(connect, "/static/maps.js").text + get(connect, "/static/page.js").text
     assert (
         "innerHTML =" not in script and "eval(" not in script and "://" not in script.replace("http://www.w3.org", "")
     )

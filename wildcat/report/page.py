@@ -100,9 +100,9 @@ def _cost(example: Example, with_photo: bool) -> int:
 
 
 def _render(contents: Contents, examples: Sequence[Example], left_out: int, now: datetime) -> bytes:
-    asset = files("wildcat.report")
-    style = asset.joinpath("report.css").read_text(encoding="utf-8") + _shade_rules()
-    script = "".join(asset.joinpath(name).read_text(encoding="utf-8") for name in ("look.js", "report.js"))
+    style = files("wildcat.report").joinpath("report.css").read_text(encoding="utf-8") + _shade_rules()
+    scripts = (("wildcat.viz", "static/maps.js"), ("wildcat.report", "report.js"))
+    script = "".join(files(package).joinpath(name).read_text(encoding="utf-8") for package, name in scripts)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"

@@ -1,11 +1,13 @@
 "use strict";
 (() => {
-  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root } = wildcat;
+  const {
+    find, findAll, create, createSvg, decodeBase64, cubic, resizeMap, heatColor, paint, drawPoint, drawBox, legendEntry, root,
+  } = wildcat;
 
   // --- tables that sort ---
-  for (const table of all("table.sortable")) {
-    all("thead th", table).forEach((head, column) => {
-      const button = make("button", "", head.textContent);
+  for (const table of findAll("table.sortable")) {
+    findAll("thead th", table).forEach((head, column) => {
+      const button = create("button", "", head.textContent);
       button.type = "button";
       head.replaceChildren(button);
       button.addEventListener("click", () => {
@@ -14,11 +16,11 @@
           const cell = row.children[column];
           return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
         };
-        const rows = all("tbody tr", table).sort((a, b) => {
+        const rows = findAll("tbody tr", table).sort((a, b) => {
           const [x, y] = [key(a), key(b)];
           return (rising ? 1 : -1) * (typeof x === "number" ? x - y : x.localeCompare(y));
         });
-        for (const other of all("thead th", table)) other.removeAttribute("aria-sort");
+        for (const other of findAll("thead th", table)) other.removeAttribute("aria-sort");
         head.setAttribute("aria-sort", rising ? "ascending" : "descending");
         find("tbody", table).append(...rows);
       });
@@ -28,26 +30,26 @@
   // --- images ---
   const store = JSON.parse(find("#store").textContent);
   if (!store.cards.length) return;
-  const tables = Object.fromEntries(Object.entries(store.colormaps).map(([name, text]) => [name, bytes(text)]));
+  const tables = Object.fromEntries(Object.entries(store.colormaps).map(([name, text]) => [name, decodeBase64(text)]));
   const canvases = new Map(); // canvas -> what is drawn on it
   let colormap = Object.keys(tables)[0];
 
-  const paint = (canvas) => {
+  const repaint = (canvas) => {
     const { map, grid, strength } = canvases.get(canvas);
-    const colors = tables[colormap], heat = enlarge(bytes(map), grid, canvas.height, canvas.width, cubic);
-    painted(canvas, (i) => heatColor(heat[i], colors, strength));
+    const colors = tables[colormap], heat = resizeMap(decodeBase64(map), grid, canvas.height, canvas.width, cubic);
+    paint(canvas, (i) => heatColor(heat[i], colors, strength));
   };
   const heatOf = (card, map, className, strength = 1) => {
     const [width, height] = store.photos[card.photo].size, scale = 160 / Math.max(width, height);
-    const canvas = make("canvas", className);
+    const canvas = create("canvas", className);
     canvas.width = Math.max(1, Math.round(width * scale));
     canvas.height = Math.max(1, Math.round(height * scale));
     canvases.set(canvas, { map, grid: card.grid, strength });
-    paint(canvas);
+    repaint(canvas);
     return canvas;
   };
   const imageOf = (source, className = "", alt = "") => {
-    const image = make("img", className);
+    const image = create("img", className);
     image.src = source;
     image.alt = alt;
     image.decoding = "sync"; // heat never stands there without its image
@@ -56,28 +58,23 @@
   };
   const marksOf = (card, { answers = true, size = 0.024 } = {}) => {
     const [width, height] = store.photos[card.photo].size;
-    const svg = drawing("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const box of card.truth ?? []) svg.append(boxOf(box, box[4] ? "mark-truth difficult" : "mark-truth"));
+    const svg = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    for (const box of card.truth ?? []) svg.append(drawBox(box, box[4] ? "mark-truth difficult" : "mark-truth"));
     if (answers) {
-      for (const box of card.boxes) svg.append(boxOf(box, "mark-box"));
-      const radius = size * Math.sqrt(width * height), [cx, cy] = card.point;
-      const point = drawing("g", { class: "mark-point" });
-      for (const [part, fill] of [[1.15, "#18181b"], [1, "#fff"], [0.66, "#e69f00"]]) {
-        point.append(drawing("circle", { cx, cy, r: radius * part, fill }));
-      }
-      svg.append(point);
+      for (const box of card.boxes) svg.append(drawBox(box, "mark-box"));
+      svg.append(drawPoint(card.point, size * Math.sqrt(width * height)));
     }
     return svg;
   };
   const stageOf = (card, { alt = "", size = 0.024, strength = 1 } = {}) => {
-    const photo = store.photos[card.photo], stage = make("span", "stage");
+    const photo = store.photos[card.photo], stage = create("span", "stage");
     stage.append(imageOf(photo.src, "", alt), heatOf(card, card.heat, "", strength));
     if (photo.mask) stage.append(imageOf(photo.mask, "mask"));
     stage.append(marksOf(card, { size }));
     return stage;
   };
 
-  const cards = all(".card");
+  const cards = findAll(".card");
   const cardOf = (button) => store.cards[Number(button.dataset.card)];
   const narrow = matchMedia("(max-width: 40rem)");
   const fit = (button) => {
@@ -110,11 +107,11 @@
 
   // --- long shelves: the first dozen, the rest when asked for ---
   const PAGE = 12;
-  for (const shelf of all(".shelf")) {
+  for (const shelf of findAll(".shelf")) {
     const rest = [...shelf.children].slice(PAGE);
     if (rest.length < 2) continue;
     for (const item of rest) item.hidden = true;
-    const item = make("li", "more"), button = make("button", "", `Show ${rest.length} more`);
+    const item = create("li", "more"), button = create("button", "", `Show ${rest.length} more`);
     button.type = "button";
     item.append(button);
     shelf.append(item);
@@ -130,13 +127,13 @@
   for (const name of Object.keys(tables)) select.append(new Option(name, name));
   select.addEventListener("change", () => {
     colormap = select.value;
-    for (const canvas of canvases.keys()) paint(canvas);
+    for (const canvas of canvases.keys()) repaint(canvas);
   });
   slider.addEventListener("input", () => root.style.setProperty("--opacity", slider.value / 100));
-  for (const choice of all("input[name=layer]")) {
+  for (const choice of findAll("input[name=layer]")) {
     choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; });
   }
-  for (const choice of all("input[data-show]")) {
+  for (const choice of findAll("input[data-show]")) {
     choice.addEventListener("change", () => document.body.classList.toggle(`show-${choice.dataset.show}`, choice.checked));
     if (choice.dataset.show === "truth" && !store.cards.some((card) => card.truth)) choice.closest("label").hidden = true;
   }
@@ -151,16 +148,16 @@
   });
 
   // --- arrow keys: one stop of the Tab key a shelf, the arrows move inside and between shelves ---
-  const reachable = () => all(".card").filter((button) => !button.closest("li").hidden);
-  for (const shelf of all(".shelf")) all(".card", shelf).forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
+  const reachable = () => findAll(".card").filter((button) => !button.closest("li").hidden);
+  for (const shelf of findAll(".shelf")) findAll(".card", shelf).forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
   const focusOn = (button) => {
     if (!button) return;
-    for (const other of all(".card", button.closest(".shelf"))) other.tabIndex = other === button ? 0 : -1;
+    for (const other of findAll(".card", button.closest(".shelf"))) other.tabIndex = other === button ? 0 : -1;
     fill(button);
     button.focus();
   };
   const step = (from, key) => {
-    const shelf = all(".card", from.closest(".shelf")).filter((button) => !button.closest("li").hidden);
+    const shelf = findAll(".card", from.closest(".shelf")).filter((button) => !button.closest("li").hidden);
     if (key === "Home") return shelf[0];
     if (key === "End") return shelf.at(-1);
     const every = reachable(), here = every.indexOf(from);
@@ -185,8 +182,8 @@
   const viewer = find("#viewer"), tools = find("#tools");
   let open = null;
   const captioned = (stage, caption) => {
-    const figure = make("figure");
-    figure.append(stage, make("figcaption", "", caption));
+    const figure = create("figure");
+    figure.append(stage, create("figcaption", "", caption));
     return figure;
   };
   const sized = (stage, photo, share) => {
@@ -197,7 +194,7 @@
   };
   const truthOf = (card, photo) => {
     if (!photo.truth && !card.truth?.length) return null;
-    const stage = make("span", "stage truth-stage");
+    const stage = create("span", "stage truth-stage");
     const named = photo.present.length ? photo.present.join(", ") : "none of the classes";
     stage.append(imageOf(photo.src, "", `${photo.name}, the truth: ${named}`));
     if (photo.truth) stage.append(imageOf(photo.truth, "mask always"));
@@ -206,7 +203,7 @@
     return captioned(sized(stage, photo, 56), `Truth: ${shown.join(" and ")}`);
   };
   const factsOf = (card, photo) => {
-    const facts = make("dl", "facts");
+    const facts = create("dl", "facts");
     const rows = [
       ["Verdict", card.verdict], ["Probability", `${(100 * card.probability).toFixed(1)} %`], ["Score", card.score.toFixed(2)],
       ["Point", `(${card.point.join(", ")})${card.inside === null ? "" : card.inside ? ", inside a true box" : ", outside the true boxes"}`],
@@ -215,8 +212,8 @@
     if (photo.present) rows.push(["Truly present", photo.present.join(", ") || "nothing"]);
     rows.push(["Image", `${photo.size[0]} × ${photo.size[1]} px`]);
     for (const [name, value] of rows) {
-      const pair = make("div");
-      pair.append(make("dt", "", name), make("dd", "", value));
+      const pair = create("div");
+      pair.append(create("dt", "", name), create("dd", "", value));
       facts.append(pair);
     }
     return facts;
@@ -224,32 +221,27 @@
   const show = (button) => {
     open = button;
     const card = cardOf(button), photo = store.photos[card.photo], body = find("#viewer-body");
-    for (const canvas of all("canvas", body)) canvases.delete(canvas);
+    for (const canvas of findAll("canvas", body)) canvases.delete(canvas);
     find("#viewer-title").textContent = `${card.class} · ${photo.name}`;
-    const pair = make("div", "pair");
+    const pair = create("div", "pair");
     const said = card.opacity < 1 ? "Prediction; the heat is drawn in full though the class is not predicted" : "Prediction";
     pair.append(captioned(sized(stageOf(card, { alt: card.words }), photo, 56), said));
     const truth = truthOf(card, photo);
     if (truth) pair.append(truth);
     body.replaceChildren(pair);
     if (photo.legend.length) {
-      const legend = make("p", "legend");
-      for (const [name, color] of photo.legend) {
-        const entry = make("span"), swatch = drawing("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" });
-        swatch.append(drawing("rect", { width: 12, height: 12, rx: 2, fill: color }));
-        entry.append(swatch, name);
-        legend.append(entry);
-      }
+      const legend = create("p", "legend");
+      for (const [name, color] of photo.legend) legend.append(legendEntry(name, color));
       body.append(legend);
     }
     if (card.maps.length > 1) {
-      const row = make("div", "modalities");
+      const row = create("div", "modalities");
       card.maps.forEach((map, i) => {
-        const stage = make("span", "stage");
+        const stage = create("span", "stage");
         stage.append(imageOf(photo.src, "", `Map ${i + 1} of ${card.maps.length} behind ${card.class}`), heatOf(card, map, "always"));
         row.append(captioned(sized(stage, photo, 0), `Map ${i + 1}`));
       });
-      body.append(make("h3", "", `The ${card.maps.length} maps whose mean is the heatmap, on one scale`), row);
+      body.append(create("h3", "", `The ${card.maps.length} maps whose mean is the heatmap, on one scale`), row);
     }
     body.append(factsOf(card, photo));
     if (!viewer.open) {

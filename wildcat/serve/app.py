@@ -41,7 +41,7 @@ from wildcat.viz.colors import MARK_COLORS, colormap_table
 ASSETS = {
     "page.css": ("wildcat.serve", "static/page.css", "text/css; charset=utf-8"),
     "page.js": ("wildcat.serve", "static/page.js", "text/javascript; charset=utf-8"),
-    "look.js": ("wildcat.report", "look.js", "text/javascript; charset=utf-8"),
+    "maps.js": ("wildcat.viz", "static/maps.js", "text/javascript; charset=utf-8"),
     "look.css": ("wildcat.report", "report.css", "text/css; charset=utf-8"),
 }
 """Name -> package, file and media type; the page has the look of a report."""

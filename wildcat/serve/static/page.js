@@ -1,6 +1,9 @@
 "use strict";
 (() => {
-  const { find, all, make, drawing, bytes, cubic, enlarge, heatColor, painted, boxOf, root } = wildcat;
+  const {
+    find, findAll: all, create: make, createSvg: drawing, decodeBase64: bytes, cubic, resizeMap: enlarge, heatColor,
+    paint: painted, drawBox: boxOf, root,
+  } = wildcat;
   const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
   const hex = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
 
