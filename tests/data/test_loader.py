@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,15 @@ from PIL import Image
 
 from wildcat.data.dataset import Sample
 from wildcat.data.images import Reduced, Spare, as_stored, read_reduced
-from wildcat.data.loader import Augment, ImageDataset, batch_indices, epoch_order, load_batches, suggested_workers
+from wildcat.data.loader import (
+    Augment,
+    BatchLoader,
+    ImageDataset,
+    batch_indices,
+    epoch_order,
+    load_batches,
+    suggested_workers,
+)
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
 
@@ -114,6 +123,44 @@ def test_a_missing_image_keeps_its_sentence(samples: list[Sample], tmp_path: Pat
     gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
     with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
         list(load_batches(ImageDataset([gone], PREPROCESS), [[0]], workers=1))
+
+
+class _LabelledWithPid(ImageDataset):
+    """Its labels are the pid of the process that read the image."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
+        item = super().__getitem__(key)
+        return item if isinstance(item, ImageError) else (item[0], torch.tensor(os.getpid()))
+
+
+def test_workers_stay_alive_between_epochs(samples: list[Sample]) -> None:
+    loader = BatchLoader(_LabelledWithPid(samples, PREPROCESS), workers=2)
+    batches = batch_indices(range(7), 2)
+    first, second = ({int(p) for _, pids in loader.batches(batches, epoch) for p in pids} for epoch in (0, 1))
+    assert first == second
+    assert len(first) == 2
+    assert os.getpid() not in first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_epoch_has_its_own_batches_and_crops(samples: list[Sample], workers: int) -> None:
+    images = ImageDataset(samples, PREPROCESS, Augment(seed=3))
+    loader = BatchLoader(images, workers)
+    next(loader.batches([[0], [1], [2], [3], [4]], 9))  # abandoned
+    for epoch in (0, 1):
+        batches = batch_indices(epoch_order(7, 0, epoch), 3)
+        loaded = list(loader.batches(batches, epoch))
+        assert [int(i) for _, labels in loaded for i in labels.argmax(1)] == epoch_order(7, 0, epoch)
+        for (inputs, _), (expected, _) in zip(loaded, load_batches(images, batches, epoch), strict=True):
+            assert torch.equal(inputs, expected)
+
+
+def test_an_unreadable_image_leaves_the_loader_usable(samples: list[Sample], tmp_path: Path) -> None:
+    gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
+    loader = BatchLoader(ImageDataset([*samples, gone], PREPROCESS), workers=2)
+    with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
+        list(loader.batches([[0], [7], [1], [2]]))
+    assert len(list(loader.batches([[0], [1], [2]]))) == 3
 
 
 def test_no_batches_are_no_batches(samples: list[Sample]) -> None:

@@ -90,28 +90,54 @@ def batch_indices(order: Sequence[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+class BatchLoader:
+    """Batches of an `ImageDataset`, read by worker processes that stay alive from epoch to epoch.
+
+    The workers start with the first batch and end with this object. They hold the data set as it was then.
+
+    Args:
+        workers: processes that read; with 0 the caller's own thread reads.
+        pin_memory: copy batches to page-locked memory, for a GPU.
+    """
+
+    def __init__(self, images: ImageDataset, workers: int = 0, pin_memory: bool = False) -> None:
+        self._keys: list[list[tuple[int, int]]] = []  # (epoch, index) of each image of each batch
+        self._loader: DataLoader[Any] = DataLoader(
+            images,
+            batch_sampler=self._keys,  # read again at each `iter(self._loader)`
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupt,
+            collate_fn=_collate,
+            # A loader draws a seed for its workers: from the global generator it would change what dropout draws.
+            generator=torch.Generator(),
+            pin_memory=pin_memory,
+        )
+
+    def batches(self, batches: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, 3, S, S), labels (B, C)) of each batch of indices, in order.
+
+        A new iteration ends the one before it, which may be unfinished.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        self._keys[:] = [[(epoch, index) for index in batch] for batch in batches]
+        for batch in self._loader:
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
+
+
 def load_batches(
     images: ImageDataset, batches: Sequence[Sequence[int]], epoch: int = 0, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images (B, 3, S, S), labels (B, C)) of each batch, in order.
+    """Yield the batches of `BatchLoader.batches` once; the workers end with the last one.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    loader: DataLoader[Any] = DataLoader(
-        images,
-        batch_sampler=[[(epoch, i) for i in batch] for batch in batches],
-        num_workers=min(workers, len(batches)),
-        worker_init_fn=_ignore_interrupt,
-        collate_fn=_collate,
-        # A loader draws a seed for its workers; taken from the global generator it would change what dropout draws.
-        generator=torch.Generator().manual_seed(epoch),
-        pin_memory=pin_memory,
-    )
-    for batch in loader:
-        if isinstance(batch, ImageError):
-            raise batch
-        yield batch
+    return BatchLoader(images, min(workers, len(batches)), pin_memory).batches(batches, epoch)
 
 
 def load_batch(images: ImageDataset, batch: Sequence[int], epoch: int = 0) -> Item:
