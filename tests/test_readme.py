@@ -1,4 +1,4 @@
-"""The README's commands and examples run as written, and its figures are those of the result files."""
+"""The README's commands and examples run as written, and its results table matches the result files."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_links_lead_somewhere() -> None:
             assert (REPOSITORY / target).exists(), target
 
 
-def test_figures_are_those_of_the_result_files() -> None:
+def test_results_match_the_result_files() -> None:
     check = [sys.executable, str(REPOSITORY / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

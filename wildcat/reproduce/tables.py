@@ -120,6 +120,12 @@ def plot(summary: Mapping[str, Any]) -> bytes:
     return draw_series(series, s["x_label"], label, title, log_x=s["experiment"] == "table6")
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
 def percent(figure: Mapping[str, Any] | float | None) -> str:
     """A share as per cent; of several seeds (see `spread`) the mean, with the deviation where there is one.
 
