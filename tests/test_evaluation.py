@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
+from tests.counting import CountingProgress
 from wildcat.data import open_dataset, write_shapes
 from wildcat.data.dataset import DataSet, Sample, Task
 from wildcat.data.images import read_mask
@@ -313,9 +314,9 @@ def test_figures_do_not_depend_on_the_batch_and_progress_counts_images(shapes: D
     predictor = Predictor(
         "tiny", [Member(model, Preprocess(64, (0.5,) * 3, (0.5,) * 3))], shapes.classes, "multilabel", "cpu"
     )
-    told: list[int] = []
-    expected = score(predictor, shapes, "val", progress=told.append)
-    assert sum(told) == 12
+    progress = CountingProgress()
+    expected = score(predictor, shapes, "val", progress=progress)
+    assert progress.counts == {"evaluating": 12}
     for batch_size in (1, 5):
         stream = predictor.stream([s.path for s in shapes.split("val")], modalities=False, batch_size=batch_size)
         result = score(predictor, shapes, "val", predictions=stream)

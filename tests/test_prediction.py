@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,7 +18,10 @@ from scipy.ndimage import map_coordinates
 from scipy.special import expit, softmax
 
 from wildcat.errors import ConfigError, RunError
+from wildcat.export.instances import InstanceParams, find_instances
+from wildcat.models.calibration import Calibration
 from wildcat.prediction import SCHEMA, Prediction, file_name, file_names
+from wildcat.regions.masks import MaskParams
 
 CLASSES = ("cat", "dog", "fish")
 
@@ -59,6 +63,49 @@ def test_multiclass_is_the_likeliest_class_and_probabilities_add_up() -> None:
     p = prediction(task="multiclass", class_scores=np.array([-5, -4, -6], np.float32))
     np.testing.assert_allclose(list(p.probabilities.values()), softmax([-5.0, -4.0, -6.0]), rtol=1e-5)
     assert p.labels == ("dog",)
+
+
+@pytest.mark.parametrize(
+    ("task", "gates", "labels"),
+    [
+        # probabilities 0.62, 0.12, 0.95
+        ("multilabel", (0.7, 0.1, 0.96), ("dog",)),
+        ("multilabel", (0.6, 0.1, 0.9), ("fish", "cat", "dog")),
+        ("multilabel", (1.0, 1.0, 1.0), ()),
+        # probabilities 0.075, 0.006, 0.918: the likeliest class is a label whatever its threshold
+        ("multiclass", (0.07, 1.0, 1.0), ("fish", "cat")),
+        ("multiclass", (1.0, 1.0, 1.0), ("fish",)),
+        ("multiclass", None, ("fish",)),
+    ],
+)
+def test_one_set_of_thresholds_decides_labels_boxes_masks_and_exports(
+    task: Any, gates: tuple[float, ...] | None, labels: tuple[str, ...]
+) -> None:
+    maps = np.zeros((3, 4, 9), np.float32)
+    maps[0, 0, 0] = maps[1, 3, 4] = maps[2, 1, 8] = 9  # in corners of their own: every drawn class is visible
+    calibration = None if gates is None else Calibration(MaskParams(gate=gates, rule="score", score=1.0), {})
+    p = prediction(task=task, class_maps=maps, modality_maps=None, calibration=calibration)
+    assert p.labels == tuple(p.boxes) == labels
+    assert {CLASSES[i - 1] for i in np.unique(p.mask()) if i} == set(labels)
+    assert {i.name for i in find_instances(p, InstanceParams(min_area=0))} == set(labels)
+    row = p.to_dict()
+    assert row["labels"] == list(row["boxes"]) == list(labels)
+    explicit = InstanceParams(min_score=0.9, min_area=0)
+    assert {i.name for i in find_instances(p, explicit)} == {"fish"}, "an explicit minimum score overrides them"
+
+
+@pytest.mark.parametrize("crf", [False, True])
+def test_the_crf_runs_on_the_device_of_the_predictor(crf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = []
+
+    def record(maps: torch.Tensor, class_prob: torch.Tensor, size: tuple[int, int], *_: Any, **__: Any) -> torch.Tensor:
+        devices.extend([maps.device.type, class_prob.device.type])
+        return torch.zeros(size, dtype=torch.int64)
+
+    monkeypatch.setattr("wildcat.prediction.maps_to_mask", record)
+    mask = prediction(device=torch.device("meta")).mask(crf=crf)
+    assert mask.shape == (40, 90)
+    assert devices == ["meta" if crf else "cpu"] * 2
 
 
 def test_a_prediction_cannot_be_changed() -> None:

@@ -1,12 +1,10 @@
-"""How good a model is on labelled images: classification, pointwise localization, segmentation."""
+"""Evaluate a model on labelled images: classification, pointwise localization, segmentation."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,7 @@ from numpy.typing import NDArray
 
 from wildcat.data.dataset import PRESENT, DataSet, Sample, label_matrix
 from wildcat.data.images import read_mask
-from wildcat.errors import ConfigError, DataError
-from wildcat.files import write_bytes
+from wildcat.errors import DataError
 from wildcat.metrics import (
     ApVariant,
     class_iou,
@@ -26,50 +23,40 @@ from wildcat.metrics import (
     overlap_confusion,
     pointing_average_precision,
     pointing_game,
-    precision_recall_curve,
     roc_auc,
 )
 from wildcat.metrics.classification import class_indices
 from wildcat.models.calibration import Calibration, measured_again
 from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
 from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
-from wildcat.train.distributed import gather, share_of
-from wildcat.viz.curves import SUFFIXES as CURVE_SUFFIXES
-from wildcat.viz.curves import draw_precision_recall
+from wildcat.train.distributed import gather, share_of, world_size
 
-POINT_TOLERANCE = 18
-"""Pixels a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)."""
+POINT_TOLERANCE = 18  # pixels that a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)
+IGNORED_PIXEL = 255  # label of pixels of true masks that do not count (VOC devkit)
+MEASURES = ("classification", "pointing", "segmentation")  # each is computed if the data has the ground truth for it
 
-
-MEASURES = ("classification", "pointing", "segmentation")
-"""What can be measured; each where the data has the ground truth for it."""
-
-IGNORED_PIXEL = 255
-"""Of true masks (VOC's white border)."""
-
-THRESHOLDS = (0.01, *(i / 20 for i in range(1, 20)))
-"""Constant scores of the background, against maps divided by their maximum, among which the best one is found; the
-lowest draws all positive evidence."""
-
+# Background thresholds among which the best one is searched: SCORES against raw maps (rule "score"), THRESHOLDS against
+# maps divided by their maximum (the other rules).
 SCORES = tuple(i / 4 for i in range(-24, 25))
-"""Scores of the background against raw maps among which the best one is found."""
+THRESHOLDS = (0.01, *(i / 20 for i in range(1, 20)))
 
 
 @dataclass
 class Tally:
-    """What was predicted for the images of a split so far; those of several processes merge into one.
+    """Predictions of some images of a split, reduced to what the metrics need; tallies of several processes merge.
 
-    Figures are made of the whole tally, never averaged over parts of it: they do not depend on how many processes
-    predicted, on who predicted what, or on the size of batches.
+    Metrics are computed on the tally of the whole split and never averaged over parts of it, so they do not depend on
+    the number of processes or on the batch size.
 
     Attributes:
-        scores: position in the split -> (C,) scores.
-        points: position -> (C, 2) points (x, y).
-        confusion: (C+1, C+1) pixels of all masks so far, rows true, columns predicted; None where they do not count.
-        strengths: what masks at other thresholds would be, see `strength_histogram`; None where that is not known.
-        params: how the masks were drawn; its gate means nothing where classes exclude each other.
-        calibration: what that was fitted on; None where it was not.
+        scores: index in the split -> (C,) scores.
+        points: index -> (C, 2) points (x, y).
+        confusion: (C+1, C+1) pixels of all masks, rows true, columns predicted; None if segmentation is not measured.
+        strengths: histogram for masks at other thresholds, see `strength_histogram`; None if it is not available.
+        params: settings of the predicted masks; in a multi-class model its thresholds vary by image.
+        calibration: the model's calibration, or None.
     """
 
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
@@ -80,14 +67,14 @@ class Tally:
     calibration: Calibration | None = None
 
     def score_matrix(self, order: Sequence[int]) -> NDArray[np.float32]:
-        """(N, C) scores in the order of the split and of the data set's classes."""
+        """(N, C) scores in the order of the split, columns by `order` (see `class_order`)."""
         return np.stack([self.scores[i] for i in range(len(self.scores))])[:, order]
 
     def merge(self, other: Tally) -> Tally:
-        """Both together.
+        """The union of both.
 
         Raises:
-            DataError: an image was predicted twice.
+            DataError: both contain the same image.
         """
         if twice := self.scores.keys() & other.scores.keys():
             raise DataError(f"image {min(twice)} of the split was predicted by two processes.")
@@ -107,21 +94,18 @@ def evaluate(
     split: str,
     variant: ApVariant = "voc10",
     crf: bool = False,
-    progress: Callable[[int], object] = lambda images: None,
+    progress: Progress = SILENT,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
-    """Measure a model on a split of a data set; what the data has no ground truth for is left out.
-
-    Under `torchrun` every process predicts its share of the images, and all return the same figures, those of one
-    process alone.
+    """Compute the metrics of a model on a split.
 
     Args:
-        crf: sharpen masks with a dense CRF before they are measured.
+        crf: sharpen masks with a dense CRF first.
         variant: of average precision: "voc07", "voc10" or "plain", see `wildcat.metrics.average_precision`.
-        progress: called with the number of images done since the last call.
-        predictions: those of the split's images in their order, where they have been made already.
-        measures: some of `MEASURES`; masks at full resolution are what takes time.
+        progress: counts images.
+        predictions: of the images of the split in their order, if they exist already.
+        measures: some of `MEASURES`; segmentation takes longest.
 
     Returns:
         `{"data", "split", "images", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
@@ -133,7 +117,7 @@ def evaluate(
     """
     order = class_order(predictor, data)
     tally = measure(predictor, data, split, crf, progress, predictions, measures)
-    return report(tally, data, split, order, variant, crf, measures)
+    return summarize(tally, data, split, order, variant, crf, measures)
 
 
 def measure(
@@ -141,21 +125,26 @@ def measure(
     data: DataSet,
     split: str,
     crf: bool = False,
-    progress: Callable[[int], object] = lambda images: None,
+    progress: Progress = SILENT,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
 ) -> Tally:
-    """What the model says of each image of a split, of which `report` makes the figures; see `evaluate`."""
+    """Predict the images of a split and collect what `summarize` needs; see `evaluate` for the arguments.
+
+    Under torchrun each process predicts its share of the images, and all return the merged tally.
+    """
     samples = data.split(split)
     order = class_order(predictor, data)
     with_masks = "segmentation" in measures and all(s.mask is not None for s in samples)
-    mine = range(len(samples)) if predictions is not None else share_of(len(samples))
+    shared = predictions is None
+    indices = share_of(len(samples)) if shared else range(len(samples))
     if predictions is None:
-        predictions = predictor.stream([samples[i].path for i in mine], modalities=False)
+        predictions = predictor.stream([samples[i].path for i in indices], modalities=False)
     tally = Tally()
     if with_masks:
         tally.confusion = np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64)
-    for i, prediction in zip(mine, predictions, strict=True):
+    progress.start("evaluating", len(samples))
+    for i, prediction in zip(indices, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
         tally.points[i] = np.asarray(list(prediction.points.values()))
         if tally.confusion is not None:
@@ -164,11 +153,12 @@ def measure(
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
             if not crf and tally.params.rule != "trained":  # a CRF would have to run once for every threshold
                 tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth, order))
-        progress(1)
-    return reduce(Tally.merge, gather(tally)) if len(mine) < len(samples) else tally
+        progress.advance(world_size() if shared else 1)
+    # Every rank gathers, also one without images: a rank that skipped it would leave the others waiting.
+    return reduce(Tally.merge, gather(tally)) if shared else tally
 
 
-def report(
+def summarize(
     tally: Tally,
     data: DataSet,
     split: str,
@@ -177,7 +167,7 @@ def report(
     crf: bool = False,
     measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
-    """The figures of a whole tally, as `evaluate` returns them; `order` is that of `class_order`."""
+    """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
     samples = data.split(split)
     scores = tally.score_matrix(order)
     points = np.stack([tally.points[i] for i in range(len(samples))])[:, order]
@@ -192,10 +182,10 @@ def report(
 
 
 def class_order(predictor: Predictor, data: DataSet) -> list[int]:
-    """Index of each of the data set's classes among the model's.
+    """Index in the model's classes of each of the data set's classes.
 
     Raises:
-        DataError: the two name different classes.
+        DataError: the two have different classes.
     """
     if set(predictor.classes) != set(data.classes):
         only_model = sorted(set(predictor.classes) - set(data.classes))[:5]
@@ -209,47 +199,12 @@ def class_order(predictor: Predictor, data: DataSet) -> list[int]:
     return [predictor.classes.index(c) for c in data.classes]
 
 
-def check_curves(path: Path) -> None:
-    """Refuse a file of curves of another kind before the images are measured.
-
-    Raises:
-        ConfigError: not .csv, .png, .svg or .pdf.
-    """
-    if path.suffix not in (".csv", *CURVE_SUFFIXES):
-        raise ConfigError(f"{path}: curves are written as .csv, or drawn as {', '.join(CURVE_SUFFIXES)}.")
-
-
-def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
-    """Write the precision-recall curve of each class: a table (.csv) or a drawing (.png, .svg, .pdf).
-
-    Raises:
-        ConfigError: another kind of file.
-        MissingExtra: matplotlib is needed to draw and is not installed.
-        RunError: the file cannot be written.
-    """
-    labels = label_matrix(data.split(split))
-    scores = tally.score_matrix(order)
-    ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
-    named = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
-    curves = {c: (curve.recall, curve.precision, curve.thresholds) for c, curve in named.items()}
-    if path.suffix == ".csv":
-        rows = [
-            f"{json.dumps(c, ensure_ascii=False)},{r:.6f},{p:.6f},{t:.6g}"
-            for c, curve in curves.items()
-            for r, p, t in zip(*curve, strict=True)
-        ]
-        write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
-        return
-    title = f"{data.name} {split}, {len(labels)} images"
-    write_bytes(path, draw_precision_recall({c: curve[:2] for c, curve in curves.items()}, title, path.suffix))
-
-
 def classification_report(
     scores: NDArray[np.float32], samples: Sequence[Sample], data: DataSet, variant: ApVariant
 ) -> dict[str, Any]:
     """AP per class and its mean; for multi-class data also accuracy, its mean over classes, and ROC AUC.
 
-    Where classes exclude each other, images are ranked by probability: scores are comparable within an image only.
+    Images of multi-class data are ranked by probability: their scores are comparable only within an image.
     """
     labels = label_matrix(samples)
     ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
@@ -276,8 +231,8 @@ def pointing_report(
     Args:
         points: (N, C, 2) of (x, y) in original pixels. scores: (N, C).
 
-    An image whose only objects of a class are difficult counts neither way for that class; where it has others too,
-    a point on a difficult one is a miss.
+    An image whose objects of a class are all difficult is ignored for that class; if it has others too, a point on a
+    difficult one is a miss.
     """
     average_precisions, hits, pairs = [], 0.0, 0
     for c in range(len(classes)):
@@ -302,10 +257,10 @@ def pointing_report(
 
 
 def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
-    """(H, W) labels of an image: 0 background, i + 1 = class i of the data set, 255 ignored.
+    """(H, W) ground truth of an image: 0 background, i + 1 = class i of the data set, 255 ignored.
 
     Raises:
-        DataError: it has no mask, or one of another size.
+        DataError: the image has no mask, or one of another size.
     """
     if sample.mask is None:
         raise DataError(f"{sample.name} has no mask.", "Evaluate segmentation on data with masks.")
@@ -326,7 +281,7 @@ def mask_confusion(
     crf: bool = False,
     params: MaskParams | None = None,
 ) -> NDArray[np.int64]:
-    """(C+1, C+1) pixels of an image, rows true, columns predicted, in the data set's order of classes.
+    """(C+1, C+1) confusion of the pixels of an image, rows true, columns predicted, in the data set's class order.
 
     Args:
         truth: see `true_mask`. order: see `class_order`. params: see `Prediction.mask`.
@@ -340,11 +295,11 @@ def mask_confusion(
 def strength_histogram(
     prediction: Prediction, truth: NDArray[np.uint8], order: Sequence[int], params: MaskParams | None = None
 ) -> NDArray[np.int64]:
-    """(T+1, C+1, C+1) pixels of an image by strength, true class, and the class that is drawn if any is.
+    """(T+1, C+1, C+1) histogram of the pixels of an image by strength, true class and strongest class.
 
-    All masks at the T `thresholds_of` the rule in one: [b] holds the pixels whose strength, see
-    `wildcat.regions.strongest_class`, is above b of them. Histograms of images add up; `confusions_by_threshold`
-    makes the confusion at each threshold.
+    It describes the masks at all T thresholds of `thresholds_of` at once: row b holds the pixels whose strength, see
+    `wildcat.regions.strongest_class`, exceeds b of the thresholds. Histograms of several images can be added;
+    `confusions_by_threshold` turns them into confusions.
     """
     params, size = prediction.mask_params(params), (prediction.height, prediction.width)
     thresholds = thresholds_of(params.rule)
@@ -359,30 +314,29 @@ def strength_histogram(
 
 
 def thresholds_of(rule: BackgroundRule) -> tuple[float, ...]:
-    """The backgrounds among which the best one is found, in the unit of the rule's strength."""
+    """The background thresholds to try, in the unit of the rule's strength."""
     return SCORES if rule == "score" else THRESHOLDS
 
 
 def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(T+1, C+1, C+1) of `strength_histogram` -> (T, C+1, C+1): the confusion of the masks at each threshold."""
+    """(T+1, C+1, C+1) of `strength_histogram` -> (T, C+1, C+1) confusion of the masks at each threshold."""
     total = histogram.sum(axis=0)
-    above = total - histogram.cumsum(axis=0)[:-1]  # [t]: pixels of a strength above threshold t
+    above = total - histogram.cumsum(axis=0)[:-1]  # [t]: pixels with a strength above threshold t
     confusions: NDArray[np.int64] = above.copy()
-    confusions[:, :, 0] = total.sum(axis=1) - above[:, :, 1:].sum(axis=2)  # the rest of each true class is background
+    confusions[:, :, 0] = total.sum(axis=1) - above[:, :, 1:].sum(axis=2)  # other pixels are drawn as background
     return confusions
 
 
 def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> dict[str, Any]:
-    """IoU per class and its mean with the background, on the confusion of all pixels (VOC devkit; 255 ignored).
+    """IoU per class and its mean including the background, on the confusion of all pixels (VOC devkit; 255 ignored).
 
-    `rule` and `threshold` are what the masks were made with, see `MaskParams`: the score of the background against raw
-    maps ("score"), against maps divided by their maximum ("constant"), or what "power" amounts to. `calibration` says
-    what it and the gates were fitted on, and in `measured` how many of those images were measured here; None where
-    nothing was fitted. `hindsight` is the best background by the same rule on the very masks it is measured on, with
-    the same gates: no deployed model can know it.
+    `rule` and `threshold` are the background settings of the masks, see `MaskParams`. `calibration` describes the
+    images that they were fitted on, and `measured` how many of those are in this split; None without calibration.
+    `hindsight` is the best background threshold by the same rule on these very masks: an upper bound that cannot be
+    deployed.
     """
     if tally.confusion is None or tally.params is None:
-        raise DataError("no masks were compared.", "Evaluate segmentation on data with masks.")
+        raise DataError("the split has no masks.", "Evaluate segmentation on data with masks.")
     params = tally.params
     result: dict[str, Any] = {
         "miou": _number(mean_iou(tally.confusion)),
@@ -404,7 +358,7 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
 
 
 def _to_data(order: Sequence[int]) -> NDArray[np.int64]:
-    """(C+1,): the data set's label of each label of the model."""
+    """(C+1,) the data set's label of each label of the model."""
     to_data = np.zeros(len(order) + 1, dtype=np.int64)
     to_data[np.asarray(order) + 1] = np.arange(1, len(order) + 1)
     return to_data
@@ -415,12 +369,12 @@ def _sum(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> NDArray[np
 
 
 def _boxes_of(sample: Sample, c: int) -> tuple[NDArray[np.float32], bool]:
-    """Boxes of a class that are not difficult, and whether all it has are difficult."""
+    """The boxes of a class that are not difficult, and whether it has only difficult ones."""
     if sample.boxes is None or sample.box_classes is None:
         raise DataError(f"{sample.name} has no boxes.", "Evaluate pointing on data with boxes.")
-    mine = sample.box_classes == c
-    easy = mine if sample.box_difficult is None else mine & ~sample.box_difficult
-    return sample.boxes[easy], bool(mine.any() and not easy.any())
+    of_class = sample.box_classes == c
+    easy = of_class if sample.box_difficult is None else of_class & ~sample.box_difficult
+    return sample.boxes[easy], bool(of_class.any() and not easy.any())
 
 
 def _named(classes: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
@@ -428,5 +382,5 @@ def _named(classes: Sequence[str], values: NDArray[np.float64]) -> dict[str, flo
 
 
 def _number(value: float) -> float | None:
-    """A float for JSON, which has no NaN: None where the value is undefined."""
+    """A float for JSON: None instead of NaN."""
     return None if np.isnan(value) else float(value)

@@ -1,11 +1,10 @@
-"""What a network says of one image: scores, labels, points, boxes, heatmaps; on the CPU, frozen, ready to save."""
+"""The result for one image: scores, labels, points, boxes, heatmaps, masks; frozen, on the CPU, ready to save."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,11 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import ImageRef, read_ref
-from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
+from wildcat.errors import ConfigError, ImageError, did_you_mean
+from wildcat.files import making
 from wildcat.models.calibration import Calibration
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
@@ -29,36 +30,30 @@ from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
 from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
 
-SCHEMA = 1
-"""Version of the rows of predictions.jsonl and of the folder `Prediction.save` writes."""
+SCHEMA = 1  # version of the rows of predictions.jsonl and of the folder that `Prediction.save` writes
+OPACITY = 0.75  # of an overlay where the map of a predicted class is highest
+DRAWN_PIXELS = 1 << 24  # drawings of larger images are downscaled to this many pixels: they would take gigabytes
+NOTEBOOK_SIDE = 640  # longest side of the image in a notebook, which stores every image in its file
+BOX_SIDE = 128  # longest side of the grid for finding boxes: class maps are smooth, a finer grid moves no edge
 
-OPACITY = 0.75
-"""Of the hottest place of a predicted class's overlay."""
-
-DRAWN_PIXELS = 1 << 24
-"""Pixels of a drawing: larger images are shrunk to as many. Nobody looks at more, and it takes gigabytes."""
-
-NOTEBOOK_SIDE = 640
-"""Longest side of the image a notebook shows: it stores every one in its file."""
-
-BOX_SIDE = 128
-"""Longest side of the grid boxes are found on: class maps are smooth, a finer grid moves no edge noticeably."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Everything the network says of one image. Coordinates are (x, y) in pixels of the original image.
+    """Scores and maps of one image, and what follows from them. Coordinates are (x, y) in pixels of the original image.
 
     Attributes:
-        path: the image's path, or "" where it had none.
-        width, height: of the original image, as a person sees it (EXIF orientation applied).
+        path: the image's path, or "" for an image in memory.
+        width, height: of the original image, with its EXIF orientation applied.
         classes: names, in the order of the arrays.
         task: "multilabel" or "multiclass".
         class_scores: (C,) raw scores (logits).
-        class_maps: (C, h, w) raw class maps, the whole image on an h x w grid.
-        modality_maps: (C, M, h, w) raw modality maps, or None where they were not asked for.
-        image: the RGB image, or where it is, read when needed.
-        calibration: how masks are drawn where nothing else is said, fitted by `wildcat calibrate`; or None.
+        class_maps: (C, h, w) raw class maps; the h x w grid covers the whole image.
+        modality_maps: (C, M, h, w) raw modality maps, or None where they were not requested.
+        image: the RGB image, or its location, from which it is read when needed.
+        calibration: thresholds fitted by `wildcat calibrate`, or None.
+        device: where `mask` runs the dense CRF.
     """
 
     path: str
@@ -71,6 +66,7 @@ class Prediction:
     modality_maps: NDArray[np.float32] | None
     image: Image.Image | Path | ImageRef
     calibration: Calibration | None = None
+    device: torch.device = CPU
 
     @cached_property
     def scores(self) -> Mapping[str, float]:
@@ -79,7 +75,7 @@ class Prediction:
 
     @cached_property
     def probabilities(self) -> Mapping[str, float]:
-        """Probability of each class: sigmoid of its score, or softmax over all where classes exclude each other."""
+        """Probability of each class: the sigmoid of its score; in a multi-class model the softmax over all scores."""
         return self._by_class(self.class_probs)
 
     @cached_property
@@ -88,12 +84,20 @@ class Prediction:
         return score_probabilities(self.class_scores, self.task)
 
     @cached_property
+    def thresholds(self) -> NDArray[np.float32]:
+        """(C,) probability from which each class is predicted: in `labels`, `boxes`, `mask` and exported annotations.
+
+        Fitted by `wildcat calibrate`, otherwise 0.5. In a multi-class model the likeliest class is always predicted;
+        others only if they reach a fitted threshold.
+        """
+        gate = self.mask_params().gate
+        return np.asarray(gate if isinstance(gate, tuple) else (gate,) * len(self.classes), dtype=np.float32)
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Predicted classes, likeliest first: one where classes exclude each other, otherwise all of at least 0.5."""
+        """Predicted classes, those whose probability reaches their threshold, likeliest first; see `thresholds`."""
         order = np.argsort(-self.class_probs, kind="stable")
-        if self.task == "multiclass":
-            return (self.classes[order[0]],)
-        return tuple(self.classes[i] for i in order if self.class_probs[i] >= 0.5)
+        return tuple(self.classes[i] for i in order if self.class_probs[i] >= self.thresholds[i])
 
     @cached_property
     def points(self) -> Mapping[str, tuple[float, float]]:
@@ -103,32 +107,32 @@ class Prediction:
 
     @cached_property
     def boxes(self) -> Mapping[str, list[Box]]:
-        """Boxes x1 y1 x2 y2 with the map's peak as score, for each predicted class, the largest first.
+        """Boxes x1 y1 x2 y2 of each predicted class, the largest first, with the peak of the map as score.
 
-        The connected regions where the class map is above the middle of its range.
+        A box encloses a connected region in which the class map is above the middle of its range.
         """
         return MappingProxyType({c: self.find_boxes(c) for c in self.labels})
 
     def find_boxes(self, name: str, threshold: float = 0.5) -> list[Box]:
-        """Boxes of any class, at a threshold given as a part of the map's range."""
+        """Boxes of any class; `threshold` is a fraction of the range of its map."""
         scale = BOX_SIDE / max(self.width, self.height)
         grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
         heatmap = _resized(self.class_maps[self.index_of(name)], grid)
         return map_to_boxes(heatmap, threshold, which="all", size=(self.height, self.width), min_area=0.005)
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(H, W) class map in the resolution of the original image, raw values, bilinear between cells.
+        """(H, W) raw class map at the size of the original image, interpolated bilinearly.
 
         Args:
-            size: (height, width) to have it in instead, such as `drawn_size`.
+            size: (height, width) to use instead, such as `drawn_size`.
         """
         return _resized(self.class_maps[self.index_of(name)], size or (self.height, self.width))
 
     def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(M, H, W) maps behind a class in the resolution of the original image; their mean is the heatmap.
+        """(M, H, W) modality maps of a class at the size of the original image; their mean is the heatmap.
 
         Args:
-            size: (height, width) to have them in instead, such as `drawn_size`.
+            size: (height, width) to use instead, such as `drawn_size`.
 
         Raises:
             ConfigError: the prediction was made without them.
@@ -143,47 +147,49 @@ class Prediction:
         """(H, W) label mask: 0 background, i + 1 = classes[i]; only predicted classes are drawn.
 
         Args:
-            crf: sharpen the mask to the edges of the image with a dense CRF: True for the settings that were stored
-                for the model, the defaults where there are none; or settings of your own.
-            params: the gate and the background rule; those the model was calibrated to, or `default_mask_params`, where
-                not given. Of classes that exclude each other the likeliest is always drawn.
-            background: a class of the model that stands for the background, such as one that every image of the
-                training data was tagged with: its map is the background's score (rule "trained"), and it is 0.
+            crf: sharpen the mask to the edges of the image with a dense CRF, on the predictor's device. True uses the
+                settings stored with the model, or the defaults.
+            params: per-class thresholds (`gate`) and the background rule, instead of the model's own. In a multi-class
+                model the likeliest class is always drawn.
+            background: a class of the model that stands for the background, for example one that every training image
+                was labelled with: its map is the background's score (rule "trained"), and its label is 0.
 
         Raises:
             ConfigError: no such class, or NaN or infinite maps or scores.
         """
         params = self.mask_params(params)
         gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
+        stored = self.calibration.crf if self.calibration else None
+        settings = (stored or CrfParams() if crf is True else crf) or None
+        device = CPU if settings is None or self.device.type == "mps" else self.device  # MPS has no sparse products
+
+        def tensor(values: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
         drawn, background_map = list(range(len(self.classes))), None
         if background is not None:
             params = replace(params, rule="trained")
-            background_map = self.class_maps[drawn.pop(self.index_of(background))]
-        params = replace(params, gate=tuple(gates[i] for i in drawn))
-        stored = self.calibration.crf if self.calibration else None
-        settings = (stored or CrfParams() if crf is True else crf) or None
+            background_map = tensor(self.class_maps[drawn.pop(self.index_of(background))])
         mask = maps_to_mask(
-            self.class_maps[drawn],
-            self.class_probs[drawn],
+            tensor(self.class_maps[drawn]),
+            tensor(self.class_probs[drawn]),
             (self.height, self.width),
-            params,
+            replace(params, gate=tuple(gates[i] for i in drawn)),
             background_map=background_map,
             image=np.asarray(self.load_image()) if settings else None,
             crf=settings,
         )
         labels = np.asarray([0, *(i + 1 for i in drawn)], dtype=np.int64)
-        return labels[mask] if background is not None else np.asarray(mask, dtype=np.int64)
+        return np.asarray(labels[mask.cpu().numpy()])
 
     def mask_params(self, params: MaskParams | None = None) -> MaskParams:
-        """The settings `mask` uses where it is given `params`, or none."""
+        """The thresholds and background rule of `mask`: `params`, otherwise the calibrated or the default ones."""
         params = params or (self.calibration.params if self.calibration else default_mask_params(self.task))
         if self.task == "multilabel":
             return params
-        likeliest, highest = int(self.class_probs.argmax()), float(self.class_probs.max())
-        if not isinstance(params.gate, tuple):
-            return replace(params, gate=min(params.gate, highest))
-        gates = list(params.gate)
-        gates[likeliest] = min(gates[likeliest], highest)
+        gates = list(params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes))
+        likeliest = int(self.class_probs.argmax())
+        gates[likeliest] = min(gates[likeliest], float(self.class_probs[likeliest]))
         return replace(params, gate=tuple(gates))
 
     def load_image(self) -> Image.Image:
@@ -192,7 +198,7 @@ class Prediction:
 
     @property
     def drawn_size(self) -> tuple[int, int]:
-        """(height, width) of drawings: the image's own, or those of 16 million pixels where it has more."""
+        """(height, width) of drawings: that of the image, downscaled to at most 16 million pixels."""
         scale = min(1.0, math.sqrt(DRAWN_PIXELS / (self.width * self.height)))
         return max(1, round(self.height * scale)), max(1, round(self.width * scale))
 
@@ -202,11 +208,10 @@ class Prediction:
         return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BOX)
 
     def plot(self, name: str | None = None, *, boxes: bool = False) -> Image.Image:
-        """The image with a class's heatmap and point (and boxes) on it; without a name, of the likeliest class.
+        """Draw the heatmap and point (and boxes) of a class on the image; by default of the likeliest class.
 
-        The heat of a class that is not predicted fades with its probability: each map is drawn from its own lowest to
-        its highest value, and would otherwise glow as brightly where there is nothing. Large images are drawn
-        reduced, see `drawn_size`.
+        The colours span the range of each map, so an absent class would look as hot as a present one: the overlay of
+        a class that is not predicted is more transparent the less probable it is. The drawing has `drawn_size`.
         """
         name = self.top if name is None else name
         image = self.load_drawn()
@@ -217,7 +222,7 @@ class Prediction:
         return draw_points(drawn, [scale * self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows: `plot` of the likeliest class in at most 640 pixels a side; nothing of a lost file."""
+        """Show `plot` of the likeliest class in a notebook, at most 640 pixels a side; nothing if the file is gone."""
         try:
             shown = self.plot()
         except ImageError:
@@ -228,7 +233,7 @@ class Prediction:
         return buffer.getvalue()
 
     def opacity(self, name: str) -> float:
-        """How strongly the heat of a class is drawn, in [0, 0.75]: in full where it is predicted."""
+        """Opacity of the overlay of a class, in [0, 0.75]: full for a predicted class."""
         return OPACITY * (1.0 if name in self.labels else min(1.0, 2 * self.probabilities[name]))
 
     @property
@@ -250,38 +255,32 @@ class Prediction:
         }
 
     def save(self, folder: str | Path) -> Path:
-        """Write prediction.json, maps.npz (raw) and an overlay per predicted class into a new folder.
+        """Write prediction.json, maps.npz (raw arrays) and an overlay of each predicted class into a new folder.
 
-        The folder is removed again if anything fails.
+        The folder is written atomically: it is complete or absent.
 
         Raises:
-            RunError: the folder exists.
+            RunError: the folder exists, or cannot be written.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise RunError(f"{folder} exists and is never overwritten.", "Give a folder that does not exist yet.")
-        folder.mkdir(parents=True)
-        try:
+        with making(folder) as unfinished:
             arrays = {"scores": self.class_scores, "class_maps": self.class_maps}
             if self.modality_maps is not None:
                 arrays["modality_maps"] = self.modality_maps
-            np.savez_compressed(folder / "maps.npz", allow_pickle=False, **arrays)
+            np.savez_compressed(unfinished / "maps.npz", allow_pickle=False, **arrays)
             safe = file_names(self.classes)
-            files = {}
+            overlays = {}
             for name in self.labels or (self.top,):
                 overlay = self.plot(name)
-                files[name] = f"{safe[name]}.{image_suffix(overlay)}"
-                overlay.save(folder / files[name], quality=92)
-            row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": files}}
+                overlays[name] = f"{safe[name]}.{image_suffix(overlay)}"
+                overlay.save(unfinished / overlays[name], quality=92)
+            row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": overlays}}
             text = json.dumps(row, indent=2, ensure_ascii=False)
-            (folder / "prediction.json").write_text(text, encoding="utf-8", errors="backslashreplace")
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+            (unfinished / "prediction.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         return folder
 
     def index_of(self, name: str) -> int:
-        """Where a class is among `classes`.
+        """Index of a class in `classes`.
 
         Raises:
             ConfigError: this model has no such class.
@@ -298,12 +297,12 @@ class Prediction:
 
 
 def default_mask_params(task: Task) -> MaskParams:
-    """How masks are drawn where nothing was fitted and nothing is said.
+    """Thresholds and background rule of a model without calibration.
 
-    The map of an independent class says where the class is (above 0) and where it is not. Maps of classes that exclude
-    each other only say which is likelier, so there each is measured by its own maximum.
+    The map of an independent class is above 0 where the class is and below 0 elsewhere. Maps of a multi-class model
+    only rank the classes, so each is compared with its own maximum, and only the likeliest class is predicted.
     """
-    return MaskParams(rule="constant" if task == "multiclass" else "score")
+    return MaskParams(gate=1.0, rule="constant") if task == "multiclass" else MaskParams(rule="score")
 
 
 def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
@@ -314,9 +313,9 @@ def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.f
 
 
 def file_name(name: str) -> str:
-    """A class name as part of a file name: letters, digits, dots, dashes; the rest becomes an underscore.
+    """Turn a class name into a file name: letters, digits, dots, dashes; other characters become underscores.
 
-    Cut at 120 bytes: file systems take 255, and a suffix and a number may follow.
+    Cut at 120 bytes: file systems allow 255, and a suffix and a number may follow.
 
     >>> file_name("Bernese mountain dog / puppy")
     'Bernese_mountain_dog___puppy'
@@ -326,7 +325,7 @@ def file_name(name: str) -> str:
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Name -> `file_name`, numbered where two would be one file, also on disks that take A for a.
+    """Name -> `file_name`, numbered where two would collide, also on case-insensitive disks.
 
     >>> file_names(["a/b", "a_b"])
     {'a/b': 'a_b', 'a_b': 'a_b-2'}
@@ -339,10 +338,10 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def free_name(base: str, taken: dict[str, int]) -> str:
-    """`base`, or `base-2`, `base-3`, ... where it is taken; the name is taken from now on.
+    """`base`, or the first free of `base-2`, `base-3`, ...; the result is added to `taken`.
 
     Args:
-        taken: names and the last number of each, so that the millionth `frame` is found as soon as the second.
+        taken: name -> the last number used, so that the millionth `frame` is found as fast as the second.
     """
     candidate, number = base, taken.get(base.casefold(), 1)
     while candidate.casefold() in taken:
@@ -354,12 +353,12 @@ def free_name(base: str, taken: dict[str, int]) -> str:
 
 
 def image_suffix(image: Image.Image) -> Literal["jpg", "png"]:
-    """JPEG, or PNG for images with a side longer than a JPEG can have (65,500 pixels)."""
+    """JPEG, or PNG for images with a side above the 65,500 pixels of a JPEG."""
     return "jpg" if max(image.size) <= 65_500 else "png"
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(..., h, w) -> (..., height, width): bilinear between the centres of the cells."""
+    """(..., h, w) -> (..., height, width), bilinear."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps))
     flat = tensor.reshape(1, -1, *tensor.shape[-2:])
     resized = functional.interpolate(flat, size, mode="bilinear", align_corners=False)

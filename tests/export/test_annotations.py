@@ -145,7 +145,8 @@ def test_the_minimum_score_is_on_the_probability() -> None:
     low = {i.name for i in find_instances(prediction(), InstanceParams(min_score=0.01, min_area=0))}
     assert low == set(CLASSES)
     unsure = prediction(task="multiclass", class_scores=np.array([0.2, 0.1, 0], np.float32))
-    assert unsure.mask().any() and find_instances(unsure) == []  # its likeliest class has 0.37
+    assert {i.name for i in find_instances(unsure)} == {unsure.top}, "the likeliest of exclusive classes is a label"
+    assert find_instances(unsure, InstanceParams(min_score=0.5)) == []  # its likeliest class has 0.37
 
 
 def test_specks_and_all_but_the_largest_are_left_out() -> None:

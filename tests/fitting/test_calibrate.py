@@ -210,7 +210,7 @@ def test_what_is_written_is_read_and_draws(run: Path, shapes: DataSet) -> None:
     assert set(np.unique(after.mask())) <= {0, 1, 4}
     assert load(run, "cpu", calibrated=False).calibration is None
     np.testing.assert_array_equal(after.mask(params=MaskParams(rule="score")), before.mask())
-    assert after.labels == before.labels, "what is predicted is not what is drawn"
+    assert set(after.labels) >= {classes[0], classes[3]}, "a threshold of 0 predicts the class"
     record = json.loads((run / "calibration.json").read_text())
     assert record["schema"] == 2 and record["versions"]["wildcat"] and record["created"]
 
@@ -297,7 +297,7 @@ def test_fitted_on_what_is_measured_is_said(run: Path, shapes: DataSet, capsys: 
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["split"] == "val"
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
-    assert "masks were fitted on 8 of the images measured here" in capsys.readouterr().out
+    assert "masks were fitted on 8 of the images evaluated here" in capsys.readouterr().out
 
 
 def test_no_other_split_is_taken_for_train(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:

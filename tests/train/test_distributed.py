@@ -20,7 +20,7 @@ from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, MissingExtra
-from wildcat.evaluation import Tally, measure, report
+from wildcat.evaluation import Tally, measure, summarize
 from wildcat.models.run import create_run
 from wildcat.predictor import Predictor, load
 from wildcat.train.distributed import check_device, gather, process_group, rank, share_of, world_size
@@ -60,6 +60,20 @@ def test_two_processes_say_what_one_says(run: Path, shapes: DataSet, tmp_path: P
     assert {"classification", "pointing", "segmentation"} <= json.loads(alone).keys()
 
 
+def test_a_process_without_images_does_not_hang_the_others(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+    """One image on two processes: the second has nothing to predict, and gathers all the same."""
+    listing = tmp_path / "one.csv"
+    sample = shapes.split("val")[0]
+    labels = "|".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] == 1)
+    absent = "|".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] != 1)
+    other = next(s for s in shapes.split("train"))
+    listing.write_text(f"image,labels,split\n{sample.path},{labels},val\n{other.path},{absent},train\n")
+    command = ["evaluate", str(run), str(listing), "--data-option", "separator=|", "--json", "--device", "cpu"]
+    first, second = run_processes(2, tmp_path, said, command, joined=False)
+    assert first[0] == second[0] == 0 and second[1] == ""
+    assert json.loads(first[1])["images"] == 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(owners=st.lists(st.integers(0, 3), min_size=13, max_size=13))
 def test_any_partition_gives_the_same_figures(whole: tuple[Predictor, DataSet, Tally], owners: list[int]) -> None:
@@ -74,8 +88,8 @@ def test_any_partition_gives_the_same_figures(whole: tuple[Predictor, DataSet, T
     ]
     merged = reduce(Tally.merge, parts)
     measures = ("classification", "pointing")
-    expected = report(Tally(tally.scores, tally.points), data, "val", order, "voc10", measures=measures)
-    assert report(merged, data, "val", order, "voc10", measures=measures) == expected
+    expected = summarize(Tally(tally.scores, tally.points), data, "val", order, "voc10", measures=measures)
+    assert summarize(merged, data, "val", order, "voc10", measures=measures) == expected
 
 
 @pytest.fixture(scope="module")

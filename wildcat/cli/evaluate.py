@@ -1,68 +1,114 @@
-"""wildcat evaluate: how good a model is on labelled images."""
+"""wildcat evaluate: compute the metrics of a model on labelled images."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, measured_split, open_data
+from wildcat.cli.options import DataCommand, ModelCommand, describe, evaluation_split, load_model, open_data
+from wildcat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wildcat.data import DataSet
+    from wildcat.evaluation import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(ModelCommand, DataCommand):
-    """Measure a model on labelled images."""
+    """Evaluate a model on labelled images."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
+    """A model folder, or a packaged model such as imagenet-lite0."""
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set."""
     split: str | None = None
-    """Part of the data to measure on; val where the data has one, otherwise test."""
+    """Split to evaluate on; by default val if the data has one, otherwise test."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
     """Variant of average precision."""
     crf: bool = False
-    """Sharpen masks with a dense CRF before they are measured."""
+    """Sharpen masks with a dense CRF first."""
     json: bool = False
     """Print one JSON object instead of a table."""
     curves: Path | None = None
-    """Write the precision-recall curve of each class to this .csv, or draw them in this .png, .svg or .pdf."""
+    """Write the precision-recall curve of each class to this .csv, or plot them in this .png, .svg or .pdf."""
 
 
 def run_evaluate(command: Evaluate) -> int:
-    """wildcat evaluate; under torchrun the processes share the images, and the first one speaks."""
-    from wildcat.evaluation import check_curves, class_order, measure, report, save_curves
-    from wildcat.progress import progress_bar
+    """wildcat evaluate; under torchrun the processes share the images, and the first one prints the result."""
+    from wildcat.evaluation import class_order, measure, summarize
+    from wildcat.progress import SILENT, ProgressBar
     from wildcat.train.distributed import process_group, rank, world_size
 
     if command.curves is not None:
         check_curves(command.curves)
     data = open_data(command, command.data)
-    split = measured_split(command.split, data)
+    split = evaluation_split(command.split, data)
     with process_group():
         predictor = load_model(command, command.run)
         order = class_order(predictor, data)
-        samples = data.split(split)
         if first := rank() == 0:
-            processes = f" on {world_size()} processes" if world_size() > 1 else ""
-            where = f"{predictor.device.type}{processes}"
-            describe(data, f"{len(samples)} images of {split}", where, quiet=command.json)
-        with progress_bar(len(samples), "evaluating") if first else nullcontext() as bar:
-            tally = measure(predictor, data, split, command.crf, lambda n: bar and bar.update(n * world_size()))
+            device = predictor.device.type + (f" on {world_size()} processes" if world_size() > 1 else "")
+            describe(data, f"{len(data.split(split))} images of {split}", device, quiet=command.json)
+        with ProgressBar() if first else nullcontext(SILENT) as progress:
+            tally = measure(predictor, data, split, command.crf, progress)
     if first:
-        result = report(tally, data, split, order, command.ap, command.crf)
+        result = summarize(tally, data, split, order, command.ap, command.crf)
         if command.curves is not None:
             save_curves(command.curves, tally, data, split, order)
         print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
     return 0
 
 
+def check_curves(path: Path) -> None:
+    """Check the suffix of a file of curves before the evaluation starts.
+
+    Raises:
+        ConfigError: not .csv, .png, .svg or .pdf.
+    """
+    from wildcat.viz.curves import SUFFIXES
+
+    if path.suffix not in (".csv", *SUFFIXES):
+        raise ConfigError(f"{path}: curves are written as .csv, or drawn as {', '.join(SUFFIXES)}.")
+
+
+def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
+    """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf).
+
+    Raises:
+        MissingExtra: matplotlib is needed to draw and is not installed.
+        RunError: the file cannot be written.
+    """
+    from wildcat.data.dataset import label_matrix
+    from wildcat.files import write_bytes
+    from wildcat.metrics import precision_recall_curve
+    from wildcat.prediction import score_probabilities
+    from wildcat.viz.curves import draw_precision_recall
+
+    labels = label_matrix(data.split(split))
+    scores = tally.score_matrix(order)
+    ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
+    curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
+    if path.suffix == ".csv":
+        rows = [
+            f"{json.dumps(c, ensure_ascii=False)},{r:.6f},{p:.6f},{t:.6g}"
+            for c, curve in curves.items()
+            for r, p, t in zip(curve.recall, curve.precision, curve.thresholds, strict=True)
+        ]
+        write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
+        return
+    title = f"{data.name} {split}, {len(labels)} images"
+    drawn = {c: (curve.recall, curve.precision) for c, curve in curves.items()}
+    write_bytes(path, draw_precision_recall(drawn, title, path.suffix))
+
+
 def evaluation_table(result: dict[str, Any]) -> str:
-    """The figures of an evaluation for a person."""
+    """Format the metrics of an evaluation as a table."""
     classification, pointing = result["classification"], result.get("pointing")
     head = f"{'':20}{'AP':>8}{'point AP' if pointing else '':>10}"
     lines = [f"{result['data']} {result['split']}, {result['images']} images", head]
@@ -85,14 +131,16 @@ def _mask_lines(masks: dict[str, Any]) -> list[str]:
     source = "the default"
     if fitted:
         source = f"fitted on {fitted['images']} images of {fitted['data']} {fitted['split']}"
-        source += f", {fitted['masks']} with masks" if fitted["masks"] else ", tags only: the background is the default"
+        source += f", {fitted['masks']} with masks" if fitted["masks"] else ", labels only: default background"
     background = f"background {masks['rule']}" + ("" if masks["threshold"] is None else f" {masks['threshold']:.2f}")
     lines = [f"{'mean IoU':20}{_percent(masks['miou'])}   ({background}{sharpened}; {source})"]
     if fitted and fitted["measured"]:
-        lines.append(f"note: masks were fitted on {fitted['measured']} of the images measured here: they flatter it")
+        lines.append(
+            f"note: masks were fitted on {fitted['measured']} of the images evaluated here: the IoU is optimistic"
+        )
     if best := masks.get("hindsight"):
-        marked = f"best background in hindsight, {masks['rule']} {best['threshold']:.2f}; not deployable"
-        lines.append(f"{'':20}{_percent(best['miou'])}   ({marked})")
+        text = f"best background in hindsight, {masks['rule']} {best['threshold']:.2f}; not deployable"
+        lines.append(f"{'':20}{_percent(best['miou'])}   ({text})")
     return lines
 
 

@@ -28,8 +28,8 @@ class Export(ModelCommand):
     (outlines), voc, label-studio."""
     out: Path
     """Folder to make, for onnx a file; it appears when all is written."""
-    min_score: float = 0.5
-    """Write the classes whose probability in an image is at least this."""
+    min_score: float | None = None
+    """Write the classes whose probability is at least this; by default those the model predicts."""
     boxes: Literal["all", "largest"] = "all"
     """Every region of a class, or its largest one."""
     min_area: float = 0.001

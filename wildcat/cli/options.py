@@ -135,7 +135,7 @@ def _plain(value: str) -> str | float | int:
     return value
 
 
-def measured_split(command_split: str | None, data: DataSet) -> str:
+def evaluation_split(command_split: str | None, data: DataSet) -> str:
     """The split to measure on: the one named, otherwise val where the data has one, otherwise test."""
     return command_split or next((s for s in ("val", "test") if s in data.splits), "val")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, measured_split, open_data
+from wildcat.cli.options import DataCommand, ModelCommand, describe, evaluation_split, load_model, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ def run_report(command: Report) -> int:
     """wildcat report"""
     from wildcat.evaluation import class_order
     from wildcat.prediction import file_name
-    from wildcat.progress import progress_bar
+    from wildcat.progress import ProgressBar
     from wildcat.report import check_limits, check_target, report_split, story_of_run
 
     check_limits(command.examples, command.max_mb)
     if command.out is not None:
         check_target(command.out)
     data = open_data(command, command.data)
-    split = measured_split(command.split, data)
+    split = evaluation_split(command.split, data)
     parts = (Path(command.run).name, data.name, split)
     path = command.out or Path(f"report-{'-'.join(map(file_name, parts))}.html")
     check_target(path)
@@ -55,7 +55,7 @@ def run_report(command: Report) -> int:
     views = [f"mirrored, {command.flip}"] if command.flip != "none" else []
     views += [f"at {command.sizes} px"] if command.sizes else []
     story = story_of_run(command.run, split, data, ", ".join(views))
-    with progress_bar(len(samples), "reporting") as bar:
+    with ProgressBar() as progress:
         written = report_split(
             path,
             predictor,
@@ -66,7 +66,7 @@ def run_report(command: Report) -> int:
             examples=command.examples,
             max_mb=command.max_mb,
             story=story,
-            progress=bar.update,
+            progress=progress,
         )
     cut = f"; {written.left_out} more did not fit --max-mb {command.max_mb:g}" if written.left_out else ""
     print(f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.shown} views of images{cut}")

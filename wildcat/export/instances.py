@@ -21,8 +21,8 @@ class InstanceParams:
     """Which regions of a prediction are written.
 
     Attributes:
-        min_score: a class is written only where its probability is at least this, in [0, 1]; of classes that exclude
-            each other too, so that an image of which the model is unsure has no annotations.
+        min_score: write the classes whose probability is at least this, in [0, 1]; None: the predicted classes, see
+            `Prediction.labels`.
         min_area: in [0, 1), the share of the image a region must at least cover; 0 keeps every speck.
         which: "all" regions of a class, or the "largest" alone.
         crf: sharpen the masks with a dense CRF first.
@@ -31,14 +31,17 @@ class InstanceParams:
         ConfigError: a value is out of range.
     """
 
-    min_score: float = 0.5
+    min_score: float | None = None
     min_area: float = 0.001
     which: Which = "all"
     crf: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise ConfigError(f"min_score={self.min_score}: give a probability in [0, 1].", "0.5 is usual.")
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
+            raise ConfigError(
+                f"min_score={self.min_score}: give a probability in [0, 1].",
+                "Leave it out for the model's own thresholds.",
+            )
         if not 0 <= self.min_area < 1:
             raise ConfigError(
                 f"min_area={self.min_area} is not in [0, 1).", "It is a share of the image; 0 keeps every speck."
@@ -88,13 +91,15 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
     """The regions of the predicted classes, the likeliest class first and its largest region first.
 
     A region is an 8-connected component of `Prediction.mask`: regions never overlap, and with `min_area=0` and all of
-    them kept, they make up the mask. Empty where no class reaches `min_score`.
+    them kept, they make up the mask. Empty if no class reaches `min_score`.
     """
     params = params or InstanceParams()
-    probs = prediction.class_probs
-    if float(probs.max()) < params.min_score:
-        return []
-    mask = prediction.mask(params.crf, replace(prediction.mask_params(), gate=params.min_score))
+    probs, mask_params = prediction.class_probs, prediction.mask_params()
+    if params.min_score is not None:
+        if float(probs.max()) < params.min_score:
+            return []
+        mask_params = replace(mask_params, gate=params.min_score)
+    mask = prediction.mask(params.crf, mask_params)
     drawn = set(np.unique(mask).tolist())
     found = []
     for index in np.argsort(-probs, kind="stable").tolist():

@@ -7,7 +7,7 @@ a script of its own colours when they come into view.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.run import MANIFEST, open_run
 from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
 from wildcat.report.contents import Contents
 from wildcat.report.examples import Example, Gallery, Photo
 from wildcat.report.page import make_page
@@ -91,7 +92,7 @@ def report_split(
     examples: int = EXAMPLES,
     max_mb: float = MAX_MB,
     story: Story | None = None,
-    progress: Callable[[int], object] = lambda images: None,
+    progress: Progress = SILENT,
 ) -> Written:
     """Measure a model on a split of a data set and write what it did well and badly into one HTML file.
 
@@ -102,7 +103,7 @@ def report_split(
         examples: images of each kind (hits, misses, false alarms) and class, at most.
         max_mb: of the file; of images that do not fit, the least telling are left out and counted.
         story: where the model comes from, see `story_of_run`.
-        progress: called with the number of images done since the last call.
+        progress: counts images.
 
     Raises:
         RunError: `path` exists, or cannot be written.

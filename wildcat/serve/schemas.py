@@ -60,7 +60,9 @@ class AnnotationQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Format = Field("coco", description="As `wildcat export annotations` writes it.")
-    min_score: float = Field(0.5, ge=0, le=1, description="Only classes of at least this probability are written.")
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="Write the classes of at least this probability; by default the predicted ones."
+    )
     crf: Crf = False
 
 
