@@ -18,7 +18,7 @@ __all__ = ["__version__", "create_model", "list_backbones", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for (PEP 562): `wildcat --help` stays instant."""
+    """Import torch on first use (PEP 562), so that `import wildcat` and `wildcat --help` stay fast."""
     if name in ("create_model", "list_backbones"):
         import wildcat.nn
 

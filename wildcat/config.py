@@ -465,18 +465,18 @@ def list_recipes() -> tuple[str, ...]:
     return tuple(sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")))
 
 
-def load_recipe(name: str) -> TrainConfig:
-    """The settings of a packaged recipe, or of a YAML file given by its path.
+def load_recipe(name: str, base: TrainConfig | None = None) -> TrainConfig:
+    """The settings of a packaged recipe or of a YAML file, over the defaults (or over `base`).
 
     Raises:
         ConfigError: no such recipe or file.
     """
     if name in list_recipes():
         text = (resources.files("wildcat") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-        return _parse(text, f"recipe {name}")
+        return _parse(text, f"recipe {name}", base)
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return read_config(path)
+        return read_config(path, base)
     raise ConfigError(
         f"there is no recipe {name!r}.",
         did_you_mean(name, list_recipes()) or f"Recipes are: {', '.join(list_recipes())}; or give a .yaml file.",

@@ -149,11 +149,23 @@ def test_the_help_of_train_names_the_methods(capsys: pytest.CaptureFixture[str])
     assert ", ".join(METHODS) in said
 
 
-def test_a_run_that_is_resumed_keeps_the_method_it_has(tmp_path: Path) -> None:
-    line = ["train", "solar", "--out", str(tmp_path), "--resume", "--method", "deepmil"]
-    assert parse(line).config.pooling == "max"  # there is no run yet: it begins with the method
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
+    line = ["train", "solar", "--out", str(tmp_path), "--resume"]
+    assert parse([*line, "--method", "deepmil"]).config.pooling == "max"  # there is no run yet: start with the method
     (tmp_path / "config.yaml").write_text(config_text(TrainConfig(pooling="attention", num_maps=2)))
     assert parse(line).config == TrainConfig(pooling="attention", num_maps=2)
+
+
+@pytest.mark.parametrize("flags", [["--method", "deepmil"], ["--recipe", "solar"]])
+def test_resuming_with_another_recipe_or_method_is_refused(
+    flags: list[str], shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", shapes, "--out", tmp_path / "run", *TINY, "--epochs", 1]
+    assert command(*line) == 0
+    assert command("train", shapes, "--out", tmp_path / "run", "--resume", *flags) == 1
+    changed = "pooling wildcat -> max" if "--method" in flags else "backbone test_resnet -> lite0"
+    assert changed in capsys.readouterr().err
+    assert command(*line, "--resume") == 0  # the settings it has, given again
 
 
 def test_a_proportion_and_a_count_are_told_apart() -> None:

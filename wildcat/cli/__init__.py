@@ -1,25 +1,27 @@
-"""The command line, `wildcat COMMAND ...`: results to stdout, progress and logs to stderr; torch is imported late.
+"""The command line, `wildcat COMMAND ...`: results go to stdout, progress and logs to stderr.
 
-One file a command: a dataclass that is its flags and its help, and the function that runs it.
+Each command has its own file: a dataclass that defines its flags and help, and the function that runs it. The modules
+import torch only inside these functions, so that `wildcat --help` answers quickly.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
 
-from wildcat.cli.allocator import first_speaks, keep_freed_memory
+from wildcat._version import __version__
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.cli.backbones import Backbones, run_backbones
 from wildcat.cli.bench import Bench, run_bench
 from wildcat.cli.calibrate import Calibrate, run_calibrate
@@ -37,107 +39,148 @@ from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
 from wildcat.errors import ConfigError, WildcatError, did_you_mean, out_of_memory
 
-COMMANDS: dict[str, tuple[type[Command], Callable[[Any], int]]] = {
-    "train": (Train, run_train),
-    "evaluate": (Evaluate, run_evaluate),
-    "predict": (Predict, run_predict),
-    "calibrate": (Calibrate, run_calibrate),
-    "refine": (Refine, run_refine),
-    "export": (Export, run_export),
-    "serve": (Serve, run_serve),
-    "ensemble": (Ensemble, run_ensemble),
-    "report": (Report, run_report),
-    "reproduce": (Reproduce, run_reproduce),
-    "bench": (Bench, run_bench),
-    "datasets": (Datasets, run_datasets),
-    "backbones": (Backbones, run_backbones),
+# Name -> flags and the function that runs the command, grouped and ordered as in the help.
+GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
+    "train and measure": {
+        "train": (Train, run_train),
+        "evaluate": (Evaluate, run_evaluate),
+        "report": (Report, run_report),
+    },
+    "use a model": {
+        "predict": (Predict, run_predict),
+        "export": (Export, run_export),
+        "serve": (Serve, run_serve),
+    },
+    "improve a model": {
+        "calibrate": (Calibrate, run_calibrate),
+        "refine": (Refine, run_refine),
+        "ensemble": (Ensemble, run_ensemble),
+        "bench": (Bench, run_bench),
+    },
+    "research and lists": {
+        "reproduce": (Reproduce, run_reproduce),
+        "datasets": (Datasets, run_datasets),
+        "backbones": (Backbones, run_backbones),
+    },
 }
-"""Name -> flags and runner, in the order of the help."""
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 failed, 2 misuse."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     keep_freed_memory()
-    with first_speaks():
-        return run_command(arguments, debug)
+    with silence_other_ranks():
+        return run_command(arguments)
 
 
-def run_command(arguments: list[str], debug: bool) -> int:
-    """Run a command and turn what users can mend into a sentence; returns the exit code."""
+def run_command(arguments: list[str]) -> int:
+    """Run a command and print errors that the user can fix as one sentence; returns the exit code."""
     try:
         command = parse(arguments)
-        code = next(run for kind, run in COMMANDS.values() if isinstance(command, kind))(command)
+        _, run = COMMANDS[arguments[0]]
+        code = run(command)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         print("wildcat: interrupted.", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes there
+    except BrokenPipeError:  # the reader of stdout (head, less) has exited
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         return 1
     except Exception as error:
-        told = error if isinstance(error, WildcatError) else out_of_memory(error)
-        if debug or told is None:
+        known = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if "--debug" in arguments or known is None:
             raise
-        print(f"wildcat: {told.message}", file=sys.stderr)
-        if told.hint:
-            print(f"  {told.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
-        return 2 if isinstance(told, ConfigError) else 1
+        print(f"wildcat: {known.message}", file=sys.stderr)
+        if known.hint:
+            print(f"  {known.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
+        return 2 if isinstance(known, ConfigError) else 1
 
 
-def parse(arguments: list[str]) -> Any:
-    """The command line as one of the command dataclasses.
-
-    The recipe with the method over it, or the settings of a run that is resumed, are read first: they are the defaults
-    that flags override.
+def parse(arguments: Sequence[str]) -> Any:
+    """Parse a command line into the dataclass of its command.
 
     Raises:
-        SystemExit: 2 for misuse, 0 after --help.
-        ConfigError: an unknown recipe or method, or a value out of range.
+        SystemExit: 2 for misuse, 0 after --help or --version.
+        ConfigError: unknown command, recipe or method, or a value out of range.
     """
-    if "--version" in arguments[:1]:
-        from wildcat._version import __version__
-
+    name, *flags = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(help_text())
+        raise SystemExit(0)
+    if name == "--version":
         print(f"wildcat {__version__}")
         raise SystemExit(0)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        near = did_you_mean(arguments[0], COMMANDS)
-        raise ConfigError(f"there is no command {arguments[0]!r}.", near or f"Commands are: {', '.join(COMMANDS)}.")
-    base = TrainConfig()
-    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-        recipe, method, out = (_value_of(arguments, flag) for flag in ("--recipe", "--method", "--out"))
-        head = method_settings(method) if method else {}
-        if "--resume" in arguments and out and (Path(out) / "config.yaml").is_file():
-            base = read_config(Path(out) / "config.yaml")
-        else:
-            base = dataclasses.replace(load_recipe(recipe) if recipe else base, **head)
-    train = dataclasses.make_dataclass(
-        "Train", [("config", OmitArgPrefixes[TrainConfig], base)], bases=(Train,), frozen=True, kw_only=True
-    )
-    train.__doc__ = Train.__doc__
-    kinds = {name: kind for name, (kind, _) in COMMANDS.items()} | {"train": train}
-    commands: Any = reduce(or_, (Annotated[kind, subcommand(name)] for name, kind in kinds.items()))
-    parsed = tyro.cli(
-        commands,
-        prog="wildcat",
-        description="Classes, points, boxes and heatmaps from one model trained on image-level tags.",
-        args=arguments or ["--help"],
-        config=(FlagCreatePairsOff,),
-    )
+    if name not in COMMANDS:
+        near = did_you_mean(name, COMMANDS)
+        raise ConfigError(f"there is no command {name!r}.", near or f"Commands are: {', '.join(COMMANDS)}.")
+    kind = _train_with_defaults(flags) if name == "train" else COMMANDS[name][0]
+    parsed = tyro.cli(kind, prog=f"wildcat {name}", args=flags, config=(FlagCreatePairsOff,))
     if isinstance(parsed, Train):
         parsed.config.validate()
     return parsed
 
 
-def _value_of(arguments: Sequence[str], flag: str) -> str | None:
-    for i, argument in enumerate(arguments):
-        if argument == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
+def help_text() -> str:
+    """The text of `wildcat --help`: all commands with the first sentence of their help."""
+    lines = [
+        "usage: wildcat COMMAND ...",
+        "",
+        "Classes, points, boxes and masks from one model trained on image-level labels.",
+    ]
+    for group, commands in GROUPS.items():
+        lines += ["", f"{group}:"]
+        for name, (kind, _) in commands.items():
+            summary = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+            lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
+    return "\n".join([*lines, "", "wildcat COMMAND --help lists the flags of a command; wildcat --version."])
+
+
+def _train_with_defaults(flags: Sequence[str]) -> type[Train]:
+    """The Train command with the defaults that its --recipe, --method and --resume flags imply.
+
+    A resumed run starts from its own settings. A recipe or method given again is applied over them, so that a
+    different one is refused as a changed setting instead of being ignored.
+    """
+    base = TrainConfig()
+    if not {"-h", "--help"} & set(flags):
+        recipe, method, out = (_value_of(flags, flag) for flag in ("--recipe", "--method", "--out"))
+        if "--resume" in flags and out and (Path(out) / "config.yaml").is_file():
+            base = read_config(Path(out) / "config.yaml")
+        if recipe:
+            base = load_recipe(recipe, base)
+        if method:
+            base = dataclasses.replace(base, **method_settings(method))
+    kind = dataclasses.make_dataclass(
+        "Train", [("config", OmitArgPrefixes[TrainConfig], base)], bases=(Train,), frozen=True, kw_only=True
+    )
+    kind.__doc__ = Train.__doc__
+    return kind
+
+
+def _value_of(flags: Sequence[str], name: str) -> str | None:
+    """The value of `--name VALUE` or `--name=VALUE`."""
+    for flag, following in zip(flags, [*flags[1:], None], strict=True):
+        if flag == name:
+            return following
+        if flag.startswith(f"{name}="):
+            return flag.split("=", 1)[1]
     return None
+
+
+@contextlib.contextmanager
+def silence_other_ranks() -> Iterator[None]:
+    """Under torchrun, let only rank 0 print. Tracebacks are not affected: they are printed outside this context."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        yield
+        return
+    with (
+        Path(os.devnull).open("w") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
+    ):
+        yield

@@ -1,4 +1,4 @@
-"""wildcat backbones: the feature networks there are."""
+"""wildcat backbones: list the backbones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wildcat.errors import ConfigError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Backbones(Command):
-    """List the backbones."""
+    """List the backbones that `train --backbone` accepts."""
 
     pattern: Positional[Annotated[str, arg(metavar="TEXT")]] = ""
-    """Show names with this text in them; * stands for any text."""
+    """Show only names that contain this text; * matches any text."""
 
 
 def run_backbones(command: Backbones) -> int:
-    """wildcat backbones"""
+    """Print one backbone per line."""
     from wildcat.nn import list_backbones
 
     names = list_backbones(command.pattern)
