@@ -104,8 +104,6 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"crop_scale": 0.0}, "crop_scale=0.0"),
         ({"crop_scale": 1.1}, "crop_scale=1.1: give a part of the image's area in (0, 1]"),
         ({"workers": -2}, "workers=-2"),
-        ({"cache_images": -1.0}, "cache_images=-1.0"),
-        ({"cache_images": 2.0, "tune": "head"}, "cache_images=2 with tune=head"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**63}, "seed=9223372036854775808"),
         ({"schedule": "cosin"}, "schedule='cosin': give cosine, step or constant"),

@@ -154,8 +154,6 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     workers: int = -1
     """Processes that read images; 0: the training process itself; -1: as the machine suggests."""
-    cache_images: float = 0.0
-    """Gigabytes of disk for decoded images (--tune all): they are decoded once, not in every epoch; 0: none."""
     save_minutes: float = 10.0
     """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
@@ -187,7 +185,7 @@ class TrainConfig:
         for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup", "cache_images"):
+        for name in ("backbone_lr_scale", "weight_decay", "warmup"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
         for name, allowed, right in (
@@ -210,11 +208,6 @@ class TrainConfig:
 
 def _check_head(config: TrainConfig) -> None:
     """Refuse settings that mean nothing where only the head is trained."""
-    if config.tune == "head" and config.cache_images:
-        raise ConfigError(
-            f"cache_images={config.cache_images:g} with tune=head, which reads every image once.",
-            "Leave --cache-images out: features are cached anyway.",
-        )
     if config.tune == "head" and config.weights == "none":
         raise ConfigError(
             "tune=head with weights=none would train on the features of a random network.",

@@ -349,17 +349,6 @@ def test_a_broken_image_is_named(tmp_path: Path, shapes: DataSet, workers: int) 
         train(run, data)
 
 
-def test_kept_images_train_the_same_network(tmp_path: Path, shapes: DataSet, cache: Path) -> None:
-    made = []
-    for name, gigabytes in (("kept", 1e-3), ("kept again", 1e-3), ("decoded", 0.0)):
-        run = create_run(tmp_path / name, replace(SMALL, epochs=2, cache_images=gigabytes), shapes)
-        train(run, shapes)
-        made.append(run.load_model().state_dict())
-    (file,) = (cache / "images").iterdir()
-    assert file.stat().st_size > 32 * 3 * 48 * 64
-    assert same_weights(made[0], made[1]) and same_weights(made[0], made[2])
-
-
 def test_devices() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cpu", "cuda", "mps")

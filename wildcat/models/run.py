@@ -54,7 +54,7 @@ ENSEMBLE, REFINED = "ensemble.json", "refined.json"
 
 RESTORE = "Restore it from a copy, or train again."
 
-RESUMABLE = ("device", "workers", "cache_images", "save_minutes")
+RESUMABLE = ("device", "workers", "save_minutes")
 """Settings that may differ when a run goes on: they do not change what is computed."""
 
 

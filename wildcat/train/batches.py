@@ -12,7 +12,6 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample, label_matrix
-from wildcat.data.decode_cache import DecodeCache
 from wildcat.data.loader import Augment, ImageDataset, batch_indices, epoch_order, load_batches
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.model import Wildcat
@@ -70,10 +69,6 @@ class ImageFeed:
         self.plain = ImageDataset(samples, preprocess)
         self.augmented = ImageDataset(samples, preprocess, Augment(config.seed, config.crop_scale, config.flip))
         self.val = ImageDataset(val_samples, preprocess)
-        if config.cache_images:
-            kept = [(s.path, images.spare) for images in (self.augmented, self.val) for s in images.samples]
-            limit = int(config.cache_images * 1e9)
-            self.augmented.read = self.val.read = DecodeCache(cache_folder() / "images", kept, limit)
         self.labels, self.val_labels = _labels(samples), _labels(val_samples)
         self.images = len(samples)
         self.nothing = torch.zeros(0, 3, preprocess.size, preprocess.size)
