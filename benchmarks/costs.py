@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
-from wildcat.data.images import decode_reduced
+from wildcat.data.images import decode_bytes
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.onnx_graph import probe
 from wildcat.predictor import Member, Predictor
@@ -67,12 +67,12 @@ def stages(predictor: Predictor, image: Image.Image, repeats: int) -> dict[str, 
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     content, preprocess = buffer.getvalue(), predictor.preprocess
-    decoded = decode_reduced(content, "x", preprocess.spare)[0]
+    decoded = decode_bytes(content, "x", preprocess.max_downscale)[0]
     warped = preprocess.warp(decoded)
     batch = preprocess.normalise(warped[None])
     prediction = predictor.predict(image, modalities=False)
     steps: dict[str, Callable[[], object]] = {
-        "decode": lambda: decode_reduced(content, "x", preprocess.spare),
+        "decode": lambda: decode_bytes(content, "x", preprocess.max_downscale),
         "warp": lambda: preprocess.warp(decoded),
         "normalise": lambda: preprocess.normalise(warped[None]),
         "network": lambda: predictor.run([batch], modalities=False),

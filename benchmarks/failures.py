@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from wildcat.cli.predict_sharded import PART_ROWS
+from wildcat.data.image_ref import ImageLocation
 from wildcat.errors import RunError, WildcatError
 from wildcat.reproduce.record import write_result
 from wildcat.scale import scheduler as crew
-from wildcat.scale.inputs import Listed
 from wildcat.scale.scheduler import Died, make_parts
 from wildcat.scale.shards import Done, Part
 
@@ -105,7 +105,7 @@ class Simulated:
 
     def give(self, worker: int, part: Part, careful: bool) -> int:
         world, rows = self.world, len(part.images)
-        poisoned = [i for i, image in enumerate(part.images) if image.fault] if world.poison else []
+        poisoned = [i for i, image in enumerate(part.images) if image.error] if world.poison else []
         pace = self.speeds[worker] * (world.careful if careful else 1.0)
         begun = max(self.now, self.ready[worker])
         end, done = begun + rows * pace, True
@@ -135,13 +135,13 @@ class Simulated:
 
 def listed(world: World, numbers: list[int], seed: int) -> Iterator[Part]:
     """Parts of these numbers; an image that kills has a fault, which follows from the part and the seed alone."""
-    good = Listed("image")
+    good = ImageLocation("image")
     for number in numbers:
         images = [good] * world.rows
         chance = random.Random(f"{seed} {number}")
         place = int(chance.expovariate(world.poison)) if world.poison else world.rows
         while place < world.rows:
-            images[place] = Listed("poison", fault="kills its reader")
+            images[place] = ImageLocation("poison", error="kills its reader")
             place += 1 + int(chance.expovariate(world.poison))
         yield Part(number, number * world.rows, images)
 
@@ -197,8 +197,8 @@ def summary(world: World, seeds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", type=int, default=World.parts)
+    parser.add_argument("--seeds", type=int, deerror=3)
+    parser.add_argument("--parts", type=int, deerror=World.parts)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     results: dict[str, Any] = {}

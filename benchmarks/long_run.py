@@ -22,17 +22,18 @@ from typing import Any
 
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
+from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.export.predictions import PredictionWriter
 from wildcat.predictor import Predictor
 from wildcat.reproduce.record import write_result
-from wildcat.scale.inputs import Listed, find_sources, list_images
+from wildcat.scale.inputs import find_sources, list_images
 from wildcat.scale.shards import Done, PartFolder, split_parts
 from wildcat.scale.worker import PartMaker, run_parts
 
 PART_ROWS = 1000
 
 
-def repeated(source: str, count: int) -> Iterator[Listed]:
+def repeated(source: str, count: int) -> Iterator[ImageLocation]:
     """`count` images: those of a source, over and over."""
     return itertools.islice(itertools.cycle(list(list_images(find_sources([source])))), count)
 
@@ -50,7 +51,7 @@ def figures(done: int, written: int, begun: float) -> dict[str, Any]:
     }
 
 
-def in_parts(predictor: Predictor, images: Iterator[Listed], folder: Path, every: int) -> list[dict[str, Any]]:
+def in_parts(predictor: Predictor, images: Iterator[ImageRef], folder: Path, every: int) -> list[dict[str, Any]]:
     """Figures while parts are written."""
     rows: list[dict[str, Any]] = []
     begun, done = time.monotonic(), 0
@@ -67,7 +68,7 @@ def in_parts(predictor: Predictor, images: Iterator[Listed], folder: Path, every
     return rows
 
 
-def in_one_file(predictor: Predictor, images: Iterator[Listed], folder: Path, every: int) -> list[dict[str, Any]]:
+def in_one_file(predictor: Predictor, images: Iterator[ImageRef], folder: Path, every: int) -> list[dict[str, Any]]:
     """Figures while predictions.jsonl is written."""
     rows: list[dict[str, Any]] = []
     begun = time.monotonic()

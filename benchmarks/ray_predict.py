@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from wildcat.cli.predict_sharded import load_in_worker
-from wildcat.data.image_ref import Listed
+from wildcat.data.image_ref import ImageLocation
 from wildcat.reproduce.record import spread, write_result
 from wildcat.scale.inputs import find_sources, list_images
 from wildcat.scale.ray_backend import RayPool, import_ray, usable_cores
@@ -32,7 +32,7 @@ from wildcat.scale.worker import PartMaker, run_parts
 Make = Callable[[Iterator[Part]], Iterator[Done]]
 
 
-def images_of(source: str, count: int) -> list[Listed]:
+def images_of(source: str, count: int) -> list[ImageLocation]:
     """`count` images of a source, over and over where it has fewer."""
     found = list(list_images(find_sources([source])))
     return [found[i % len(found)] for i in range(count)]

@@ -199,7 +199,7 @@ READERS = """
 import faulthandler, json, sys, traceback
 from pathlib import Path
 import numpy as np, torch
-from wildcat.data.images import decode_image, fault_of, read_image
+from wildcat.data.images import decode_bytes, header_error, read_image
 from wildcat.data.loader import Augment, ImageDataset
 from wildcat.data.dataset import Sample
 from wildcat.data.transforms import Preprocess
@@ -222,7 +222,7 @@ for i, path in enumerate(paths):
         except ImageError as error:
             said[0] = error.message
         try:
-            decode_image(path.read_bytes(), str(path))
+            decode_bytes(path.read_bytes(), str(path))
         except ImageError as error:
             said[1] = error.message
         item = training[0, i]
@@ -231,7 +231,7 @@ for i, path in enumerate(paths):
             decode(open_bytes(path.read_bytes(), 50_000_000), 50_000_000)
         except Refused as refused:
             said[3] = str(refused)
-        fault_of(path)
+        header_error(path)
         answers[path.name] = said
     except BaseException:
         answers[path.name] = traceback.format_exc()
@@ -242,7 +242,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, list[str]]:
-    """What each reader says of each file: of `read_image`, `decode_image`, the reader of training, and the service."""
+    """What each reader says of each file: of `read_image`, `decode_bytes`, the reader of training, and the service."""
     read = subprocess.run(
         [sys.executable, "-c", READERS, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import wildcat
-from wildcat.data.image_input import ImageRef
-from wildcat.data.images import Reduced, Spare, decode_image, decode_reduced
+from wildcat.data.image_ref import ImageRef
+from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.nn.backbones import Backbone
@@ -129,11 +129,8 @@ class InAnArchive(ImageRef):
     def name(self) -> str:
         return "archive#photo"
 
-    def read(self) -> Image.Image:
-        return decode_image(self.content, self.name)
-
-    def read_reduced(self, spare: Spare) -> Reduced:
-        return decode_reduced(self.content, self.name, spare)
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        return decode_bytes(self.content, self.name, max_downscale)
 
 
 def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(

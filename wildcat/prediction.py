@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.data.dataset import Task
-from wildcat.data.image_ref import ImageRef, read_ref
+from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.files import making
 from wildcat.models.calibration import Calibration
@@ -194,7 +194,7 @@ class Prediction:
 
     def load_image(self) -> Image.Image:
         """The original image in RGB."""
-        return self.image if isinstance(self.image, Image.Image) else read_ref(self.image)
+        return self.image if isinstance(self.image, Image.Image) else load_image(self.image)
 
     @property
     def drawn_size(self) -> tuple[int, int]:

@@ -20,8 +20,7 @@ from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, EngineChoice, Flip, Precision
 from wildcat.data.dataset import Task
-from wildcat.data.image_input import ImageInput, name_of, open_reduced
-from wildcat.data.image_ref import ImageRef
+from wildcat.data.image_ref import ImageInput, ImageRef, decode_image, input_name
 from wildcat.data.transforms import Preprocess
 from wildcat.device import choose_device
 from wildcat.engines import Engine, open_engine
@@ -263,7 +262,7 @@ class Predictor:
         Raises:
             ImageError: it cannot be read.
         """
-        rgb, size = open_reduced(image, self._spare)
+        rgb, size = decode_image(image, self._max_downscale)
         return LoadedImage(image, rgb, size, [] if self._tiled(size) else self._inputs(rgb))
 
     def predict_prepared(
@@ -309,9 +308,9 @@ class Predictor:
     def _tiled(self, size: tuple[int, int]) -> bool:
         return self.tile is not None and max(size) > self.tile
 
-    def _spare(self, size: tuple[int, int]) -> float:
-        """How many times smaller an image of (width, height) may come, for all members."""
-        return 1.0 if self._tiled(size) else min(member.preprocess.spare(size) for member in self.members)
+    def _max_downscale(self, size: tuple[int, int]) -> float:
+        """Maximum downscale factor when decoding an image of (width, height), for all members."""
+        return 1.0 if self._tiled(size) else min(member.preprocess.max_downscale(size) for member in self.members)
 
     def _inputs(self, image: Image.Image) -> list[Tensor]:
         """What each member sees of an image, (3, S, S) uint8; members of one size share it."""
@@ -359,7 +358,7 @@ class Predictor:
     def _predictions(self, read: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         return [
             Prediction(
-                path=name_of(one.given),
+                path=input_name(one.given),
                 width=one.size[0],
                 height=one.size[1],
                 classes=self.classes,

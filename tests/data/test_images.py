@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wildcat.data.images import decode_reduced, list_images, read_image, read_mask, read_reduced, to_rgb
+from wildcat.data.images import decode_bytes, decode_file, list_images, read_image, read_mask, to_rgb
 from wildcat.errors import DataError, ImageError
 
 # EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 lie in the image as seen.
@@ -242,16 +242,16 @@ def gradient(width: int, height: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("spare", "scale"), [(1.99, 1), (2.0, 2), (3.9, 2), (4.1, 4), (8, 8), (100, 8)])
-def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, spare: float, scale: int) -> None:
+@pytest.mark.parametrize(("factor", "scale"), [(1.99, 1), (2.0, 2), (3.9, 2), (4.1, 4), (8, 8), (100, 8)])
+def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, factor: float, scale: int) -> None:
     seen = gradient(320, 240)
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / "a.jpg"
     Image.fromarray(stored_pixels(np.asarray(seen), orientation)).save(path, exif=exif, quality=95)
     asked: list[tuple[int, int]] = []
-    allow = lambda size: asked.append(size) or spare  # noqa: E731
-    for image, size in (read_reduced(path, allow), decode_reduced(path.read_bytes(), "a", allow)):
+    allow = lambda size: asked.append(size) or factor  # noqa: E731
+    for image, size in (decode_file(path, allow), decode_bytes(path.read_bytes(), "a", allow)):
         assert (size, image.size) == ((320, 240), (320 // scale, 240 // scale))
         expected = np.asarray(seen.resize(image.size, Image.Resampling.BOX)).astype(int)
         assert np.abs(np.asarray(image) - expected).max() <= 6
@@ -261,7 +261,7 @@ def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, s
 def test_sides_of_a_reduced_jpeg_are_rounded_up_and_other_formats_come_in_full(tmp_path: Path) -> None:
     for name, expected in (("a.jpg", (26, 19)), ("a.png", (101, 75)), ("a.webp", (101, 75))):
         gradient(101, 75).save(tmp_path / name)
-        image, size = read_reduced(tmp_path / name, lambda _: 4.0)
+        image, size = decode_file(tmp_path / name, lambda _: 4.0)
         assert (image.size, size) == (expected, (101, 75))
     assert read_image(tmp_path / "a.jpg").size == (101, 75)
 
@@ -269,9 +269,9 @@ def test_sides_of_a_reduced_jpeg_are_rounded_up_and_other_formats_come_in_full(t
 def test_a_cut_jpeg_is_refused_at_any_size(tmp_path: Path) -> None:
     gradient(320, 240).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:2000])
-    for spare in (1.0, 8.0):
+    for factor in (1.0, 8.0):
         with pytest.raises(ImageError, match=r"a\.jpg is truncated"):
-            read_reduced(tmp_path / "a.jpg", lambda _, spare=spare: spare)
+            decode_file(tmp_path / "a.jpg", lambda _, factor=factor: factor)
 
 
 def test_mask_indices(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from wildcat.data import loader
 from wildcat.data.dataset import Sample
-from wildcat.data.images import Reduced, Spare, as_stored, read_reduced
+from wildcat.data.image_ref import decode_image
+from wildcat.data.images import Decoded, MaxDownscale
 from wildcat.data.loader import (
     Augment,
     BatchLoader,
@@ -134,9 +136,9 @@ class _LabelledWithPid(ImageDataset):
 
 
 def test_workers_stay_alive_between_epochs(samples: list[Sample]) -> None:
-    loader = BatchLoader(_LabelledWithPid(samples, PREPROCESS), workers=2)
+    batch_loader = BatchLoader(_LabelledWithPid(samples, PREPROCESS), workers=2)
     batches = batch_indices(range(7), 2)
-    first, second = ({int(p) for _, pids in loader.batches(batches, epoch) for p in pids} for epoch in (0, 1))
+    first, second = ({int(p) for _, pids in batch_loader.batches(batches, epoch) for p in pids} for epoch in (0, 1))
     assert first == second
     assert len(first) == 2
     assert os.getpid() not in first
@@ -145,11 +147,11 @@ def test_workers_stay_alive_between_epochs(samples: list[Sample]) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_epoch_has_its_own_batches_and_crops(samples: list[Sample], workers: int) -> None:
     images = ImageDataset(samples, PREPROCESS, Augment(seed=3))
-    loader = BatchLoader(images, workers)
-    next(loader.batches([[0], [1], [2], [3], [4]], 9))  # abandoned
+    batch_loader = BatchLoader(images, workers)
+    next(batch_loader.batches([[0], [1], [2], [3], [4]], 9))  # abandoned
     for epoch in (0, 1):
         batches = batch_indices(epoch_order(7, 0, epoch), 3)
-        loaded = list(loader.batches(batches, epoch))
+        loaded = list(batch_loader.batches(batches, epoch))
         assert [int(i) for _, labels in loaded for i in labels.argmax(1)] == epoch_order(7, 0, epoch)
         for (inputs, _), (expected, _) in zip(loaded, load_batches(images, batches, epoch), strict=True):
             assert torch.equal(inputs, expected)
@@ -157,10 +159,10 @@ def test_each_epoch_has_its_own_batches_and_crops(samples: list[Sample], workers
 
 def test_an_unreadable_image_leaves_the_loader_usable(samples: list[Sample], tmp_path: Path) -> None:
     gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
-    loader = BatchLoader(ImageDataset([*samples, gone], PREPROCESS), workers=2)
+    batch_loader = BatchLoader(ImageDataset([*samples, gone], PREPROCESS), workers=2)
     with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
-        list(loader.batches([[0], [7], [1], [2]]))
-    assert len(list(loader.batches([[0], [1], [2]]))) == 3
+        list(batch_loader.batches([[0], [7], [1], [2]]))
+    assert len(list(batch_loader.batches([[0], [1], [2]]))) == 3
 
 
 def test_no_batches_are_no_batches(samples: list[Sample]) -> None:
@@ -175,7 +177,7 @@ def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(("crop_scale", "scale"), [(None, 4), (0.5, 2), (0.01, 1)])
 def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
-    tmp_path: Path, crop_scale: float | None, scale: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop_scale: float | None, scale: int
 ) -> None:
     """What comes of it is the image's own tensor, nearly; of small crops, every pixel is decoded."""
     path = tmp_path / "large.jpg"
@@ -184,16 +186,18 @@ def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
     augment = None if crop_scale is None else Augment(0, crop_scale, "none")
     sizes = []
 
-    def small(path: Path, spare: Spare) -> Reduced:
-        image, size = read_reduced(path, spare)
+    def recording(path: Path, max_downscale: MaxDownscale) -> Decoded:
+        image, size = decode_image(path, max_downscale)
         sizes.append((image.size, size))
         return image, size
 
     samples = [Sample("large", path, np.array([1], np.int8))]
-    reduced = ImageDataset(samples, PREPROCESS, augment, small)
-    full = ImageDataset(samples, PREPROCESS, augment, lambda path, spare: read_reduced(path, as_stored))
+    images = ImageDataset(samples, PREPROCESS, augment)
     for epoch in range(12):
-        one, other = reduced[epoch, 0], full[epoch, 0]
+        monkeypatch.setattr(loader, "decode_image", recording)
+        one = images[epoch, 0]
+        monkeypatch.setattr(loader, "decode_image", lambda path, _: decode_image(path))
+        other = images[epoch, 0]
         assert not isinstance(one, ImageError) and not isinstance(other, ImageError)
         levels = (one[0] - other[0]).abs() * 0.25 * 255
         assert levels.mean() < 6, "crops of the copy begin at the nearest of its pixels, up to 11 levels apart"

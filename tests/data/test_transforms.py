@@ -166,6 +166,6 @@ def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_image(flip: str) -> None:
 
 
 def test_how_much_smaller_an_image_may_come() -> None:
-    assert Preprocess(100, *PLAIN).spare((1600, 800)) == 4.0
-    assert Preprocess(100, *PLAIN).spare((150, 800)) < 1
-    assert Preprocess(100, *PLAIN).spare((1600, 800), crop_scale=0.48) == pytest.approx(2.4)
+    assert Preprocess(100, *PLAIN).max_downscale((1600, 800)) == 4.0
+    assert Preprocess(100, *PLAIN).max_downscale((150, 800)) < 1
+    assert Preprocess(100, *PLAIN).max_downscale((1600, 800), crop_scale=0.48) == pytest.approx(2.4)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 import wildcat
 from tests.scale.conftest import png
+from wildcat.data.image_ref import ImageLocation
+from wildcat.data.images import Decoded, MaxDownscale, full_size
 from wildcat.errors import DataError, RunError, WildcatError
-from wildcat.scale.inputs import Listed
 from wildcat.scale.scheduler import RETRIES, Died, make_parts
 from wildcat.scale.shards import Done, Part, read_part
 from wildcat.scale.worker import PartMaker
@@ -53,7 +53,7 @@ class Played:
 
 
 def parts(count: int) -> Iterator[Part]:
-    return (Part(n, 3 * n, [Listed(f"{n}.png")]) for n in range(count))
+    return (Part(n, 3 * n, [ImageLocation(f"{n}.png")]) for n in range(count))
 
 
 def test_a_part_is_tried_again_and_at_last_with_care() -> None:
@@ -76,10 +76,10 @@ def test_a_part_that_always_kills_is_named_and_what_is_under_way_is_kept() -> No
         list(make_parts(Played(3, {1: ["fails"]}), parts(4)))
 
 
-class Deadly(Listed):
+class Deadly(ImageLocation):
     """Ends the process that reads it."""
 
-    def read(self) -> Image.Image:
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
         os._exit(1)
 
 
@@ -87,7 +87,7 @@ def test_with_care_an_image_that_kills_its_reader_has_a_row_and_the_others_their
     names = [tmp_path / f"{i}.png" for i in range(5)]
     for i, path in enumerate(names):
         path.write_bytes(png(i) if i != 3 else b"no image")
-    images: list[Any] = [Listed(str(path)) for path in names]
+    images: list[Any] = [ImageLocation(str(path)) for path in names]
     images.insert(2, Deadly("deadly-0"))
     predictor = wildcat.load(run, "cpu")
     done = PartMaker(tmp_path, "jsonl")(predictor, Part(0, 10, images), careful=True)

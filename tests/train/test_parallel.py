@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from subprocess import PIPE
@@ -32,9 +31,8 @@ from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_webdataset
 from wildcat.data.dataset import DataSet, Sample
-from wildcat.data.image_ref import ImageRef, read_ref_reduced
-from wildcat.data.images import Reduced, Spare, read_image
-from wildcat.data.loader import ImageDataset
+from wildcat.data.image_ref import ImageRef, decode_image
+from wildcat.data.images import Decoded, MaxDownscale, read_image
 from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, DataError, ImageError, RunError, TrainingError
 from wildcat.models.run import STATE, Run, create_run, load_state, open_run
@@ -225,11 +223,11 @@ def images_read(folder: Path, source: Path) -> Counter[str]:
     """What a process reads in a training, and how often."""
     read: Counter[str] = Counter()
 
-    def counted(image: Path | ImageRef, spare: Spare) -> Reduced:
+    def counted(image: Path | ImageRef, max_downscale: MaxDownscale) -> Decoded:
         read[str(image)] += 1
-        return read_ref_reduced(image, spare)
+        return decode_image(image, max_downscale)
 
-    wildcat.train.batches.ImageDataset = partial(ImageDataset, read=counted)  # this process is the test's own
+    wildcat.data.loader.decode_image = counted  # this process is the test's own
     train(open_run(folder), open_dataset(source))
     return read
 

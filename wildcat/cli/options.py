@@ -160,10 +160,10 @@ def check_readable(images: Sequence[Path | ImageRef]) -> None:
     Raises:
         DataError: how many, and the first few.
     """
-    from wildcat.data.image_ref import image_fault
+    from wildcat.data.image_ref import input_error
     from wildcat.train.distributed import gather, share_of
 
-    found = [(i, fault) for i in share_of(len(images)) if (fault := image_fault(images[i]))]
+    found = [(i, fault) for i in share_of(len(images)) if (fault := input_error(images[i]))]
     faults = sorted(itertools.chain(*gather(found)))
     if faults:
         listed = "; ".join(f"{Path(str(images[i])).name}: {fault}" for i, fault in faults[:5])

@@ -18,7 +18,7 @@ from wildcat.config import PartFormat
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wildcat.data.image_ref import Listed
+    from wildcat.data.image_ref import ImageLocation
     from wildcat.predictor import Predictor
     from wildcat.scale.shards import Done
 
@@ -151,17 +151,17 @@ def refuse_parts_flags(command: PartsCommand) -> None:
         raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
 
 
-def find_listed(command: PartsCommand) -> tuple[str, Iterator[Listed]]:
+def find_listed(command: PartsCommand) -> tuple[str, Iterator[ImageLocation]]:
     """What the sources are called, and their images; the first is looked for at once, so that errors come early."""
-    from wildcat.data.image_ref import Listed
+    from wildcat.data.image_ref import ImageLocation
     from wildcat.scale.inputs import find_sources, list_images
 
-    images: Iterator[Listed]
+    images: Iterator[ImageLocation]
     if command.split is not None:
         if len(command.paths) != 1:
             raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
         samples = open_data(command, command.paths[0]).split(command.split)
-        images = (s.path if isinstance(s.path, Listed) else Listed(str(s.path)) for s in samples)
+        images = (s.path if isinstance(s.path, ImageLocation) else ImageLocation(str(s.path)) for s in samples)
     else:
         images = list_images(find_sources(command.paths), command.image_column)
     first = list(itertools.islice(images, 1))

@@ -15,7 +15,7 @@ from wildcat.data.dataset import (
     stratified_indices,
 )
 from wildcat.data.download import Fetched, fetch_dataset, is_fetched
-from wildcat.data.image_ref import ImageRef, read_ref
+from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import list_images, read_image, read_mask, to_rgb
 from wildcat.data.miniatures import write_action, write_coco, write_indoor, write_scenes
 from wildcat.data.readers.synthetic import write_shapes
@@ -43,10 +43,10 @@ __all__ = [
     "label_matrix",
     "list_datasets",
     "list_images",
+    "load_image",
     "open_dataset",
     "read_image",
     "read_mask",
-    "read_ref",
     "stratified_indices",
     "to_rgb",
     "write_action",

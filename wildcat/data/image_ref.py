@@ -1,4 +1,4 @@
-"""Images that are not in files of their own: parts of tar shards, cells of tables, objects of stores."""
+"""Image inputs: paths, PIL images, arrays, and references to images inside other files or remote stores."""
 
 from __future__ import annotations
 
@@ -6,148 +6,168 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from wildcat.data.images import Reduced, Spare, as_stored, decode_reduced, fault_of, read_image, read_reduced
-from wildcat.data.remote import is_address, read_bytes, size_of
-from wildcat.errors import DataError, ImageError
+from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, decode_file, full_size, header_error, to_rgb
+from wildcat.data.remote import file_size, is_url, read_range
+from wildcat.errors import ConfigError, DataError, ImageError
 
-MAX_BYTES = 1 << 28
-"""Of one image's file: 256 MB. What is larger is refused unread."""
+MAX_BYTES = 1 << 28  # an image file larger than 256 MB is refused without reading it
 
 
 class ImageRef(ABC):
-    """An image that is not in a file of its own: a member of an archive, a cell of a table, an object of a store."""
+    """An image that is not a file of its own: a member of a tar shard, a cell of a table, an object in a store."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What `Prediction.image` and errors call it."""
+        """The name in `Prediction.path` and in errors."""
 
     @abstractmethod
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        """The image as `wildcat.data.images.decode_bytes` returns it; called in threads.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+
     def read(self) -> Image.Image:
-        """The image in RGB, as `wildcat.data.images.read_image` gives it; called in a thread.
+        """The image as RGB, in full size.
 
         Raises:
             ImageError: it cannot be read.
         """
-
-    def read_reduced(self, spare: Spare) -> Reduced:  # whoever can do with less overrides this
-        """As `wildcat.data.images.read_reduced`; an image that came smaller is `read` again to be drawn.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        image = self.read()
-        return image, image.size
+        return self.decode()[0]
 
     def __str__(self) -> str:
         return self.name
 
 
+ImageInput = str | Path | Image.Image | NDArray[np.uint8] | ImageRef
+
+
 @dataclass(frozen=True, slots=True)
-class Listed(ImageRef):
-    """An image of a source, not read yet.
+class ImageLocation(ImageRef):
+    """The location of an image: small and picklable, so that any process can read the image.
 
     Attributes:
-        place: the file it lies in.
-        inside: what names it there: a member of a shard, or the number of a table's row; empty: the file itself.
-        start, size: where its bytes lie in the file; size -1: they are found by `inside`, or are the whole file.
-        fault: why it will not be read; empty: it will.
+        file: the path or URL that holds it.
+        member: its name in that file: a member of a shard, or the row number of a table; empty: the whole file.
+        start, size: its byte range in the file; size -1: the whole file, or a table row.
+        error: why it must not be read; empty: it may be.
     """
 
-    place: str
-    inside: str = ""
+    file: str
+    member: str = ""
     start: int = 0
     size: int = -1
-    fault: str = ""
+    error: str = ""
 
     @property
     def name(self) -> str:
-        """`place`, or `place#inside`."""
-        return f"{self.place}#{self.inside}" if self.inside else self.place
+        """`file`, or `file#member`."""
+        return f"{self.file}#{self.member}" if self.member else self.file
 
-    def read(self) -> Image.Image:
-        """The image in RGB.
-
-        Raises:
-            ImageError: it is refused, gone or broken.
-            DataError: what holds it is gone as well.
-        """
-        return self.read_reduced(as_stored)[0]
-
-    def read_reduced(self, spare: Spare) -> Reduced:
-        """As `read`, perhaps smaller.
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        """As `ImageRef.decode`.
 
         Raises:
-            ImageError, DataError: as `read`.
+            ImageError: it is refused, missing or broken.
+            DataError: its folder or store is gone.
         """
-        if self.fault:
-            raise ImageError(f"{self.name} {self.fault}.", "It is left out; give the image itself instead.")
-        if not self.inside and not is_address(self.place):
+        if self.error:
+            raise ImageError(f"{self.name} {self.error}.", "It is skipped; give the image itself instead.")
+        if not self.member and not is_url(self.file):
             try:
-                return read_reduced(self.place, spare)
+                return decode_file(self.file, max_downscale)
             except ImageError:
-                folder = Path(self.place).parent
+                folder = Path(self.file).parent
                 if not folder.is_dir():
-                    raise DataError(f"{folder} has vanished.", "Bring it back, then go on with --resume.") from None
+                    raise DataError(f"{folder} has vanished.", "Restore it, then continue with --resume.") from None
                 raise
-        size = size_of(self.place) if self.size < 0 else self.size
+        size = file_size(self.file) if self.size < 0 else self.size
         check_size(self.name, size)
-        return decode_reduced(read_bytes(self.place, self.start, size), self.name, spare)
+        return decode_bytes(read_range(self.file, self.start, size), self.name, max_downscale)
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse the bytes of an image before they are read.
+    """Refuse an image file of more than `MAX_BYTES` bytes before reading it.
 
     Raises:
-        ImageError: more than `MAX_BYTES`.
+        ImageError: it is larger.
     """
     if size > MAX_BYTES:
-        raise ImageError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read.", "Save it smaller.")
+        raise ImageError(f"{name} has {size:,} bytes; the limit is {MAX_BYTES:,} bytes.", "Save a smaller image.")
 
 
-def read_ref(image: Path | ImageRef) -> Image.Image:
-    """The image in RGB, see `read_image`.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    return image.read() if isinstance(image, ImageRef) else read_image(image)
-
-
-def read_ref_reduced(image: Path | ImageRef, spare: Spare) -> Reduced:
-    """The image in RGB, perhaps smaller, see `wildcat.data.images.read_reduced`.
+def decode_image(image: ImageInput, max_downscale: MaxDownscale = full_size) -> Decoded:
+    """Any image input as RGB; a file or reference may be downscaled, see `wildcat.data.images.decode_file`.
 
     Raises:
         ImageError: it cannot be read.
+        ConfigError: an array that is not uint8 of shape (H, W, 3) or (H, W), or an object of another type.
     """
-    return image.read_reduced(spare) if isinstance(image, ImageRef) else read_reduced(image, spare)
+    if isinstance(image, (str, Path)):
+        return decode_file(image, max_downscale)
+    if isinstance(image, ImageRef):
+        return image.decode(max_downscale)
+    rgb = _in_memory(image)
+    return rgb, rgb.size
 
 
-def image_fault(image: Path | ImageRef) -> str:
-    """Why it is certainly no image, see `fault_of`; of a stored one only what its listing says is known."""
-    if isinstance(image, Listed):
-        return image.fault or ("0 bytes" if image.size == 0 else "")
-    return fault_of(image) if isinstance(image, Path) else ""
-
-
-def identity(image: Path | ImageRef) -> str:
-    """What an image's pixels follow from: its file, the size and the time of change of it, and the place inside.
-
-    Of an object in a store the time is not asked for.
+def load_image(image: ImageInput) -> Image.Image:
+    """Any image input as RGB in full size.
 
     Raises:
-        ImageError: its file is gone.
+        ImageError, ConfigError: as `decode_image`.
     """
-    inside = f"\0{image.start}+{image.size}" if isinstance(image, Listed) and image.inside else ""
-    place = image.place if isinstance(image, Listed) else str(image)
-    if is_address(place):
-        return f"{place}\0{size_of(place)}{inside}"
+    return decode_image(image)[0]
+
+
+def _in_memory(image: object) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if isinstance(image, np.ndarray):
+        fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        if image.dtype != np.uint8 or not fits or image.size == 0:
+            raise ConfigError(
+                f"an array of shape {image.shape} and type {image.dtype} is not an image.",
+                "Give uint8, (height, width, 3) RGB or (height, width) grey.",
+            )
+        return to_rgb(Image.fromarray(image))
+    raise ConfigError(f"a {type(image).__name__} is not an image.", "Give a path, a PIL image or a uint8 RGB array.")
+
+
+def input_name(image: ImageInput) -> str:
+    """The file name in `Prediction.path`; empty for an image in memory."""
+    return "" if isinstance(image, (Image.Image, np.ndarray)) else str(image)
+
+
+def input_error(image: ImageInput) -> str:
+    """Why an image cannot be read, judged by its header or location alone; empty if nothing is known against it."""
+    if isinstance(image, ImageLocation):
+        return image.error or ("is empty (0 bytes)" if image.size == 0 else "")
+    return header_error(Path(image)) if isinstance(image, (str, Path)) else ""
+
+
+def fingerprint(image: Path | ImageRef) -> str:
+    """A text that changes with the image's pixels: its file with size and modification time, and its byte range.
+
+    For a remote file, the size alone.
+
+    Raises:
+        ImageError: the file is missing.
+    """
+    part = f"\0{image.start}+{image.size}" if isinstance(image, ImageLocation) and image.member else ""
+    file = image.file if isinstance(image, ImageLocation) else str(image)
+    if is_url(file):
+        return f"{file}\0{file_size(file)}{part}"
     try:
-        status = Path(place).stat()
+        status = Path(file).stat()
     except OSError as error:
         raise ImageError(
-            f"{place} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
+            f"{file} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
         ) from error
-    return f"{Path(place).resolve()}\0{status.st_size}\0{status.st_mtime_ns}{inside}"
+    return f"{Path(file).resolve()}\0{status.st_size}\0{status.st_mtime_ns}{part}"

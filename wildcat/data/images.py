@@ -1,4 +1,4 @@
-"""Images from files: RGB as a person sees them, and masks of class indices."""
+"""Decode image files to RGB, read masks of class indices, and list the images in a folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,12 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from wildcat.errors import DataError, ImageError
 
+# Files with these suffixes (lower case) are listed as images; reading goes by content.
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"},
 )
-"""Suffixes (lower case) that make a file an image when a folder is listed; `read_image` itself goes by content."""
 
+# EXIF orientation (EXIF 2.3, tag 0x0112) -> the operation that turns the image upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,114 +31,74 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the image upright (EXIF 2.3, tag 0x0112)."""
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
-_SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+_JPEG_FACTORS = (8, 4, 2)  # downscale factors of the JPEG decoder (libjpeg's scaled DCT)
 
-_JPEG_SCALES = (8, 4, 2)
-"""How many times smaller a JPEG decoder makes images, sides rounded up."""
-
+# Mode "I" is 16-bit by definition in these formats; in others it is 32-bit without a defined white.
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-"""Formats whose mode "I" images are 16-bit by definition; elsewhere "I" is 32-bit without a defined white."""
 
-Spare = Callable[[tuple[int, int]], float]
-"""Told an image's (width, height), upright: how many times smaller it may come; 1 or less: not at all."""
+_HEAD = 16  # bytes of an unknown file that its error shows
 
-Reduced = tuple[Image.Image, tuple[int, int]]
-"""An image in RGB, upright, perhaps smaller than it is stored; and the (width, height) it is stored with, upright."""
+# (width, height) of an upright image -> maximum downscale factor when decoding; 1 or less: decode every pixel.
+MaxDownscale = Callable[[tuple[int, int]], float]
 
-
-def read_image(path: str | Path) -> Image.Image:
-    """The image in file `path` in RGB, upright and on white, as a person sees it.
-
-    See `to_rgb` for what is done to each colour mode. Of an animation the first frame is read. Embedded colour
-    profiles are not applied.
-
-    Raises:
-        ImageError: the file is missing, a folder, empty, not an image, broken, truncated, too large to be safe
-            (above twice `PIL.Image.MAX_IMAGE_PIXELS`), or its values have no defined range (float, 32-bit).
-    """
-    return read_reduced(path, as_stored)[0]
+# An upright RGB image, perhaps downscaled, and the (width, height) of the stored image, upright.
+Decoded = tuple[Image.Image, tuple[int, int]]
 
 
-def read_reduced(path: str | Path, spare: Spare) -> Reduced:
-    """As `read_image`, but a JPEG comes at 1/2, 1/4 or 1/8 of its size where `spare` allows it.
-
-    Its decoder makes the small image of the coarse frequencies alone, without the large one, in a fraction of the
-    time and memory (Pillow's `draft`, libjpeg's scaled DCT). Other formats come in full.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
-    path = Path(path)
-    with _opened(path) as image:
-        return _decoded(image, str(path), spare)
-
-
-def reduced_size(path: str | Path, spare: Spare) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(width, height) of what `read_reduced` gives, and of the image as it is stored, from the file's header alone.
-
-    Raises:
-        ImageError: the file is missing, empty or not an image; whether it is whole only reading it would tell.
-    """
-    path = Path(path)
-    with _opened(path) as image:
-        own = _reduce(image, spare)
-        size = _upright_size(image)
-        return size, own or size
-
-
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """The image in `content`, the bytes of a file, as `read_image` gives it.
-
-    Args:
-        name: what errors call it.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
-    return decode_reduced(content, name, as_stored)[0]
-
-
-def decode_reduced(content: bytes, name: str, spare: Spare) -> Reduced:
-    """The image in `content`, the bytes of a file, as `read_reduced` gives it; `name` is what errors call it.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
-    if not content:
-        raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or take it out of the data set.")
-    with _pillow_errors(name, content[:16]), Image.open(io.BytesIO(content)) as image:
-        return _decoded(image, name, spare)
-
-
-def as_stored(_size: tuple[int, int]) -> float:
-    """The `Spare` of who needs every pixel."""
+def full_size(_size: tuple[int, int]) -> float:
+    """The `MaxDownscale` that decodes every pixel."""
     return 1.0
 
 
-def fault_of(path: Path) -> str:
-    """Why a file is certainly no image, judged by its first bytes; empty where it may be one.
+def read_image(path: str | Path) -> Image.Image:
+    """The image in file `path` as RGB, upright, transparency on white.
 
-    Cheap enough to ask of a whole data set before training; only reading it to the end would prove an image whole.
+    Raises:
+        ImageError: the file is missing, a folder, empty, not an image, broken, truncated, above twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, or its values have no defined range (float, 32-bit).
     """
+    return decode_file(path)[0]
+
+
+def decode_file(path: str | Path, max_downscale: MaxDownscale = full_size) -> Decoded:
+    """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where `max_downscale` allows it.
+
+    The decoder then computes the small image from the low frequencies, in a fraction of the time and memory.
+    Other formats are decoded in full.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _open_file(Path(path)) as image:
+        return _decode(image, str(path), max_downscale)
+
+
+def decode_bytes(content: bytes, name: str, max_downscale: MaxDownscale = full_size) -> Decoded:
+    """As `decode_file`, from the bytes of an image file; errors call it `name`.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    with _open(io.BytesIO(content), name) as image:
+        return _decode(image, name, max_downscale)
+
+
+def header_error(path: Path) -> str:
+    """Why a file is no image, judged by its header alone; empty if the header is sound."""
     try:
-        if path.stat().st_size == 0:
-            return "0 bytes"
-        with _pillow_errors(str(path)), Image.open(path) as image:
-            return "" if min(image.size) > 0 else "no pixels"
+        with _open_file(path) as image:
+            return "" if min(image.size) > 0 else "has no pixels"
     except ImageError as error:
         return error.message.removeprefix(str(path)).strip(" :.")
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An already opened image in RGB, as `read_image` gives it; the original is left as it is.
+    """An opened image as RGB, as `read_image` returns it; the original is unchanged.
 
-    EXIF orientation is applied (and dropped, so that a second call changes nothing); transparency is composited on
-    white; 16-bit grey is divided by 257, whatever its values are; CMYK follows the Adobe convention.
+    Applies and drops the EXIF orientation, so that a second call changes nothing; puts transparency on white;
+    divides 16-bit grey by 257; reads CMYK by the Adobe convention.
 
     Raises:
         ImageError: float or 32-bit values without a defined range, no pixels, or broken data.
@@ -149,32 +111,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
-    """(H, W) class indices of an indexed mask: 0 background, i + 1 = classes[i], 255 ignored.
+    """(H, W) class indices of a mask: 0 background, i + 1 = classes[i], 255 ignored.
 
     Palette images (VOC `SegmentationClass/*.png`) give their indices, grey ones their values.
 
     Raises:
-        ImageError: as `read_image`, or the image is not an indexed one, or holds a value above 255.
+        ImageError: as `read_image`, or the image has several channels or a value above 255.
     """
     path = Path(path)
-    with _opened(path) as image:
+    with _open_file(path) as image:
         image.load()
         if image.mode not in ("P", "L", "1") and not _is_sixteen_bit(image):
             raise ImageError(
-                f"{path} has colour mode {image.mode}: a mask holds one class index a pixel.",
+                f"{path} has colour mode {image.mode}: a mask holds one class index per pixel.",
                 "Save the mask as a palette or grey PNG without transparency.",
             )
         indices = np.asarray(image)
     if indices.max() > 255:
         raise ImageError(
             f"{path} holds the value {indices.max()}: the highest mask value is 255 (ignored).",
-            "Number the classes from 1 and write 255 where a pixel is to be ignored.",
+            "Number the classes from 1 and write 255 for pixels to ignore.",
         )
     return indices.astype(np.uint8)
 
 
 def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
-    """The image files of `folder`, sorted by path; hidden files and folders are skipped, links are followed.
+    """The image files of `folder`, sorted by path; skips hidden files and folders, follows links.
 
     Raises:
         DataError: `folder` is not a folder.
@@ -185,22 +147,14 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     return [Path(name) for name in sorted(_walk(str(folder), recursive, frozenset()))]
 
 
-def is_there(path: Path, folder: bool = False) -> bool:
-    """Whether a file or a folder is there; a name that none can have is not."""
-    try:
-        return path.is_dir() if folder else path.is_file()
-    except OSError:  # too long
-        return False
-
-
 def holds_images(folder: Path) -> bool:
-    """Whether an image lies in `folder` at any depth."""
+    """Whether `folder` holds an image at any depth."""
     return next(_walk(str(folder), True, frozenset()), None) is not None
 
 
-def _walk(folder: str, recursive: bool, above: frozenset[str]) -> Iterator[str]:
+def _walk(folder: str, recursive: bool, parents: frozenset[str]) -> Iterator[str]:
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder above itself
+    if real in parents:  # a link to a parent folder
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -208,58 +162,49 @@ def _walk(folder: str, recursive: bool, above: frozenset[str]) -> Iterator[str]:
                 continue
             if entry.is_dir():
                 if recursive:
-                    yield from _walk(entry.path, recursive, above | {real})
+                    yield from _walk(entry.path, recursive, parents | {real})
             elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
                 yield entry.path
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The first frame of `path`, not decoded yet; every failure is an ImageError that names it."""
+def _open_file(path: Path) -> Iterator[Image.Image]:
     if path.is_dir():
         raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.")
-    if not path.exists():
-        raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ImageError(f"{path} is empty (0 bytes).", "Copy it again, or take it out of the data set.")
-    with _pillow_errors(str(path)), Image.open(path) as image:
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} may not be read (permission denied).", "Change its permissions.") from error
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+    with file, _open(file, str(path)) as image:
         yield image
 
 
-def _decoded(image: Image.Image, what: str, spare: Spare) -> Reduced:
-    """An opened image in RGB, as much smaller as `spare` allows and its decoder offers; and its own size."""
-    own = _reduce(image, spare)
-    image.load()
-    rgb = _to_rgb(image, what)
-    return rgb, own or rgb.size
-
-
-def _reduce(image: Image.Image, spare: Spare) -> tuple[int, int] | None:
-    """Have an opened image decoded smaller, where `spare` and its format allow it: its own size, None where not."""
-    if not isinstance(image, JpegImagePlugin.JpegImageFile) or min(image.size) < 1:
-        return None
-    own = _upright_size(image)
-    allowed = spare(own)
-    scale = next((scale for scale in _JPEG_SCALES if scale <= allowed), None)
-    if scale is None:
-        return None
-    image.draft(None, (image.width // scale, image.height // scale))
-    return own
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+@contextmanager
+def _open(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+    """The first frame of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
+    with _pillow_errors(name):
+        head = file.read(_HEAD)
+        file.seek(0)
+        if not head:
+            raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or remove it from the data set.")
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{name} is not an image: its format is unknown or its header is cut (it begins with {head!r}).",
+                "Convert it to JPEG or PNG, or remove it from the data set.",
+            ) from error
+        with image:
+            yield image
 
 
 @contextmanager
-def _pillow_errors(what: str, beginning: bytes = b"") -> Iterator[None]:
-    """Keep Pillow's warnings from the user, and turn whatever its decoders raise into an ImageError.
-
-    Args:
-        what: the image's name; where it is a path and the content of no known kind, the file's first bytes are told.
-        beginning: the first bytes of an image that is no file.
-    """
+def _pillow_errors(name: str) -> Iterator[None]:
+    """Silence Pillow's warnings and turn what its decoders raise into an ImageError about `name`."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         try:
@@ -268,39 +213,39 @@ def _pillow_errors(what: str, beginning: bytes = b"") -> Iterator[None]:
             raise
         except Image.DecompressionBombError as error:
             raise ImageError(
-                f"{what} is refused as a decompression bomb: {str(error).split(', could')[0]}.",
+                f"{name} is refused as a decompression bomb: {str(error).split(', could')[0]}.",
                 "Cut it into tiles or shrink it; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS.",
             ) from error
-        except UnidentifiedImageError as error:
-            raise ImageError(
-                f"{what} is not an image: its content is of no known kind or its header is cut"
-                f"{_beginning(what, beginning)}.",
-                "Convert it to JPEG or PNG, or take it out of the data set.",
-            ) from error
-        except PermissionError as error:
-            raise ImageError(f"{what} may not be read (permission denied).", "Change its permissions.") from error
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
-            reason = "truncated" if "truncated" in str(error).lower() else "broken"
+            problem = "truncated" if "truncated" in str(error).lower() else "broken"
             raise ImageError(
-                f"{what} is {reason}: {str(error) or type(error).__name__}.",
-                "Copy it again from its source, or take it out of the data set.",
+                f"{name} is {problem}: {str(error) or type(error).__name__}.",
+                "Copy it again from its source, or remove it from the data set.",
             ) from error
 
 
-def _beginning(path: str, known: bytes) -> str:
-    """What an unknown file begins with, which often tells what it is (an HTML page, a Git LFS pointer)."""
-    try:
-        if not known:
-            with Path(path).open("rb") as file:
-                known = file.read(16)
-        return f" (it begins with {known!r})"
-    except OSError:
-        return ""
+def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decoded:
+    if isinstance(image, JpegImagePlugin.JpegImageFile) and min(image.size) > 0:
+        size = _upright_size(image)
+        allowed = max_downscale(size)
+        factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
+            image.load()
+            return _to_rgb(image, name), size
+    image.load()
+    rgb = _to_rgb(image, name)
+    return rgb, rgb.size
 
 
-def _to_rgb(image: Image.Image, what: str) -> Image.Image:
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
-        raise ImageError(f"{what} has no pixels ({image.width} x {image.height}).", "Take it out of the data set.")
+        raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
     orientation = _orientation(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -310,7 +255,7 @@ def _to_rgb(image: Image.Image, what: str) -> Image.Image:
         rgb = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # v / 257, rounded
     elif image.mode in ("F", "I"):
         raise ImageError(
-            f"{what} holds {'float' if image.mode == 'F' else '32-bit'} values, which have no defined white.",
+            f"{name} holds {'float' if image.mode == 'F' else '32-bit'} values, which have no defined white.",
             "Scale it to 0..255 yourself and save it as an 8-bit or 16-bit PNG.",
         )
     else:
@@ -328,5 +273,5 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # viewers show an image with broken EXIF as it lies; Pillow raises half a dozen kinds here
+    except Exception:  # Pillow raises half a dozen types here; viewers show an image with broken EXIF as stored
         return 1

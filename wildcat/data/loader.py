@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wildcat.config import Flip
 from wildcat.data.dataset import Sample
-from wildcat.data.image_ref import ImageRef, read_ref_reduced
-from wildcat.data.images import Reduced, Spare
+from wildcat.data.image_ref import decode_image
 from wildcat.data.transforms import Preprocess, Size
 from wildcat.device import available_cores
 from wildcat.errors import ImageError
@@ -38,22 +36,12 @@ class ImageDataset(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
     An image that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
-
-    Args:
-        read: reads an image; it may have kept it, see `wildcat.data.decode_cache`.
     """
 
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        preprocess: Preprocess,
-        augment: Augment | None = None,
-        read: Callable[[Path | ImageRef, Spare], Reduced] = read_ref_reduced,
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
         self.samples = samples
         self.preprocess = preprocess
         self.augment = augment
-        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -62,7 +50,7 @@ class ImageDataset(Dataset[Item | ImageError]):
         epoch, index = key
         sample = self.samples[index]
         try:
-            image, size = self.read(sample.path, self.spare)
+            image, size = decode_image(sample.path, self.max_downscale)
         except ImageError as error:
             return error
         if self.augment is None:
@@ -72,9 +60,9 @@ class ImageDataset(Dataset[Item | ImageError]):
             tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip, size)
         return tensor, torch.from_numpy(sample.labels)
 
-    def spare(self, size: Size) -> float:
-        """How many times smaller an image of (width, height) may come: the same in every epoch, whatever its crop."""
-        return self.preprocess.spare(size, 1.0 if self.augment is None else self.augment.crop_scale)
+    def max_downscale(self, size: Size) -> float:
+        """Maximum downscale factor when decoding an image of (width, height): the same in every epoch."""
+        return self.preprocess.max_downscale(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -1,6 +1,6 @@
-"""Where files lie: a path of this machine, or an address that fsspec knows (s3://, gs://, memory://, ...).
+"""Local paths and URLs (s3://, gs://, https://, memory://, ...) as one: find, list, open and read files.
 
-A place is a text. `file://` addresses become paths, so that an image has one name however it was given.
+Local files go to the operating system, URLs to fsspec, which is imported for them alone. `file://` URLs become paths.
 """
 
 from __future__ import annotations
@@ -8,239 +8,244 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from wildcat.errors import ConfigError, DataError, ImageError, MissingExtra, did_you_mean
+from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
 
-ATTEMPTS, PAUSE = 4, 0.5
-"""How often a store is asked before it counts as out of reach, and the first pause in seconds; each doubles."""
+ATTEMPTS, PAUSE = 4, 0.5  # tries of a remote request, and the first pause between them in seconds; each doubles
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_MAX_PLACES = 10_000_000
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_MAX_FILES = 10_000_000  # a range of braces may expand to
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def place_of(text: str) -> str:
-    """The place a user means: `~` and `file://` become paths.
+def local_path(text: str) -> str:
+    """Expand `~` and turn a `file://` URL into a path; other URLs are unchanged.
 
-    >>> place_of("file:///data/a%20b.jpg"), place_of("s3://bucket/a.jpg")
+    >>> local_path("file:///data/a%20b.jpg"), local_path("s3://bucket/a.jpg")
     ('/data/a b.jpg', 's3://bucket/a.jpg')
     """
     if text.lower().startswith("file://"):
         return url2pathname(urlsplit(text).path)
-    return text if is_address(text) else os.path.expanduser(text)  # noqa: PTH111  # Path would change "./a" and "a//b"
+    return text if is_url(text) else os.path.expanduser(text)  # noqa: PTH111  # Path would change "./a" and "a//b"
 
 
-def is_address(place: str) -> bool:
-    """Whether it is fsspec's to open rather than the operating system's."""
-    return _ADDRESS.match(place) is not None
-
-
-def kind_of(place: str) -> str:
-    """`"folder"`, `"file"`, or empty where nothing is.
-
-    Raises:
-        ConfigError, MissingExtra, DataError: as `store_of`, or the store cannot be reached.
-    """
-    if not is_address(place):
-        return "folder" if Path(place).is_dir() else "file" if Path(place).exists() else ""
-    store, path = store_of(place)
-    if asked(place, store.isdir, path):
-        return "folder"
-    return "file" if asked(place, store.exists, path) else ""
+def is_url(path: str) -> bool:
+    """Whether fsspec opens it, not the operating system."""
+    return _URL.match(path) is not None
 
 
 def expand_braces(text: str) -> list[str]:
-    """The texts that `{000..009}` and `{a,b}` stand for; a path that exists as it is written stays.
+    """Expand `{000..009}` and `{a,b}` as a shell does; a path that exists as it is written stays.
+
+    Raises:
+        ConfigError: a range of more than ten million numbers.
 
     >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}/x")
     (['s-08.tar', 's-09.tar', 's-10.tar'], ['a/x', 'b/x'])
     """
     braces = _BRACES.search(text)
-    if braces is None or (not is_address(text) and Path(text).exists()):
+    if braces is None or (not is_url(text) and path_type(text)):
         return [text]
-    inside, made = braces[1], []
-    if span := _RANGE.fullmatch(inside):
+    if span := _RANGE.fullmatch(braces[1]):
         first, last = int(span[1]), int(span[2])
-        if abs(last - first) >= _MAX_PLACES:
+        if abs(last - first) >= _MAX_FILES:
             raise ConfigError(f"{text} stands for {abs(last - first) + 1:,} files.", "Name a smaller range, or a glob.")
         width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
-        made = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
-    elif "," in inside:
-        made = inside.split(",")
+        parts = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
+    elif "," in braces[1]:
+        parts = braces[1].split(",")
     else:
         return [text]
-    return [whole for part in made for whole in expand_braces(text[: braces.start()] + part + text[braces.end() :])]
+    return [whole for part in parts for whole in expand_braces(text[: braces.start()] + part + text[braces.end() :])]
 
 
-def matches(pattern: str) -> list[str]:
-    """The files a pattern stands for, sorted; `**` is any depth of folders.
+def path_type(path: str) -> str:
+    """`"folder"`, `"file"`, or empty if there is neither (or no path can have that name).
 
     Raises:
-        ConfigError, MissingExtra, DataError: as `kind_of`.
+        ConfigError, DataError: as `file_system`, or the store cannot be reached.
     """
-    if not is_address(pattern):
+    if not is_url(path):
+        try:
+            mode = Path(path).stat().st_mode
+        except (OSError, ValueError):
+            return ""
+        return "folder" if stat.S_ISDIR(mode) else "file"
+    system, key = file_system(path)
+    if retry(path, system.isdir, key):
+        return "folder"
+    return "file" if retry(path, system.exists, key) else ""
+
+
+def glob_files(pattern: str) -> list[str]:
+    """The files that match a pattern, sorted; `**` is any depth of folders.
+
+    Raises:
+        ConfigError, DataError: as `path_type`.
+    """
+    if not is_url(pattern):
         return sorted(p for p in glob.glob(pattern, recursive=True) if not Path(p).is_dir())  # noqa: PTH207  # absolute
-    store, path = store_of(pattern)
-    found = asked(pattern, lambda: store.glob(path, detail=True))
-    return sorted(store.unstrip_protocol(name) for name, info in found.items() if info["type"] != "directory")
+    system, key = file_system(pattern)
+    found = retry(pattern, system.glob, key, detail=True)
+    return sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] != "directory")
 
 
-def walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The files below a folder, one folder after the other, each in the order of its names; hidden ones are skipped.
+def walk_files(folder: str, parents: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The files below a folder in the order of their names, folder by folder; hidden ones are skipped.
 
-    No more than a folder's names are held at a time. Links to folders are followed, but never to a folder above.
+    Holds the names of one folder per level. Follows links, but not to a parent folder.
 
     Raises:
         DataError: a folder cannot be listed.
     """
-    if is_address(folder):
-        store, path = store_of(folder)
-        inside = {
-            store.unstrip_protocol(info["name"].rstrip("/")): info["type"] == "directory"
-            for info in asked(folder, store.ls, path, detail=True)
-            if info["name"].rstrip("/") != path.rstrip("/")  # a store's folder may list itself
+    if is_url(folder):
+        system, key = file_system(folder)
+        entries = {
+            system.unstrip_protocol(info["name"].rstrip("/")): info["type"] == "directory"
+            for info in retry(folder, system.ls, key, detail=True)
+            if info["name"].rstrip("/") != key.rstrip("/")  # a store may list the folder itself
         }
     else:
         real = os.path.realpath(folder)
-        if real in above:
+        if real in parents:
             return
-        above |= {real}
+        parents |= {real}
         try:
-            with os.scandir(folder) as entries:
-                inside = {entry.path: entry.is_dir() for entry in entries}
+            with os.scandir(folder) as scanned:
+                entries = {entry.path: entry.is_dir() for entry in scanned}
         except OSError as error:
             raise DataError(
-                f"{folder} cannot be listed ({error.strerror or error}).", "Check that it is there and its permissions."
+                f"{folder} cannot be listed ({error.strerror or error}).", "Check that it exists and its permissions."
             ) from error
-    for place in sorted(inside):
-        if last_part(place).startswith("."):
+    for path in sorted(entries):
+        if file_name(path).startswith("."):
             continue
-        if inside[place]:
-            yield from walk(place, above)
+        if entries[path]:
+            yield from walk_files(path, parents)
         else:
-            yield place
+            yield path
 
 
-def open_place(place: str) -> IO[bytes]:
-    """A file to read and seek in.
+def open_file(path: str) -> IO[bytes]:
+    """A file, open to read and seek.
 
     Raises:
         DataError: it cannot be opened.
     """
-    if is_address(place):
-        store, path = store_of(place)
-        return asked(place, store.open, path, "rb")  # type: ignore[no-any-return]
+    if is_url(path):
+        system, key = file_system(path)
+        return retry(path, system.open, key, "rb")  # type: ignore[no-any-return]
     try:
-        return Path(place).open("rb")
+        return Path(path).open("rb")
     except OSError as error:
-        raise _lost(place, error.strerror or str(error)) from error
+        raise _unreadable(path, error) from error
 
 
-def size_of(place: str) -> int:
+def file_size(path: str) -> int:
     """Bytes of a file.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file.
     """
-    if is_address(place):
-        store, path = store_of(place)
-        return int(asked(place, store.size, path))
+    if is_url(path):
+        system, key = file_system(path)
+        return int(retry(path, system.size, key))
     try:
-        return Path(place).stat().st_size
+        return Path(path).stat().st_size
     except OSError as error:
-        raise _lost(place, error.strerror or str(error)) from error
+        raise _unreadable(path, error) from error
 
 
-def read_bytes(place: str, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start`; fewer where it ends. May be called in threads.
+def read_range(path: str, start: int, length: int) -> bytes:
+    """`length` bytes of a file from `start`, fewer at its end; may be called in threads.
 
     Raises:
         DataError: it cannot be read.
     """
-    if is_address(place):
-        store, path = store_of(place)
-        return bytes(asked(place, store.cat_file, path, start, start + length))
-    with open_place(place) as file:
+    if is_url(path):
+        system, key = file_system(path)
+        return bytes(retry(path, system.cat_file, key, start, start + length))
+    with open_file(path) as file:
         try:
             file.seek(start)
             return file.read(length)
         except OSError as error:
-            raise _lost(place, error.strerror or str(error)) from error
+            raise _unreadable(path, error) from error
 
 
-def last_part(place: str) -> str:
-    """The name of a file in its folder.
+def file_name(path: str) -> str:
+    """The last component of a path or URL.
 
-    >>> last_part("s3://bucket/a/b.jpg"), last_part("a/b/")
+    >>> file_name("s3://bucket/a/b.jpg"), file_name("a/b/")
     ('b.jpg', 'b')
     """
-    return place.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
+    return path.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
 
 
-def suffix_of(place: str) -> str:
-    """The suffix of a file's name, in lower case.
+def file_suffix(path: str) -> str:
+    """The suffix of a file name in lower case.
 
-    >>> suffix_of("s3://bucket/a.b/C.JPG"), suffix_of("a.b/c")
+    >>> file_suffix("s3://bucket/a.b/C.JPG"), file_suffix("a.b/c")
     ('.jpg', '')
     """
-    return Path(last_part(place)).suffix.lower()
+    return Path(file_name(path)).suffix.lower()
 
 
-def store_of(address: str) -> tuple[Any, str]:
-    """fsspec's file system for an address, and the path in it.
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the URL's path in it.
 
     Raises:
-        ConfigError: no store is known by its scheme, or its package is not installed.
-        MissingExtra: fsspec is not installed.
+        ConfigError: the scheme is unknown, or its package is not installed.
     """
+    import fsspec  # noqa: PLC0415  # only URLs need it
+    from fsspec.registry import known_implementations  # noqa: PLC0415
+
+    scheme = url.partition("://")[0].lower()
     try:
-        import fsspec  # noqa: PLC0415  # only addresses need it
-        from fsspec.registry import known_implementations  # noqa: PLC0415
+        system, key = fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise MissingExtra("fsspec", "scale") from error
-    scheme = address.partition("://")[0].lower()
-    try:
-        store, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        asks = re.search(r'(?:[Ii]nstall|requires) "?([\w-]+)', known_implementations.get(scheme, {}).get("err", ""))
+        text = known_implementations.get(scheme, {}).get("err", "")
+        package = re.search(r'(?:[Ii]nstall|requires) "?([\w-]+)', text)
         raise ConfigError(
             f"{scheme}:// needs a package that is not installed: {error}.",
-            f"Type: pip install {asks[1]}" if asks else "Install it with pip.",
+            f"Type: pip install {package[1]}" if package else "Install it with pip.",
         ) from error
     except ValueError as error:
-        known = [*known_implementations, "file"]
         raise ConfigError(
-            f"{address}: {scheme}:// is no kind of store that is known here.",
-            did_you_mean(scheme, known) or "Give a path, or an address such as s3://, gs://, https:// or file://.",
+            f"{url}: unknown scheme {scheme}://.",
+            did_you_mean(scheme, [*known_implementations, "file"])
+            or "Give a path, or a URL such as s3://, gs://, https:// or file://.",
         ) from error
-    return store, path
+    return system, key
 
 
-def asked(place: str, question: Any, *arguments: Any, **options: Any) -> Any:
-    """What a store answers; asked again after a pause where it does not.
+def retry(path: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of a remote request, repeated with growing pauses if it fails.
 
     Raises:
         ImageError: there is no such file.
-        DataError: it did not answer.
+        DataError: every attempt failed.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return question(*arguments, **options)
+            return request(*arguments, **options)
         except FileNotFoundError as error:
-            raise ImageError(f"{place} does not exist.", "Check the address.") from error
-        except Exception as error:  # each store raises its own client's errors
+            raise ImageError(f"{path} does not exist.", "Check the URL.") from error
+        except Exception as error:  # each store raises errors of its own client
             if attempt == ATTEMPTS or isinstance(error, (PermissionError, TypeError, NotImplementedError)):
-                raise _lost(place, str(error) or type(error).__name__) from error
+                raise _unreadable(path, error) from error
             time.sleep(PAUSE * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
 
 
-def _lost(place: str, reason: str) -> DataError:
-    return DataError(f"{place} cannot be read ({reason}).", "Check that it can be reached, then go on with --resume.")
+def _unreadable(path: str, error: Exception) -> DataError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DataError(f"{path} cannot be read ({reason}).", "Check that it can be reached, then continue with --resume.")

@@ -38,11 +38,11 @@ class Preprocess:
         """RGB image of any size -> (3, size, size) float32."""
         return self.normalise(self.warp(image)[None])[0]
 
-    def spare(self, size: Size, crop_scale: float = 1.0) -> float:
-        """How many times smaller an image of (width, height) may come and still have `DETAIL`.
+    def max_downscale(self, size: Size, crop_scale: float = 1.0) -> float:
+        """Maximum downscale factor when decoding an image of (width, height) that keeps `DETAIL`.
 
         Args:
-            crop_scale: of the crops that will be drawn of it; the smallest of them decides.
+            crop_scale: smallest area of the crops that will be drawn from it, as a fraction of the image.
         """
         return min(size) * smallest_side(crop_scale) / (DETAIL * self.size)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
-from wildcat.data.image_input import ImageInput, open_image
+from wildcat.data.image_ref import ImageInput, load_image
 from wildcat.device import machine
 from wildcat.engines import PRECISIONS, calibrate_int8, write_pick
 from wildcat.engines.onnx_graph import probe
@@ -172,7 +172,7 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
         def batches(member: Member = member) -> Iterator[Tensor]:
             for start in range(0, len(chosen), batch_size):
                 paths = chosen[start : start + batch_size]
-                yield torch.stack([member.preprocess(open_image(path)) for path in paths])
+                yield torch.stack([member.preprocess(load_image(path)) for path in paths])
 
         calibrate_int8(member.model.backbone, member.preprocess.size, batches())
     return len(chosen)
@@ -188,7 +188,7 @@ def _batch(members: Sequence[Member], paths: Sequence[ImageInput], batch_size: i
     """One batch for each member: of the images, again from the first where they are fewer, or random ones."""
     if not paths:
         return [probe(member.preprocess.size, batch_size) for member in members]
-    read = [open_image(paths[i % len(paths)]) for i in range(batch_size)]
+    read = [load_image(paths[i % len(paths)]) for i in range(batch_size)]
     return [torch.stack([member.preprocess(image) for image in read]) for member in members]
 
 

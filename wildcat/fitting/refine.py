@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from wildcat.config import FLIP_VIEWS, RefineConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import PRESENT, DataSet, Sample
-from wildcat.data.image_ref import ImageRef, read_ref
+from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.loader import batch_indices, epoch_order
 from wildcat.device import choose_device
 from wildcat.errors import ConfigError, DataError, TrainingError
@@ -267,7 +267,7 @@ def unflattened(vectors: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list
 
 def small_image(ref: Path | ImageRef) -> NDArray[np.uint8]:
     """(H, W, 3) of an image, shrunk to `MASK_PIXELS` where it has more."""
-    image = read_ref(ref)
+    image = load_image(ref)
     scale = min(1.0, math.sqrt(MASK_PIXELS / (image.width * image.height)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return np.asarray(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)

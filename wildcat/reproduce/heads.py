@@ -17,7 +17,7 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, label_matrix
-from wildcat.data.image_ref import ImageRef, read_ref
+from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
 from wildcat.models.ensemble import Combine
@@ -132,4 +132,4 @@ def _prediction(
 @cache
 def image_size(image: Path | ImageRef) -> tuple[int, int]:
     """(width, height) of the image as a person sees it."""
-    return read_ref(image).size
+    return load_image(image).size

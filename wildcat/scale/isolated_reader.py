@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from wildcat.data.image_ref import ImageRef
+from wildcat.data.images import Decoded, MaxDownscale, full_size
 from wildcat.errors import ImageError
 
 
@@ -59,8 +60,9 @@ class Apart(ImageRef):
     def name(self) -> str:
         return self.image.name
 
-    def read(self) -> Image.Image:
-        return self.reader.read(self.image)
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        image = self.reader.read(self.image)
+        return image, image.size
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from wildcat.data.remote import open_place
+from wildcat.data.remote import open_file
 from wildcat.errors import DataError, MissingExtra, did_you_mean
 
 CHUNK = 16
@@ -116,7 +116,7 @@ def _opened(table: str) -> Iterator[Any]:
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtra("pyarrow", "scale") from error
-    with open_place(table) as raw:
+    with open_file(table) as raw:
         try:
             with pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20) as file:
                 yield file

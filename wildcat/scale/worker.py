@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from wildcat.config import PartFormat
 from wildcat.data.image_ref import ImageRef
-from wildcat.data.images import Reduced, Spare
+from wildcat.data.images import Decoded, MaxDownscale, full_size
 from wildcat.errors import ImageError
 from wildcat.files import write_bytes
 from wildcat.predictor import BATCH_SIZE, Predictor
@@ -86,11 +84,8 @@ class _Numbered(ImageRef):
     def name(self) -> str:
         return self.image.name
 
-    def read(self) -> Image.Image:
-        return self.image.read()
-
-    def read_reduced(self, spare: Spare) -> Reduced:
-        return self.image.read_reduced(spare)
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        return self.image.decode(max_downscale)
 
 
 def run_parts(

@@ -32,7 +32,7 @@ from torch import Tensor
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.data.dataset import Sample
-from wildcat.data.image_ref import identity
+from wildcat.data.image_ref import fingerprint
 from wildcat.data.loader import ImageDataset, batch_indices, load_batch, load_batches, suggested_workers
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.torch_backend import fold
@@ -377,7 +377,7 @@ def _weights_digest(backbone: Backbone) -> str:
 
 
 def _image_key(sample: Sample) -> str:
-    return hashlib.sha256(identity(sample.path).encode()).hexdigest()[:24]
+    return hashlib.sha256(fingerprint(sample.path).encode()).hexdigest()[:24]
 
 
 def _device_of(backbone: Backbone) -> torch.device:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.scale.conftest import png, shard
 from wildcat.cli import main
-from wildcat.data import DataSet, open_dataset, read_image, read_ref, write_shapes, write_webdataset
+from wildcat.data import DataSet, load_image, open_dataset, read_image, write_shapes, write_webdataset
 from wildcat.data.dataset import label_matrix
 from wildcat.data.loader import epoch_order
 from wildcat.data.readers.voc import read_voc
@@ -56,7 +56,7 @@ def test_shards_hold_the_same_data(shapes: DataSet, shards: Path) -> None:
         assert np.array_equal(label_matrix(here), label_matrix(there))
         for one, other in zip(here, there, strict=True):
             again = pickle.loads(pickle.dumps(one.path))
-            assert np.array_equal(np.asarray(read_ref(again)), np.asarray(read_image(other.path)))
+            assert np.array_equal(np.asarray(load_image(again)), np.asarray(read_image(other.path)))
     assert len({s.name for split in data.splits for s in data.split(split)}) == 32
     assert data.split("train")[9].name == "train-000001.tar#00000009.jpg"
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Sample
-from wildcat.data.images import is_there
 from wildcat.data.readers.folder import SPLIT_FOLDERS, default_splits
+from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError
 
 KEYS = ("images", "annotations", "categories")
@@ -290,17 +290,14 @@ def _find_images(part: _Instances, names: Sequence[str]) -> list[Path]:
             f"The images of {part.path} are missing: there is no folder {' or '.join(map(str, part.folders))}.",
             f"Put them there; {len(names)} are needed.",
         )
-    folder = next((f for f in folders if names and is_there(f / names[0])), folders[0])
+    folder = next((f for f in folders if names and path_type(str(f / names[0])) == "file"), folders[0])
     listed: dict[str, set[str]] = {}
 
     def is_listed(name: str) -> bool:
         above, _, leaf = name.rpartition("/")
         if above not in listed:  # one listing a folder: asking for 82,000 files takes minutes on a network disk
-            inside = (
-                is_there(folder / above, folder=True)
-                and not Path(above).is_absolute()
-                and ".." not in Path(above).parts
-            )
+            inside = not Path(above).is_absolute() and ".." not in Path(above).parts
+            inside = inside and path_type(str(folder / above)) == "folder"
             listed[above] = {p.name for p in (folder / above).iterdir()} if inside else set()
         return leaf in listed[above]
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Sample, Task
-from wildcat.data.images import holds_images, is_there
+from wildcat.data.images import holds_images
 from wildcat.data.readers.folder import SPLIT_FOLDERS, default_splits, recognise_folder, split_folders, subfolders
+from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -184,7 +185,7 @@ def _images(table: _Table, column: int) -> list[str]:
                 "Give each image one row, with all of its labels.",
             )
         seen[name] = number
-        if not name or not is_there(folder / name):
+        if not name or path_type(str(folder / name)) != "file":
             absent.append((number, name))
     if absent:
         number, name = absent[0]

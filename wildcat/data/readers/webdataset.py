@@ -22,11 +22,11 @@ from typing import Any, get_args
 import numpy as np
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Sample, Task
-from wildcat.data.image_ref import ImageRef, Listed
+from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.images import IMAGE_SUFFIXES, holds_images
 from wildcat.data.readers.folder import SPLIT_FOLDERS, default_splits
-from wildcat.data.remote import expand_braces, is_address, kind_of, last_part, matches, open_place, place_of
-from wildcat.data.shards import Member, list_members
+from wildcat.data.remote import expand_braces, file_name, glob_files, is_url, local_path, open_file, path_type
+from wildcat.data.shards import list_members
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 CLASSES = "classes.txt"
@@ -55,14 +55,14 @@ class Tagged:
     """
 
     name: str
-    image: Listed
+    image: ImageLocation
     present: tuple[Label, ...]
     ignored: tuple[Label, ...] = ()
 
 
 def names_shards(text: str) -> bool:
     """Whether a source is a pattern or an address of shards, rather than a file or folder of this machine."""
-    return is_address(text) or (("{" in text or glob.has_magic(text)) and not Path(text).expanduser().exists())
+    return is_url(text) or (("{" in text or glob.has_magic(text)) and not Path(text).expanduser().exists())
 
 
 def recognise_webdataset(path: Path) -> bool:
@@ -122,9 +122,9 @@ def find_shards(source: str) -> list[str]:
         DataError: a place with none, or a file that is no plain tar.
     """
     found: list[str] = []
-    for place in map(place_of, expand_braces(source)):
-        kind = kind_of(place)
-        files = [place] if kind == "file" else matches(f"{place.rstrip('/')}/*.tar" if kind == "folder" else place)
+    for place in map(local_path, expand_braces(source)):
+        kind = path_type(place)
+        files = [place] if kind == "file" else glob_files(f"{place.rstrip('/')}/*.tar" if kind == "folder" else place)
         if not files:
             raise DataError(f"{place} holds no tar shards.", "Give shards, a folder of them or a pattern in quotes.")
         found += files
@@ -135,30 +135,29 @@ def find_shards(source: str) -> list[str]:
 
 def _tagged(shard: str, folder: str) -> Iterator[Tagged]:
     """The images of a shard with their labels, in its order."""
-    images: dict[str, Member] = {}
-    labels: dict[str, dict[str, Member]] = {}
+    images: dict[str, ImageLocation] = {}
+    labels: dict[str, dict[str, ImageLocation]] = {}
     for member in list_members(shard, IMAGE_SUFFIXES | set(LABEL_SUFFIXES)):
-        key, suffix = _key_and_suffix(member.name)
+        key, suffix = _key_and_suffix(member.member)
         if suffix in LABEL_SUFFIXES:
             labels.setdefault(key, {})[suffix] = member
         elif suffix in IMAGE_SUFFIXES:
             if key in images:
-                raise DataError(f"{shard}#{member.name} is a second image of {key!r}.", "Give each a key of its own.")
+                raise DataError(f"{member} is a second image of {key!r}.", "Give each a key of its own.")
             images[key] = member
     prefix = shard[len(folder) :].lstrip("/")
-    with open_place(shard) as file:
-        for key, member in images.items():
-            image = Listed(shard, member.name, member.start, member.size, member.fault)
+    with open_file(shard) as file:
+        for key, image in images.items():
             kind = next((s for s in LABEL_SUFFIXES if s in labels.get(key, {})), None)
             if kind is None:
                 raise DataError(f"{image} has no labels.", f"Put {key}.json, {key}.cls or {key}.txt beside it.")
             label = labels[key][kind]
-            if label.size > MAX_LABEL or label.fault:
-                fault = label.fault or f"has {label.size:,} bytes, and labels have {MAX_LABEL:,} at most"
-                raise DataError(f"{shard}#{label.name} {fault}.", "Write the labels of the image there.")
+            if label.size > MAX_LABEL or label.error:
+                fault = label.error or f"has {label.size:,} bytes, and labels have {MAX_LABEL:,} at most"
+                raise DataError(f"{label} {fault}.", "Write the labels of the image there.")
             file.seek(label.start)
-            present, ignored = _parse(file.read(label.size), kind, f"{shard}#{label.name}")
-            yield Tagged(f"{prefix}#{member.name}", image, present, ignored)
+            present, ignored = _parse(file.read(label.size), kind, f"{label}")
+            yield Tagged(f"{prefix}#{image.member}", image, present, ignored)
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
@@ -194,10 +193,10 @@ def _labels(value: Any) -> tuple[Label, ...]:
 
 def _class_file(folder: str, given: str | None) -> tuple[str, ...] | None:
     """The class names of the file that was named, or of the one beside the shards, where there is one."""
-    place = place_of(given) if given is not None else f"{folder}/{CLASSES}"
-    if given is None and kind_of(place) != "file":
+    place = local_path(given) if given is not None else f"{folder}/{CLASSES}"
+    if given is None and path_type(place) != "file":
         return None
-    with open_place(place) as file:
+    with open_file(place) as file:
         names = tuple(line.strip() for line in file.read().decode("utf-8-sig").splitlines() if line.strip())
     if not names or len(set(names)) < len(names):
         raise DataError(f"{place} names {'a class twice' if names else 'no class'}.", "Write one class a line.")
@@ -241,7 +240,7 @@ def _splits(samples: dict[str, list[Sample]]) -> dict[str, Callable[[], Sequence
     """By what the names of shards say; without that, a fixed 80/20."""
     parts: dict[str, list[Sample]] = {}
     for shard, found in samples.items():
-        words = re.split(r"[^a-z]+", last_part(shard).lower())
+        words = re.split(r"[^a-z]+", file_name(shard).lower())
         split = next((SPLIT_FOLDERS[word] for word in words if word in SPLIT_FOLDERS), "")
         parts.setdefault(split, []).extend(found)
     if set(parts) == {""}:
@@ -260,7 +259,7 @@ def _folder_of(shards: Sequence[str]) -> str:
     folders = [shard.rpartition("/")[0] for shard in shards]
     if len(set(folders)) == 1:
         return folders[0] or "."
-    if any(map(is_address, shards)):
+    if any(map(is_url, shards)):
         same = [parts[0] for parts in zip(*(f.split("/") for f in folders), strict=False) if len(set(parts)) == 1]
         return "/".join(same)
     return commonpath(folders)
@@ -268,7 +267,7 @@ def _folder_of(shards: Sequence[str]) -> str:
 
 def _name_of(source: str | Path, folder: str) -> str:
     """What to call the data set: its folder."""
-    return last_part(folder) if folder not in (".", "") else Path(str(source)).resolve().parent.name
+    return file_name(folder) if folder not in (".", "") else Path(str(source)).resolve().parent.name
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
