@@ -38,7 +38,7 @@ def test_a_report_is_one_file_that_is_never_overwritten(
     assert str(out) in printed and f"{out.stat().st_size / 1e6:.1f} MB" in printed
     page = out.read_text(encoding="utf-8")
     assert [p.name for p in out.parent.iterdir()] == ["r.html"]
-    for words in ("tiny: test_resnet, 64 px", "mirrored, horizontal", "with CRF", "chosen on val", 'id="training"'):
+    for words in ("tiny: test_resnet, 64 px", "flipped, horizontal", "with CRF", "chosen on val", 'id="training"'):
         assert words in page
     assert str(tmp_path) not in page and str(data) not in page
     assert command(*line) == 1

@@ -57,7 +57,7 @@ def run_predict(command: Predict) -> int:
     written = 0
     gallery = None
     if command.report:
-        from wildcat.report import Gallery, story_of_run, write_report
+        from wildcat.report import Gallery, model_info, write_report
 
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
@@ -97,8 +97,8 @@ def run_predict(command: Predict) -> int:
         if gallery and written:
             seen = Path(command.paths[0]).name or command.paths[0]
             title = f"{Path(predictor.name).name} on {seen}{' and others' if len(command.paths) > 1 else ''}"
-            page = write_report(command.out / "report.html", gallery, title, story=story_of_run(command.run))
-            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} views of images")
+            page = write_report(command.out / "report.html", gallery, title, info=model_info(command.run))
+            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} examples")
     return 0 if written else 1
 
 

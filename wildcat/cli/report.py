@@ -1,4 +1,4 @@
-"""wildcat report: one HTML file that shows what a model does well and badly."""
+"""wildcat report: one HTML file with the metrics, hits and misses of a model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from wildcat.cli.options import DataCommand, ModelCommand, describe, evaluation_
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ModelCommand, DataCommand):
-    """Write one HTML file with figures, curves and the most telling images of labelled data."""
+    """Evaluate a model on labelled data and write one HTML file with metrics, curves, hits and misses."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set."""
     split: str | None = None
-    """Part of the data to report on; val where the data has one, otherwise test."""
+    """Split to evaluate; by default val if the data has one, otherwise test."""
     out: Path | None = None
-    """The .html file to write; without it, report-RUN-DATA-SPLIT.html here."""
+    """HTML file to write; by default report-RUN-DATA-SPLIT.html in the working directory."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
     """Variant of average precision."""
     crf: bool = False
-    """Sharpen masks with a dense CRF."""
+    """Refine masks with a dense CRF."""
     examples: int = 8
-    """Images of each kind (hits, misses, false alarms) and class, at most."""
+    """Maximum number of images per kind (hits, misses, false positives) and class."""
     max_mb: float = 20.0
-    """Largest size of the file in megabytes; images that do not fit are left out and counted."""
+    """Maximum size of the file in megabytes; examples that do not fit are left out and counted."""
 
 
 def run_report(command: Report) -> int:
@@ -38,25 +38,23 @@ def run_report(command: Report) -> int:
     from wildcat.evaluation import class_order
     from wildcat.prediction import file_name
     from wildcat.progress import ProgressBar
-    from wildcat.report import check_limits, check_target, report_split, story_of_run
+    from wildcat.report import check_limits, check_target, model_info, report_split
 
     check_limits(command.examples, command.max_mb)
     if command.out is not None:
         check_target(command.out)
     data = open_data(command, command.data)
     split = evaluation_split(command.split, data)
-    parts = (Path(command.run).name, data.name, split)
-    path = command.out or Path(f"report-{'-'.join(map(file_name, parts))}.html")
+    names = (Path(command.run).name, data.name, split)
+    path = command.out or Path(f"report-{'-'.join(map(file_name, names))}.html")
     check_target(path)
     predictor = load_model(command, command.run)
-    class_order(predictor, data)
-    samples = data.split(split)
-    describe(data, f"{len(samples)} images of {split}", f"{predictor.device.type}; writing {path}")
-    views = [f"mirrored, {command.flip}"] if command.flip != "none" else []
+    class_order(predictor, data)  # refuses other classes
+    describe(data, f"{len(data.split(split))} images of {split}", f"{predictor.device.type}; writing {path}")
+    views = [f"flipped, {command.flip}"] if command.flip != "none" else []
     views += [f"at {command.sizes} px"] if command.sizes else []
-    story = story_of_run(command.run, split, data, ", ".join(views))
     with ProgressBar() as progress:
-        written = report_split(
+        report = report_split(
             path,
             predictor,
             data,
@@ -65,9 +63,9 @@ def run_report(command: Report) -> int:
             crf=command.crf,
             examples=command.examples,
             max_mb=command.max_mb,
-            story=story,
+            info=model_info(command.run, split, data, ", ".join(views)),
             progress=progress,
         )
-    cut = f"; {written.left_out} more did not fit --max-mb {command.max_mb:g}" if written.left_out else ""
-    print(f"{written.path}: {written.bytes / 1e6:.1f} MB, {written.shown} views of images{cut}")
+    left_out = f"; {report.left_out} more exceed --max-mb {command.max_mb:g}" if report.left_out else ""
+    print(f"{report.path}: {report.bytes / 1e6:.1f} MB, {report.shown} examples{left_out}")
     return 0

@@ -1,8 +1,7 @@
-"""The page itself: HTML, style and script in one file, with a budget of bytes that the gallery is cut to.
+"""Evaluate a model, arrange metrics and examples for the template report.html.j2, and write the HTML file.
 
-Whatever was read from a file (names of classes, images, data sets) passes through `text` on its way into the page,
-and through `script_json` on its way into the data of its script; a Content-Security-Policy that allows nothing but the
-page's own style and script, by their hashes, stands behind that.
+Class, file and data set names are untrusted: the template escapes every value, the JSON escapes <, > and &, and a
+Content-Security-Policy allows only the page's own style and script, by their hashes.
 """
 
 from __future__ import annotations
@@ -10,170 +9,312 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, Template
+from jinja2.utils import htmlsafe_json_dumps
+from markupsafe import Markup
+from numpy.typing import NDArray
 
 from wildcat._version import __version__
-from wildcat.errors import ConfigError
-from wildcat.report import cards, figures
-from wildcat.report.charts import text
-from wildcat.report.contents import Contents
-from wildcat.report.examples import Example, Gallery
-from wildcat.viz.colors import colormap_table, readable_on
+from wildcat.data.dataset import PRESENT, DataSet, label_matrix
+from wildcat.errors import ConfigError, RunError
+from wildcat.evaluation import class_order, evaluate
+from wildcat.files import next_free, remove_leftovers, write_bytes, writing
+from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
+from wildcat.models.run import MANIFEST, open_run
+from wildcat.prediction import Prediction, score_probabilities
+from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
+from wildcat.report.charts import confusion_table, draw_curves, draw_training
+from wildcat.report.gallery import Example, Gallery, Kind, check_limits, printable
+from wildcat.viz.colors import colormap_table
+
+COLORMAPS = ("inferno", "viridis", "cividis")
+GAME_TOLERANCE = 15  # pixels, the default of `wildcat.metrics.pointing_game`
+HEADINGS: dict[Kind, tuple[str, str]] = {
+    "hit": ("Highest scores where present", "confident hits"),
+    "miss": ("Lowest scores where present", "worst misses"),
+    "false positive": ("Highest scores where absent", "false positives"),
+    "unlabelled": ("Highest scores", "no ground truth"),
+}
 
 
 @dataclass(frozen=True)
-class Page:
-    """A finished page.
+class ModelInfo:
+    """What the report says about the model.
 
     Attributes:
-        content: UTF-8 HTML.
-        shown: examples in it.
-        left_out: examples that were chosen and did not fit the budget.
+        facts: name -> value, shown under the title.
+        notes: warnings for the reader of the metrics.
+        history: rows of the run's metrics.jsonl; empty for packaged models and ensembles.
     """
 
-    content: bytes
+    facts: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    history: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class ReportFile:
+    """A written report: path, size in bytes, number of examples shown, and of those that exceeded `max_mb`."""
+
+    path: Path
+    bytes: int
     shown: int
     left_out: int
 
 
-def make_page(contents: Contents, max_mb: float, now: datetime | None = None) -> Page:
-    """The report in at most `max_mb` megabytes (of 1,000,000 bytes): of each class the most telling images that fit.
+def report_split(
+    path: Path,
+    predictor: Predictor,
+    data: DataSet,
+    split: str,
+    *,
+    variant: ApVariant = "voc10",
+    crf: bool = False,
+    examples: int = 8,
+    max_mb: float = 20.0,
+    info: ModelInfo | None = None,
+    progress: Progress = SILENT,
+) -> ReportFile:
+    """Evaluate a model on a split of a data set and write its metrics, hits and misses into one HTML file.
+
+    Predicts each image once; keeps the scores and points of all images, and the maps of the examples only.
+
+    Args:
+        crf: refine masks with a dense CRF, for the metrics and the examples.
+        examples: maximum number of images per kind (hits, misses, false positives) and class.
+        max_mb: maximum size of the file; the lowest-ranked examples of each class are left out first.
+        info: see `model_info`.
 
     Raises:
-        ConfigError: the figures alone need more.
+        RunError: `path` exists, or cannot be written.
+        DataError: the data set's classes are not the model's.
+        ImageError: an image cannot be read.
+        ConfigError: `max_mb` is too small for the page without images.
     """
-    now = now or datetime.now(UTC)
-    chosen = list(_in_turn(contents.gallery))
-    budget = int(max_mb * 1e6)
-    frame = len(_render(contents, [], len(chosen), now))
-    kept, spent, photos = [], frame, set()
-    for example in chosen:
-        cost = _cost(example, id(example.photo) not in photos)
-        if spent + cost > budget:
-            continue  # a smaller one may still fit
-        spent += cost
-        photos.add(id(example.photo))
-        kept.append(example)
-    content = _render(contents, cards.as_listed(kept, contents.gallery), len(chosen) - len(kept), now)
-    while len(content) > budget and kept:  # long names in headings can cost more than was reckoned
-        kept = kept[: len(kept) * 95 // 100]
-        content = _render(contents, cards.as_listed(kept, contents.gallery), len(chosen) - len(kept), now)
-    if len(content) > budget:
-        raise ConfigError(
-            f"--max-mb {max_mb:g}: the figures alone take {frame / 1e6:.2f} MB.",
-            f"Give at least {frame / 1e6 * 1.2 + 0.01:.2f}.",
-        )
-    return Page(content, len(kept), len(chosen) - len(kept))
+    gallery = Gallery(data.classes, data.task, examples, crf, max_mb)
+    check_target(path)
+    samples = data.split(split)
+    order = class_order(predictor, data)
+    scores: list[NDArray[np.float32]] = []
+
+    def predictions() -> Iterator[Prediction]:
+        stream = predictor.stream([s.path for s in samples], modalities=True)
+        for sample, prediction in zip(samples, stream, strict=True):
+            scores.append(prediction.class_scores[order])
+            gallery.add(prediction, sample)
+            yield prediction
+
+    metrics = evaluate(predictor, data, split, variant, crf, progress, predictions())
+    labels, matrix = label_matrix(samples), np.stack(scores)
+    ranked, confusion = matrix, None
+    if data.task == "multiclass":
+        ranked = score_probabilities(matrix, data.task)
+        truth = (labels == PRESENT).argmax(axis=1)
+        confusion = confusion_matrix(truth, matrix.argmax(axis=1), len(data.classes))
+    curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
+    facts = {"Data": f"{data.name}, {split}: {len(samples):,} images, {len(data.classes):,} classes"}
+    context = {
+        "title": f"{_short(predictor.name)} on {data.name}, {split}",
+        "metrics": metrics,
+        "curves": draw_curves(curves, metrics["classification"]["ap"]),
+        "confusion": None if confusion is None else confusion_table(confusion),
+    }
+    return _write(path, gallery, context, facts, info, max_mb)
 
 
-def script_json(value: object) -> str:
-    """JSON that can stand in a script element: nothing in it opens or closes a tag.
+def write_report(
+    path: Path, gallery: Gallery, title: str, *, max_mb: float = 20.0, info: ModelInfo | None = None
+) -> ReportFile:
+    """Write a report of predictions without ground truth: their images, without metrics.
 
-    >>> script_json({"name": "</script><b>"})
-    '{"name":"\\\\u003c/script\\\\u003e\\\\u003cb\\\\u003e"}'
+    Raises:
+        RunError: `path` exists, or cannot be written.
+        ConfigError: `max_mb` is too small for the page without images.
+
+    Example:
+        gallery = Gallery(predictor.classes, predictor.task)
+        for prediction in predictor.stream(paths):
+            gallery.add(prediction)
+        write_report(Path("report.html"), gallery, "dog.jpg and others")
     """
-    plain = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    check_limits(gallery.examples, max_mb)
+    check_target(path)
+    context: dict[str, Any] = {"title": title, "metrics": None, "curves": [], "confusion": None}
+    return _write(path, gallery, context, {"Images": f"{gallery.images:,}"}, info, max_mb)
 
 
-# --- the budget ---------------------------------------------------------------------------------------------------
+def check_target(path: Path) -> None:
+    """Check that a report can be written to `path`.
+
+    Raises:
+        RunError: `path` exists.
+    """
+    if path.exists():
+        free = next_free(path.with_suffix("")).with_suffix(path.suffix)
+        raise RunError(f"{path} exists and is never overwritten.", f"Give another --out, for example {free}.")
 
 
-def _in_turn(gallery: Gallery) -> Iterator[Example]:
-    """All examples: the first of each shelf of each class, then the second of each, ..."""
-    shelves = [gallery.shelf(name, kind) for kind in cards.SHELVES for name in gallery.classes]
-    for i in range(max((len(s) for s in shelves), default=0)):
-        yield from (shelf[i] for shelf in shelves if i < len(shelf))
+def model_info(source: str, split: str = "", data: DataSet | None = None, views: str = "") -> ModelInfo:
+    """Settings and training history of a run folder; for a packaged model or an ensemble, its name.
+
+    Args:
+        split, data: the images of the report; adds a note if the model was trained or selected on them.
+        views: test-time augmentation in words; empty for a single view at the training size.
+    """
+    folder = Path(source).expanduser()
+    extra = {"Views": views} if views else {}
+    if not (folder / MANIFEST).is_file():
+        return ModelInfo({"Model": _short(source)} | extra)
+    run = open_run(folder)
+    config, trained_on = run.config, run.manifest["data"].get("name", "")
+    kmin = config.kmax if config.kmin is None else config.kmin
+    facts = {
+        "Model": f"{_short(source)}: {config.backbone}, {config.image_size} px",
+        "Pooling": f"M = {config.num_maps}, kmax = {config.kmax:g}, kmin = {kmin:g}, alpha = {config.alpha:g}",
+        "Trained on": f"{trained_on}, {config.train_split}, {config.epochs} epochs",
+    }
+    notes: tuple[str, ...] = ()
+    if data is not None and data.name == trained_on:
+        if split == config.train_split:
+            notes = (f"The model was trained on {split}: these metrics do not predict its accuracy on new images.",)
+        elif split == config.val_split:
+            notes = (f"The best epoch was chosen on {split}: these metrics are slightly optimistic.",)
+    return ModelInfo(facts | extra, notes, run.history())
 
 
-def _cost(example: Example, with_photo: bool) -> int:
-    """An upper bound of what an example adds to the page, in bytes."""
-    numbers = 14  # for indices, commas and headings that come with it
-    size = len(cards.card(example, 999_999).encode()) + len(script_json(cards.card_data(example, 999_999))) + numbers
-    return size + (len(script_json(cards.photo_data(example.photo))) + 1 if with_photo else 0) + 300
+def _write(
+    path: Path,
+    gallery: Gallery,
+    context: dict[str, Any],
+    facts: Mapping[str, str],
+    info: ModelInfo | None,
+    max_mb: float,
+) -> ReportFile:
+    """Render the page with as many examples as fit into `max_mb` megabytes, and write it."""
+    info = info or ModelInfo({})
+    context |= {"facts": {**facts, **info.facts}, "notes": info.notes, "training": draw_training(info.history)}
+    ranked, budget = _by_rank(gallery), int(max_mb * 1e6)
+
+    def render(count: int) -> bytes:
+        return _render(gallery, context, ranked[:count], len(ranked) - count)
+
+    count = len(ranked)
+    page = render(count)
+    if len(page) > budget:
+        count = bisect_right(range(count), budget, key=lambda n: len(render(n))) - 1
+        if count < 0:
+            size = len(render(0)) / 1e6
+            raise ConfigError(
+                f"--max-mb {max_mb:g}: the page without images takes {size:.2f} MB.",
+                f"Give at least {1.2 * size + 0.01:.2f}.",
+            )
+        page = render(count)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
+    write_bytes(path, page)
+    return ReportFile(path, len(page), count, len(ranked) - count)
 
 
-# --- the page -----------------------------------------------------------------------------------------------------
+def _by_rank(gallery: Gallery) -> list[Example]:
+    """All examples: the first of each kind and class, then the second of each, ..."""
+    lists = [gallery.examples_of(name, kind) for kind in HEADINGS for name in gallery.classes]
+    longest = max((len(examples) for examples in lists), default=0)
+    return [examples[i] for i in range(longest) for examples in lists if i < len(examples)]
 
 
-def _render(contents: Contents, examples: Sequence[Example], left_out: int, now: datetime) -> bytes:
-    style = files("wildcat.report").joinpath("report.css").read_text(encoding="utf-8") + _shade_rules()
-    scripts = (("wildcat.viz", "static/maps.js"), ("wildcat.report", "report.js"))
-    script = "".join(files(package).joinpath(name).read_text(encoding="utf-8") for package, name in scripts)
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+def _render(gallery: Gallery, context: Mapping[str, Any], examples: Sequence[Example], left_out: int) -> bytes:
+    """The page with these examples, as UTF-8 HTML."""
+    style = _asset("wildcat.report", "report.css")
+    script = _asset("wildcat.viz", "static/maps.js") + _asset("wildcat.report", "report.js")
+    classes, cards = _classes(gallery, examples, labelled=context["metrics"] is not None)
+    images = {id(card.image): card.image for card in cards}
+    number = {key: i for i, key in enumerate(images)}
+    store = {
+        "colormaps": {c: base64.b64encode(colormap_table(c).tobytes()).decode() for c in COLORMAPS if cards},
+        "images": [vars(image) for image in images.values()],
+        "cards": [vars(c) | {"image": number[id(c.image)], "description": c.description} for c in cards],
+    }
+    page = _template().render(
+        **context,
+        gallery=gallery,
+        headings=HEADINGS,
+        game_tolerance=GAME_TOLERANCE,
+        classes=classes,
+        shown=len(cards),
+        images=len(images),
+        left_out=left_out,
+        style=Markup(style),  # noqa: S704  # files of this package
+        style_hash=_hash(style),
+        script=Markup(script),  # noqa: S704
+        script_hash=_hash(script),
+        store=htmlsafe_json_dumps(store, partial(json.dumps, separators=(",", ":"), allow_nan=False)),
+        version=__version__,
+        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
     )
-    sections = [
-        ("figures", "Figures", figures.figure_tiles(contents)),
-        ("training", "Training", figures.training(contents.history)),
-        ("classes", "Classes", figures.class_table(contents)),
-        ("curves", "Precision and recall", figures.curves(contents)),
-        ("confusion", "Confusion", figures.confusion(contents)),
-        ("gallery", "Images", cards.gallery_blocks(contents, examples, left_out)),
-    ]
-    present = [(key, name, body) for key, name, body in sections if body]
-    links = "".join(f'<li><a href="#{key}">{text(name)}</a></li>' for key, name, _ in present)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{text(name)}</h2>{inner}</section>'
-        for key, name, inner in present
-    )
-    facts = "".join(f"<div><dt>{text(k)}</dt><dd>{text(v)}</dd></div>" for k, v in contents.facts.items())
-    notes = "".join(f'<p class="note">{text(note)}</p>' for note in contents.notes)
-    page = f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="generator" content="wildcat {__version__}">
-<title>{text(contents.title)}</title>
-<style>{style}</style>
-</head>
-<body data-layer="heat" class="show-points show-boxes">
-<a class="skip" href="#main">Skip to the content</a>
-<header class="top"><h1>{text(contents.title)}</h1><dl class="facts">{facts}</dl>{notes}</header>
-<nav aria-label="Sections"><ul>{links}</ul><button id="theme" type="button" hidden>Dark</button></nav>
-<main id="main">{body}</main>
-<footer><p>Made by wildcat {__version__} on {now:%Y-%m-%d %H:%M} UTC. This file needs no network and asks for none.
-Stored numbers are raw; only the display rescales them.</p></footer>
-{_VIEWER}
-<script type="application/json" id="store">{script_json(cards.store(examples))}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
     return page.encode()
 
 
-_VIEWER = """<dialog id="viewer" aria-labelledby="viewer-title"><div class="viewer-head"><h2 id="viewer-title"></h2>
-<div class="viewer-buttons"><button type="button" id="previous" aria-label="Previous image">&#8592;</button>
-<button type="button" id="next" aria-label="Next image">&#8594;</button>
-<button type="button" id="close" aria-label="Close">Close</button></div></div>
-<div id="viewer-tools"></div><div id="viewer-body"></div></dialog>"""
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, finalize=_finalize, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"percent": _percent, "thousands": "{:,}".format}
+    return environment.from_string(_asset("wildcat.report", "report.html.j2"))
+
+
+def _asset(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _shade_rules() -> str:
-    """Style of the heat table: equal steps of lightness in one blue, away from the page's own ground in both themes."""
-    half = colormap_table("blue_red")[:129]
-    light: list[str] = []
-    dark: list[str] = []
-    for i in range(1, figures.SHADES + 1):
-        for rules, index in ((light, round(124 - 122 * i / figures.SHADES)), (dark, round(110 * i / figures.SHADES))):
-            color = [int(v) for v in half[index]]
-            ink = readable_on(color)
-            rules.append(f"--q{i}:rgb({','.join(map(str, color))});--i{i}:rgb({','.join(map(str, ink))});")
-    uses = "".join(f".q{i}{{background:var(--q{i});color:var(--i{i})}}" for i in range(1, figures.SHADES + 1))
-    night = "".join(dark)
-    return (
-        f":root{{{''.join(light)}}}@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{night}}}}}"
-        f":root[data-theme=dark]{{{night}}}{uses}\n"
-    )
+def _finalize(value: object) -> object:
+    """Every value of the template passes through here before it is escaped."""
+    return value if isinstance(value, Markup) else printable(str(value))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"  # noqa: RUF001  # an en dash: undefined
+
+
+def _short(name: str) -> str:
+    """A model's name without its parent folders."""
+    return Path(name).name or name
+
+
+def _classes(
+    gallery: Gallery, examples: Sequence[Example], labelled: bool
+) -> tuple[list[tuple[int, str, list[Any]]], list[Example]]:
+    """(number, name, rows of examples) of each class, and all examples in the order of the page.
+
+    Without ground truth, only classes that were predicted, the most frequent first. A row is a kind, and the examples
+    with their positions in the second list.
+    """
+    chosen = {id(example) for example in examples}
+    order = list(enumerate(gallery.classes))
+    if not labelled:
+        order = [(i, name) for i, name in order if gallery.counts[name, "unlabelled"]]
+        order.sort(key=lambda pair: -gallery.counts[pair[1], "unlabelled"])
+    classes: list[tuple[int, str, list[Any]]] = []
+    cards: list[Example] = []
+    for i, name in order:
+        rows = []
+        for kind in HEADINGS:
+            if shown := [example for example in gallery.examples_of(name, kind) if id(example) in chosen]:
+                rows.append((kind, list(enumerate(shown, len(cards)))))
+                cards += shown
+        classes.append((i, name, rows))
+    return classes, cards

@@ -4,43 +4,44 @@
     find, findAll, create, createSvg, decodeBase64, cubic, resizeMap, heatColor, paint, drawPoint, drawBox, legendEntry, root,
   } = wildcat;
 
-  // --- tables that sort ---
+  // --- sortable tables ---
+  const sortBy = (table, column, head) => {
+    const ascending = column === 0 ? head.ariaSort !== "ascending" : head.ariaSort === "descending";
+    const key = (row) => {
+      const cell = row.children[column];
+      return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
+    };
+    const rows = findAll("tbody tr", table).sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      return (ascending ? 1 : -1) * (typeof x === "number" ? x - y : x.localeCompare(y));
+    });
+    for (const other of findAll("thead th", table)) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    find("tbody", table).append(...rows);
+  };
   for (const table of findAll("table.sortable")) {
     findAll("thead th", table).forEach((head, column) => {
       const button = create("button", "", head.textContent);
       button.type = "button";
       head.replaceChildren(button);
-      button.addEventListener("click", () => {
-        const rising = column === 0 ? head.ariaSort !== "ascending" : head.ariaSort === "descending";
-        const key = (row) => {
-          const cell = row.children[column];
-          return cell.dataset.value === undefined ? cell.textContent : Number(cell.dataset.value);
-        };
-        const rows = findAll("tbody tr", table).sort((a, b) => {
-          const [x, y] = [key(a), key(b)];
-          return (rising ? 1 : -1) * (typeof x === "number" ? x - y : x.localeCompare(y));
-        });
-        for (const other of findAll("thead th", table)) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-        find("tbody", table).append(...rows);
-      });
+      button.addEventListener("click", () => sortBy(table, column, head));
     });
   }
 
-  // --- images ---
+  // --- drawing: `card` is an Example and `image` a Thumbnail of gallery.py, as JSON ---
   const store = JSON.parse(find("#store").textContent);
   if (!store.cards.length) return;
-  const tables = Object.fromEntries(Object.entries(store.colormaps).map(([name, text]) => [name, decodeBase64(text)]));
-  const canvases = new Map(); // canvas -> what is drawn on it
-  let colormap = Object.keys(tables)[0];
+  const colormaps = Object.fromEntries(Object.entries(store.colormaps).map(([name, text]) => [name, decodeBase64(text)]));
+  const canvases = new Map(); // canvas -> its map, to repaint it with another colour map
+  let colormap = Object.keys(colormaps)[0];
 
   const repaint = (canvas) => {
     const { map, grid, strength } = canvases.get(canvas);
-    const colors = tables[colormap], heat = resizeMap(decodeBase64(map), grid, canvas.height, canvas.width, cubic);
+    const colors = colormaps[colormap], heat = resizeMap(decodeBase64(map), grid, canvas.height, canvas.width, cubic);
     paint(canvas, (i) => heatColor(heat[i], colors, strength));
   };
-  const heatOf = (card, map, className, strength = 1) => {
-    const [width, height] = store.photos[card.photo].size, scale = 160 / Math.max(width, height);
+  const createHeat = (card, map, className, strength = 1) => {
+    const [width, height] = store.images[card.image].size, scale = 160 / Math.max(width, height);
     const canvas = create("canvas", className);
     canvas.width = Math.max(1, Math.round(width * scale));
     canvas.height = Math.max(1, Math.round(height * scale));
@@ -48,73 +49,74 @@
     repaint(canvas);
     return canvas;
   };
-  const imageOf = (source, className = "", alt = "") => {
-    const image = create("img", className);
-    image.src = source;
-    image.alt = alt;
-    image.decoding = "sync"; // heat never stands there without its image
-    image.draggable = false;
-    return image;
+  const createImage = (source, className = "", alt = "") => {
+    const element = create("img", className);
+    element.src = source;
+    element.alt = alt;
+    element.decoding = "sync"; // otherwise the heatmap can appear before its image
+    element.draggable = false;
+    return element;
   };
-  const marksOf = (card, { answers = true, size = 0.024 } = {}) => {
-    const [width, height] = store.photos[card.photo].size;
+  const createMarks = (card, { predictions = true, size = 0.024 } = {}) => {
+    const [width, height] = store.images[card.image].size;
     const svg = createSvg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const box of card.truth ?? []) svg.append(drawBox(box, box[4] ? "mark-truth difficult" : "mark-truth"));
-    if (answers) {
+    for (const box of card.truth_boxes ?? []) svg.append(drawBox(box, box[4] ? "mark-truth difficult" : "mark-truth"));
+    if (predictions) {
       for (const box of card.boxes) svg.append(drawBox(box, "mark-box"));
       svg.append(drawPoint(card.point, size * Math.sqrt(width * height)));
     }
     return svg;
   };
-  const stageOf = (card, { alt = "", size = 0.024, strength = 1 } = {}) => {
-    const photo = store.photos[card.photo], stage = create("span", "stage");
-    stage.append(imageOf(photo.src, "", alt), heatOf(card, card.heat, "", strength));
-    if (photo.mask) stage.append(imageOf(photo.mask, "mask"));
-    stage.append(marksOf(card, { size }));
+  /** The image with all its layers; style rules show the chosen ones. */
+  const createStage = (card, { alt = "", size = 0.024, strength = 1 } = {}) => {
+    const image = store.images[card.image], stage = create("span", "stage");
+    stage.append(createImage(image.src, "", alt), createHeat(card, card.heat, "", strength));
+    if (image.mask) stage.append(createImage(image.mask, "mask"));
+    stage.append(createMarks(card, { size }));
     return stage;
   };
 
-  const cards = findAll(".card");
+  // --- cards: drawn when they scroll into view ---
+  const buttons = findAll(".card");
   const cardOf = (button) => store.cards[Number(button.dataset.card)];
   const narrow = matchMedia("(max-width: 40rem)");
-  const fit = (button) => {
-    const [width, height] = store.photos[cardOf(button).photo].size, tall = narrow.matches ? 118 : 150;
-    const scale = Math.min(tall / height, (narrow.matches ? 210 : 260) / width);
-    const shown = Math.round(width * scale);
+  const resizeCard = (button) => {
+    const [width, height] = store.images[cardOf(button).image].size;
+    const scale = narrow.matches ? Math.min(118 / height, 210 / width) : Math.min(150 / height, 260 / width);
+    const shown = Math.round(width * scale), stage = find(".stage", button);
     button.style.width = `${Math.max(shown, narrow.matches ? 92 : 112)}px`;
-    const stage = find(".stage", button);
     if (stage) {
       stage.style.width = `${shown}px`;
       stage.style.height = `${Math.round(height * scale)}px`;
     }
   };
-  const fill = (button) => {
+  const drawCard = (button) => {
     if (find(".stage", button)) return;
-    find(".frame", button).append(stageOf(cardOf(button), { size: 0.045, strength: cardOf(button).opacity }));
-    fit(button);
+    find(".frame", button).append(createStage(cardOf(button), { size: 0.045, strength: cardOf(button).opacity }));
+    resizeCard(button);
   };
-  cards.forEach(fit);
-  narrow.addEventListener("change", () => cards.forEach(fit));
-  const watcher = new IntersectionObserver((entries) => {
+  buttons.forEach(resizeCard);
+  narrow.addEventListener("change", () => buttons.forEach(resizeCard));
+  const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
-      watcher.unobserve(entry.target);
-      fill(entry.target);
+      observer.unobserve(entry.target);
+      drawCard(entry.target);
     }
   }, { rootMargin: "600px" });
-  for (const button of cards) watcher.observe(button);
-  addEventListener("beforeprint", () => cards.forEach(fill));
+  for (const button of buttons) observer.observe(button);
+  addEventListener("beforeprint", () => buttons.forEach(drawCard));
 
-  // --- long shelves: the first dozen, the rest when asked for ---
-  const PAGE = 12;
-  for (const shelf of findAll(".shelf")) {
-    const rest = [...shelf.children].slice(PAGE);
+  // --- long lists of examples: the first 12, and a button for the rest ---
+  const FIRST = 12;
+  for (const list of findAll(".examples")) {
+    const rest = [...list.children].slice(FIRST);
     if (rest.length < 2) continue;
     for (const item of rest) item.hidden = true;
     const item = create("li", "more"), button = create("button", "", `Show ${rest.length} more`);
     button.type = "button";
     item.append(button);
-    shelf.append(item);
+    list.append(item);
     button.addEventListener("click", () => {
       item.remove();
       for (const other of rest) other.hidden = false;
@@ -122,23 +124,22 @@
     });
   }
 
-  // --- what is drawn ---
-  const select = find("#colormap"), slider = find("#opacity");
-  for (const name of Object.keys(tables)) select.append(new Option(name, name));
+  // --- tools: layers, opacity, colour map, class ---
+  const select = find("#colormap"), slider = find("#opacity"), jump = find("#jump");
+  for (const name of Object.keys(colormaps)) select.append(new Option(name, name));
   select.addEventListener("change", () => {
     colormap = select.value;
     for (const canvas of canvases.keys()) repaint(canvas);
   });
   slider.addEventListener("input", () => root.style.setProperty("--opacity", slider.value / 100));
-  for (const choice of findAll("input[name=layer]")) {
-    choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; });
+  for (const input of findAll("input[name=layer]")) {
+    input.addEventListener("change", () => { document.body.dataset.layer = input.value; });
   }
-  for (const choice of findAll("input[data-show]")) {
-    choice.addEventListener("change", () => document.body.classList.toggle(`show-${choice.dataset.show}`, choice.checked));
-    if (choice.dataset.show === "truth" && !store.cards.some((card) => card.truth)) choice.closest("label").hidden = true;
+  for (const input of findAll("input[data-show]")) {
+    input.addEventListener("change", () => document.body.classList.toggle(`show-${input.dataset.show}`, input.checked));
   }
-  if (!store.photos.some((photo) => photo.mask)) find("input[value=mask]").closest("label").hidden = true;
-  const jump = find("#jump");
+  if (!store.cards.some((card) => card.truth_boxes)) find("input[data-show=truth]").closest("label").hidden = true;
+  if (!store.images.some((image) => image.mask)) find("input[value=mask]").closest("label").hidden = true;
   jump.addEventListener("change", () => {
     const section = document.getElementById(jump.value);
     if (!section) return;
@@ -147,70 +148,81 @@
     jump.value = "";
   });
 
-  // --- arrow keys: one stop of the Tab key a shelf, the arrows move inside and between shelves ---
-  const reachable = () => findAll(".card").filter((button) => !button.closest("li").hidden);
-  for (const shelf of findAll(".shelf")) findAll(".card", shelf).forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
+  // --- keyboard: the Tab key stops once per list, the arrow keys move within and between lists ---
+  const visibleButtons = (within = document) => findAll(".card", within).filter((button) => !button.closest("li").hidden);
+  for (const list of findAll(".examples")) findAll(".card", list).forEach((button, i) => { button.tabIndex = i ? -1 : 0; });
   const focusOn = (button) => {
     if (!button) return;
-    for (const other of findAll(".card", button.closest(".shelf"))) other.tabIndex = other === button ? 0 : -1;
-    fill(button);
+    for (const other of findAll(".card", button.closest(".examples"))) other.tabIndex = other === button ? 0 : -1;
+    drawCard(button);
     button.focus();
   };
-  const step = (from, key) => {
-    const shelf = findAll(".card", from.closest(".shelf")).filter((button) => !button.closest("li").hidden);
-    if (key === "Home") return shelf[0];
-    if (key === "End") return shelf.at(-1);
-    const every = reachable(), here = every.indexOf(from);
-    if (key === "ArrowLeft" || key === "ArrowRight") return every[here + (key === "ArrowLeft" ? -1 : 1)];
-    const way = key === "ArrowUp" ? -1 : 1, place = from.getBoundingClientRect();
-    const lines = every.slice(Math.max(0, here - 60), here + 60)
+  const nextButton = (from, key) => {
+    const list = visibleButtons(from.closest(".examples")), every = visibleButtons(), index = every.indexOf(from);
+    if (key === "Home") return list[0];
+    if (key === "End") return list.at(-1);
+    if (key === "ArrowLeft") return every[index - 1];
+    if (key === "ArrowRight") return every[index + 1];
+    // up and down: the horizontally nearest card in the nearest line of cards
+    const direction = key === "ArrowUp" ? -1 : 1, { top, left } = from.getBoundingClientRect();
+    const beyond = every.slice(Math.max(0, index - 60), index + 60)
       .map((button) => ({ button, place: button.getBoundingClientRect() }))
-      .filter((other) => way * (other.place.top - place.top) > 20);
-    const nearest = Math.min(...lines.map((other) => way * (other.place.top - place.top)));
-    return lines.filter((other) => Math.abs(way * (other.place.top - place.top) - nearest) < 20)
-      .sort((a, b) => Math.abs(a.place.left - place.left) - Math.abs(b.place.left - place.left))[0]?.button;
+      .map(({ button, place }) => ({ button, distance: direction * (place.top - top), offset: Math.abs(place.left - left) }))
+      .filter((other) => other.distance > 20);
+    const nearest = Math.min(...beyond.map((other) => other.distance));
+    return beyond.filter((other) => other.distance - nearest < 20).sort((a, b) => a.offset - b.offset)[0]?.button;
   };
   find("#gallery").addEventListener("keydown", (event) => {
     const button = event.target.closest(".card");
     if (!button || event.altKey || event.ctrlKey || event.metaKey) return;
     if (!["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
     event.preventDefault();
-    focusOn(step(button, event.key));
+    focusOn(nextButton(button, event.key));
   });
 
-  // --- the viewer ---
+  // --- viewer: one example enlarged, with its modality maps and the ground truth ---
   const viewer = find("#viewer"), tools = find("#tools");
-  let open = null;
-  const captioned = (stage, caption) => {
+  let current = null; // the button of the example in the viewer
+  const createFigure = (stage, caption) => {
     const figure = create("figure");
     figure.append(stage, create("figcaption", "", caption));
     return figure;
   };
-  const sized = (stage, photo, share) => {
-    const ratio = photo.size[0] / photo.size[1];
+  const sizeStage = (stage, image, maxHeight) => { // maxHeight: percent of the window, 0 for no limit
+    const ratio = image.size[0] / image.size[1];
     stage.style.aspectRatio = ratio;
-    stage.style.width = share ? `min(100%, ${share * ratio}vh)` : "100%";
+    stage.style.width = maxHeight ? `min(100%, ${maxHeight * ratio}vh)` : "100%";
     return stage;
   };
-  const truthOf = (card, photo) => {
-    if (!photo.truth && !card.truth?.length) return null;
+  const createTruth = (card, image) => {
+    if (!image.truth && !card.truth_boxes?.length) return null;
     const stage = create("span", "stage truth-stage");
-    const named = photo.present.length ? photo.present.join(", ") : "none of the classes";
-    stage.append(imageOf(photo.src, "", `${photo.name}, the truth: ${named}`));
-    if (photo.truth) stage.append(imageOf(photo.truth, "mask always"));
-    stage.append(marksOf(card, { answers: false }));
-    const shown = [photo.truth && "mask", card.truth?.length && `boxes of ${card.class}`].filter(Boolean);
-    return captioned(sized(stage, photo, 56), `Truth: ${shown.join(" and ")}`);
+    const present = image.present.length ? image.present.join(", ") : "none of the classes";
+    stage.append(createImage(image.src, "", `${image.name}, ground truth: ${present}`));
+    if (image.truth) stage.append(createImage(image.truth, "mask always"));
+    stage.append(createMarks(card, { predictions: false }));
+    const shown = [image.truth && "mask", card.truth_boxes?.length && `boxes of ${card.class_name}`].filter(Boolean);
+    return createFigure(sizeStage(stage, image, 56), `Ground truth: ${shown.join(" and ")}`);
   };
-  const factsOf = (card, photo) => {
-    const facts = create("dl", "facts");
+  const createModalities = (card, image) => {
+    const row = create("div", "modalities");
+    card.modalities.forEach((map, i) => {
+      const stage = create("span", "stage"), alt = `Map ${i + 1} of ${card.modalities.length} of ${card.class_name}`;
+      stage.append(createImage(image.src, "", alt), createHeat(card, map, "always"));
+      row.append(createFigure(sizeStage(stage, image, 0), `Map ${i + 1}`));
+    });
+    return row;
+  };
+  const createFacts = (card, image) => {
+    const place = card.point_inside === null ? "" : card.point_inside ? ", inside a true box" : ", outside the true boxes";
     const rows = [
       ["Verdict", card.verdict], ["Probability", `${(100 * card.probability).toFixed(1)} %`], ["Score", card.score.toFixed(2)],
-      ["Point", `(${card.point.join(", ")})${card.inside === null ? "" : card.inside ? ", inside a true box" : ", outside the true boxes"}`],
-      ["Predicted", photo.predicted.map(([name, p]) => `${name} ${(100 * p).toFixed(0)} %`).join(", ") || "nothing"],
+      ["Point", `(${card.point.join(", ")})${place}`],
+      ["Predicted", image.predicted.map(([name, p]) => `${name} ${(100 * p).toFixed(0)} %`).join(", ") || "nothing"],
     ];
-    if (photo.present) rows.push(["Truly present", photo.present.join(", ") || "nothing"]);
-    rows.push(["Image", `${photo.size[0]} × ${photo.size[1]} px`]);
+    if (image.present) rows.push(["Ground truth", image.present.join(", ") || "nothing"]);
+    rows.push(["Image", `${image.size[0]} × ${image.size[1]} px`]);
+    const facts = create("dl", "facts");
     for (const [name, value] of rows) {
       const pair = create("div");
       pair.append(create("dt", "", name), create("dd", "", value));
@@ -219,31 +231,25 @@
     return facts;
   };
   const show = (button) => {
-    open = button;
-    const card = cardOf(button), photo = store.photos[card.photo], body = find("#viewer-body");
+    current = button;
+    const card = cardOf(button), image = store.images[card.image], body = find("#viewer-body");
     for (const canvas of findAll("canvas", body)) canvases.delete(canvas);
-    find("#viewer-title").textContent = `${card.class} · ${photo.name}`;
-    const pair = create("div", "pair");
-    const said = card.opacity < 1 ? "Prediction; the heat is drawn in full though the class is not predicted" : "Prediction";
-    pair.append(captioned(sized(stageOf(card, { alt: card.words }), photo, 56), said));
-    const truth = truthOf(card, photo);
+    find("#viewer-title").textContent = `${card.class_name} · ${image.name}`;
+    const pair = create("div", "pair"), truth = createTruth(card, image);
+    const caption = card.opacity < 1 ? "Prediction; at full opacity although the class is not predicted" : "Prediction";
+    pair.append(createFigure(sizeStage(createStage(card, { alt: card.description }), image, 56), caption));
     if (truth) pair.append(truth);
     body.replaceChildren(pair);
-    if (photo.legend.length) {
+    if (image.legend.length) {
       const legend = create("p", "legend");
-      for (const [name, color] of photo.legend) legend.append(legendEntry(name, color));
+      legend.append(...image.legend.map(([name, color]) => legendEntry(name, color)));
       body.append(legend);
     }
-    if (card.maps.length > 1) {
-      const row = create("div", "modalities");
-      card.maps.forEach((map, i) => {
-        const stage = create("span", "stage");
-        stage.append(imageOf(photo.src, "", `Map ${i + 1} of ${card.maps.length} behind ${card.class}`), heatOf(card, map, "always"));
-        row.append(captioned(sized(stage, photo, 0), `Map ${i + 1}`));
-      });
-      body.append(create("h3", "", `The ${card.maps.length} maps whose mean is the heatmap, on one scale`), row);
+    if (card.modalities.length > 1) {
+      const heading = `The ${card.modalities.length} modality maps, on one scale; their mean is the heatmap`;
+      body.append(create("h3", "", heading), createModalities(card, image));
     }
-    body.append(factsOf(card, photo));
+    body.append(createFacts(card, image));
     if (!viewer.open) {
       find("#viewer-tools").append(tools);
       viewer.showModal();
@@ -251,33 +257,33 @@
     }
     viewer.scrollTop = 0;
   };
-  const turn = (way) => {
-    const every = reachable(), next = every[every.indexOf(open) + way];
+  const move = (offset) => {
+    const every = visibleButtons(), next = every[every.indexOf(current) + offset];
     if (next) show(next);
   };
-  const leave = () => {
-    if (!open) return;
-    const last = open;
-    open = null;
+  const close = () => {
+    if (!current) return;
+    const last = current;
+    current = null;
     viewer.close();
     find("#tools-home").append(tools);
     focusOn(last);
   };
-  for (const button of cards) button.addEventListener("click", () => show(button));
-  find("#previous").addEventListener("click", () => turn(-1));
-  find("#next").addEventListener("click", () => turn(1));
-  find("#close").addEventListener("click", leave);
-  viewer.addEventListener("click", (event) => { if (event.target === viewer) leave(); });
+  for (const button of buttons) button.addEventListener("click", () => show(button));
+  find("#previous").addEventListener("click", () => move(-1));
+  find("#next").addEventListener("click", () => move(1));
+  find("#close").addEventListener("click", close);
+  viewer.addEventListener("click", (event) => { if (event.target === viewer) close(); });
   viewer.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select") || event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       event.preventDefault();
-      turn(event.key === "ArrowLeft" ? -1 : 1);
+      move(event.key === "ArrowLeft" ? -1 : 1);
     }
   });
-  viewer.addEventListener("close", leave); // the Escape key
-  if (/^#view-\d+$/.test(location.hash)) { // a link to one image
-    const asked = find(`.card[data-card="${location.hash.slice(6)}"]`);
-    if (asked) show(asked);
+  viewer.addEventListener("close", close); // the Escape key
+  if (/^#view-\d+$/.test(location.hash)) { // report.html#view-3 opens the example with that number
+    const linked = find(`.card[data-card="${location.hash.slice(6)}"]`);
+    if (linked) show(linked);
   }
 })();
