@@ -1,8 +1,9 @@
-# make demo    install, train on real solar cells, and see where the network looks
+# make demo    install, train on images of solar cells, and show where the model finds defects
 # make test    install and run every check
-# make bench   measure everything on this machine again; DATA names the folder with VOCdevkit/
-# make soak    the long form of the tests that kill processes
-# make format  apply what ruff can mend
+# make docs    build the documentation into site/
+# make bench   run every benchmark on this machine; DATA names the folder that holds VOCdevkit/
+# make soak    run the long form of the tests that kill processes
+# make format  format the code and apply the fixes of ruff
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ DEMO ?= demo
 DATA ?= $(or $(WILDCAT_TEST_DATA),../shared/data)
 BENCH ?= benchmarks/results
 
-.PHONY: demo test bench soak format clean
+.PHONY: demo test docs bench soak format clean
 
 demo: $(VENV)/installed-demo
 	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
@@ -22,13 +23,13 @@ demo: $(VENV)/installed-demo
 	$(BIN)/wildcat report $(DEMO)/run solar --split test --out $(DEMO)/report.html
 	$(BIN)/wildcat evaluate $(DEMO)/run solar --split test
 	@echo
-	@echo "A network that was only told which cells are defective, not where. The figures above are on cells it never saw."
-	@echo "Open  $(DEMO)/report.html                            figures, curves, hits and misses, on one page"
-	@echo "      $(DEMO)/predictions/overview.jpg               where it looks, 48 cells at a glance"
-	@echo "      $(DEMO)/predictions/overlays/                  each cell with heatmap and point"
-	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) behind the class"
+	@echo "The model was trained with labels of whole cells only. The metrics above are measured on held-out cells."
+	@echo "Open  $(DEMO)/report.html                            metrics, curves, hits and misses on one page"
+	@echo "      $(DEMO)/predictions/overview.jpg               heatmaps of 48 cells on one sheet"
+	@echo "      $(DEMO)/predictions/overlays/                  each cell with its heatmap and point"
+	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) of the class"
 	@echo "      $(DEMO)/predictions/predictions.jsonl          scores, labels, points and boxes"
-	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a page to drop images on, at the address it prints"
+	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a demo page for your own images"
 	@echo "Next  $(BIN)/wildcat train YOUR_FOLDER --tune head --out runs/mine"
 
 test: $(VENV)/installed-test
@@ -36,6 +37,10 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+docs: $(VENV)/installed-test
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open  site/index.html"
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/head_cost.py --rounds 6 --out $(BENCH)/head-cost.json
@@ -71,12 +76,12 @@ $(VENV)/installed-demo: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,docs,test]'
 	touch $@ $(VENV)/installed-demo
 
 $(VENV)/installed-bench: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,test,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,docs,test,bench]'
 	touch $@ $(VENV)/installed-test $(VENV)/installed-demo
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
