@@ -118,7 +118,7 @@ class Prediction:
         scale = BOX_SIDE / max(self.width, self.height)
         grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
         heatmap = _resized(self.class_maps[self.index_of(name)], grid)
-        return map_to_boxes(heatmap, threshold, which="all", size=(self.height, self.width), min_area=0.005)
+        return map_to_boxes(heatmap, threshold, size=(self.height, self.width), min_area=0.005)
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(H, W) raw class map at the size of the original image, interpolated bilinearly.

@@ -1,4 +1,4 @@
-"""Components against SciPy's labelling, boxes against painted rectangles and a loop over cells."""
+"""Regions against scikit-image's labelling, boxes against painted rectangles and a loop over cells."""
 
 from __future__ import annotations
 
@@ -6,30 +6,38 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage import measure
 
 from wildcat.errors import ConfigError, ShapeError
-from wildcat.regions.boxes import Box, connected_components, map_to_boxes
+from wildcat.regions.boxes import Box, connected_regions, map_to_boxes
 
-STRUCTURE = {4: ndimage.generate_binary_structure(2, 1), 8: ndimage.generate_binary_structure(2, 2)}
 SIDES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
-@given(arrays(bool, SIDES), st.sampled_from([4, 8]))
-def test_components_equal_scipy(mask: NDArray[np.bool_], connectivity: int) -> None:
-    labels, count = connected_components(mask, connectivity)  # type: ignore[arg-type]
-    expected, expected_count = ndimage.label(mask, STRUCTURE[connectivity])
-    assert count == expected_count
-    np.testing.assert_array_equal(labels, expected)
+def check_regions(mask: NDArray[np.bool_]) -> None:
+    """Equal to scikit-image: same regions, same boxes, largest first, ties by the first cell."""
+    labels = measure.label(mask, connectivity=2)
+    expected = sorted(measure.regionprops(labels), key=lambda region: (-region.area, region.label))
+    found = connected_regions(mask)
+    assert [region.mask.sum() for region in found] == [region.area for region in expected]
+    for region, wanted in zip(found, expected, strict=True):
+        assert (region.rows, region.columns) == wanted.slice
+        np.testing.assert_array_equal(region.mask, wanted.image)
 
 
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_spirals_combs_and_noise_equal_scipy(connectivity: int) -> None:
-    """Shapes whose parts meet late, where a single pass of labelling fails."""
+@settings(deadline=None)
+@given(arrays(bool, SIDES))
+def test_regions_equal_scikit_image(mask: NDArray[np.bool_]) -> None:
+    check_regions(mask)
+
+
+def test_regions_of_spirals_combs_and_noise() -> None:
+    """Shapes whose branches meet late, where a single labelling pass fails."""
     rng = np.random.default_rng(0)
     comb = np.ones((41, 61), dtype=bool)
     comb[:-1, 1::2] = False
@@ -39,17 +47,14 @@ def test_spirals_combs_and_noise_equal_scipy(connectivity: int) -> None:
         spiral[ring + 1 : 40 - ring, ring + 1 : 40 - ring] = False
         spiral[ring + 2, ring + 1] = True
     for mask in (comb, comb[::-1], spiral, spiral.T, *(rng.random((70, 90)) < p for p in (0.3, 0.45, 0.6, 0.9))):
-        labels, count = connected_components(mask, connectivity)  # type: ignore[arg-type]
-        expected, expected_count = ndimage.label(mask, STRUCTURE[connectivity])
-        assert count == expected_count
-        np.testing.assert_array_equal(labels, expected)
+        check_regions(mask)
 
 
-def boxes_by_cells(heat: NDArray[np.float64], threshold: float, connectivity: int) -> list[tuple[float, ...]]:
+def boxes_by_cells(heat: NDArray[np.float64], threshold: float) -> list[tuple[float, ...]]:
     cut = min(heat.min() + threshold * (heat.max() - heat.min()), heat.max())
-    labels, count = ndimage.label(heat >= cut, STRUCTURE[connectivity])
+    labels = measure.label(heat >= cut, connectivity=2)
     found = []
-    for k in range(1, count + 1):
+    for k in range(1, labels.max() + 1):
         rows, columns = np.nonzero(labels == k)
         box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, heat[labels == k].max())
         found.append((len(rows), -k, box))
@@ -60,11 +65,8 @@ def boxes_by_cells(heat: NDArray[np.float64], threshold: float, connectivity: in
 def test_boxes_equal_a_loop_over_components(seed: int) -> None:
     rng = np.random.default_rng(seed)
     heat = ndimage.gaussian_filter(rng.normal(size=(40, 55)), rng.uniform(0.5, 4)) * 10 - 3
-    threshold, connectivity = rng.uniform(0.2, 0.9), int(rng.choice([4, 8]))
-    expected = boxes_by_cells(heat, threshold, connectivity)
-    found = map_to_boxes(heat, threshold, which="all", connectivity=connectivity)  # type: ignore[arg-type]
-    np.testing.assert_allclose(found, expected)
-    np.testing.assert_allclose(map_to_boxes(heat, threshold, connectivity=connectivity), expected[:1])  # type: ignore[arg-type]
+    threshold = rng.uniform(0.2, 0.9)
+    np.testing.assert_allclose(map_to_boxes(heat, threshold), boxes_by_cells(heat, threshold))
 
 
 def test_painted_rectangles_come_back_in_pixels_of_the_image() -> None:
@@ -72,10 +74,9 @@ def test_painted_rectangles_come_back_in_pixels_of_the_image() -> None:
     heat[3:9, 5:20] = 6.0
     heat[4, 6] = 8.0
     heat[20:30, 38:40] = 7.0
-    assert map_to_boxes(heat, which="all") == [Box(5, 3, 20, 9, 8.0), Box(38, 20, 40, 30, 7.0)]
-    assert map_to_boxes(heat) == [Box(5, 3, 20, 9, 8.0)]
-    assert map_to_boxes(heat, which="all", size=(300, 200)) == [Box(25, 30, 100, 90, 8.0), Box(190, 200, 200, 300, 7.0)]
-    assert map_to_boxes(heat, which="all", min_area=21 / 1200) == [Box(5, 3, 20, 9, 8.0)]
+    assert map_to_boxes(heat) == [Box(5, 3, 20, 9, 8.0), Box(38, 20, 40, 30, 7.0)]
+    assert map_to_boxes(heat, size=(300, 200)) == [Box(25, 30, 100, 90, 8.0), Box(190, 200, 200, 300, 7.0)]
+    assert map_to_boxes(heat, min_area=21 / 1200) == [Box(5, 3, 20, 9, 8.0)]
     assert map_to_boxes(heat, min_area=0.5) == []
     assert map_to_boxes(heat, threshold=1.0) == [Box(6, 4, 7, 5, 8.0)]
 
@@ -86,9 +87,8 @@ def test_threshold_is_a_fraction_of_the_range_not_of_the_maximum() -> None:
     np.testing.assert_allclose(map_to_boxes(ramp * 3 + 100, 0.7), [(7, 0, 11, 1, 115)])
 
 
-def test_corners_touch_only_at_eight() -> None:
-    assert len(map_to_boxes(np.eye(5), which="all")) == 1
-    assert len(map_to_boxes(np.eye(5), which="all", connectivity=4)) == 5
+def test_cells_that_touch_at_a_corner_form_one_region() -> None:
+    assert len(map_to_boxes(np.eye(5))) == 1
 
 
 def test_flat_and_tiny_maps() -> None:
@@ -102,7 +102,7 @@ def test_flat_and_tiny_maps() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8])
 def test_dtypes_agree(dtype: type) -> None:
     heat = np.random.default_rng(0).integers(0, 200, (20, 20)).astype(dtype)
-    assert map_to_boxes(heat, 0.8, which="all") == map_to_boxes(heat.astype(np.float64), 0.8, which="all")
+    assert map_to_boxes(heat, 0.8) == map_to_boxes(heat.astype(np.float64), 0.8)
 
 
 def test_fast_enough_for_every_class_of_every_image() -> None:
@@ -111,7 +111,7 @@ def test_fast_enough_for_every_class_of_every_image() -> None:
     times = []
     for _ in range(7):
         begin = time.perf_counter()
-        map_to_boxes(heat, which="all")
+        map_to_boxes(heat)
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.02
 
@@ -125,13 +125,9 @@ def test_fast_enough_for_every_class_of_every_image() -> None:
         ({"threshold": 0.0}, ConfigError, "threshold=0.0"),
         ({"threshold": 50}, ConfigError, "fraction"),
         ({"min_area": 1.0}, ConfigError, "min_area=1.0"),
-        ({"which": "larges"}, ConfigError, "did you mean largest"),
         ({"size": (0, 4)}, ConfigError, "height, width"),
-        ({"connectivity": 6}, ConfigError, "connectivity=6"),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(arguments: dict[str, object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         map_to_boxes(**({"heatmap": np.eye(3)} | arguments))  # type: ignore[arg-type]
-    with pytest.raises(ShapeError, match="one mask at a time"):
-        connected_components(np.zeros((2, 2, 2)))

@@ -20,7 +20,6 @@ from wildcat.regions import (
     class_probabilities_with_background,
     gate_classes,
     maps_to_mask,
-    normalize_maps,
     strongest_class,
     upsample_maps,
     write_mask,
@@ -63,7 +62,10 @@ def test_upsampling_against_the_loop(size: tuple[int, int]) -> None:
 
 def test_normalised_maps() -> None:
     maps = np.array([[[8.0, 2.0], [-4.0, 0.0]], [[-1.0, -2.0], [-3.0, -4.0]]])
-    np.testing.assert_allclose(normalize_maps(maps), [[[1, 0.25], [0, 0]], [[0, 0], [0, 0]]])
+    constant = 0.5
+    wanted = np.array([[[constant, constant], [constant, constant]], [[1, 0.25], [0, 0]], [[0, 0], [0, 0]]])
+    found = class_probabilities_with_background(maps, MaskParams(constant=constant))
+    np.testing.assert_allclose(found, wanted / wanted.sum(axis=0), atol=1e-6)
 
 
 def test_constant_rule_by_hand() -> None:
@@ -229,7 +231,7 @@ def test_written_mask_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mask", "palette", "error", "words"),
     [
-        (np.full((2, 2), 255), np.zeros((256, 3)), ConfigError, "label 255; a PNG mask holds 0 to 254"),
+        (np.full((2, 2), 255), np.zeros((256, 3)), ConfigError, "label 255; a PNG mask has labels 0 to 254"),
         (np.full((2, 2), 300), np.zeros((256, 3)), ConfigError, "label 300"),
         (np.full((2, 2), -1), PALETTE, ConfigError, "label -1"),
         (np.zeros((2, 2)), PALETTE, ConfigError, "float64"),
@@ -245,7 +247,7 @@ def test_unwritable_masks(tmp_path: Path, mask: Array, palette: Array, error: ty
 
 def test_the_highest_label_is_written(tmp_path: Path) -> None:
     palette = np.arange(255 * 3).reshape(255, 3) % 256
-    write_mask(tmp_path / "mask.png", torch.full((3, 2), 254), palette)
+    write_mask(tmp_path / "mask.png", np.full((3, 2), 254), palette)
     with Image.open(tmp_path / "mask.png") as image:
         np.testing.assert_array_equal(np.asarray(image), 254)
 

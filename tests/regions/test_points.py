@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -57,29 +56,17 @@ def test_corner_cells_by_hand() -> None:
     assert peak_points(maps, (60, 200)).tolist() == [[20, 15], [180, 15], [20, 45], [180, 45]]
 
 
-def test_tensors_and_arrays_agree_and_ties_take_the_first_cell() -> None:
-    maps = torch.randint(0, 3, (2, 3, 4, 6, 5), generator=torch.Generator().manual_seed(0)).float().requires_grad_()
-    from_tensor = peak_points(maps, (90, 31))
-    assert from_tensor.dtype == torch.float32
-    assert not from_tensor.requires_grad
-    from_array = peak_points(maps.detach().numpy(), (90, 31))
-    np.testing.assert_allclose(from_tensor.numpy(), from_array, rtol=1e-6)
-    flat = maps.detach().numpy().reshape(-1, 30)
-    for point, cells in zip(from_array.reshape(-1, 2), flat.tolist(), strict=True):
+def test_leading_dimensions_and_ties_take_the_first_cell() -> None:
+    maps = np.random.default_rng(0).integers(0, 3, (2, 3, 4, 6, 5)).astype(np.float32)
+    points = peak_points(maps, (90, 31))
+    assert points.shape == (2, 3, 4, 2)
+    for point, cells in zip(points.reshape(-1, 2), maps.reshape(-1, 30).tolist(), strict=True):
         first = cells.index(max(cells))
         assert tuple(point) == pytest.approx(((first % 5 + 0.5) * 31 / 5, (first // 5 + 0.5) * 90 / 6))
 
 
-def test_one_size_per_image_equals_image_by_image() -> None:
-    maps = torch.rand(3, 4, 7, 7, generator=torch.Generator().manual_seed(0))
-    sizes = np.array([(100, 200), (375, 500), (64, 48)])
-    together = peak_points(maps, sizes[:, None])
-    apart = [peak_points(one, tuple(size)) for one, size in zip(maps, sizes, strict=True)]
-    np.testing.assert_allclose(together.numpy(), torch.stack(apart).numpy(), rtol=1e-6)
-
-
 def test_half_precision_maps_give_exact_points() -> None:
-    maps = torch.zeros(14, 14, dtype=torch.bfloat16)
+    maps = np.zeros((14, 14), dtype=np.float16)
     maps[13, 13] = 1
     assert peak_points(maps, (4000, 6000)).tolist() == pytest.approx([13.5 * 6000 / 14, 13.5 * 4000 / 14], rel=1e-6)
 
@@ -89,11 +76,9 @@ def test_half_precision_maps_give_exact_points() -> None:
     [
         (np.zeros(5), (4, 4), ShapeError, "h, w"),
         (np.zeros((3, 0)), (4, 4), ShapeError, "at least one cell"),
-        (np.zeros((2, 3, 3)), (4, 4, 4), ShapeError, "height, width"),
-        (np.zeros((2, 3, 3)), np.ones((5, 2)), ShapeError, "does not fit maps"),
-        (np.zeros((3, 3)), (0, 4), ConfigError, "not positive"),
+        (np.zeros((2, 3, 3)), (4, 4, 4), ConfigError, "height, width"),
+        (np.zeros((3, 3)), (0, 4), ConfigError, r"size=\(0, 4\)"),
         (np.full((3, 3), np.nan), (4, 4), ConfigError, "NaN"),
-        (torch.full((3, 3), torch.nan), (4, 4), ConfigError, "NaN"),
     ],
 )
 def test_errors_name_the_value(maps, size, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wildcat.errors import ConfigError, did_you_mean
 from wildcat.export.polygons import simplify_outline, trace_outline
 from wildcat.prediction import Prediction
-from wildcat.regions.boxes import connected_components
+from wildcat.regions.boxes import connected_regions
 
 Which = Literal["all", "largest"]
 
@@ -104,28 +104,9 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
     found = []
     for index in np.argsort(-probs, kind="stable").tolist():
         if index + 1 in drawn:
-            regions = _regions(mask == index + 1, params)
             name, score = prediction.classes[index], float(probs[index])
-            found += [Instance(index, name, score, box, region) for box, region in regions]
-    return found
-
-
-def _regions(
-    mask: NDArray[np.bool_], params: InstanceParams
-) -> list[tuple[tuple[int, int, int, int], NDArray[np.bool_]]]:
-    """Box and cropped mask of each component that is large enough, the largest first."""
-    labels, count = connected_components(mask)
-    rows, columns = np.nonzero(labels)
-    owner = labels[rows, columns] - 1
-    area = np.bincount(owner, minlength=count)
-    low, high = np.full((count, 2), max(mask.shape)), np.zeros((count, 2), np.int64)
-    places = np.stack([columns, rows], axis=1)
-    np.minimum.at(low, owner, places)
-    np.maximum.at(high, owner, places + 1)
-    order = np.argsort(-area, kind="stable")
-    order = order[area[order] >= params.min_area * mask.size]
-    found = []
-    for k in (order[:1] if params.which == "largest" else order).tolist():
-        (x1, y1), (x2, y2) = low[k].tolist(), high[k].tolist()
-        found.append(((x1, y1, x2, y2), labels[y1:y2, x1:x2] == k + 1))
+            regions = connected_regions(mask == index + 1, params.min_area)
+            for rows, columns, inside in regions[:1] if params.which == "largest" else regions:
+                box = (columns.start, rows.start, columns.stop, rows.stop)
+                found.append(Instance(index, name, score, box, inside))
     return found

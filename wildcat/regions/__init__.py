@@ -1,13 +1,12 @@
-"""Class maps in; points, boxes and masks out."""
+"""From class maps to points, boxes and masks."""
 
-from wildcat.regions.boxes import Box, connected_components, map_to_boxes
-from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf, exact_dense_crf
+from wildcat.regions.boxes import Box, map_to_boxes
+from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf
 from wildcat.regions.masks import (
     MaskParams,
     class_probabilities_with_background,
     gate_classes,
     maps_to_mask,
-    normalize_maps,
     strongest_class,
     upsample_maps,
     write_mask,
@@ -20,13 +19,10 @@ __all__ = [
     "CrfParams",
     "MaskParams",
     "class_probabilities_with_background",
-    "connected_components",
     "dense_crf",
-    "exact_dense_crf",
     "gate_classes",
     "map_to_boxes",
     "maps_to_mask",
-    "normalize_maps",
     "peak_points",
     "strongest_class",
     "upsample_maps",

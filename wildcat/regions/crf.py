@@ -1,9 +1,10 @@
-"""Dense CRF: sharpen class maps to the edges of the image, in plain torch, the same code on CPU and GPU.
+"""Dense CRF: align class maps with the edges of the image, in plain torch, on CPU and GPU.
 
-Mean field for a fully connected CRF with Gaussian edges (Krähenbühl and Koltun, NIPS 2011). Each round adds to the log
-probability of a class the weighted mean of its probability over near pixels (smoothness: near in position; appearance:
-near in position and colour), and normalises. The smoothness mean is a separable convolution. The appearance mean lives
-in five dimensions and is filtered on a permutohedral lattice (lattice.py), all classes at once.
+Mean field for a fully connected CRF with Gaussian edge potentials (Krähenbühl and Koltun, NIPS 2011). Each iteration
+adds to the log probability of a class the weighted mean of its probability over nearby pixels (smoothness kernel:
+near in position; appearance kernel: near in position and color) and normalises. The smoothness kernel is a separable
+convolution. The appearance kernel has five dimensions and is filtered on a permutohedral lattice (permutohedral.py),
+all classes at once.
 """
 
 from __future__ import annotations
@@ -23,43 +24,34 @@ from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.regions.permutohedral import build_lattice
 
 Normalization = Literal["symmetric", "after", "before", "none"]
-Filter = Callable[[Tensor], Tensor]
-"""(N, C) values of the N pixels -> (N, C) their weighted sums."""
+Filter = Callable[[Tensor], Tensor]  # (N, C) values of the N pixels -> (N, C) weighted sums over all pixels
 
-LOWEST_PROBABILITY = 1e-18
-"""Floor of a probability before its logarithm: far below any effect, far above the denormals that slow a CPU."""
-
-LARGEST_EXACT = 16_384
-"""Most pixels `exact_dense_crf` accepts: its matrix then takes 2 GiB."""
-
-LARGEST_EXPONENT = 80.0
-"""Messages above this are shifted before the exponential, which overflows float32 at 88."""
-
-KERNEL_RADIUS = 4.0
-"""Where the smoothness kernel is cut off, in sigmas: it has fallen to 3e-4 of its peak."""
+LOWEST_PROBABILITY = 1e-18  # floor before the logarithm; has no visible effect and avoids denormals, slow on a CPU
+LARGEST_EXPONENT = 80.0  # larger messages are shifted before the exponential, which overflows float32 at 88
+KERNEL_RADIUS = 4.0  # radius of the smoothness kernel in sigmas, where it is 3e-4 of its peak
 
 
 @dataclass(frozen=True)
 class CrfParams:
-    """The settings of a dense CRF; the defaults are those of pydensecrf's own example.
+    """The settings of a dense CRF; the defaults are those of pydensecrf's example.
 
-    They are the arguments of pydensecrf under the names of what they mean, so that published settings carry over:
+    They correspond to the arguments of pydensecrf, so that published settings can be used:
     `addPairwiseGaussian(sxy=smoothness_sigma, compat=smoothness_weight)`,
     `addPairwiseBilateral(sxy=appearance_sigma_xy, srgb=appearance_sigma_rgb, compat=appearance_weight)`,
-    `inference(iterations)`. Printed elsewhere: appearance weight 4 to 10, sigma_xy 50 to 80, sigma_rgb 3 to 13,
+    `inference(iterations)`. Published values: appearance weight 4 to 10, sigma_xy 50 to 80, sigma_rgb 3 to 13,
     smoothness weight 3, sigma 1 to 3 (DeepLab: 4, 67, 3, 3, 1); CCNN has smoothness 15 / 19 and appearance 10, 35 / 61.
 
     Attributes:
-        iterations: rounds of mean field; 0 returns the normalised input.
-        appearance_weight: weight of the kernel of position and colour; 0 switches it off.
-        appearance_sigma_xy: its width in pixels.
-        appearance_sigma_rgb: its width in levels of 0 to 255.
-        smoothness_weight: weight of the kernel of position alone; 0 switches it off.
-        smoothness_sigma: its width in pixels.
+        iterations: mean-field iterations; 0 returns the normalised input.
+        appearance_weight: weight of the kernel of position and color; 0 switches it off.
+        appearance_sigma_xy: its standard deviation in pixels.
+        appearance_sigma_rgb: its standard deviation in color levels of 0 to 255.
+        smoothness_weight: weight of the kernel of position; 0 switches it off.
+        smoothness_sigma: its standard deviation in pixels.
         normalization: what a kernel is divided by: "symmetric" (the root of its row sum on both sides, pydensecrf's
-            default), "after" or "before" (the row sum on one side), "none" (nothing: weights then act on plain sums).
-        min_probability: a class whose probability is below this at every pixel is left out and returned as 0.
-            It could not have won anywhere; what it adds to the others is at most this much a class.
+            default), "after" or "before" (the row sum on one side), "none" (weights then multiply plain sums).
+        min_probability: a class whose probability is below this at every pixel is left out and returned as 0. It
+            could not win at any pixel, and it changes the other classes by at most this much.
 
     Raises:
         ConfigError: a value is out of range.
@@ -79,7 +71,7 @@ class CrfParams:
 
     def __post_init__(self) -> None:
         if isinstance(self.iterations, bool) or not isinstance(self.iterations, int) or self.iterations < 0:
-            raise ConfigError(f"iterations={self.iterations!r}: give a count of 0 or more.", "10 is usual.")
+            raise ConfigError(f"iterations={self.iterations!r}: give an integer of 0 or more.", "10 is usual.")
         for name in (field.name for field in fields(self) if "weight" in field.name or "sigma" in field.name):
             value = getattr(self, name)
             positive = "sigma" in name
@@ -97,6 +89,7 @@ class CrfParams:
             )
 
 
+# DeepLab's settings (Chen et al., ICLR 2015), for maps that are sharp already: stronger settings erode them.
 MILD_CRF = CrfParams(
     appearance_weight=4.0,
     appearance_sigma_xy=67.0,
@@ -104,7 +97,6 @@ MILD_CRF = CrfParams(
     smoothness_weight=3.0,
     smoothness_sigma=1.0,
 )
-"""DeepLab's settings (Chen et al., ICLR 2015), for maps that are sharp and sure already: stronger ones erode them."""
 
 
 @overload
@@ -118,12 +110,17 @@ def dense_crf(
 ) -> NDArray[np.float32] | Tensor:
     """Class probabilities of each pixel after mean field in a fully connected CRF on the image.
 
-    `image` is (H, W, 3) uint8 RGB, `probabilities` (C, H, W), none negative, a positive sum at each pixel (they are
-    normalised). Returns float32 (C, H, W) that sum to 1 at each pixel: an array for an array, a tensor on the device
-    of `probabilities` for a tensor. Deterministic; no gradient flows. Time grows with the classes given, so give the
-    classes that are present.
+    Deterministic; no gradient. Time grows with the number of classes: pass only the classes that are present. As in
+    the published code of the NIPS 2011 paper, each pixel is one of its own neighbours.
 
-    As in the code the NIPS 2011 paper published, a pixel counts among its own neighbours.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        probabilities: (C, H, W), non-negative, with a positive sum at each pixel (they are normalised).
+        params: the settings, by default `CrfParams()`.
+
+    Returns:
+        (C, H, W) float32 that sum to 1 at each pixel: an array for an array, a tensor on the device of
+        `probabilities` for a tensor.
 
     Raises:
         ShapeError: `image` or `probabilities` has the wrong shape or type, or their sizes differ.
@@ -140,65 +137,21 @@ def dense_crf(
     """
     params = params or CrfParams()
     with torch.no_grad():
-        rgb, prior = _checked(image, probabilities, torch.float32)
+        pixels, prior = _checked(image, probabilities)
         classes, height, width = prior.shape
         flat = prior.reshape(classes, -1)
-        peaks = flat.amax(dim=1)
-        present = peaks >= torch.clamp(peaks.max(), max=params.min_probability)
+        highest = flat.amax(dim=1)
+        active = highest >= torch.clamp(highest.max(), max=params.min_probability)
         filters: list[Filter] = []
         if params.iterations and params.smoothness_weight:
-            filters.append(_smoothness(height, width, params, rgb.device))
+            filters.append(_smoothness(height, width, params, pixels.device))
         if params.iterations and params.appearance_weight:
-            filters.append(_appearance(rgb, params))
-        kept = flat[present].t().contiguous()
+            filters.append(_appearance(pixels, params))
+        active_prior = flat[active].t().contiguous()  # (N, C)
+        active_prior /= active_prior.sum(dim=1, keepdim=True)
         result = torch.zeros_like(flat)
-        result[present] = _mean_field(kept / kept.sum(dim=1, keepdim=True), filters, params.iterations).t()
+        result[active] = _mean_field(active_prior, filters, params.iterations).t()
         result = result.view(classes, height, width)
-    return result if isinstance(probabilities, Tensor) else result.numpy()
-
-
-@overload
-def exact_dense_crf(
-    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any], params: CrfParams | None = None
-) -> NDArray[np.float64]: ...
-@overload
-def exact_dense_crf(
-    image: NDArray[np.uint8] | Tensor, probabilities: Tensor, params: CrfParams | None = None
-) -> Tensor: ...
-def exact_dense_crf(
-    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
-) -> NDArray[np.float64] | Tensor:
-    """`dense_crf` with every pair of pixels summed, in float64: the reference of the tests, for tiny images.
-
-    Same arguments and errors; returns float64. Time and memory grow with the square of the pixels; `min_probability`
-    is not used.
-
-    Raises:
-        ConfigError: the image has more than 16,384 pixels.
-    """
-    params = params or CrfParams()
-    with torch.no_grad():
-        rgb, prior = _checked(image, probabilities, torch.float64)
-        classes, height, width = prior.shape
-        if height * width > LARGEST_EXACT:
-            raise ConfigError(
-                f"the exact CRF of {height} x {width} pixels needs {(height * width) ** 2 * 8 / 2**30:.0f} GiB.",
-                f"Call dense_crf, or give at most {LARGEST_EXACT} pixels.",
-            )
-        positions = _positions(height, width, rgb.device, torch.float64)
-        colours = rgb.reshape(-1, 3).double()
-        both = torch.cat([positions / params.appearance_sigma_xy, colours / params.appearance_sigma_rgb], dim=1)
-        pairs = positions.new_zeros(height * width, height * width)
-        for weight, features in (
-            (params.smoothness_weight, positions / params.smoothness_sigma),
-            (params.appearance_weight, both),
-        ):
-            if weight:
-                kernel = torch.cdist(features, features).square_().mul_(-0.5).exp_()
-                before, after = _normalizers(kernel.sum(dim=1), params.normalization)
-                pairs += kernel.mul_(before).mul_(after[:, None] * weight)
-        result = _mean_field(prior.reshape(classes, -1).t(), [pairs.matmul], params.iterations)
-        result = result.t().reshape(classes, height, width).contiguous()
     return result if isinstance(probabilities, Tensor) else result.numpy()
 
 
@@ -211,41 +164,39 @@ def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
     return torch.from_numpy(array if shared else array.copy())
 
 
-def _checked(
-    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The image and the normalised probabilities as tensors on one device; raises what `dense_crf` documents."""
-    rgb, prior = as_tensor(image), as_tensor(probabilities)
-    if rgb.dtype != torch.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.numel():
+def _checked(image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
+    """The image and the normalised float32 probabilities as tensors on one device; raises as `dense_crf` documents."""
+    pixels, prior = as_tensor(image), as_tensor(probabilities)
+    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
         raise ShapeError(
-            f"image is {tuple(rgb.shape)} {str(rgb.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
+            f"image is {tuple(pixels.shape)} {str(pixels.dtype).removeprefix('torch.')}, not (H, W, 3) uint8.",
             "Give the RGB image with levels 0 to 255, for example np.asarray(Image.open(path).convert('RGB')).",
         )
     if prior.ndim != 3 or not prior.shape[0]:
         raise ShapeError(
-            f"probabilities are {tuple(prior.shape)}, not (C, H, W) with C of 1 or more.", "Give one map a class."
+            f"probabilities are {tuple(prior.shape)}, not (C, H, W) with C of 1 or more.", "Give one map per class."
         )
-    if prior.shape[1:] != rgb.shape[:2]:
+    if prior.shape[1:] != pixels.shape[:2]:
         raise ShapeError(
             f"probabilities are {prior.shape[1]} x {prior.shape[2]} and the image is "
-            f"{rgb.shape[0]} x {rgb.shape[1]} pixels (height x width).",
+            f"{pixels.shape[0]} x {pixels.shape[1]} pixels (height x width).",
             "Resize the maps to the image first (regions.upsample_maps).",
         )
     prior = prior.detach()
-    prior = prior if prior.dtype in (torch.float32, torch.float64) else prior.to(dtype)
+    prior = prior if prior.dtype in (torch.float32, torch.float64) else prior.float()
     total = prior.sum(dim=0)
     if not bool(torch.isfinite(total).all()):
-        raise ConfigError("probabilities hold NaN or infinite values.", "Check the maps they were made from.")
+        raise ConfigError("probabilities contain NaN or infinite values.", "Check the maps they were made from.")
     if (lowest := float(prior.min())) < 0:
         raise ConfigError(
-            f"probabilities hold {lowest:.3g}, below 0.", "Give probabilities, not scores: softmax first."
+            f"probabilities contain {lowest:.3g}, below 0.", "Give probabilities, not scores: softmax first."
         )
     if not bool((total > 0).all()):
         row, column = (int(i) for i in (total == 0).nonzero()[0])
         raise ConfigError(
             f"all probabilities are 0 at row {row}, column {column}.", "Add a background class or a constant."
         )
-    return rgb.to(prior.device), (prior / total).to(dtype)
+    return pixels.to(prior.device), (prior / total).float()
 
 
 def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Tensor:
@@ -258,7 +209,7 @@ def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Te
             messages += message(belief)
         if messages.max() > LARGEST_EXPONENT:
             messages -= messages.amax(dim=1, keepdim=True)
-        # softmax(log prior + messages), without the logarithm: messages are at least 0 and seldom above the weights
+        # softmax(log prior + messages) without the logarithm; messages are non-negative, rarely above the weights
         belief = messages.exp_().mul_(prior)
         belief /= belief.sum(dim=1, keepdim=True)
     return belief
@@ -276,15 +227,15 @@ def _normalizers(row_sums: Tensor, normalization: Normalization) -> tuple[Tensor
     }[normalization]
 
 
-def _positions(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(N, 2) x, y of the pixels in row order."""
-    y = torch.arange(height, device=device, dtype=dtype)
-    x = torch.arange(width, device=device, dtype=dtype)
+def _positions(height: int, width: int, device: torch.device) -> Tensor:
+    """(N, 2) float32 x, y of the pixels in row-major order."""
+    y = torch.arange(height, device=device, dtype=torch.float32)
+    x = torch.arange(width, device=device, dtype=torch.float32)
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
 
 
 def _smoothness(height: int, width: int, params: CrfParams, device: torch.device) -> Filter:
-    """The smoothness kernel, times its weight: a Gaussian of the position is one along y, then one along x."""
+    """The smoothness kernel times its weight: a Gaussian along y, then along x."""
 
     def taps(size: int) -> Tensor:
         radius = min(math.ceil(KERNEL_RADIUS * params.smoothness_sigma), size - 1)
@@ -307,12 +258,12 @@ def _smoothness(height: int, width: int, params: CrfParams, device: torch.device
     return lambda values: convolve(values * before).mul_(after)
 
 
-def _appearance(rgb: Tensor, params: CrfParams) -> Filter:
-    """The appearance kernel, times its weight, on the permutohedral lattice of the image."""
-    height, width = rgb.shape[:2]
-    positions = _positions(height, width, rgb.device, torch.float32) / params.appearance_sigma_xy
-    colours = rgb.reshape(-1, 3).float() / params.appearance_sigma_rgb
-    lattice = build_lattice(torch.cat([positions, colours], dim=1).t().contiguous())
-    sums = lattice.filter(torch.ones(height * width, 1, device=rgb.device))[:, 0]
+def _appearance(image: Tensor, params: CrfParams) -> Filter:
+    """The appearance kernel times its weight, on the permutohedral lattice of the image."""
+    height, width = image.shape[:2]
+    positions = _positions(height, width, image.device) / params.appearance_sigma_xy
+    colors = image.reshape(-1, 3).float() / params.appearance_sigma_rgb
+    lattice = build_lattice(torch.cat([positions, colors], dim=1).t().contiguous())
+    sums = lattice.filter(torch.ones(height * width, 1, device=image.device))[:, 0]
     before, after = _normalizers(sums, params.normalization)
     return lattice.scaled(before, after * params.appearance_weight).filter

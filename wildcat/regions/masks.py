@@ -1,19 +1,13 @@
-"""From class maps to label masks: gate the classes, weigh the background, upsample, and write an indexed PNG.
+"""From class maps to label masks: select the classes, compare them with the background, upsample, write a PNG.
 
-No rule here sees a true label: the classes of an image are those the model predicts.
-
-Where a mask is made without a CRF, "constant" and "power" are one family: a pixel is drawn where its strongest class is
-above a threshold (`MaskParams.threshold`), and the exponent only moves it. With a CRF they differ, in how sure it is
-of each pixel before it looks at the image.
-
-A large image is done in strips of rows, and what the dense CRF sees of it is shrunk: beside the image and its mask
-little memory is needed.
+True labels are never used: the classes of an image are those the model predicts. Large images are processed in strips
+of rows, and the dense CRF runs on a reduced image, so that little memory is needed besides the image and its mask.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,41 +21,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
+from wildcat.files import write_bytes
 from wildcat.regions.crf import CrfParams, as_tensor, dense_crf
 
 Array = TypeVar("Array", Tensor, NDArray[np.floating])
 BackgroundRule = Literal["score", "constant", "power", "trained"]
 
-HIGHEST_PNG_LABEL = 254
-"""A PNG mask holds one byte a pixel, and 255 means "ignored" (VOC devkit)."""
+RAW_RULES = ("score", "trained")  # these compare raw maps; the other rules divide each map by its maximum first
+HIGHEST_PNG_LABEL = 254  # a PNG mask has one byte per pixel, and 255 means "ignored" (VOC devkit)
+STRIP_VALUES = 1 << 24  # upsampled values (classes x pixels) in memory at a time
 
-
-RAW_RULES = ("score", "trained")
-"""Rules that compare the maps as they are; the others divide each by its maximum first."""
-
-STRIP_VALUES = 1 << 24
-"""Values of upsampled maps, classes times pixels, that are held at once."""
-
+# Maximum number of pixels for the dense CRF; larger images are reduced to it. Published settings are in pixels of
+# images a fifth of this size; a photograph of 12 megapixels would take minutes and several gigabytes.
 CRF_PIXELS = 1 << 20
-"""Pixels a dense CRF sees at most: larger images are shrunk to as many for it. Published settings are in pixels of
-images of a fifth of that; a photograph of 12 million would take minutes and several gigabytes."""
 
 
 @dataclass(frozen=True)
 class MaskParams:
-    """How class maps become a mask. The paper does not say how it finds the background; these rules are in use.
+    """How class maps become a mask. The paper does not define its background; these rules are common.
 
     Attributes:
-        gate: a class is drawn only if its predicted probability is at least this; one for all classes, or one a class.
-        rule: "score": the background scores `score` against the raw maps, all classes alike; with independent classes a
-            raw map of 0 is where the model itself is undecided, whatever the highest score of the image is.
-            "constant": the background scores `constant` against class maps divided by their maximum; "power": it
-            scores (1 - highest class map)^`exponent` (Ahn and Kwak, CVPR 2018); "trained": it is one more class of
-            the model, whose image label was always on, compared by softmax of the raw maps (Pinheiro and Collobert,
-            CVPR 2015).
-        score: in the unit of the maps, any number; higher draws less.
-        constant: between 0 and 1; 0.15 to 0.3 in print. Higher draws less.
-        exponent: above 0; 4 and up in print. Higher draws more.
+        gate: a class is drawn only if its predicted probability is at least this; one value, or one per class.
+        rule: "score": the background has the score `score`, compared with the raw maps; for independent classes the
+            model is undecided where a raw map is 0. "constant": the background has the score `constant`, compared
+            with class maps divided by their maximum. "power": its score is (1 - highest class map)^`exponent` (Ahn
+            and Kwak, CVPR 2018), which differs from a constant only under a CRF. "trained": the background is a class
+            that was present in every training image, compared by softmax of the raw maps (Pinheiro, CVPR 2015).
+        score: any number, in the unit of the maps; higher draws less.
+        constant: between 0 and 1, in the literature 0.15 to 0.3; higher draws less.
+        exponent: above 0, in the literature 4 and more; higher draws more.
 
     Raises:
         ConfigError: a value is out of range.
@@ -90,9 +78,9 @@ class MaskParams:
 
     @property
     def threshold(self) -> float | None:
-        """The strength, see `strongest_class`, above which a class is drawn; None for "trained", which has none.
+        """The strength (see `strongest_class`) above which a class is drawn; None for "trained", which has none.
 
-        In the unit of the raw maps for "score"; for "power" it is where s = (1 - s)^exponent.
+        In the unit of the raw maps for "score"; for "power" the solution s of s = (1 - s)^exponent.
 
         >>> round(MaskParams(rule="power", exponent=4.0).threshold, 4)
         0.2755
@@ -100,7 +88,7 @@ class MaskParams:
         if self.rule != "power":
             return {"score": self.score, "constant": self.constant, "trained": None}[self.rule]
         low, high = 0.0, 1.0
-        for _ in range(60):  # halving 60 times is as exact as a float is
+        for _ in range(60):  # bisection to the precision of a float
             middle = (low + high) / 2
             low, high = (low, middle) if middle > (1 - middle) ** self.exponent else (middle, high)
         return high
@@ -110,10 +98,11 @@ def gate_classes(class_prob: Array, gate: float | Sequence[float] = 0.5) -> Arra
     """Indices, ascending int64, of the classes whose predicted probability in `class_prob` (C,) is at least `gate`.
 
     Args:
-        gate: one for all classes, or C of them.
+        class_prob: (C,) probabilities of one image.
+        gate: one value, or one per class.
 
     Raises:
-        ShapeError: `class_prob` is not one value a class, or there is another number of gates.
+        ShapeError: `class_prob` is not (C,), or the number of gates differs from C.
         ConfigError: a probability is outside [0, 1] or NaN.
 
     >>> gate_classes(np.array([0.9, 0.1, 0.5])).tolist()
@@ -121,19 +110,19 @@ def gate_classes(class_prob: Array, gate: float | Sequence[float] = 0.5) -> Arra
     """
     prob = as_tensor(class_prob)
     if prob.ndim != 1:
-        raise ShapeError(f"class_prob is {tuple(prob.shape)}, not (C,).", "Give one image's probabilities.")
+        raise ShapeError(f"class_prob is {tuple(prob.shape)}, not (C,).", "Give the probabilities of one image.")
     if not bool(((prob >= 0) & (prob <= 1)).all()):
-        raise ConfigError("class_prob holds values outside [0, 1].", "Give probabilities, not scores: sigmoid first.")
+        raise ConfigError("class_prob has values outside [0, 1].", "Give probabilities, not scores: sigmoid first.")
     limit = torch.as_tensor(gate).to(prob)
     if limit.ndim and limit.shape != prob.shape:
-        raise ShapeError(f"{len(limit)} gates for {len(prob)} classes.", "Give one for all, or one a class.")
+        raise ShapeError(f"{len(limit)} gates for {len(prob)} classes.", "Give one value, or one per class.")
     return _like((prob >= limit).nonzero()[:, 0], class_prob)
 
 
 def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     """(C, h, w) maps -> (C, H, W) float32 at `size` = (height, width): bilinear, `align_corners=False`.
 
-    Cell centres land where `peak_points` puts them; beyond the outermost centres the edge value holds.
+    The centres of the cells are where `peak_points` places them; beyond the outermost centres the edge value is used.
 
     Raises:
         ShapeError: the maps are not (C, h, w), or a side is 0.
@@ -141,7 +130,7 @@ def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     >>> upsample_maps(np.array([[[0.0, 1.0]]]), (1, 4)).tolist()
     [[[0.0, 0.25, 0.75, 1.0]]]
     """
-    tensor = _maps(maps)
+    tensor = _checked_maps(maps)
     _check_size(size)
     if not len(tensor):
         return _like(tensor.new_zeros(0, *size), maps)
@@ -149,56 +138,43 @@ def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     return _like(resized[0], maps)
 
 
-def normalize_maps(maps: Array) -> Array:
-    """(C, h, w) maps -> float32 in [0, 1]: negative evidence to 0, then each map divided by its maximum.
-
-    A map without a positive value becomes 0 everywhere.
-
-    >>> normalize_maps(np.array([[[-1.0, 2.0, 4.0]], [[-3.0, -2.0, -1.0]]])).tolist()
-    [[[0.0, 0.5, 1.0]], [[0.0, 0.0, 0.0]]]
-    """
-    tensor = _maps(maps)
-    return _like(_divided(tensor, tensor.flatten(1).amax(dim=1)) if len(tensor) else tensor, maps)
-
-
 def class_probabilities_with_background(
     maps: Array, params: MaskParams | None = None, background_map: Array | None = None
 ) -> Array:
-    """(K, H, W) raw class maps -> float32 (K + 1, H, W) probabilities, the background first, by `params.rule`.
+    """(K, H, W) raw class maps -> float32 (K + 1, H, W) probabilities, background first, by `params.rule`.
 
-    At each pixel they are non-negative and sum to 1: the scores of "constant" and "power" are divided by their sum,
-    "score" and "trained" are a softmax. The arg-max is that of the scores. With K = 0 all is background.
+    They sum to 1 at each pixel: the scores of "constant" and "power" are divided by their sum, those of "score" and
+    "trained" pass through a softmax. With K = 0 all pixels are background.
 
     Args:
         maps: the maps of the classes to draw.
-        params: the rule and its setting are used; `gate` is not.
-        background_map: (H, W) the raw map of the trained background class; needed by, and only by, "trained".
+        params: the rule and its value; `gate` is not used.
+        background_map: (H, W) raw map of the background class, required by "trained" and refused by the other rules.
 
     Raises:
         ShapeError: `maps` is not (K, H, W), or `background_map` has another size.
-        ConfigError: NaN or infinite maps, or `background_map` does not go with the rule.
+        ConfigError: NaN or infinite maps, or a `background_map` that does not go with the rule.
 
     >>> class_probabilities_with_background(np.array([[[0.0, 0.4, 0.8]]])).argmax(axis=0).tolist()
     [[0, 1, 1]]
     """
     params = params or MaskParams()
-    _check_rule(params, background_map)
-    tensor: Tensor = _maps(maps)
+    _check_background_map(params, background_map)
+    tensor: Tensor = _checked_maps(maps)
     if background_map is not None:
-        extra = as_tensor(background_map).to(tensor)
-        if extra.shape != tensor.shape[1:]:
+        background = as_tensor(background_map).to(tensor)
+        if background.shape != tensor.shape[1:]:
             raise ShapeError(
-                f"background_map is {tuple(extra.shape)} and the maps are {tuple(tensor.shape)}.",
+                f"background_map is {tuple(background.shape)} and the maps are {tuple(tensor.shape)}.",
                 "Give both at the same (H, W).",
             )
-        return _like(torch.softmax(torch.cat([_maps(extra[None]), tensor]), dim=0), maps)
-    if params.rule == "score":
-        level = tensor.new_full((1, *tensor.shape[1:]), params.score)
-        return _like(torch.softmax(torch.cat([level, tensor]), dim=0), maps)
-    scores = normalize_maps(tensor)
-    strength = scores.amax(dim=0) if len(scores) else scores.new_zeros(scores.shape[1:])
-    scores = torch.cat([_background_score(strength, params)[None], scores])
-    return _like(scores / scores.sum(dim=0), maps)
+    else:
+        if params.rule not in RAW_RULES and len(tensor):
+            tensor = _normalize(tensor, tensor.flatten(1).amax(dim=1))
+        strength = tensor.amax(dim=0) if len(tensor) else tensor.new_zeros(tensor.shape[1:])
+        background = _background_score(strength, params)
+    scores = torch.cat([background[None], tensor])
+    return _like(torch.softmax(scores, dim=0) if params.rule in RAW_RULES else scores / scores.sum(dim=0), maps)
 
 
 def strongest_class(
@@ -208,18 +184,20 @@ def strongest_class(
     gate: float | Sequence[float] = 0.5,
     rule: BackgroundRule = "constant",
 ) -> tuple[Array, Array]:
-    """What is drawn where anything is: the strongest of the gated classes at each pixel, and how strong it is.
+    """The strongest of the gated classes at each pixel, and its strength, before any comparison with the background.
 
-    Masks at many thresholds cost little more than one: at each, a class is drawn where its strength is above it.
+    A mask at any threshold follows cheaply: a class is drawn where its strength exceeds the threshold.
 
     Args:
-        maps, class_prob, size: as for `maps_to_mask`.
+        maps: (C, h, w) raw class maps.
+        class_prob: (C,) predicted probabilities of the image.
+        size: (height, width) of the original image.
         gate: see `gate_classes`.
-        rule: whose strength is asked for: that of the raw maps ("score", "trained") or of normalised ones (the others).
+        rule: the unit of the strength: raw maps for "score" and "trained", normalised maps for the other rules.
 
     Returns:
-        (H, W) float32, the highest of the upsampled maps, raw or normalised to [0, 1]; and (H, W) int64, i + 1 = class
-        i. Both are 0 everywhere where no class is gated.
+        (H, W) float32, the maximum over the upsampled maps, and (H, W) int64, i + 1 for class i, the first of equal
+        classes. Both are 0 where no class is gated.
 
     Raises:
         ShapeError, ConfigError: as `maps_to_mask`.
@@ -228,11 +206,12 @@ def strongest_class(
     >>> strength.tolist(), labels.tolist()
     ([[1.0, 1.0]], [[1, 2]])
     """
-    chosen, drawn = _gated(maps, class_prob, gate)
+    classes, gated = _gated_maps(maps, class_prob, gate)
     _check_size(size)
-    strength, labels = drawn.new_zeros(size), chosen.new_zeros(size)
-    for rows, strip in _strips(drawn, size, normalized=rule not in RAW_RULES):
-        strength[rows], labels[rows] = _strongest(strip, chosen)
+    strength, labels = gated.new_zeros(size), classes.new_zeros(size)
+    if len(classes):
+        for rows, strip in _upsampled_strips(gated, size, normalized=rule not in RAW_RULES):
+            strength[rows], labels[rows] = _strongest(strip, classes)
     return _like(strength, maps), _like(labels, maps)
 
 
@@ -243,25 +222,24 @@ def maps_to_mask(
     params: MaskParams | None = None,
     *,
     background_map: Array | None = None,
-    image: NDArray[np.uint8] | Tensor | None = None,
+    image: NDArray[np.uint8] | None = None,
     crf: CrfParams | None = None,
 ) -> Array:
-    """The label mask of an image: (H, W) int64, 0 background, i + 1 = class i.
+    """The label mask of an image: (H, W) int64, 0 background, i + 1 = class i. Ties go to the lowest label.
 
-    Classes are gated by `class_prob`, their maps upsampled to `size`, weighed against the background and, where `crf`
-    is given, sharpened to the edges of `image` with the gated classes only. No class gated: all 0.
+    The gated classes are upsampled and compared with the background; `crf` aligns the mask with the edges of `image`.
 
     Args:
         maps: (C, h, w) raw class maps.
         class_prob: (C,) predicted probabilities of the image, on the device of `maps`.
         size: (height, width) of the original image.
         params: the gate and the background rule.
-        background_map: (h, w) raw map of the trained background class, for `rule="trained"`.
-        image: (H, W, 3) uint8 RGB, the original image; needed by `crf`.
-        crf: settings of the dense CRF; None leaves it out.
+        background_map: (h, w) raw map of the background class, for `rule="trained"`.
+        image: (H, W, 3) uint8 RGB, the original image; required by `crf`.
+        crf: settings of the dense CRF; None: no CRF.
 
     Raises:
-        ShapeError: sizes do not fit each other.
+        ShapeError: sizes do not match.
         ConfigError: a value is out of range, NaN or infinite, or `crf` is given without `image`.
 
     >>> maps = np.array([[[4.0, 0.0]], [[0.0, 9.0]]])
@@ -269,130 +247,110 @@ def maps_to_mask(
     [[1, 1, 1, 0]]
     """
     params = params or MaskParams()
-    chosen, drawn = _gated(maps, class_prob, params.gate)
+    classes, gated = _gated_maps(maps, class_prob, params.gate)
+    _check_background_map(params, background_map)
+    _check_size(size)
+    background = None if background_map is None else _checked_maps(as_tensor(background_map).to(gated)[None])
+    mask = classes.new_zeros(size)
     if crf is not None and image is None:
         raise ConfigError("crf needs the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
-    _check_rule(params, background_map)
-    _check_size(size)
-    mask = chosen.new_zeros(size)
-    if not len(chosen):
+    if not len(classes):
         return _like(mask, maps)
-    raw_background = None if background_map is None else _maps(as_tensor(background_map).to(drawn)[None])
     if crf is not None and image is not None:
-        seen = _shrunk(image, size)
-        own = (int(seen.shape[0]), int(seen.shape[1]))
-        background = None if raw_background is None else upsample_maps(raw_background, own)[0]
-        unary = class_probabilities_with_background(upsample_maps(drawn, own), params, background)
-        labels = torch.cat([chosen.new_zeros(1), chosen + 1])
-        for rows, strip in _strips(dense_crf(seen, unary, crf), size):
-            mask[rows] = labels[strip.argmax(dim=0)]
-        return _like(mask, maps)
-    if raw_background is not None:
-        for rows, strip in _strips(torch.cat([raw_background, drawn]), size):
-            strength, mask[rows] = _strongest(strip[1:], chosen)
-            mask[rows].masked_fill_(strength <= strip[0], 0)
-        return _like(mask, maps)
-    for rows, strip in _strips(drawn, size, normalized=params.rule not in RAW_RULES):
-        strength, mask[rows] = _strongest(strip, chosen)
-        mask[rows].masked_fill_(strength <= _background_score(strength, params), 0)
+        reduced = _reduce_for_crf(image, size)
+        height, width = reduced.shape[:2]
+        fine_background = None if background is None else upsample_maps(background, (height, width))[0]
+        fine_maps = upsample_maps(gated, (height, width))
+        drawn = dense_crf(reduced, class_probabilities_with_background(fine_maps, params, fine_background), crf)
+    else:
+        drawn = gated if background is None else torch.cat([background, gated])
+    first = len(drawn) - len(classes)  # 1 if drawn[0] is the background
+    normalized = not first and params.rule not in RAW_RULES
+    for rows, strip in _upsampled_strips(drawn, size, normalized):
+        strength, mask[rows] = _strongest(strip[first:], classes)
+        mask[rows].masked_fill_(strength <= (strip[0] if first else _background_score(strength, params)), 0)
     return _like(mask, maps)
 
 
-def write_mask(
-    path: str | Path, mask: NDArray[Any] | Tensor, palette: NDArray[np.uint8] | Sequence[Sequence[int]]
-) -> None:
-    """Write an (H, W) mask of labels 0 to 254 as an indexed PNG, like those of the VOC devkit; atomic.
+def write_mask(path: str | Path, mask: NDArray[Any], palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> None:
+    """Write an (H, W) mask of labels 0 to 254 as an indexed PNG, as in the VOC devkit; atomic.
 
-    `palette` is (n, 3) RGB, one row a label, at least up to the highest label of the mask.
+    `palette` is (n, 3) RGB, one row per label, at least up to the highest label of the mask.
 
     Raises:
         ShapeError: the mask is not (H, W), or the palette is not (n, 3) with a row for each label.
         ConfigError: the mask is not of integers, or a label is outside 0 to 254.
     """
-    labels, colours = np.asarray(as_tensor(mask).cpu()), np.asarray(palette)
+    labels, colors = np.asarray(mask), np.asarray(palette)
     if labels.ndim != 2 or not labels.size:
-        raise ShapeError(f"a mask of shape {labels.shape} is not (H, W).", "Give one image's mask.")
+        raise ShapeError(f"a mask of shape {labels.shape} is not (H, W).", "Give the mask of one image.")
     if labels.dtype.kind not in "iu":
-        raise ConfigError(f"a mask of {labels.dtype} holds no labels.", "Give integers, 0 for the background.")
+        raise ConfigError(f"a mask of {labels.dtype} has no labels.", "Give integers, 0 for the background.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > HIGHEST_PNG_LABEL:
         raise ConfigError(
-            f"the mask holds label {low if low < 0 else high}; a PNG mask holds 0 to {HIGHEST_PNG_LABEL}.",
+            f"the mask has label {low if low < 0 else high}; a PNG mask has labels 0 to {HIGHEST_PNG_LABEL}.",
             "255 means ignored. With more than 254 classes, save the array itself: numpy.save.",
         )
-    if colours.ndim != 2 or colours.shape[1] != 3 or not high < len(colours) <= 256:
+    if colors.ndim != 2 or colors.shape[1] != 3 or not high < len(colors) <= 256:
         raise ShapeError(
-            f"a palette of shape {colours.shape} does not colour labels up to {high}.",
+            f"a palette of shape {colors.shape} has no color for labels up to {high}.",
             f"Give (n, 3) RGB rows with n from {high + 1} to 256.",
         )
-    image = Image.fromarray(labels.astype(np.uint8))
-    image.putpalette(colours.astype(np.uint8).tobytes())
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format="PNG")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    image, buffer = Image.fromarray(labels.astype(np.uint8)), io.BytesIO()
+    image.putpalette(colors.astype(np.uint8).tobytes())
+    image.save(buffer, format="PNG")
+    write_bytes(Path(path), buffer.getvalue())
 
 
-def _check_size(size: tuple[int, int]) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise ShapeError(f"size={tuple(size)} is not an image's (height, width).", "Both are 1 or more.")
+def _strongest(maps: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of the maps (K, H, W) at each pixel, and its class + 1; the first of equal classes.
+
+    A loop over the classes, because an arg-max over the first axis takes 10 times as long on a CPU.
+    """
+    strength, labels = maps[0], torch.full_like(maps[0], int(classes[0]) + 1, dtype=torch.int64)
+    for index, heat in zip(classes[1:].tolist(), maps[1:], strict=True):
+        labels.masked_fill_(heat > strength, index + 1)
+        strength = torch.maximum(strength, heat)
+    return strength, labels
 
 
-def _check_rule(params: MaskParams, background_map: object) -> None:
-    if (params.rule == "trained") != (background_map is not None):
-        stance = "needs a background_map" if background_map is None else "takes no background_map"
-        raise ConfigError(
-            f"rule={params.rule!r} {stance}.", "rule='trained' goes with a model that has a background class."
-        )
+def _background_score(strength: Tensor, params: MaskParams) -> Tensor:
+    """(H, W) score of the background where the strongest class has `strength`, for any rule but "trained"."""
+    if params.rule == "power":
+        return (1 - strength) ** params.exponent
+    return torch.full_like(strength, params.score if params.rule == "score" else params.constant)
 
 
-def _gated(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Indices (K,) of the classes to draw, and their maps (K, h, w)."""
-    tensor, prob = _maps(maps), as_tensor(class_prob)
-    chosen = gate_classes(prob, gate)
-    if len(prob) != len(tensor):
-        raise ShapeError(f"{len(prob)} class probabilities for {len(tensor)} maps.", "Give one a map.")
-    return chosen, tensor[chosen]
+def _normalize(maps: Tensor, highest: Tensor) -> Tensor:
+    """Maps (K, H, W) with negative values set to 0, divided by their maxima (K,); 0 where a maximum is not positive."""
+    return maps.clamp_min(0) / highest.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
 
 
-def _strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> Iterator[tuple[slice, Tensor]]:
-    """Maps (K, h, w) upsampled to an image's size, (K, rows, W) at a time; an image of ordinary size all at once."""
+def _upsampled_strips(maps: Tensor, size: tuple[int, int], normalized: bool = False) -> Iterator[tuple[slice, Tensor]]:
+    """Maps (K, h, w) upsampled like `upsample_maps`, as strips (K, rows, W); `normalized`: as `_normalize`."""
     height, width = size
-    if len(maps) * height * width <= STRIP_VALUES:
-        whole = upsample_maps(maps, size)
-        yield slice(0, height), normalize_maps(whole) if normalized else whole
-        return
-    wide = upsample_maps(maps, (maps.shape[1], width))
-    place = ((torch.arange(height, device=maps.device) + 0.5) * (maps.shape[1] / height) - 0.5).clamp(
-        0, maps.shape[1] - 1
-    )
-    above = place.long()
-    below, part = (above + 1).clamp_max(maps.shape[1] - 1), (place - above)[:, None]
+    last = maps.shape[1] - 1
+    wide = upsample_maps(maps, (last + 1, width))
+    position = ((torch.arange(height, device=maps.device) + 0.5) * ((last + 1) / height) - 0.5).clamp(0, last)
+    above = position.long()
+    below, weight = (above + 1).clamp_max(last), (position - above)[:, None]
     step = max(1, STRIP_VALUES // (len(maps) * width))
     strips = [slice(top, min(top + step, height)) for top in range(0, height, step)]
 
     def upsampled(rows: slice) -> Tensor:
-        return torch.lerp(wide[:, above[rows]], wide[:, below[rows]], part[rows])
+        return torch.lerp(wide[:, above[rows]], wide[:, below[rows]], weight[rows])
 
-    highest = None
-    if normalized:  # which takes the maximum over the whole image
+    if normalized:  # by the maximum over all strips
         highest = torch.stack([upsampled(rows).amax(dim=(1, 2)) for rows in strips]).amax(dim=0)
     for rows in strips:
-        yield rows, upsampled(rows) if highest is None else _divided(upsampled(rows), highest)
+        yield rows, _normalize(upsampled(rows), highest) if normalized else upsampled(rows)
 
 
-def _divided(maps: Tensor, highest: Tensor) -> Tensor:
-    """Maps (K, H, W) without their negative values, divided by (K,) maxima; 0 where a maximum is not positive."""
-    return maps.clamp_min(0) / highest.clamp_min(torch.finfo(torch.float32).tiny)[:, None, None]
-
-
-def _shrunk(image: NDArray[np.uint8] | Tensor, size: tuple[int, int]) -> NDArray[np.uint8] | Tensor:
-    """The image for a dense CRF: as it is, or of `CRF_PIXELS` where it has more."""
+def _reduce_for_crf(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image itself, or reduced to `CRF_PIXELS` pixels if it has more."""
     height, width = size
-    if tuple(image.shape[:2]) != tuple(size):
+    if image.shape[:2] != tuple(size):
         raise ShapeError(
             f"the mask is {height} x {width} and the image is {' x '.join(map(str, image.shape[:2]))}.",
             "Give the image at its original size.",
@@ -401,42 +359,41 @@ def _shrunk(image: NDArray[np.uint8] | Tensor, size: tuple[int, int]) -> NDArray
     if scale >= 1:
         return image
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    array = np.asarray(image.cpu() if isinstance(image, Tensor) else image)
-    reduced = np.asarray(Image.fromarray(array).resize(small, Image.Resampling.BOX))
-    return torch.from_numpy(reduced).to(image.device) if isinstance(image, Tensor) else reduced
+    return np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BOX))
 
 
-def _strongest(maps: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The highest of the maps (K, H, W) at each pixel, and its class + 1; the first of equal ones; 0 and 0 for none.
-
-    Class after class: an arg-max over the first axis takes ten times as long.
-    """
-    if not len(maps):
-        return maps.new_zeros(maps.shape[1:]), chosen.new_zeros(maps.shape[1:])
-    strength, labels = maps[0], torch.full_like(maps[0], int(chosen[0]) + 1, dtype=torch.int64)
-    for index, heat in zip(chosen[1:].tolist(), maps[1:], strict=True):
-        labels.masked_fill_(heat > strength, index + 1)
-        strength = torch.maximum(strength, heat)
-    return strength, labels
+def _gated_maps(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Indices (K,) of the classes to draw, and their maps (K, h, w)."""
+    tensor, prob = _checked_maps(maps), as_tensor(class_prob)
+    classes = gate_classes(prob, gate)
+    if len(prob) != len(tensor):
+        raise ShapeError(f"{len(prob)} class probabilities for {len(tensor)} maps.", "Give one per map.")
+    return classes, tensor[classes]
 
 
-def _background_score(strength: Tensor, params: MaskParams) -> Tensor:
-    """(H, W) score of the background where the strongest class is so strong, by any rule but "trained"."""
-    if params.rule != "power":
-        return torch.full_like(strength, params.score if params.rule == "score" else params.constant)
-    return (1 - strength) ** params.exponent
-
-
-def _maps(maps: Tensor | NDArray[np.floating]) -> Tensor:
+def _checked_maps(maps: Tensor | NDArray[np.floating]) -> Tensor:
     """The maps as a float32 tensor (C, h, w); C may be 0."""
     tensor = as_tensor(maps).detach().float()
     if tensor.ndim != 3 or 0 in tensor.shape[1:]:
         raise ShapeError(f"maps are {tuple(tensor.shape)}, not (C, h, w) with at least one cell.", "Give class maps.")
     if not bool(torch.isfinite(tensor).all()):
-        raise ConfigError("the maps hold NaN or infinite values.", "Find where the model first gives NaN.")
+        raise ConfigError("the maps contain NaN or infinities.", "Check the model: did its outputs become NaN?")
     return tensor
 
 
+def _check_size(size: tuple[int, int]) -> None:
+    if len(size) != 2 or min(size) < 1:
+        raise ShapeError(f"size={tuple(size)} is not a (height, width).", "Give two sides of 1 or more.")
+
+
+def _check_background_map(params: MaskParams, background_map: object) -> None:
+    if (params.rule == "trained") != (background_map is not None):
+        problem = "needs a background_map" if background_map is None else "takes no background_map"
+        raise ConfigError(
+            f"rule={params.rule!r} {problem}.", "rule='trained' goes with a model that has a background class."
+        )
+
+
 def _like(result: Tensor, given: Array) -> Array:
-    """`result` as what the caller gave: a tensor for a tensor, an array for an array."""
+    """`result` in the type of the caller's argument: a tensor for a tensor, an array for an array."""
     return result if isinstance(given, Tensor) else result.numpy()

@@ -1,9 +1,9 @@
 """Gaussian filtering in many dimensions on the permutohedral lattice (Adams, Baek, Davis, Eurographics 2010).
 
-Points in d dimensions share the corners of the simplices around them: a filter splats the values of the points onto the
-corners, blurs along each of the d + 1 axes of the lattice, and slices the result at the points. Each of the three is a
-weighted sum of rows of a table, which is what `torch.nn.functional.embedding_bag` computes, on CPU and GPU, for all
-channels at once and in a fixed order. The lattice is built once and then filters any number of times.
+The lattice divides the d-dimensional space into simplices. A filter splats the values of the points onto the corners
+of their simplices, blurs along each of the d + 1 axes of the lattice, and slices the result at the points. Each step
+is a weighted sum of rows of a table: `torch.nn.functional.embedding_bag`, on CPU and GPU, for all channels at once and
+in a fixed order. A lattice is built once and filters any number of times.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from wildcat.errors import ConfigError
 
 @dataclass(frozen=True)
 class Lattice:
-    """A permutohedral lattice over N pixels in d dimensions: K vertices, and one more that is always 0.
+    """A permutohedral lattice over N pixels in d dimensions: K vertices, and an extra one whose value is always 0.
 
     Attributes:
-        pixels, pixel_weights: ((d + 1) * N,) the pixels that each vertex collects, vertex after vertex.
+        pixels, pixel_weights: ((d + 1) * N,) the pixels that are splatted onto each vertex, sorted by vertex.
         starts: (K + 2,) where each vertex begins in `pixels`.
-        neighbours: (d + 1, K + 1, 3) per axis: the vertex, its next and its previous vertex; K where there is none.
+        neighbours: (d + 1, K + 1, 3) per axis: the vertex, the next and the previous vertex; K where there is none.
         vertices, vertex_weights: (N, d + 1) the corners of the simplex around each pixel.
     """
 
@@ -82,7 +82,7 @@ def build_lattice(features: Tensor) -> Lattice:
     if size >= 2**63 or max(-int(low.min()), int(high.max())) > 2**20:  # beyond it float32 loses the simplex
         raise ConfigError(
             "the Gaussian is too narrow for a lattice over features of this range.",
-            "Give larger sigmas; appearance_sigma_rgb=1 tells all levels apart.",
+            "Give larger sigmas; appearance_sigma_rgb=1 separates all levels.",
         )
     stride = base.new_tensor([*strides, 0], dtype=torch.int64)
     keys = base.new_empty(d + 1, count, dtype=torch.int64)
@@ -98,7 +98,7 @@ def build_lattice(features: Tensor) -> Lattice:
     starts = first.nonzero()[:, 0]
     vertices = torch.empty_like(order, dtype=torch.int32)
     vertices[order] = first.cumsum(0, dtype=torch.int32).sub_(1)
-    end = starts.new_full((2,), len(ordered))  # twice: the extra vertex collects nothing
+    end = starts.new_full((2,), len(ordered))  # two ends: nothing is splatted onto the extra vertex
     return Lattice(
         pixels=torch.arange(count, dtype=torch.int32, device=order.device).repeat(d + 1)[order],
         pixel_weights=weights.view(-1)[order],
@@ -111,13 +111,13 @@ def build_lattice(features: Tensor) -> Lattice:
 
 
 def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each of N points lies in the lattice (Adams et al. 2010, section 3.1 and proposition 4.2).
+    """The simplex around each of N points (Adams et al. 2010, section 3.1 and proposition 4.2).
 
     Returns, each (d + 1, N): the corner of remainder 0 divided by d + 1; the rank of each axis by its distance from
     that corner, largest first; and the barycentric weight of the corner of each remainder.
     """
     d, count = features.shape
-    deviation = math.sqrt(2 / 3) * (d + 1)  # that of the blur, in lattice units
+    deviation = math.sqrt(2 / 3) * (d + 1)  # standard deviation of the blur in lattice units
     elevated = features.new_empty(d + 1, count)
     running = features.new_zeros(count)
     for axis in range(d, 0, -1):
@@ -133,7 +133,7 @@ def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lower = (residual[axis] < residual[axis + 1 :]).int()
         rank[axis] += lower.sum(dim=0, dtype=torch.int32)
         rank[axis + 1 :] += 1 - lower
-    # Rounding can leave the plane of sum 0: the axes that were rounded farthest go back by one step.
+    # Rounding can leave the plane where coordinates sum to 0: the axes with the largest error move back by one step.
     rank += base.sum(dim=0).int()
     step = (rank < 0).int() - (rank > d).int()
     rank += step * (d + 1)
@@ -148,17 +148,16 @@ def _enclosing_simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sort(keys: Tensor, bound: int) -> tuple[Tensor, Tensor]:
-    """The keys, all in [0, bound), in ascending order, and their places before.
+    """The keys, all in [0, bound), in ascending order, and their original indices; stable.
 
-    On the CPU NumPy's vectorised sort of one int64, key and place together, is some twenty times as fast as
-    `torch.sort`.
+    On the CPU, sorting key and index packed into one int64 with NumPy is about 20 times as fast as `torch.sort`.
     """
     bits = len(keys).bit_length()
     if keys.device.type != "cpu" or bound >= 2 ** (63 - bits):
         return torch.sort(keys, stable=True)
-    both = (keys << bits) + torch.arange(len(keys))
-    both = torch.from_numpy(np.sort(both.numpy()))
-    return both >> bits, both & (2**bits - 1)
+    packed = (keys << bits) + torch.arange(len(keys))
+    packed = torch.from_numpy(np.sort(packed.numpy()))
+    return packed >> bits, packed & (2**bits - 1)
 
 
 def _neighbours(vertices: Tensor, stride: Tensor) -> Tensor:
@@ -168,15 +167,15 @@ def _neighbours(vertices: Tensor, stride: Tensor) -> Tensor:
     with remainder k > 0 one step up in u and one down in k, with k = 0 one step down in all other u and k = d.
     """
     axes, count = len(stride), len(vertices)
-    here = torch.arange(count, dtype=torch.int32, device=vertices.device)
+    indices = torch.arange(count, dtype=torch.int32, device=vertices.device)
     triples = torch.full((axes, count + 1, 3), count, dtype=torch.int32, device=vertices.device)
-    triples[:, :count, 0] = here
+    triples[:, :count, 0] = indices
     wrap = (vertices % axes == 0) * (axes - int(stride.sum()))
     for axis in range(axes):
         wanted = vertices + wrap + (int(stride[axis]) - 1)
         place = torch.searchsorted(vertices, wanted).clamp_(max=count - 1)
         following = torch.where(vertices[place] == wanted, place, count)
         triples[axis, :count, 1] = following
-        triples[axis, :, 2].index_copy_(0, following, here)
+        triples[axis, :, 2].index_copy_(0, following, indices)
         triples[axis, count] = count
     return triples
