@@ -1,4 +1,4 @@
-"""The README's commands and examples run as written, and its results table matches the result files."""
+"""The commands and examples of the README run as written, and its results table matches the result files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from wildcat.cli import main
@@ -23,8 +24,8 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tagged images (bright cats, dark dogs) as the README assumes one."""
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of labelled images (bright cats, dark dogs) as the README assumes it."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
     for name, level in (("cat", 200), ("dog", 60)):
@@ -39,19 +40,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_commands_and_examples(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("WILDCAT_CACHE", str(workplace / "cache"))
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("WILDCAT_CACHE", str(workspace / "cache"))
     for command in "".join(blocks("sh")).strip().splitlines():
         words = shlex.split(command, comments=True)
         assert words[0] == "wildcat"
         assert main(words[1:]) == 0, command
     capsys.readouterr()
-    assert len((workplace / "out" / "predictions.jsonl").read_text().splitlines()) == 3
+    assert len((workspace / "out" / "predictions.jsonl").read_text().splitlines()) == 3
     for example in blocks("python"):
         exec(compile(example, "README.md", "exec"), {})
-    assert Image.open(workplace / "cat.jpg").size == (80, 60)
+    assert Image.open(workspace / "heatmap.jpg").size == (80, 60)
 
 
 def test_make_targets_exist() -> None:
@@ -60,7 +61,7 @@ def test_make_targets_exist() -> None:
     assert {"demo", "test"} <= named <= targets
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_point_to_files() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (REPOSITORY / target).exists(), target
@@ -70,3 +71,13 @@ def test_results_match_the_result_files() -> None:
     check = [sys.executable, str(REPOSITORY / "benchmarks" / "tables.py"), "--check"]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_citation_file() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= citation.keys()
+    assert citation["preferred-citation"]["authors"][0]["family-names"] == "Durand"
