@@ -1,4 +1,4 @@
-"""Plots say what the numbers say: read back from the drawing, and refused with a sentence where they cannot be made."""
+"""Plots contain their labels and lines; unknown suffixes and a missing matplotlib are errors with a remedy."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import pytest
 from PIL import Image
 
 from wildcat.errors import ConfigError, MissingExtra
-from wildcat.viz.curves import Series, draw_precision_recall, draw_series, draw_training
+from wildcat.viz.curves import Series, draw_precision_recall, draw_series
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def texts(svg: bytes) -> str:
-    """The letters matplotlib drew, which it keeps as comments before their outlines."""
+    """The SVG source: matplotlib writes each text as a comment before its outlines."""
     return svg.decode()
 
 
-def test_a_png_has_ink_in_the_colours_of_its_lines() -> None:
-    flat = draw_series([Series("a", [0, 1], [1, 1])], "alpha", "mAP %", "title")
-    risen = draw_series([Series("a", [0, 1], [1, 1]), Series("b", [0, 1], [1, 2])], "alpha", "mAP %", "title")
-    image = Image.open(io.BytesIO(flat))
+def test_a_png_shows_its_lines() -> None:
+    one = draw_series([Series("a", [0, 1], [1, 1])], "alpha", "mAP %", "title")
+    two = draw_series([Series("a", [0, 1], [1, 1]), Series("b", [0, 1], [1, 2])], "alpha", "mAP %", "title")
+    image = Image.open(io.BytesIO(one))
     assert min(image.size) > 400
     assert np.asarray(image.convert("L")).min() < 100
-    assert flat != risen
+    assert one != two
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".pdf"])
@@ -49,16 +49,7 @@ def test_precision_recall_has_a_line_for_each_class() -> None:
     assert all(f"<!-- {name} -->" in drawn for name in (*"abc", "recall", "precision"))
 
 
-def test_training_with_and_without_val() -> None:
-    lines = [{"epoch": i, "loss": 1 / i, "val": {"loss": 2 / i, "map": 0.1 * i}} for i in (1, 2, 3)]
-    assert "<!-- val map -->" in texts(draw_training(lines, "t", ".svg"))
-    bare = [{k: v for k, v in line.items() if k != "val"} for line in lines]
-    assert "val" not in texts(draw_training(bare, "t", ".svg"))
-    with pytest.raises(ConfigError, match="no finished epoch"):
-        draw_training([], "t")
-
-
-def test_another_suffix_and_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_an_unknown_suffix_and_a_missing_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"\.bmp: give a file name that ends in \.png"):
         draw_series([], "x", "y", "t", ".bmp")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -1,4 +1,4 @@
-"""The images show what they claim: hot is brighter than cold, marks lie on their places, the rest stays as it was."""
+"""High values are brighter than low ones, marks lie at their coordinates, and the rest of the image is unchanged."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from skimage.color import rgb2lab
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.viz import draw_boxes, draw_points, overlay_heatmap, overlay_mask, side_by_side
 from wildcat.viz.colors import class_palette
-from wildcat.viz.overlay import _inner_border
+from wildcat.viz.overlay import inner_border
 
 
 def grey(width: int = 300, height: int = 200, value: int = 90) -> Image.Image:
@@ -34,56 +33,56 @@ def changed(before: Image.Image, after: Image.Image) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("fade", [True, False])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint8, np.int16])
-def test_hot_is_redder_and_brighter_than_cold(dtype: type, fade: bool) -> None:
+def test_high_values_are_redder_and_brighter_than_low_values(dtype: type, fade: bool) -> None:
     ramp = np.linspace(0, 255, 8).astype(dtype)[None].repeat(6, axis=0)
     row = np.asarray(overlay_heatmap(grey(), ramp, fade=fade))[100, ::20]
     redness = row[:, 0].astype(int) - row[:, 2]
     lightness = rgb2lab(row[None])[0, :, 0]
     assert redness[-1] > redness[0] + 40
     assert lightness[-1] > lightness[0] + 40
-    assert (np.diff(lightness[7:]) > 0).all()  # the upper half: faint heat is darker than this photograph
+    assert (np.diff(lightness[7:]) > 0).all()  # the upper half: faint heat is darker than this image
 
 
-def test_heat_lies_where_the_cell_lies() -> None:
+def test_heat_is_centred_on_its_cell() -> None:
     heat = np.zeros((5, 10))
     heat[3, 7] = 1
-    photo = grey(500, 200)
-    weight = np.abs(pixels(overlay_heatmap(photo, heat)) - pixels(photo)).sum(axis=-1)
+    image = grey(500, 200)
+    weight = np.abs(pixels(overlay_heatmap(image, heat)) - pixels(image)).sum(axis=-1)
     x, y = np.arange(500) + 0.5, np.arange(200) + 0.5
     centre = ((weight.sum(axis=0) @ x) / weight.sum(), (weight.sum(axis=1) @ y) / weight.sum())
     assert centre == pytest.approx((375, 140), abs=2)
 
 
-def test_fading_keeps_the_photograph_where_it_is_cold() -> None:
-    photo = noise()
+def test_fading_shows_the_image_at_low_values() -> None:
+    image = noise()
     heat = np.zeros((8, 12))
     heat[2, 2] = 5
-    touched = changed(photo, overlay_heatmap(photo, heat))
+    touched = changed(image, overlay_heatmap(image, heat))
     assert touched[20:30, 20:30].all()
     assert not touched[:, 70:].any()
-    assert changed(photo, overlay_heatmap(photo, heat, fade=False))[:, 70:].mean() > 0.95
+    assert changed(image, overlay_heatmap(image, heat, fade=False))[:, 70:].mean() > 0.95
 
 
-def test_constant_unknown_and_transparent_maps_leave_the_photograph() -> None:
-    photo = noise()
+def test_constant_nan_and_transparent_maps_leave_the_image_unchanged() -> None:
+    image = noise()
     heat = np.random.default_rng(0).normal(size=(7, 7))
     for shown in (
-        overlay_heatmap(photo, np.full((7, 7), 3.0)),
-        overlay_heatmap(photo, np.full((7, 7), np.nan), fade=False),
-        overlay_heatmap(photo, np.zeros((7, 7)), colormap="blue_red"),
-        overlay_heatmap(photo, heat, alpha=0),
+        overlay_heatmap(image, np.full((7, 7), 3.0)),
+        overlay_heatmap(image, np.full((7, 7), np.nan), fade=False),
+        overlay_heatmap(image, np.zeros((7, 7)), colormap="blue_red"),
+        overlay_heatmap(image, heat, alpha=0),
     ):
-        np.testing.assert_array_equal(pixels(shown), pixels(photo))
+        np.testing.assert_array_equal(pixels(shown), pixels(image))
 
 
-def test_nan_and_infinity_do_not_spoil_the_rest() -> None:
-    photo, heat = grey(), np.zeros((4, 6))
+def test_nan_and_infinity_do_not_affect_other_cells() -> None:
+    image, heat = grey(), np.zeros((4, 6))
     heat[0, 0], heat[3, 5] = np.nan, 1.0
-    shown = pixels(overlay_heatmap(photo, heat, fade=False))
-    np.testing.assert_array_equal(shown[:20, :20], pixels(photo)[:20, :20])
+    shown = pixels(overlay_heatmap(image, heat, fade=False))
+    np.testing.assert_array_equal(shown[:20, :20], pixels(image)[:20, :20])
     assert shown[180, 280].sum() > shown[100, 100].sum() + 100
     heat[0, 0] = np.inf
-    assert pixels(overlay_heatmap(photo, heat))[10, 10].sum() > pixels(overlay_heatmap(photo, heat))[100, 100].sum()
+    assert pixels(overlay_heatmap(image, heat))[10, 10].sum() > pixels(overlay_heatmap(image, heat))[100, 100].sum()
 
 
 def test_limits_put_two_maps_on_one_scale() -> None:
@@ -100,82 +99,83 @@ def test_signed_heat_is_blue_below_zero_and_red_above() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_any_mode_comes_back_as_rgb_and_the_argument_stays(mode: str) -> None:
-    photo = noise().convert(mode)
-    before = photo.tobytes()
+def test_any_mode_becomes_rgb_and_the_argument_is_unchanged(mode: str) -> None:
+    image = noise().convert(mode)
+    before = image.tobytes()
     for shown in (
-        overlay_heatmap(photo, np.eye(4)),
-        overlay_mask(photo, np.eye(4, dtype=int)),
-        draw_points(photo, [(20, 20)], ["dog"]),
-        draw_boxes(photo, [(20, 20, 60, 60)], ["dog"]),
+        overlay_heatmap(image, np.eye(4)),
+        overlay_mask(image, np.eye(4, dtype=int)),
+        draw_points(image, [(20, 20)], ["dog"]),
+        draw_boxes(image, [(20, 20, 60, 60)], ["dog"]),
     ):
         assert shown.mode == "RGB"
-        assert changed(photo.convert("RGB"), shown).any()
-    assert photo.tobytes() == before
+        assert changed(image.convert("RGB"), shown).any()
+    assert image.tobytes() == before
 
 
-def test_rgb_argument_is_not_drawn_upon() -> None:
-    photo = noise()
-    before = photo.tobytes()
-    draw_points(photo, [(20, 20)])
-    draw_boxes(photo, [(20, 20, 60, 60)])
-    assert photo.tobytes() == before
+def test_an_rgb_argument_is_unchanged() -> None:
+    image = noise()
+    before = image.tobytes()
+    draw_points(image, [(20, 20)])
+    draw_boxes(image, [(20, 20, 60, 60)])
+    assert image.tobytes() == before
 
 
-def test_mask_colors_its_pixels_only() -> None:
-    photo = noise()
+def test_mask_colours_only_its_pixels() -> None:
+    image = noise()
     mask = np.zeros((80, 120), dtype=np.uint8)
     mask[20:60, 30:90], mask[30:40, 40:50] = 1, 15
-    flat = overlay_mask(photo, mask, alpha=0.5, outline=False)
-    expected = np.where((mask > 0)[..., None], (pixels(photo) + class_palette()[mask]) / 2, pixels(photo))
+    flat = overlay_mask(image, mask, alpha=0.5, outline=False)
+    expected = np.where((mask > 0)[..., None], (pixels(image) + class_palette()[mask]) / 2, pixels(image))
     np.testing.assert_allclose(pixels(flat), expected, atol=1)
-    edged = pixels(overlay_mask(photo, mask, alpha=0.5))
+    edged = pixels(overlay_mask(image, mask, alpha=0.5))
     assert tuple(edged[20, 50]) == (128, 0, 0)
     assert tuple(edged[30, 45]) == (192, 128, 128)
-    np.testing.assert_array_equal(edged[mask == 0], pixels(photo)[mask == 0])
+    np.testing.assert_array_equal(edged[mask == 0], pixels(image)[mask == 0])
     np.testing.assert_array_equal(edged[35, 45], pixels(flat)[35, 45])
 
 
-@pytest.mark.parametrize("width", [1, 2, 5, 12])
-def test_outline_is_as_wide_as_said(width: int) -> None:
-    """Against SciPy: cells beside another class, on either side of the edge, widened to squares."""
-    classes = np.zeros((60, 70), dtype=np.uint8)
-    classes[10:50, 5:64], classes[0:20, 30:40], classes[30:, 40:44] = 3, 0, 7
-    cross, square = ndimage.generate_binary_structure(2, 1), np.ones((3, 3))
-    edge = ndimage.grey_dilation(classes, footprint=cross) != ndimage.grey_erosion(classes, footprint=cross)
-    wide = ndimage.binary_dilation(edge, square, iterations=width - 1) if width > 1 else edge
-    np.testing.assert_array_equal(_inner_border(classes, width), wide & (classes > 0))
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_the_outline_has_the_given_width(width: int) -> None:
+    """Against a loop: pixels of a class with a pixel of another class within `width` rows and columns."""
+    classes = np.zeros((30, 35), dtype=np.uint8)
+    classes[5:25, 3:32], classes[0:10, 15:20], classes[15:, 20:22] = 3, 0, 7
+    expected = np.zeros(classes.shape, dtype=bool)
+    for y, x in np.ndindex(classes.shape):
+        near = classes[max(0, y - width) : y + width + 1, max(0, x - width) : x + width + 1]
+        expected[y, x] = classes[y, x] > 0 and (near != classes[y, x]).any()
+    np.testing.assert_array_equal(inner_border(classes, width), expected)
 
 
 @pytest.mark.parametrize("size", [(300, 200), (640, 480), (4000, 1000)])
-def test_point_lies_on_its_place_and_grows_with_the_image(size: tuple[int, int]) -> None:
-    photo = grey(*size)
+def test_a_point_is_centred_and_scales_with_the_image(size: tuple[int, int]) -> None:
+    image = grey(*size)
     x, y = size[0] * 0.3 + 0.5, size[1] * 0.6 + 0.5
-    rows, columns = np.nonzero(changed(photo, draw_points(photo, [(x, y)])))
+    rows, columns = np.nonzero(changed(image, draw_points(image, [(x, y)])))
     assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((x, y), abs=1)
     assert np.ptp(columns) / np.sqrt(size[0] * size[1]) == pytest.approx(0.03, abs=0.012)
 
 
 def test_points_at_and_beyond_the_edge() -> None:
-    photo = grey()
-    assert changed(photo, draw_points(photo, [(0, 0), (300, 200)]))[[0, -1], [0, -1]].all()
-    assert not changed(photo, draw_points(photo, [(-900, 50)])).any()
-    np.testing.assert_array_equal(pixels(draw_points(photo, np.zeros((0, 2)), [])), pixels(photo))
+    image = grey()
+    assert changed(image, draw_points(image, [(0, 0), (300, 200)]))[[0, -1], [0, -1]].all()
+    assert not changed(image, draw_points(image, [(-900, 50)])).any()
+    np.testing.assert_array_equal(pixels(draw_points(image, np.zeros((0, 2)), [])), pixels(image))
 
 
-def test_frame_runs_along_the_pixels_inside_the_box() -> None:
+def test_the_outline_of_a_box_lies_inside_it() -> None:
     color = (0, 114, 178)
-    photo = grey(400, 300)
-    shown = pixels(draw_boxes(photo, [(50, 40, 200, 150)], colors=[color]))
+    image = grey(400, 300)
+    shown = pixels(draw_boxes(image, [(50, 40, 200, 150)], colors=[color]))
     rows, columns = np.nonzero((shown == color).all(axis=-1))
     assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (50, 40, 200, 150)
     np.testing.assert_array_equal(shown[60:130, 70:180], 90)
     np.testing.assert_array_equal(shown[:38], 90)
-    beyond = pixels(draw_boxes(photo, [(-50, -9, 900, 400)], colors=[color]))
+    beyond = pixels(draw_boxes(image, [(-50, -9, 900, 400)], colors=[color]))
     assert [tuple(beyond[i, j]) for i, j in ((0, 0), (0, -1), (-1, 0), (-1, -1))] == [color] * 4
 
 
-def test_frame_widens_with_the_image() -> None:
+def test_the_line_width_scales_with_the_image() -> None:
     widths = []
     for side in (300, 1200, 4800):
         shown = pixels(
@@ -187,35 +187,35 @@ def test_frame_widens_with_the_image() -> None:
 
 
 @pytest.mark.parametrize("background", [0, 90, 255])
-def test_label_is_inside_and_has_contrast_on_any_background(background: int) -> None:
-    photo = grey(300, 200, background)
+def test_a_label_is_inside_the_image_and_has_contrast(background: int) -> None:
+    image = grey(300, 200, background)
     for box in ((0, 0, 40, 40), (270, 150, 300, 200), (100, 90, 140, 120)):
-        bare, named = draw_boxes(photo, [box]), draw_boxes(photo, [box], ["wildcat 0.93"])
+        bare, named = draw_boxes(image, [box]), draw_boxes(image, [box], ["wildcat 0.93"])
         rows, columns = np.nonzero(changed(bare, named))
         tag = pixels(named)[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].sum(axis=-1)
         assert np.ptp(columns) > 70
         assert np.ptp(tag) > 300
 
 
-def test_labels_of_one_place_do_not_hide_each_other() -> None:
-    photo, boxes = grey(500, 400), [(100, 100, 300, 300)] * 3
+def test_labels_of_equal_boxes_do_not_overlap() -> None:
+    image, boxes = grey(500, 400), [(100, 100, 300, 300)] * 3
     colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    shown = pixels(draw_boxes(photo, boxes, ["one", "two", "three"], colors))
-    frames = pixels(draw_boxes(photo, boxes, None, colors))
+    shown = pixels(draw_boxes(image, boxes, ["one", "two", "three"], colors))
+    frames = pixels(draw_boxes(image, boxes, None, colors))
     new = (shown != frames).any(axis=-1)
     # the two drawn first are whole: each tag has about the area of its text's height times its width
     areas = [int((new & (shown == color).all(axis=-1)).sum()) for color in colors[:2]]
     assert min(areas) > 250
 
 
-def test_label_longer_than_the_image_is_cut() -> None:
+def test_a_label_longer_than_the_image_is_shortened() -> None:
     assert draw_boxes(grey(120, 80), [(5, 5, 60, 60)], ["a very long name of a class that cannot fit"]).size == (
         120,
         80,
     )
 
 
-def test_grid_shows_each_image_whole_with_its_caption() -> None:
+def test_the_grid_shows_each_image_with_its_caption() -> None:
     images = [
         Image.new("RGB", (60, 40), color) for color in ((200, 0, 0), (0, 200, 0), (0, 0, 200), (9, 9, 9), (0, 200, 200))
     ]
@@ -234,7 +234,7 @@ def test_grid_shows_each_image_whole_with_its_caption() -> None:
     assert written[named.width // 2 :].any()
 
 
-def test_grid_brings_images_to_one_height_and_keeps_proportions() -> None:
+def test_the_grid_resizes_images_to_one_height() -> None:
     sheet = pixels(side_by_side([Image.new("RGB", (200, 100), (200, 0, 0)), Image.new("RGB", (30, 60), (0, 0, 200))]))
     rows, columns = np.nonzero((sheet == (0, 0, 200)).all(axis=-1))
     assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == (50, 100)

@@ -1,4 +1,4 @@
-"""Colours and images of what the model found, with Pillow and NumPy."""
+"""Draw maps, masks, points and boxes on images, with Pillow and NumPy."""
 
 from wildcat.viz.colors import COLORMAPS, apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap, overlay_mask, side_by_side

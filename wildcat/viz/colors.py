@@ -1,9 +1,9 @@
-"""Colours for display: perceptually uniform colour maps, a signed one, and palettes for classes.
+"""Colour maps for heatmaps, and palettes for classes and marks.
 
-Lightness rises steadily in viridis, inferno and cividis, so that hotter looks hotter to every eye, in print and with
-any colour blindness. They are matplotlib's maps (CC0), every fifth of 256 colours; those between are interpolated, at
-most 1 of 255 off (cividis 5, in its darkest blues). "blue_red" is made for wildcat in CIELAB: lightness falls in equal
-steps on both sides of near-white.
+viridis, inferno and cividis are matplotlib's maps (CC0): perceptually uniform, with lightness that increases with the
+value for readers with and without colour blindness. Every fifth of the 256 colours is stored and the rest interpolated,
+with an error of at most 1 of 255 (5 in the darkest blues of cividis). "blue_red" is a diverging map designed in CIELAB
+for wildcat: lightness decreases in equal steps on both sides of near-white.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _TABLES = {
 
 COLORMAPS: tuple[str, ...] = tuple(_TABLES)
 
+# Seven colours that readers with colour blindness can distinguish (Okabe and Ito, 2008), for points, boxes and masks.
 MARK_COLORS: tuple[tuple[int, int, int], ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -51,16 +52,14 @@ MARK_COLORS: tuple[tuple[int, int, int], ...] = (
     (204, 121, 167),
     (0, 114, 178),
 )
-"""Seven colours that all colour-blind readers tell apart (Okabe and Ito, 2008), for points, boxes and their labels."""
-
-_NAN_COLOR = (128, 128, 128)
+NAN_COLOR = (128, 128, 128)
 
 
 def colormap_table(name: str) -> NDArray[np.uint8]:
-    """(256, 3) RGB of a colour map, from the lowest value to the highest.
+    """The (256, 3) RGB table of a colour map, lowest value first.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: unknown name.
 
     >>> colormap_table("inferno")[[0, -1]].tolist()
     [[0, 0, 3], [252, 254, 164]]
@@ -68,7 +67,7 @@ def colormap_table(name: str) -> NDArray[np.uint8]:
     if name not in _TABLES:
         raise ConfigError(
             f"colormap={name!r} is not one of {', '.join(COLORMAPS)}.",
-            did_you_mean(str(name), COLORMAPS) or "Take inferno for heat, blue_red for signed values.",
+            did_you_mean(str(name), COLORMAPS) or "Use inferno for heatmaps, blue_red for signed values.",
         )
     points = np.frombuffer(bytes.fromhex(_TABLES[name]), dtype=np.uint8).reshape(-1, 3)
     steps = np.arange(256)
@@ -79,16 +78,16 @@ def colormap_table(name: str) -> NDArray[np.uint8]:
 def unit_range(
     values: ArrayLike, limits: tuple[float, float] | None = None, *, symmetric: bool = False
 ) -> NDArray[np.float64]:
-    """`values` brought to [0, 1] for display only; stored numbers stay raw.
+    """Scale values to [0, 1] for display.
 
     Args:
-        values: any shape and scale; NaN stays NaN, infinities go to the ends.
-        limits: the (low, high) that become 0 and 1, to show several maps on one scale; beyond them values are clipped.
-            None: the finite minimum and maximum.
-        symmetric: put zero at 0.5 and the largest magnitude at an end, for "blue_red"; needs `limits=None`.
+        values: any shape and scale; NaN stays NaN, infinities are clipped.
+        limits: (low, high) that become 0 and 1, to show several maps on one scale; values beyond are clipped. None: the
+            finite minimum and maximum.
+        symmetric: zero becomes 0.5 and the largest magnitude 0 or 1, for "blue_red"; requires `limits=None`.
 
     Returns:
-        float64 of the same shape. Where low equals high nothing stands out: all 0 (with `symmetric`, all 0.5).
+        float64 of the same shape; all 0 (with `symmetric`, all 0.5) if low equals high.
 
     Raises:
         ConfigError: low above high, a limit that is not finite, or `limits` together with `symmetric`.
@@ -107,21 +106,21 @@ def unit_range(
         low, high = limits
         if symmetric or not (np.isfinite(low) and np.isfinite(high) and low <= high):
             raise ConfigError(
-                f"limits={limits} with symmetric={symmetric} give no scale.",
+                f"limits={limits} with symmetric={symmetric} are not a scale.",
                 "Give a finite (low, high) with low <= high; for a symmetric scale give (-x, x) alone.",
             )
     if high <= low:
         return np.where(np.isnan(array), np.nan, 0.5 if symmetric else 0.0)
-    # halves keep high - low finite for the largest floats
+    # halved, so that high - low stays finite for the largest floats
     unit: NDArray[np.float64] = (np.clip(array, low, high) / 2 - low / 2) / (high / 2 - low / 2)
     return unit
 
 
 def apply_colormap(values: ArrayLike, name: str = "inferno") -> NDArray[np.uint8]:
-    """(..., 3) uint8 RGB of values in [0, 1]; values beyond are clipped, NaN is mid-grey.
+    """Map values in [0, 1] to uint8 RGB (..., 3); values beyond are clipped, NaN is grey.
 
     Raises:
-        ConfigError: an unknown colour map.
+        ConfigError: unknown colour map.
 
     >>> apply_colormap([0.0, 1.0, float("nan")], "viridis").tolist()
     [[68, 1, 84], [253, 231, 36], [128, 128, 128]]
@@ -130,17 +129,18 @@ def apply_colormap(values: ArrayLike, name: str = "inferno") -> NDArray[np.uint8
     unknown = np.isnan(array)
     index = (np.where(unknown, 0.0, array).clip(0, 1) * 255).round().astype(np.uint8)
     colors: NDArray[np.uint8] = colormap_table(name)[index]
-    colors[unknown] = _NAN_COLOR
+    colors[unknown] = NAN_COLOR
     return colors
 
 
 def class_palette(num_classes: int = 256) -> NDArray[np.uint8]:
-    """(num_classes, 3) RGB of the VOC devkit (`VOClabelcolormap.m`): the bits of a class index, dealt to R, G and B.
+    """The (num_classes, 3) RGB palette of the VOC devkit (`VOClabelcolormap.m`).
 
-    Index 0 is black (background), 15 VOC's person, 255 the pale border colour of VOC's masks.
+    The bits of the class index are distributed over R, G and B. Index 0 (background) is black, 255 is the pale colour
+    of the ignored border in VOC's masks.
 
     Raises:
-        ConfigError: `num_classes` outside [1, 256], what an indexed image can hold.
+        ConfigError: `num_classes` is outside [1, 256], the range of an indexed image.
 
     >>> class_palette(4).tolist()
     [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]

@@ -1,7 +1,7 @@
-"""Images of what the model found: heat, points, boxes and masks on the photograph, and several side by side.
+"""Draw heatmaps, masks, points and boxes on an image, and arrange images in a grid.
 
-Every function gives a new RGB image and leaves its arguments alone. Marks and letters grow with the image, so that
-they can be seen at 300 pixels and at 4,000.
+Every function returns a new RGB image and leaves its arguments unchanged. The size of marks and text is proportional to
+the image.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.viz.colors import MARK_COLORS, class_palette, colormap_table, readable_on, unit_range
 
 Color = tuple[int, int, int]
-Rectangle = tuple[int, int, int, int]
+Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, x2 and y2 exclusive
 
-_INK: Color = (24, 24, 27)
-_PAPER: Color = (255, 255, 255)
+BLACK: Color = (24, 24, 27)
+WHITE: Color = (255, 255, 255)
 
 
 def overlay_heatmap(
@@ -33,23 +34,23 @@ def overlay_heatmap(
     limits: tuple[float, float] | None = None,
     fade: bool = True,
 ) -> Image.Image:
-    """The photograph with a heatmap over it.
+    """Draw a heatmap over an image.
 
-    The map is smoothly resized to the image and rescaled for display only, in floating point.
+    The map is scaled to its minimum and maximum and resized with bicubic interpolation, for display only.
 
     Args:
-        image: any mode; shown as RGB.
-        heatmap: (h, w) covering the whole image, any scale; NaN cells show the photograph.
-        alpha: opacity of the hottest place, in [0, 1].
-        colormap: see `wildcat.viz.colors.COLORMAPS`.
-        limits: the (low, high) of the scale, to compare maps; None: this map's own. A constant map without limits has
-            no hot place and leaves the photograph as it is (with `fade`).
-        fade: opacity grows with the heat, so that the photograph stays clear where it is cold; for a signed colour map
-            it grows to both ends. False: `alpha` everywhere.
+        image: any mode.
+        heatmap: (h, w) covering the whole image, any scale; NaN cells are transparent.
+        alpha: opacity of the maximum, in [0, 1].
+        colormap: one of `wildcat.viz.colors.COLORMAPS`.
+        limits: (low, high) of the scale, to compare maps; None: the map's own. Without limits a constant map has no
+            maximum and is transparent (with `fade`).
+        fade: the opacity grows with the value, so that low values show the image; with the signed colour map
+            "blue_red" it grows with the magnitude. False: `alpha` everywhere.
 
     Raises:
         ShapeError: the map is not (h, w) with at least one cell.
-        ConfigError: `alpha` outside [0, 1], limits that give no scale, or an unknown colour map.
+        ConfigError: `alpha` is outside [0, 1], the limits are invalid, or the colour map is unknown.
     """
     _check_alpha(alpha)
     values = np.asarray(heatmap, dtype=np.float64)
@@ -58,31 +59,31 @@ def overlay_heatmap(
     signed = colormap == "blue_red"
     heat = unit_range(values, limits, symmetric=signed and limits is None)
     unknown = np.isnan(heat)
-    smooth = _resize(np.where(unknown, 0.5 if signed else 0.0, heat), image.size)
-    level = Image.fromarray((smooth * 255).round().astype(np.uint8))
-    shade = np.linspace(-1 if signed else 0, 1, 256)  # the distance from "no heat", of each of the 256 levels
-    strength = _smoothstep(np.abs(shade)) if fade else np.ones(256)
-    opacity = np.asarray(level.point((255 * alpha * strength).round().astype(int).tolist()))
+    resized = _resize(np.where(unknown, 0.5 if signed else 0.0, heat), image.size)
+    levels = Image.fromarray((resized * 255).round().astype(np.uint8))
+    magnitude = np.abs(np.linspace(-1 if signed else 0, 1, 256))  # of each of the 256 levels
+    strength = magnitude**2 * (3 - 2 * magnitude) if fade else np.ones(256)
+    opacity = np.asarray(levels.point((255 * alpha * strength).round().astype(int).tolist()))
     if unknown.any():
         opacity = (opacity * (1 - _resize(unknown.astype(np.float64), image.size))).round().astype(np.uint8)
-    return _blend(image, level, colormap_table(colormap), opacity)
+    return _blend(image, levels, colormap_table(colormap), opacity)
 
 
 def overlay_mask(
     image: Image.Image, mask: ArrayLike, palette: ArrayLike | None = None, alpha: float = 0.55, *, outline: bool = True
 ) -> Image.Image:
-    """The photograph with a class mask over it; class 0 (background) shows the photograph.
+    """Draw a class mask over an image; class 0 (background) is transparent.
 
     Args:
-        image: any mode; shown as RGB.
-        mask: (h, w) integers in [0, 255]; another size than the image's is stretched without mixing classes.
-        palette: (n, 3) RGB in 0..255 by class index; None: VOC's.
+        image: any mode.
+        mask: (h, w) integers in [0, 255]; resized to the image with nearest-neighbour interpolation.
+        palette: (n, 3) RGB in [0, 255] by class index; None: the palette of VOC.
         alpha: opacity, in [0, 1].
-        outline: draw the inner border of each region in its full colour.
+        outline: draw the inner border of each region at full opacity.
 
     Raises:
-        ShapeError: the mask is not (h, w), or the palette not (n, 3).
-        ConfigError: `alpha` outside [0, 1], or a class without a colour.
+        ShapeError: the mask is not (h, w) integers, or the palette not (n, 3).
+        ConfigError: `alpha` is outside [0, 1], or the palette has no colour for a class.
     """
     _check_alpha(alpha)
     classes = np.asarray(mask)
@@ -96,11 +97,19 @@ def overlay_mask(
             f"mask runs from {classes.min()} to {classes.max()}; the palette has {len(colors)} colours.",
             "Give one palette row per class index, background included.",
         )
-    full = Image.fromarray(classes.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
-    opacity = np.where(np.asarray(full) > 0, round(255 * alpha), 0).astype(np.uint8)
+    resized = Image.fromarray(classes.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
+    full = np.asarray(resized)
+    opacity = np.where(full > 0, round(255 * alpha), 0).astype(np.uint8)
     if outline:
-        opacity[_inner_border(np.asarray(full), max(1, round(1.5 * _unit(image.size))))] = 255
-    return _blend(image, full, colors, opacity)
+        opacity[inner_border(full, max(1, round(1.5 * _unit(image.size))))] = 255
+    return _blend(image, resized, colors, opacity)
+
+
+def inner_border(classes: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """(H, W) pixels of a class other than 0 that are at most `width` rows and columns away from another class."""
+    size = 2 * width + 1
+    border: NDArray[np.bool_] = ndimage.maximum_filter(classes, size) != ndimage.minimum_filter(classes, size)
+    return border & (classes > 0)
 
 
 def draw_points(
@@ -109,33 +118,32 @@ def draw_points(
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """The image with a round mark at each (x, y), and its label beside it.
+    """Draw a round mark at each point, and its label beside it.
 
     Args:
-        points: (n, 2) in continuous pixels of `image`; a mark outside the image is not seen.
+        points: (n, 2) of (x, y) in pixels of `image`; points outside the image are not visible.
         labels: n texts, or None.
-        colors: RGB, taken in turn; None: seven that colour-blind readers tell apart.
+        colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
 
     Raises:
-        ShapeError: the points are not (n, 2), or there are not n labels.
+        ShapeError: the points are not (n, 2), or the labels not n.
     """
     rows = _rows("points", points, 2)
     texts = _texts(labels, len(rows))
-    canvas = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
+    canvas = image.convert("RGB")  # a copy
     radius = max(5, round(6 * _unit(image.size)))
-    palette = _cycle(colors, len(rows))
-    placed: list[Rectangle] = []
-    for (x, y), color in zip(rows, palette, strict=True):
-        stamp = _point_stamp(radius, color)
-        corner = (math.floor(x) - stamp.width // 2, math.floor(y) - stamp.height // 2)
-        canvas.paste(stamp, corner, stamp)
-        placed.append((*corner, corner[0] + stamp.width, corner[1] + stamp.height))  # labels keep clear of marks
-    for (x, y), color, text in zip(rows, palette, texts, strict=True):
-        width, height = _tag_size(text, _font_size(image.size))
-        right, left = round(x + radius * 1.6), round(x - radius * 1.6) - width
-        middle = round(y - height / 2)
-        spots = [(right, middle), (left, middle), (right, middle - height), (right, middle + height)]
-        _draw_tag(canvas, text, color, spots, placed)
+    cycle = _cycle(colors, len(rows))
+    occupied: list[Rectangle] = []  # labels avoid marks and other labels
+    for (x, y), color in zip(rows, cycle, strict=True):
+        mark = _point_mark(radius, color)
+        x1, y1 = math.floor(x) - radius, math.floor(y) - radius
+        canvas.paste(mark, (x1, y1), mark)
+        occupied.append((x1, y1, x1 + mark.width, y1 + mark.height))
+    for (x, y), color, text in zip(rows, cycle, texts, strict=True):
+        width, height = _label_size(text, _font_size(image.size))
+        right, left, top = round(x + radius * 1.6), round(x - radius * 1.6) - width, round(y - height / 2)
+        corners = [(right, top), (left, top), (right, top - height), (right, top + height)]
+        _draw_label(canvas, text, color, corners, occupied)
     return canvas
 
 
@@ -145,34 +153,32 @@ def draw_boxes(
     labels: Sequence[str] | None = None,
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """The image with a frame around each box, and its label on a tag at the frame's corner.
+    """Draw the outline of each box, and its label at a corner.
 
     Args:
-        boxes: (n, 4) or (n, 5) rows of x1 y1 x2 y2 (x2, y2 exclusive edges) in pixels of `image`; a fifth column (a
-            score) is not shown: put it into the labels.
+        boxes: (n, 4) or (n, 5) rows of x1 y1 x2 y2 in pixels of `image`, x2 and y2 exclusive; a fifth column (a score)
+            is ignored.
         labels: n texts, or None.
-        colors: RGB, taken in turn; None: seven that colour-blind readers tell apart.
+        colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
 
     Raises:
-        ShapeError: the boxes are not (n, 4) or (n, 5), or there are not n labels.
+        ShapeError: the boxes are not (n, 4) or (n, 5), or the labels not n.
     """
     rows = _rows("boxes", boxes, 4)
     texts = _texts(labels, len(rows))
-    canvas = image.convert("RGB").copy() if image.mode == "RGB" else image.convert("RGB")
+    canvas = image.convert("RGB")  # a copy
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(2.5 * _unit(image.size)))
-    hair = max(1, line // 3)
-    palette = _cycle(colors, len(rows))
-    frames = [_frame(row, canvas.size) for row in rows]
-    for (x1, y1, x2, y2), color in zip(frames, palette, strict=True):
-        # a dark hairline on both sides keeps the frame visible on its own colour
-        draw.rectangle((x1 - hair, y1 - hair, x2 + hair, y2 + hair), outline=_INK, width=line + 2 * hair)
+    rim = max(1, line // 3)  # a dark rim on both sides keeps the line visible on its own colour
+    cycle = _cycle(colors, len(rows))
+    corners = [_corner_pixels(row, canvas.size) for row in rows]
+    for (x1, y1, x2, y2), color in zip(corners, cycle, strict=True):
+        draw.rectangle((x1 - rim, y1 - rim, x2 + rim, y2 + rim), outline=BLACK, width=line + 2 * rim)
         draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
-    placed: list[Rectangle] = []
-    for (x1, y1, _, y2), color, text in zip(frames, palette, texts, strict=True):
-        height = _tag_size(text, _font_size(image.size))[1]
-        spots = [(x1 - hair, y1 - height), (x1 - hair, y1), (x1 - hair, y2), (x1 - hair, y2 - height)]
-        _draw_tag(canvas, text, color, spots, placed)
+    occupied: list[Rectangle] = []
+    for (x1, y1, _, y2), color, text in zip(corners, cycle, texts, strict=True):
+        height = _label_size(text, _font_size(image.size))[1]
+        _draw_label(canvas, text, color, [(x1 - rim, y) for y in (y1 - height, y1, y2, y2 - height)], occupied)
     return canvas
 
 
@@ -182,13 +188,13 @@ def side_by_side(
     columns: int | None = None,
     height: int | None = None,
 ) -> Image.Image:
-    """A grid of images with captions underneath, for example the M modalities of a class.
+    """Arrange images in a grid with captions below, for example the M modality maps of a class.
 
     Args:
-        images: at least one; each is scaled to one height and keeps its proportions.
-        captions: one text per image, cut with an ellipsis where it is wider than its column; or None.
-        columns: None: all in one row up to four, otherwise the rows that make the grid nearest to a square.
-        height: of each image in pixels; None: the first one's.
+        images: at least one; resized to one height, with their aspect ratio.
+        captions: one text per image, shortened to the width of its column; or None.
+        columns: None: one row for up to four images, otherwise as many columns as rows.
+        height: of each image in pixels; None: that of the first image.
 
     Raises:
         ShapeError: no images, or not one caption per image.
@@ -201,30 +207,30 @@ def side_by_side(
     columns = columns if columns is not None else count if count <= 4 else math.ceil(math.sqrt(count))
     height = height if height is not None else images[0].height
     if columns < 1 or height < 1:
-        raise ConfigError(
-            f"columns={columns}, height={height}: both are at least 1.", "Leave them out to have them chosen."
-        )
+        raise ConfigError(f"columns={columns}, height={height}: both are at least 1.", "Omit them for the defaults.")
     columns = min(columns, count)
-    cells = [_to_height(image, height) for image in images]
+    cells = [
+        image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+        for image in (image.convert("RGB") for image in images)
+    ]
     width = max(cell.width for cell in cells)
     gap = max(4, height // 40)
     font = _font(max(11, height // 20))
     caption_height = round(font.size * 1.7) if any(texts) else 0
-    rows = math.ceil(count / columns)
-    size = (columns * (width + gap) + gap, rows * (height + caption_height + gap) + gap)
-    sheet = Image.new("RGB", size, _PAPER)
+    step_x, step_y = width + gap, height + caption_height + gap
+    sheet = Image.new("RGB", (columns * step_x + gap, math.ceil(count / columns) * step_y + gap), WHITE)
     draw = ImageDraw.Draw(sheet)
     for i, (cell, text) in enumerate(zip(cells, texts, strict=True)):
-        x, y = gap + (i % columns) * (width + gap), gap + (i // columns) * (height + caption_height + gap)
+        x, y = gap + i % columns * step_x, gap + i // columns * step_y
         sheet.paste(cell, (x + (width - cell.width) // 2, y))
         if text:
-            middle = (x + width / 2, y + height + caption_height / 2)
-            draw.text(middle, _fit(text, font, width), font=font, fill=_INK, anchor="mm")
+            centre = (x + width / 2, y + height + caption_height / 2)
+            draw.text(centre, _shorten(text, font, width), font=font, fill=BLACK, anchor="mm")
     return sheet
 
 
 def _unit(size: tuple[int, int]) -> float:
-    """The length that marks are measured in: 1 for an image of 400 x 400, in proportion to the mean side."""
+    """Scale of marks: 1 for an image of 400 x 400 pixels, proportional to the geometric mean of the sides."""
     return math.sqrt(size[0] * size[1]) / 400
 
 
@@ -235,12 +241,12 @@ def _font_size(size: tuple[int, int]) -> int:
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow built without FreeType draws in one tiny size
-        raise ConfigError("this Pillow cannot scale letters.", "Install a Pillow wheel from PyPI: it has FreeType.")
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise ConfigError("this Pillow was built without FreeType.", "Install a Pillow wheel from PyPI.")
     return font
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -248,36 +254,35 @@ def _fit(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text.rstrip() + "…"
 
 
-def _tag_size(text: str, font_size: int) -> tuple[int, int]:
+def _label_size(text: str, font_size: int) -> tuple[int, int]:
     return math.ceil(_font(font_size).getlength(text) + 0.8 * font_size), round(1.45 * font_size)
 
 
-def _draw_tag(
-    image: Image.Image, text: str, color: Color, spots: Sequence[tuple[int, int]], placed: list[Rectangle]
+def _draw_label(
+    image: Image.Image, text: str, color: Color, corners: Sequence[tuple[int, int]], occupied: list[Rectangle]
 ) -> None:
-    """Write `text` on a tag of `color` at the first spot (x, y of its corner) that is inside and free, and note it."""
+    """Draw a label at the upper left corner, of those given, with the least overlap; add it to `occupied`."""
     if not text:
         return
     font_size = _font_size(image.size)
     font = _font(font_size)
-    text = _fit(text, font, image.width - 0.8 * font_size)
-    width, height = _tag_size(text, font_size)
+    text = _shorten(text, font, image.width - 0.8 * font_size)
+    width, height = _label_size(text, font_size)
 
-    def inside(spot: tuple[int, int]) -> Rectangle:
-        x = min(max(spot[0], 0), max(image.width - width, 0))
-        y = min(max(spot[1], 0), max(image.height - height, 0))
-        return x, y, x + width, y + height
+    def place(corner: tuple[int, int]) -> tuple[int, int, Rectangle]:
+        """(overlap, displacement, rectangle) of the label, moved into the image."""
+        x = min(max(corner[0], 0), max(image.width - width, 0))
+        y = min(max(corner[1], 0), max(image.height - height, 0))
+        rectangle = (x, y, x + width, y + height)
+        overlap = sum(_overlap(rectangle, other) for other in occupied)
+        return overlap, abs(x - corner[0]) + abs(y - corner[1]), rectangle
 
-    def cost(rectangle: Rectangle, spot: tuple[int, int]) -> tuple[int, int]:
-        return sum(_overlap(rectangle, other) for other in placed), abs(rectangle[0] - spot[0]) + abs(
-            rectangle[1] - spot[1]
-        )
-
-    best = min(((inside(spot), spot) for spot in spots), key=lambda pair: cost(*pair))[0]
-    placed.append(best)
+    best = min(map(place, corners), key=lambda candidate: candidate[:2])[2]
+    occupied.append(best)
     draw = ImageDraw.Draw(image)
     draw.rounded_rectangle((best[0], best[1], best[2] - 1, best[3] - 1), radius=font_size // 5, fill=color)
-    draw.text(((best[0] + best[2]) / 2, (best[1] + best[3]) / 2), text, font=font, fill=readable_on(color), anchor="mm")
+    centre = ((best[0] + best[2]) / 2, (best[1] + best[3]) / 2)
+    draw.text(centre, text, font=font, fill=readable_on(color), anchor="mm")
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> int:
@@ -285,78 +290,45 @@ def _overlap(a: Rectangle, b: Rectangle) -> int:
 
 
 @lru_cache(maxsize=64)
-def _point_stamp(radius: int, color: Color) -> Image.Image:
-    """A round mark of odd size, smooth at its edge: a dark rim, a white ring, the colour."""
-    side, fine = 2 * radius + 1, 8
-    stamp = Image.new("RGBA", (side * fine, side * fine), (*_INK, 0))
-    draw = ImageDraw.Draw(stamp)
-    middle = side * fine / 2
-    for part, fill in ((1.0, _INK), (0.86, _PAPER), (0.6, color)):
-        reach = part * middle - 0.5
-        draw.ellipse((middle - reach, middle - reach, middle + reach, middle + reach), fill=(*fill, 255))
-    return stamp.resize((side, side), Image.Resampling.BOX)
+def _point_mark(radius: int, color: Color) -> Image.Image:
+    """RGBA, 2 * radius + 1 pixels a side: a dark rim, a white ring and the colour, antialiased."""
+    side, factor = 2 * radius + 1, 8
+    mark = Image.new("RGBA", (side * factor, side * factor), (*BLACK, 0))
+    draw = ImageDraw.Draw(mark)
+    centre = side * factor / 2
+    for share, fill in ((1.0, BLACK), (0.86, WHITE), (0.6, color)):
+        r = share * centre - 0.5
+        draw.ellipse((centre - r, centre - r, centre + r, centre + r), fill=(*fill, 255))
+    return mark.resize((side, side), Image.Resampling.BOX)
 
 
-def _frame(row: NDArray[np.float64], size: tuple[int, int]) -> Rectangle:
-    """The first and last pixel of a box on each axis, inside the image."""
+def _corner_pixels(row: NDArray[np.float64], size: tuple[int, int]) -> Rectangle:
+    """The first and last pixel of a box on each axis, clipped to the image."""
     x1, y1 = min(max(round(row[0]), 0), size[0] - 1), min(max(round(row[1]), 0), size[1] - 1)
     x2, y2 = min(max(round(row[2]) - 1, x1), size[0] - 1), min(max(round(row[3]) - 1, y1), size[1] - 1)
     return x1, y1, x2, y2
 
 
-def _to_height(image: Image.Image, height: int) -> Image.Image:
-    canvas = image.convert("RGB")
-    if canvas.height == height:
-        return image
-    return canvas.resize((max(1, round(canvas.width * height / canvas.height)), height), Image.Resampling.LANCZOS)
-
-
 def _resize(values: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(h, w) in [0, 1] smoothly stretched over (width, height) `size`; 32-bit floats all the way."""
-    stretched = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(stretched, dtype=np.float32).clip(0, 1)
-
-
-def _smoothstep(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = values * values * (3 - 2 * values)
-    return result
+    """(h, w) in [0, 1] -> (height, width) of `size` (width, height), bicubic."""
+    resized = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(resized, dtype=np.float32).clip(0, 1)
 
 
 def _blend(
     image: Image.Image, indices: Image.Image, colors: NDArray[np.uint8], opacity: NDArray[np.uint8]
 ) -> Image.Image:
-    """The photograph under `colors[indices]`; Pillow blends with rounding and without wrapping."""
-    indices.putpalette(colors.tobytes())  # now an indexed image, of mode P
+    """Blend `colors[indices]` over the image."""
+    indices.putpalette(colors.tobytes())  # now of mode P
     return Image.composite(indices.convert("RGB"), image.convert("RGB"), Image.fromarray(opacity))
-
-
-def _inner_border(classes: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
-    """Cells of a class other than 0 that lie within `width` cells of another class."""
-    border = np.zeros(classes.shape, dtype=bool)
-    for cells, marks in ((classes, border), (classes.T, border.T)):
-        change = cells[1:] != cells[:-1]
-        marks[1:] |= change
-        marks[:-1] |= change
-    for marks in (border, border.T):
-        reach = 0
-        while reach < width - 1:  # each step may triple the reach: few passes at any width
-            step = min(2 * reach + 1, width - 1 - reach)
-            before = marks.copy()
-            marks[step:] |= before[:-step]
-            marks[:-step] |= before[step:]
-            reach += step
-    return border & (classes > 0)
 
 
 def _rows(name: str, values: ArrayLike, width: int) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         return np.zeros((0, width))
-    if (
-        array.ndim != 2
-        or array.shape[1] not in ((2,) if width == 2 else (4, 5))
-        or not np.isfinite(array[:, :width]).all()
-    ):
+    widths = (2,) if width == 2 else (4, 5)
+    if array.ndim != 2 or array.shape[1] not in widths or not np.isfinite(array[:, :width]).all():
         raise ShapeError(
             f"{name} of shape {array.shape} are not finite (n, {width}) rows.", f"Give (n, {width}) numbers."
         )
@@ -378,6 +350,4 @@ def _cycle(colors: Sequence[Color] | None, count: int) -> list[Color]:
 
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ConfigError(
-            f"alpha={alpha} is not in [0, 1].", "0 shows the photograph alone, 1 hides it at the hottest place."
-        )
+        raise ConfigError(f"alpha={alpha} is not in [0, 1].", "0 is transparent, 1 is opaque.")
