@@ -204,8 +204,8 @@ from wildcat.data.loader import Augment, ImageDataset
 from wildcat.data.dataset import Sample
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
-from wildcat.serve.limits import Refused
-from wildcat.serve.images import decode, open_bytes
+from wildcat.serve.images import decode_image as decode_upload, open_image
+from wildcat.serve.limits import RequestError
 
 preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear")
 paths = sorted(Path(sys.argv[1]).iterdir())
@@ -228,8 +228,8 @@ for i, path in enumerate(paths):
         item = training[0, i]
         said[2] = item.message if isinstance(item, ImageError) else "image"
         try:
-            decode(open_bytes(path.read_bytes(), 50_000_000), 50_000_000)
-        except Refused as refused:
+            decode_upload(open_image(path.read_bytes(), 50_000_000), 50_000_000)
+        except RequestError as refused:
             said[3] = str(refused)
         header_error(path)
         answers[path.name] = said

@@ -1,4 +1,4 @@
-"""`wildcat serve` as a user meets it: a real process, on a real port."""
+"""The command `wildcat serve`: a real process on a real port."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from PIL import Image
 
 from wildcat.cli import main
 from wildcat.errors import MissingExtra
-from wildcat.serve.server import address_of, listen
+from wildcat.serve.server import listen, url_of
 
-SECONDS = 180.0
-"""For a process to start on a busy machine."""
+SECONDS = 180.0  # for a process to start on a busy machine
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Running:
     address: str
 
     @property
-    def place(self) -> tuple[str, int]:
+    def host_and_port(self) -> tuple[str, int]:
         host, _, port = self.address.removeprefix("http://").rpartition(":")
         return host, int(port)
 
@@ -58,7 +57,7 @@ def serving(*flags: str) -> Iterator[Running]:
         assert process.stdout is not None
         with selectors.DefaultSelector() as ready:
             ready.register(process.stdout, selectors.EVENT_READ)
-            assert ready.select(SECONDS), "nothing was printed"
+            assert ready.select(SECONDS), "no output"
         yield Running(process, process.stdout.readline().strip())
     finally:
         process.kill()
@@ -83,27 +82,28 @@ def post(service: Running, content: bytes, name: str = "noise.png", path: str = 
     return httpx.post(service.address + path, files={"image": (name, content)}, timeout=SECONDS)
 
 
-def test_the_first_line_is_the_address_and_the_answer_is_that_of_predict(
-    service: Running, image: Path, tmp_path: Path
-) -> None:
+def test_the_first_line_is_the_url_and_responses_equal_predict(service: Running, image: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", service.address)
     assert main(["predict", "imagenet-lite0", str(image), "--out", str(tmp_path / "p"), "--save", "none"]) == 0
     row = json.loads((tmp_path / "p" / "predictions.jsonl").read_text(encoding="utf-8"))
-    answer = post(service, image.read_bytes()).json()
-    assert answer["image"] == "noise.png"
+    response = post(service, image.read_bytes()).json()
+    assert response["image"] == "noise.png"
     assert Path(row["image"]).name == "noise.png"
     for key in ("width", "height", "labels", "files"):
-        assert answer[key] == row[key]
-    for key in ("scores", "probabilities"):  # other numbers of threads add up in another order
-        assert answer[key] == pytest.approx(row[key], rel=1e-3, abs=1e-4)
-    assert set(answer) == set(row)
+        assert response[key] == row[key]
+    for key in ("scores", "probabilities"):  # another number of threads sums in another order
+        assert response[key] == pytest.approx(row[key], rel=1e-3, abs=1e-4)
+    assert set(response) == set(row)
     assert httpx.get(service.address).text.startswith("<!DOCTYPE html>")
 
 
 def raw(service: Running, request: bytes) -> bytes:
-    """Whatever comes back for these bytes until the service closes the connection, which it may do while they come."""
-    answer = b""
-    with socket.create_connection(service.place, timeout=SECONDS) as connection, contextlib.suppress(ConnectionError):
+    """The response to these bytes until the service closes the connection, perhaps while they are sent."""
+    response = b""
+    with (
+        socket.create_connection(service.host_and_port, timeout=SECONDS) as connection,
+        contextlib.suppress(ConnectionError),
+    ):
         connection.sendall(request)
         try:
             connection.shutdown(socket.SHUT_WR)
@@ -111,11 +111,11 @@ def raw(service: Running, request: bytes) -> bytes:
             if error.errno != errno.ENOTCONN:  # the service has reset it already
                 raise
         while part := connection.recv(65_536):
-            answer += part
-    return answer
+            response += part
+    return response
 
 
-def test_broken_requests_on_the_wire_leave_the_service_alive(service: Running, image: Path) -> None:
+def test_the_service_survives_malformed_http(service: Running, image: Path) -> None:
     host = b"Host: 127.0.0.1\r\n"
     for request in (
         b"\x00\xff\x16\x03\x01 TLS?\r\n\r\n",
@@ -127,11 +127,11 @@ def test_broken_requests_on_the_wire_leave_the_service_alive(service: Running, i
         b"POST /predict HTTP/1.1\r\n" + host + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         b"POST /predict HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
         b"POST /predict HTTP/1.1\r\n" + host + b"Content-Type: multipart/form-data; boundary=x\r\n"
-        b"Content-Length: 100\r\n\r\n--x\r\n",  # and goes away
+        b"Content-Length: 100\r\n\r\n--x\r\n",  # then the client disconnects
     ):
-        answer = raw(service, request)
-        assert not answer or re.match(rb"HTTP/1\.1 4\d\d ", answer), (request[:60], answer[:100])
-    with socket.create_connection(service.place) as connection:  # hangs up in the middle
+        response = raw(service, request)
+        assert not response or re.match(rb"HTTP/1\.1 4\d\d ", response), (request[:60], response[:100])
+    with socket.create_connection(service.host_and_port) as connection:  # disconnects within the body
         connection.sendall(b"POST /predict HTTP/1.1\r\n" + host + b"Content-Length: 900000\r\n\r\nabc")
     content = image.read_bytes()
     rng = np.random.default_rng(3)
@@ -141,14 +141,14 @@ def test_broken_requests_on_the_wire_leave_the_service_alive(service: Running, i
         (422, b""),
         (413, bytes(1_100_000)),
     ]:
-        answer = post(service, bad)
-        assert answer.status_code == status
-        assert answer.json()["detail"]
+        response = post(service, bad)
+        assert response.status_code == status
+        assert response.json()["detail"]
     assert post(service, content, path="/map").content.startswith(b"\x89PNG")
     assert service.process.poll() is None
 
 
-def test_a_refused_upload_sees_its_refusal_though_it_is_still_sending(service: Running) -> None:
+def test_a_client_that_still_sends_receives_the_error(service: Running) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(30):
             yield bytes(100_000)
@@ -161,29 +161,29 @@ def test_a_refused_upload_sees_its_refusal_though_it_is_still_sending(service: R
     assert httpx.get(service.address, headers={"host": "evil.example"}, timeout=SECONDS).status_code == 400
 
 
-def test_health_answers_while_images_are_looked_at(service: Running, image: Path) -> None:
+def test_health_responds_during_predictions(service: Running, image: Path) -> None:
     content = image.read_bytes()
 
-    async def crowd() -> None:
+    async def send() -> None:
         async with httpx.AsyncClient(base_url=service.address, timeout=SECONDS) as client:
             files = {"image": ("a.png", content)}
             predictions = [asyncio.create_task(client.post("/predict", files=files)) for _ in range(6)]
             while not all(task.done() for task in predictions):
                 assert (await client.get("/health")).json()["status"] == "ok"
-            answers = [task.result().json() for task in predictions]
-            assert all(answer["labels"] == answers[0]["labels"] for answer in answers)
-            for answer in answers:  # whatever batch each was in
-                assert answer["scores"] == pytest.approx(answers[0]["scores"], rel=1e-3, abs=1e-4)
+            responses = [task.result().json() for task in predictions]
+            assert all(response["labels"] == responses[0]["labels"] for response in responses)
+            for response in responses:  # whichever batches they were in
+                assert response["scores"] == pytest.approx(responses[0]["scores"], rel=1e-3, abs=1e-4)
 
-    asyncio.run(crowd())
+    asyncio.run(send())
 
 
 def test_a_port_in_use_is_one_sentence(service: Running, capsys: pytest.CaptureFixture[str]) -> None:
-    port = service.place[1]
+    port = service.host_and_port[1]
     assert main(["serve", "imagenet-lite0", "--port", str(port)]) == 1
-    said = capsys.readouterr()
-    assert said.err.startswith(f"wildcat: port {port} of 127.0.0.1 is in use.\n")
-    assert said.out == "" and said.err.count("\n") == 2
+    output = capsys.readouterr()
+    assert output.err.startswith(f"wildcat: port {port} of 127.0.0.1 is in use.\n")
+    assert output.out == "" and output.err.count("\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -192,31 +192,32 @@ def test_a_port_in_use_is_one_sentence(service: Running, capsys: pytest.CaptureF
         (("--port", "70000"), 2, "port=70000"),
         (("--queue", "0"), 2, "queue=0"),
         (("--max-mb", "-1"), 2, "max_mb=-1"),
+        (("--worker-timeout", "0"), 2, "worker_timeout=0"),
         (("--host", "203.0.113.7", "--port", "0"), 1, "203.0.113.7"),
     ],
 )
-def test_flags_that_cannot_work(
-    flags: tuple[str, ...], code: int, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_flags(flags: tuple[str, ...], code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "imagenet-lite0", *flags]) == code
     assert words in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "imagenet-lite9", "--port", "0"]) == 1
     assert "imagenet-lite9" in capsys.readouterr().err
 
 
-def test_the_address_is_one_that_a_browser_takes() -> None:
+def test_the_url_is_one_for_browsers() -> None:
     with listen("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        assert address_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
-        assert address_of("0.0.0.0", listener) == f"http://127.0.0.1:{port}"
-        assert address_of("::1", listener) == f"http://[::1]:{port}"
+        assert url_of("127.0.0.1", listener) == f"http://127.0.0.1:{port}"
+        assert url_of("0.0.0.0", listener) == f"http://127.0.0.1:{port}"
+        assert url_of("::1", listener) == f"http://[::1]:{port}"
 
 
 @pytest.mark.parametrize(("module", "package"), [("fastapi", "fastapi"), ("python_multipart", "python-multipart")])
-def test_without_the_extra_the_pip_command_is_named(module: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_has_the_pip_command(
+    module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [n for n in sys.modules if n == "wildcat.serve" or n.startswith("wildcat.serve.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
@@ -224,7 +225,7 @@ def test_without_the_extra_the_pip_command_is_named(module: str, package: str, m
         importlib.import_module("wildcat.serve")
 
 
-def test_ctrl_c_stops_cleanly(service: Running) -> None:  # the last: it ends the service of this module
+def test_ctrl_c_stops_cleanly(service: Running) -> None:  # last: it stops the service of this module
     start = time.monotonic()
     service.process.send_signal(signal.SIGINT)
     out, err = service.process.communicate(timeout=SECONDS)
@@ -236,9 +237,9 @@ def test_ctrl_c_stops_cleanly(service: Running) -> None:  # the last: it ends th
     assert time.monotonic() - start < 15
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("ending", ["ctrl-c", "kill"])
-def test_processes_with_the_model_end_with_the_service(ending: str, image: Path) -> None:
+def test_worker_processes_end_with_the_service(ending: str, image: Path) -> None:
     with serving("--processes", "1") as service:
         assert post(service, image.read_bytes()).status_code == 200
         pid = service.process.pid
@@ -251,8 +252,8 @@ def test_processes_with_the_model_end_with_the_service(ending: str, image: Path)
         _, err = service.process.communicate(timeout=SECONDS)
         if ending == "ctrl-c":
             assert service.process.returncode == 0
-            assert err.splitlines()[-1] == "stopped" and "Traceback" not in err and "ended" not in err
+            assert err.splitlines()[-1] == "stopped" and "Traceback" not in err and "worker" not in err
         until = time.monotonic() + SECONDS
         while any(Path(f"/proc/{child}").exists() for child in children):
-            assert time.monotonic() < until, "a process was left behind"
+            assert time.monotonic() < until, "a worker process still runs"
             time.sleep(0.05)

@@ -1,9 +1,11 @@
-"""A model whose answers follow from the image by hand, and a client that talks to its service without a network."""
+"""A model with scores that follow from the image, and a client of its service that needs no network."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
 from typing import Any, ClassVar
@@ -25,11 +27,33 @@ from wildcat.predictor import Member, Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
 
+SECONDS = 60.0  # for anything in these tests to happen on a busy machine
+
 Connect = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "timeout"
+        time.sleep(0.002)
+
+
+class Gate:
+    """Stands in for `Worker.run`: returns when the gate is open, and records the batches."""
+
+    def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]] = list) -> None:
+        self.run, self.open = run, threading.Event()
+        self.batches: list[list[Any]] = []
+
+    def __call__(self, jobs: Sequence[Any]) -> list[Any]:
+        self.batches.append(list(jobs))
+        assert self.open.wait(SECONDS)
+        return list(self.run(jobs))
+
+
 class Cells(nn.Module):
-    """Features are the mean colours of 8 x 8 pixels."""
+    """The features are the mean colours of 8 x 8 pixels."""
 
     pretrained_cfg: ClassVar = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     num_features = 3
@@ -40,18 +64,18 @@ class Cells(nn.Module):
 
 @pytest.fixture(scope="session")
 def predictor() -> Predictor:
-    """Class c is where channel c is bright; 64 x 64 in, 8 x 8 out, two maps a class."""
+    """Class c is where channel c is bright; 64 x 64 input, 8 x 8 maps, two maps per class."""
     model = Wildcat(Backbone("cells", Cells()), 3, 2, create_pool("wildcat", 3, alpha=0.7))
     with torch.no_grad():
         model.transfer.weight.copy_(torch.eye(3).repeat_interleave(2, 0)[:, :, None, None])
         model.transfer.weight[::2] *= 2
         model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
     member = Member(model, Preprocess(64, (0.0,) * 3, (1.0,) * 3, "bilinear"))
-    return Predictor("/secret/place/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
+    return Predictor("/secret/folder/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
 
 
 def calibrated(predictor: Predictor, params: MaskParams) -> Predictor:
-    """The same network, with masks as `wildcat calibrate` may have fitted them."""
+    """The same network with calibrated masks, as `wildcat calibrate` may fit them."""
     model = copy(predictor)
     model.calibration = Calibration(params, {})
     return model
@@ -66,15 +90,15 @@ def image(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
 @pytest.fixture
 def connect(predictor: Predictor) -> Connect:
-    """`async with connect(limits) as client`: a client of a service that stops at the end; its app is `client.app`."""
+    """`async with connect(limits) as client`: a client of a service that is closed at the end."""
 
     @asynccontextmanager
     async def connected(

@@ -1,4 +1,4 @@
-"""Broken requests by the hundred, each to be answered with 4xx by a service that takes 0.2 MB and 100,000 pixels."""
+"""Hundreds of malformed requests; a service with limits of 0.2 MB and 100,000 pixels gives each status 4xx."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_bomb(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels; a few hundred bytes."""
+    """A PNG of a few hundred bytes with these sides in its header."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
 

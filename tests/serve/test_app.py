@@ -1,4 +1,4 @@
-"""What the service answers to good requests, and what it tells browsers."""
+"""Responses to valid requests and invalid parameters, and the headers for browsers."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def upload(content: bytes | None = None, name: str = "a.png", field: str = "imag
     return {"files": {field: (name, encoded(image()) if content is None else content)}}
 
 
-def ask(connect: Connect, path: str, model: Predictor | None = None, **options: Any) -> httpx.Response:
-    async def once() -> httpx.Response:
+def post(connect: Connect, path: str, model: Predictor | None = None, **options: Any) -> httpx.Response:
+    async def request() -> httpx.Response:
         async with connect(**({"model": model} if model else {})) as client:
             return await client.post(path, **(options or upload()))
 
-    return asyncio.run(once())
+    return asyncio.run(request())
 
 
 def get(connect: Connect, path: str, hosts: Any = None, **headers: str) -> httpx.Response:
-    async def once() -> httpx.Response:
+    async def request() -> httpx.Response:
         async with connect(hosts=hosts) as client:
             return await client.get(path, headers=headers)
 
-    return asyncio.run(once())
+    return asyncio.run(request())
 
 
 def image_of(data_url: str) -> Image.Image:
@@ -53,7 +53,7 @@ def image_of(data_url: str) -> Image.Image:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_predict_answers_the_row_of_predictions_jsonl(
+def test_predict_returns_the_row_of_predictions_jsonl(
     connect: Connect, predictor: Predictor, tmp_path: Path, kind: str
 ) -> None:
     path = tmp_path / f"a.{kind.lower()}"
@@ -61,46 +61,46 @@ def test_predict_answers_the_row_of_predictions_jsonl(
     with PredictionWriter(tmp_path / "out", save=()) as writer:
         writer.add(predictor.predict(path), path.name)
     row = json.loads((tmp_path / "out" / ROWS).read_text(encoding="utf-8"))
-    answer = ask(connect, "/predict", **upload(path.read_bytes(), "C:\\images\\a.png"))
-    assert answer.status_code == 200
-    assert answer.json() == {**row, "image": "a.png"}
-    assert list(answer.json()) == list(row)
+    response = post(connect, "/predict", **upload(path.read_bytes(), "C:\\images\\a.png"))
+    assert response.status_code == 200
+    assert response.json() == {**row, "image": "a.png"}
+    assert list(response.json()) == list(row)
 
 
-def test_a_turned_and_a_clear_image_are_read_as_a_person_sees_them(connect: Connect) -> None:
+def test_exif_orientation_and_transparency_are_applied(connect: Connect) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = ask(connect, "/predict", **upload(encoded(image(), "JPEG", exif=exif))).json()
-    assert (turned["width"], turned["height"]) == (48, 96)
-    clear = ask(connect, "/predict", **upload(encoded(Image.new("RGBA", (20, 10))))).json()
-    white = ask(connect, "/predict", **upload(encoded(Image.new("RGB", (20, 10), "white")))).json()
-    assert clear == white
+    rotated = post(connect, "/predict", **upload(encoded(image(), "JPEG", exif=exif))).json()
+    assert (rotated["width"], rotated["height"]) == (48, 96)
+    transparent = post(connect, "/predict", **upload(encoded(Image.new("RGBA", (20, 10))))).json()
+    white = post(connect, "/predict", **upload(encoded(Image.new("RGB", (20, 10), "white")))).json()
+    assert transparent == white
 
 
-def test_images_are_sent_along_where_asked_for(connect: Connect, predictor: Predictor) -> None:
+def test_save_returns_images(connect: Connect, predictor: Predictor) -> None:
     kinds = "&".join(f"save={kind}" for kind in ("overlays", "heatmaps", "modalities", "masks"))
-    answer = ask(connect, f"/predict?{kinds}&classes=blue&classes=red&threshold=0.4").json()
+    response = post(connect, f"/predict?{kinds}&classes=blue&classes=red&threshold=0.4").json()
     prediction = predictor.predict(image())
-    sent = answer["files"]
+    sent = response["files"]
     assert set(sent["overlays"]) == set(sent["heatmaps"]) == set(sent["modalities"]) == {"blue", "red"}
     assert np.array_equal(np.asarray(image_of(sent["overlays"]["red"])), np.asarray(prediction.plot("red")))
     assert [len(maps) for maps in sent["modalities"].values()] == [2, 2]
     heat = np.asarray(image_of(sent["heatmaps"]["red"])).astype(int).sum(axis=2)
-    assert heat[:20, :25].mean() > 2 * heat[:20, 60:].mean(), "the hot place is brighter than the cold one"
+    assert heat[:20, :25].mean() > 2 * heat[:20, 60:].mean(), "high values are brighter"
     expected = prediction.mask(params=MaskParams(rule="score", score=0.4))
     assert np.array_equal(np.asarray(image_of(sent["masks"])), expected)
-    assert answer["mask_values"] == {predictor.classes[i - 1]: i for i in np.unique(expected).tolist() if i}
-    assert answer["mask_values"]
+    assert response["mask_values"] == {predictor.classes[i - 1]: i for i in np.unique(expected).tolist() if i}
+    assert response["mask_values"]
 
 
-def test_cells_stand_for_the_raw_maps(connect: Connect, predictor: Predictor) -> None:
-    answer = ask(connect, "/predict?cells=1").json()
+def test_cells_are_the_raw_maps(connect: Connect, predictor: Predictor) -> None:
+    response = post(connect, "/predict?cells=1").json()
     prediction = predictor.predict(image())
     assert prediction.modality_maps is not None
-    assert next(iter(answer["cells"]["classes"])) == prediction.top
-    assert set(answer["cells"]["classes"]) == {prediction.top, *prediction.labels}
-    assert answer["cells"]["grid"] == [8, 8]
-    for name, cell in answer["cells"]["classes"].items():
+    assert next(iter(response["cells"]["classes"])) == prediction.top
+    assert set(response["cells"]["classes"]) == {prediction.top, *prediction.labels}
+    assert response["cells"]["grid"] == [8, 8]
+    for name, cell in response["cells"]["classes"].items():
         i = predictor.classes.index(name)
 
         def raw(text: str, low: float, high: float) -> np.ndarray:
@@ -120,57 +120,55 @@ def test_cells_stand_for_the_raw_maps(connect: Connect, predictor: Predictor) ->
         ("power", {"exponent": 3.0}, 0.5, {"exponent": 1.0}),  # 0.5 = (1 - 0.5)^1
     ],
 )
-def test_masks_are_drawn_as_the_model_was_calibrated(
+def test_masks_follow_the_calibration(
     connect: Connect, predictor: Predictor, rule: Any, own: dict[str, float], other: float, changed: dict[str, float]
 ) -> None:
-    """Gates of its own let a class through that is not predicted, and hold back one that is."""
+    """The gates allow a class that is not predicted and exclude one that is."""
     likely = predictor.predict(image()).probabilities
     assert likely["red"] > 0.5 > likely["blue"]
     params = MaskParams(gate=(1.0, 0.4, likely["blue"] - 0.01), rule=rule, **own)
     model = calibrated(predictor, params)
     prediction = model.predict(image())
-    answer = ask(connect, "/predict?save=masks&cells=1", model).json()
+    response = post(connect, "/predict?save=masks&cells=1", model).json()
     expected = prediction.mask()
-    assert set(np.unique(expected)) - {0} <= {2, 3}, "red is held back"
-    assert np.array_equal(np.asarray(image_of(answer["files"]["masks"])), expected)
-    assert answer["cells"]["mask"]["classes"] == ["green", "blue"]
-    assert {"green", "blue"} <= set(answer["cells"]["classes"])
-    assert answer["cells"]["mask"]["rule"] == rule
-    assert answer["cells"]["mask"]["threshold"] == pytest.approx(params.threshold)
-    moved = Image.open(io.BytesIO(ask(connect, f"/map?kind=mask&threshold={other}", model).content))
+    assert set(np.unique(expected)) - {0} <= {2, 3}, "red is excluded"
+    assert np.array_equal(np.asarray(image_of(response["files"]["masks"])), expected)
+    assert response["cells"]["mask"]["classes"] == ["green", "blue"]
+    assert {"green", "blue"} <= set(response["cells"]["classes"])
+    assert response["cells"]["mask"]["rule"] == rule
+    assert response["cells"]["mask"]["threshold"] == pytest.approx(params.threshold)
+    changed_mask = Image.open(io.BytesIO(post(connect, f"/map?kind=mask&threshold={other}", model).content))
     wanted = prediction.mask(params=replace(params, **changed))
-    assert np.array_equal(np.asarray(moved), wanted)
+    assert np.array_equal(np.asarray(changed_mask), wanted)
     assert not np.array_equal(wanted, expected)
 
 
 @pytest.mark.parametrize(("rule", "status"), [("score", 200), ("constant", 422), ("power", 422)])
-def test_a_threshold_is_in_the_unit_of_the_rule(connect: Connect, predictor: Predictor, rule: Any, status: int) -> None:
-    answer = ask(connect, "/map?kind=mask&threshold=1.5", calibrated(predictor, MaskParams(rule=rule)))
-    assert answer.status_code == status
-    assert status == 200 or "threshold=1.5" in answer.json()["detail"]
+def test_a_threshold_is_checked_for_the_rule(connect: Connect, predictor: Predictor, rule: Any, status: int) -> None:
+    response = post(connect, "/map?kind=mask&threshold=1.5", calibrated(predictor, MaskParams(rule=rule)))
+    assert response.status_code == status
+    assert status == 200 or "threshold=1.5" in response.json()["detail"]
 
 
 def test_map_is_one_png(connect: Connect, predictor: Predictor) -> None:
     prediction = predictor.predict(image())
     for kind, expected in (("overlay", prediction.plot("blue")), ("image", image())):
-        answer = ask(connect, f"/map?kind={kind}&class=blue")
-        assert answer.headers["content-type"] == "image/png"
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(answer.content))), np.asarray(expected))
-    mask = Image.open(io.BytesIO(ask(connect, "/map?kind=mask&crf=true").content))
+        response = post(connect, f"/map?kind={kind}&class=blue")
+        assert response.headers["content-type"] == "image/png"
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(response.content))), np.asarray(expected))
+    mask = Image.open(io.BytesIO(post(connect, "/map?kind=mask&crf=true").content))
     assert np.array_equal(np.asarray(mask), prediction.mask(crf=True))
     assert mask.getpalette() == class_palette().ravel().tolist()
-    sheet = Image.open(io.BytesIO(ask(connect, "/map?kind=modalities").content))
+    sheet = Image.open(io.BytesIO(post(connect, "/map?kind=modalities").content))
     assert sheet.width > 2 * prediction.width
 
 
 @pytest.mark.parametrize("name", sorted(ANNOTATION_FORMATS))
-def test_annotations_are_what_the_export_writes(
-    connect: Connect, predictor: Predictor, tmp_path: Path, name: str
-) -> None:
-    answer = ask(connect, f"/annotations?format={name}", **upload(name="été one.png"))
-    assert answer.status_code == 200
-    assert re.fullmatch(rf'attachment; filename="[\w.-]+-{name}\.zip"', answer.headers["content-disposition"])
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+def test_annotations_equal_the_export(connect: Connect, predictor: Predictor, tmp_path: Path, name: str) -> None:
+    response = post(connect, f"/annotations?format={name}", **upload(name="été one.png"))
+    assert response.status_code == 200
+    assert re.fullmatch(rf'attachment; filename="[\w.-]+-{name}\.zip"', response.headers["content-disposition"])
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         sent = {entry: archive.read(entry) for entry in archive.namelist()}
     with ANNOTATION_FORMATS[name](tmp_path / "annotations", predictor.classes, model="colours") as writer:
         instances = writer.add(replace(predictor.predict(image()), path="été one.png"), "été one.png")
@@ -182,15 +180,20 @@ def test_annotations_are_what_the_export_writes(
         assert sent[entry] == path.read_bytes(), entry
 
 
-def test_the_model_is_described_without_its_place(connect: Connect) -> None:
-    answer = get(connect, "/model")
-    facts = answer.json()
+def test_model_hides_its_path(connect: Connect) -> None:
+    response = get(connect, "/model")
+    facts = response.json()
     assert facts["name"] == "colours"
     assert facts["classes"] == ["red", "green", "blue"]
     assert facts["members"] == [{"backbone": "cells", "num_maps": 2, "input_size": 64}]
     assert facts["task"] == "multilabel"
-    assert "secret" not in answer.text
-    assert get(connect, "/health").json() == {"status": "ok", "requests": 0, "places": 32}
+    assert "secret" not in response.text
+    assert facts["limits"] == {
+        "max_mb": 20, "max_pixels": 40_000_000, "queue": 32, "timeout": 60, "worker_timeout": 60
+    }  # fmt: skip
+    assert get(connect, "/health").json() == {
+        "status": "ok", "workers": 1, "workers_alive": 1, "restarts": 0, "requests": 0, "queue": 32
+    }  # fmt: skip
 
 
 def test_openapi_describes_every_route(connect: Connect) -> None:
@@ -201,7 +204,7 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
     assert "image" in predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert {"200", "400", "413", "415", "422", "503"} <= set(predict["responses"])
     example = predict["responses"]["200"]["content"]["application/json"]["example"]
-    assert set(ask(connect, "/predict").json()) == set(example)
+    assert set(post(connect, "/predict").json()) == set(example)
     formats = described["paths"]["/annotations"]["post"]["parameters"][0]["schema"]["enum"]
     assert formats == list(ANNOTATION_FORMATS)
 
@@ -224,16 +227,16 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
         ("/model", 405, "POST"),
     ],
 )
-def test_what_does_not_fit_is_answered_with_a_sentence(connect: Connect, path: str, status: int, words: str) -> None:
-    answer = ask(connect, path)
-    assert answer.status_code == status
-    assert set(answer.json()) == {"detail", "hint"}
-    assert words in " ".join(answer.json().values())
+def test_invalid_parameters_get_one_sentence(connect: Connect, path: str, status: int, words: str) -> None:
+    response = post(connect, path)
+    assert response.status_code == status
+    assert set(response.json()) == {"detail", "hint"}
+    assert words in " ".join(response.json().values())
 
 
-def test_more_drawing_than_the_service_bears_is_refused(connect: Connect) -> None:
+def test_too_many_drawings_are_refused(connect: Connect) -> None:
     large = encoded(Image.new("L", (6000, 5000)))
-    refused = ask(connect, "/predict?save=overlays&save=heatmaps&save=masks", **upload(large))
+    refused = post(connect, "/predict?save=overlays&save=heatmaps&save=masks", **upload(large))
     assert refused.status_code == 422
     assert "at most 2" in refused.json()["hint"]
 
@@ -242,7 +245,7 @@ def test_more_drawing_than_the_service_bears_is_refused(connect: Connect) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/model", "/nothing"])
-def test_every_answer_carries_the_rules_for_browsers(connect: Connect, path: str) -> None:
+def test_every_response_has_security_headers(connect: Connect, path: str) -> None:
     headers = get(connect, path).headers
     assert headers["x-content-type-options"] == "nosniff"
     policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
@@ -251,7 +254,7 @@ def test_every_answer_carries_the_rules_for_browsers(connect: Connect, path: str
     assert not any(name.startswith("access-control") for name in headers)
 
 
-def test_pages_of_others_and_other_names_are_refused(connect: Connect) -> None:
+def test_other_origins_and_host_names_are_refused(connect: Connect) -> None:
     assert get(connect, "/model", origin="http://evil.example").status_code == 403
     assert get(connect, "/model", origin="http://127.0.0.1:9").status_code == 403
     assert get(connect, "/model", origin="null").status_code == 403
@@ -262,11 +265,13 @@ def test_pages_of_others_and_other_names_are_refused(connect: Connect) -> None:
     assert get(connect, "/model", None, host="evil.example").status_code == 200
 
 
-def test_the_page_is_whole_and_asks_for_nothing_elsewhere(connect: Connect) -> None:
+def test_the_page_is_complete_and_requests_no_other_server(connect: Connect) -> None:
     page = get(connect, "/").text
     assert not re.search(r"<style|<script(?![^>]*src)|\sstyle=|\son\w+=", page), "the policy allows nothing inline"
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
-    assert {"/static/maps.js", "/static/page.js", "/static/page.css", "/static/look.css", "/openapi.json"} <= set(links)
+    assert {"/static/maps.js", "/static/page.js", "/static/page.css", "/static/report.css", "/openapi.json"} <= set(
+        links
+    )
     for link in links:
         assert link.startswith(("/", "data:,"))
         if link.startswith("/"):
@@ -282,5 +287,5 @@ def test_the_page_is_whole_and_asks_for_nothing_elsewhere(connect: Connect) -> N
 
 
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/index.html", "/static/"])
-def test_only_the_assets_of_the_page_are_given_out(connect: Connect, path: str) -> None:
+def test_only_the_files_of_the_page_are_served(connect: Connect, path: str) -> None:
     assert get(connect, path).status_code == 404

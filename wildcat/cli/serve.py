@@ -1,4 +1,4 @@
-"""wildcat serve: a model as an HTTP service, with a page to try it on."""
+"""wildcat serve: an HTTP service for a model, with a demo page."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from wildcat.cli.options import ModelCommand, load_model
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(ModelCommand):
-    """Answer images over HTTP, and show a page to drop them on."""
+    """Serve the model over HTTP, with a demo page."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
+    """Model folder, or a packaged model such as imagenet-lite0."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in: anybody who reaches it may use it."""
+    """Address to listen on; 0.0.0.0 makes the service available to everyone who can reach this machine."""
     port: int = 8000
-    """Port to listen on; 0: any free one."""
+    """Port to listen on; 0 selects a free one."""
     names: str = ""
-    """Further names the service may be addressed by, separated by commas, such as that of a proxy before it."""
+    """Additional host names to accept, separated by commas, such as the name of a reverse proxy."""
     max_mb: float = 20.0
     """Largest request in megabytes."""
     max_pixels: int = 40_000_000
     """Most pixels of an image."""
     queue: int = 32
-    """Most requests that are answered or wait; more are told to come back."""
+    """Most requests that run or wait; further requests get status 503."""
     timeout: float = 60.0
-    """Seconds for an image to arrive, and again for its answer."""
+    """Seconds to receive a request, and again to compute its response."""
+    worker_timeout: float = 60.0
+    """Seconds a worker may take for a batch; a worker process is then killed and restarted."""
     batch_size: int = 8
-    """Most images that go through the network together."""
+    """Most images per forward pass."""
     processes: int = -1
-    """Processes that hold the model and answer side by side; 0: only this one, -1: as many as help (a CPU: up to 4)."""
+    """Worker processes; 0 runs the model in this process, -1 uses one per core (at most 4) on a CPU."""
 
 
 def run_serve(command: Serve) -> int:
@@ -44,17 +46,23 @@ def run_serve(command: Serve) -> int:
     from wildcat.cli.allocator import keep_freed_memory
     from wildcat.serve import Limits, create_app
     from wildcat.serve.middleware import LOOPBACK
-    from wildcat.serve.server import address_of, is_loopback, listen, run
+    from wildcat.serve.server import is_loopback, listen, run, url_of
 
-    warnings.filterwarnings("ignore", module="PIL")  # of strangers' images: they are refused, or read all the same
-    limits = Limits(command.max_mb, command.max_pixels, command.queue, command.timeout, command.batch_size)
-    listener = listen(command.host, command.port)
-    with listener:
+    warnings.filterwarnings("ignore", module="PIL")  # about uploaded images
+    limits = Limits(
+        max_mb=command.max_mb,
+        max_pixels=command.max_pixels,
+        queue=command.queue,
+        timeout=command.timeout,
+        worker_timeout=command.worker_timeout,
+        batch_size=command.batch_size,
+    )
+    with listen(command.host, command.port) as listener:
         predictor = load_model(command, command.run)
         names = {name.strip() for name in command.names.split(",") if name.strip()}
         hosts = {*LOOPBACK, command.host, *names} if is_loopback(command.host) else None
         app = create_app(predictor, limits, hosts, command.processes, keep_freed_memory)
-        print(address_of(command.host, listener), flush=True)
+        print(url_of(command.host, listener), flush=True)
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; device {predictor.device.type}; Ctrl-C stops",
             file=sys.stderr,

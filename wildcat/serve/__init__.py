@@ -1,4 +1,4 @@
-"""An HTTP service and a page for one model: `wildcat serve RUN`; needs the extra `serve`."""
+"""HTTP service and demo page for one model (`wildcat serve RUN`); needs the extra `serve`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wildcat.errors import MissingExtra
 
 try:
     import fastapi as _fastapi  # noqa: F401
-    import python_multipart as _multipart  # noqa: F401  # Starlette reads forms with it
+    import python_multipart as _multipart  # noqa: F401  # Starlette parses forms with it
     import uvicorn as _uvicorn  # noqa: F401
 
     from wildcat.serve.app import create_app

@@ -1,165 +1,144 @@
-"""Requests that overlap share passes through the network, in threads of their own; and what bounds their number."""
+"""Group concurrent requests into batches for the workers, and limit the memory of decoded images."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any
 
-from wildcat.serve.limits import Refused
+from wildcat.serve.limits import RequestError
+from wildcat.serve.workers import Job, Worker
 
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+WAIT_SECONDS = 0.004  # how long the first image of a batch waits for more
+CHECK_SECONDS = 1.0  # how often idle workers are checked
 
-WAIT = 0.004
-"""Seconds an image waits for company."""
+Entry = tuple[Job, "Future[Any]"]
 
 
-class Batcher(Generic[Item, Answer]):
-    """Worker threads that answer what is submitted, up to `batch_size` items at a time each.
+class Batcher:
+    """A queue of jobs, and a thread for each worker that takes batches from it.
 
-    An item that nobody waits for any more (its future is cancelled) is left out. Where a batch fails, its items are
-    tried one by one, so that none pays for another.
+    Jobs whose future is cancelled are skipped. If a batch fails, its jobs run one by one, so that one image cannot fail
+    the requests of others.
 
     Args:
-        answer: items -> as many answers, in their order.
-        batch_size: at least 1.
-        workers: batches that are answered at the same time, at least 1.
-        wait: seconds the first item of a batch waits for more.
+        batch_size: most jobs per batch.
     """
 
-    def __init__(
-        self,
-        answer: Callable[[Sequence[Item]], Sequence[Answer]],
-        batch_size: int,
-        workers: int = 1,
-        wait: float = WAIT,
-    ) -> None:
-        self.answer, self.batch_size, self.wait = answer, batch_size, wait
-        self.waiting: queue.SimpleQueue[tuple[Item, Future[Answer]] | None] = queue.SimpleQueue()
+    def __init__(self, workers: Sequence[Worker], batch_size: int) -> None:
+        self.workers, self.batch_size = workers, batch_size
+        self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None ends a thread
         self.lock = threading.Lock()
         self.closed = False
-        self.workers = [
-            threading.Thread(target=self._work, name=f"wildcat-network-{i}", daemon=True) for i in range(workers)
+        self.threads = [
+            threading.Thread(target=self._run, args=(worker,), name=f"wildcat-worker-{i}", daemon=True)
+            for i, worker in enumerate(workers)
         ]
-        for worker in self.workers:
-            worker.start()
+        for thread in self.threads:
+            thread.start()
 
-    def submit(self, item: Item) -> Future[Answer]:
-        """The answer to come.
+    def submit(self, job: Job) -> Future[Any]:
+        """Queue a job; the future gives what the job's `render` returns.
 
         Raises:
-            Refused: the service is stopping.
+            RequestError: 503, the service is stopping.
         """
-        future: Future[Answer] = Future()
+        future: Future[Any] = Future()
         with self.lock:
             if self.closed:
-                raise Refused(503, "this service is stopping.")
-            self.waiting.put((item, future))
+                raise RequestError(503, "the service is stopping.")
+            self.queue.put((job, future))
         return future
 
     @property
-    def alive(self) -> bool:
-        """Whether every worker can answer."""
-        return all(worker.is_alive() for worker in self.workers) and not self.closed
+    def workers_alive(self) -> int:
+        """How many workers can run a batch."""
+        if self.closed:
+            return 0
+        return sum(t.is_alive() and w.alive for t, w in zip(self.threads, self.workers, strict=True))
 
     def close(self, seconds: float = 10.0) -> None:
-        """Answer what was submitted, take no more, and wait at most so long for the workers to end."""
+        """Refuse new jobs, finish the queued ones within `seconds`, and stop the workers."""
         with self.lock:
             if not self.closed:
                 self.closed = True
-                for _ in self.workers:
-                    self.waiting.put(None)
-        until = time.monotonic() + seconds
+                for _ in self.threads:
+                    self.queue.put(None)
+        end = time.monotonic() + seconds
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
         for worker in self.workers:
-            worker.join(max(0.0, until - time.monotonic()))
+            worker.close()
 
-    def _work(self) -> None:
+    def _run(self, worker: Worker) -> None:
         more = True
         while more:
-            batch, more = self._gather()
-            running = [(item, future) for item, future in batch if future.set_running_or_notify_cancel()]
+            batch, more = self._next_batch()
+            running = [(job, future) for job, future in batch if future.set_running_or_notify_cancel()]
             if running:
-                self._settle(running)
-            del batch, running  # or the last images stay in memory until the next come
+                self._run_batch(worker, running)
+            del batch, running  # do not hold the images until the next batch
+            if more:
+                with contextlib.suppress(RequestError):  # the next batch tries again
+                    worker.restart_if_dead()
 
-    def _gather(self) -> tuple[list[tuple[Item, Future[Answer]]], bool]:
-        """The next batch, and whether more may come after it."""
-        first = self.waiting.get()
-        if first is None:
-            return [], False
-        batch, until = [first], time.monotonic() + self.wait
+    def _next_batch(self) -> tuple[list[Entry], bool]:
+        """The next batch, empty after `CHECK_SECONDS` without jobs; and whether more batches may follow."""
+        batch: list[Entry] = []
+        end = time.monotonic() + CHECK_SECONDS
         while len(batch) < self.batch_size:
             try:
-                entry = self.waiting.get(timeout=max(0.0, until - time.monotonic()))
+                entry = self.queue.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
                 break
             if entry is None:
                 return batch, False
+            if not batch:
+                end = time.monotonic() + WAIT_SECONDS
             batch.append(entry)
         return batch, True
 
-    def _settle(self, batch: Sequence[tuple[Item, Future[Answer]]]) -> None:
+    def _run_batch(self, worker: Worker, batch: Sequence[Entry]) -> None:
         try:
-            answers = self.answer([item for item, _ in batch])
+            results = worker.run([job for job, _ in batch])
         except Exception as error:
-            if len(batch) == 1:
-                batch[0][1].set_exception(error)
+            if len(batch) > 1:
+                for entry in batch:
+                    self._run_batch(worker, [entry])
                 return
-            for entry in batch:
-                self._settle([entry])
-            return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            future.set_result(answer)
-
-
-class Line:
-    """The requests that are answered or wait; there are never more than `places`."""
-
-    def __init__(self, places: int) -> None:
-        self.places, self.taken = places, 0
-
-    def enter(self) -> None:
-        """Take a place.
-
-        Raises:
-            Refused: all are taken.
-        """
-        if self.taken >= self.places:
-            raise Refused(
-                503, f"{self.taken} requests are being answered, as many as may be.", "Try again soon.", retry_after=1
-            )
-        self.taken += 1
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self.taken -= 1
+            results = [error]
+        for (_, future), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
 
 class Budget:
-    """An amount that is shared by all who need some of it at the same time; they are served in the order they came."""
+    """An amount that concurrent tasks share; tasks that wait for their part of it are served in order."""
 
     def __init__(self, total: int) -> None:
         self.total, self.free = total, total
-        self.turn, self.change = asyncio.Lock(), asyncio.Condition()
+        self.first, self.changed = asyncio.Lock(), asyncio.Condition()
 
     @asynccontextmanager
     async def take(self, amount: int) -> AsyncIterator[None]:
-        """Hold `amount`, at most `total`, for the length of the block."""
-        async with self.turn, self.change:
-            await self.change.wait_for(lambda: self.free >= amount)
+        """Wait for `amount`, at most `total`, and hold it during the block."""
+        async with self.first, self.changed:
+            await self.changed.wait_for(lambda: self.free >= amount)
             self.free -= amount
         try:
             yield
         finally:
             self.free += amount
-            await asyncio.shield(self._tell())
+            await asyncio.shield(self._notify())
 
-    async def _tell(self) -> None:
-        async with self.change:
-            self.change.notify_all()
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()

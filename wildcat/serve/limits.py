@@ -1,4 +1,4 @@
-"""What a client may ask for, and the refusal of what is more."""
+"""Limits of the service, and the error of a request that is refused."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from wildcat.errors import ConfigError
 
 @dataclass(frozen=True)
 class Limits:
-    """The bounds of a service.
+    """Limits of the service.
 
     Attributes:
         max_mb: largest request body in megabytes of 1,000,000 bytes.
-        max_pixels: most pixels of an image, read from its header before anything is decoded.
-        queue: most requests that are answered or wait; more are told to come back (503).
-        seconds: for the body to arrive, and again for the answer to be made.
-        batch_size: most images that go through the network together.
+        max_pixels: most pixels of an image, checked in its header before it is decoded.
+        queue: most requests that run or wait; further requests get status 503.
+        timeout: seconds to receive a request, and again to compute its response.
+        worker_timeout: seconds a worker may take for a batch; a worker process is then killed and restarted.
+        batch_size: most images per forward pass.
 
     Raises:
         ConfigError: a value is out of range.
@@ -27,11 +28,12 @@ class Limits:
     max_mb: float = 20.0
     max_pixels: int = 40_000_000
     queue: int = 32
-    seconds: float = 60.0
+    timeout: float = 60.0
+    worker_timeout: float = 60.0
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("max_mb", "seconds"):
+        for name in ("max_mb", "timeout", "worker_timeout"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigError(f"{name}={value}: give a number above 0.")
@@ -42,22 +44,21 @@ class Limits:
 
     @property
     def max_bytes(self) -> int:
-        """Of a request body."""
+        """Largest request body in bytes."""
         return int(self.max_mb * 1e6)
 
     @property
-    def pixels_at_once(self) -> int:
-        """Of all images that are decoded at a time: what bounds the memory."""
+    def max_decoded_pixels(self) -> int:
+        """Most pixels of all images that are decoded at the same time; this bounds the memory of the service."""
         return 3 * self.max_pixels
 
 
-class Refused(Exception):
-    """A request that is not answered: the HTTP status, a sentence and what to do instead."""
+class RequestError(Exception):
+    """A request fails with this HTTP status, message and hint; `retry_after` is in seconds."""
 
     def __init__(self, status: int, message: str, hint: str = "", retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.hint, self.retry_after = status, message, hint, retry_after
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Refusals travel between processes."""
-        return Refused, (self.status, self.message, self.hint, self.retry_after)
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send these errors to the service
+        return RequestError, (self.status, self.message, self.hint, self.retry_after)

@@ -1,4 +1,4 @@
-"""Around every request: who may ask, how much a body may hold, and what browsers are told about the answer."""
+"""ASGI middleware: checks the host and origin, limits the request body, and adds security headers to responses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wildcat.serve.limits import Refused
+from wildcat.serve.limits import RequestError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-SECURITY = {
-    "Content-Security-Policy": POLICY,
+SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -30,24 +28,24 @@ SECURITY = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
+# After an error the rest of the body is read for this long: if the connection closed at once, a client that still
+# sends might never receive the response.
 DRAIN_SECONDS = 5.0
-"""How long what a refused client still sends is read and forgotten: closed at once, it might never see the answer."""
 
 
-def refusal(error: Refused) -> JSONResponse:
-    """The answer to a request that is refused: `detail` and `hint`."""
+def error_response(error: RequestError) -> JSONResponse:
+    """JSON with `detail` and `hint`."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return JSONResponse({"detail": error.message, "hint": error.hint}, error.status, headers)
 
 
-class Guard:
-    """ASGI middleware.
+class SecurityMiddleware:
+    """See the module.
 
     Args:
-        app: what is guarded.
-        max_bytes: of a body, counted as it comes; above it, reading raises `Refused` (413).
-        hosts: names under which the service may be addressed, so that a page of a stranger whose name points here
-            (DNS rebinding) gets nothing; None: any.
+        max_bytes: largest request body, counted while it arrives; reading more raises `RequestError` (413).
+        hosts: accepted host names; they protect a local service from web pages whose own host name points to it
+            (DNS rebinding). None accepts any.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, hosts: Collection[str] | None = None) -> None:
@@ -59,59 +57,62 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        body = Body(receive, self.max_bytes, held_back=headers.get("expect", "").lower() == "100-continue")
+        body = LimitedBody(receive, self.max_bytes, paused=headers.get("expect", "").lower() == "100-continue")
 
-        async def send_guarded(message: Message) -> None:
+        async def send_secured(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if message["status"] >= 400:
                     await body.drain()
-                answer = MutableHeaders(scope=message)
-                for name, value in SECURITY.items():
-                    answer[name] = value
-                answer.setdefault("Cache-Control", "no-store")
+                response_headers = MutableHeaders(scope=message)
+                response_headers.update(SECURITY_HEADERS)
+                response_headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
             self._check(headers)
-        except Refused as error:
-            await refusal(error)(scope, body.receive, send_guarded)
+        except RequestError as error:
+            await error_response(error)(scope, body.receive, send_secured)
             return
-        await self.app(scope, body.receive, send_guarded)
+        await self.app(scope, body.receive, send_secured)
 
     def _check(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self.hosts is not None and (_hostname(f"//{host}") or "") not in self.hosts:
-            raise Refused(400, f"this service is not called {host[:200]!r}.", "Start it with --names to add a name.")
+        if self.hosts is not None and _host_name(f"//{host}") not in self.hosts:
+            raise RequestError(
+                400, f"this service does not accept the host name {host[:200]!r}.", "Start it with --names to add it."
+            )
         origin = headers.get("origin")
-        if origin is not None and _netloc(origin) != host.lower():
-            raise Refused(403, f"pages of {origin[:200]} may not use this service.", "Use its own page, or a program.")
+        if origin is not None and _address(origin) != host.lower():
+            raise RequestError(
+                403, f"pages of {origin[:200]} may not use this service.", "Use its own page, or a program."
+            )
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdecimal()):
-            raise Refused(400, f"Content-Length {length[:200]!r} is no number of bytes.")
+            raise RequestError(400, f"Content-Length {length[:200]!r} is not a number of bytes.")
         if len(length) > 18 or int(length) > self.max_bytes:
             raise too_large(self.max_bytes)
 
 
-class Body:
-    """A request's body: counted, bounded, and read to its end where the answer comes before it.
+class LimitedBody:
+    """A request body that is counted, limited, and drained if the response comes before its end.
 
     Args:
-        receive: the server's.
-        held_back: the client sends nothing before it is asked to.
+        receive: the server's function.
+        paused: whether the client waits for "100 Continue" before it sends the body.
     """
 
-    def __init__(self, receive: Receive, max_bytes: int, held_back: bool = False) -> None:
-        self.source, self.max_bytes, self.held_back = receive, max_bytes, held_back
+    def __init__(self, receive: Receive, max_bytes: int, paused: bool = False) -> None:
+        self.source, self.max_bytes, self.paused = receive, max_bytes, paused
         self.count, self.done = 0, False
 
     async def receive(self) -> Message:
         """The next message.
 
         Raises:
-            Refused: 413, the body is larger than it may be.
+            RequestError: 413, the body is larger than `max_bytes`.
         """
         message = await self.source()
-        self.held_back = False
+        self.paused = False
         self.count += len(message.get("body", b""))
         self.done = message["type"] != "http.request" or not message.get("more_body", False)
         if self.count > self.max_bytes:
@@ -119,28 +120,28 @@ class Body:
         return message
 
     async def drain(self) -> None:
-        """Read and forget the rest, for a few seconds and a few times `max_bytes` at most."""
+        """Read and discard the rest, for at most `DRAIN_SECONDS` and up to four times `max_bytes`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while not self.done and not self.held_back and self.count <= 4 * self.max_bytes:
-                    with contextlib.suppress(Refused):
+                while not self.done and not self.paused and self.count <= 4 * self.max_bytes:
+                    with contextlib.suppress(RequestError):
                         await self.receive()
 
 
-def too_large(max_bytes: int) -> Refused:
-    """The refusal of a body above `max_bytes`."""
-    return Refused(413, f"the request is larger than {max_bytes / 1e6:g} MB.", "Send a smaller image.")
+def too_large(max_bytes: int) -> RequestError:
+    """Status 413."""
+    return RequestError(413, f"the request is larger than {max_bytes / 1e6:g} MB.", "Send a smaller image.")
 
 
-def _hostname(address: str) -> str | None:
+def _host_name(url: str) -> str | None:
     try:
-        return urlsplit(address).hostname
+        return urlsplit(url).hostname
     except ValueError:
         return None
 
 
-def _netloc(origin: str) -> str | None:
+def _address(url: str) -> str | None:
     try:
-        return urlsplit(origin).netloc.lower()
+        return urlsplit(url).netloc.lower()
     except ValueError:
         return None

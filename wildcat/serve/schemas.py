@@ -1,4 +1,4 @@
-"""What is asked and answered, as the service's OpenAPI page describes it."""
+"""Parameters and responses of the routes, as /openapi.json describes them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["overlays", "heatmaps", "modalities", "masks"]
+Save = Literal["overlays", "heatmaps", "modalities", "masks"]
 Drawing = Literal["overlay", "heatmap", "modalities", "mask", "image"]
 Format = Literal["coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"]
 
-Crf = Annotated[bool, Field(description="Sharpen masks to the edges of the image with a dense CRF; takes seconds.")]
+Crf = Annotated[bool, Field(description="Refine masks with a dense CRF, which aligns them with edges; takes seconds.")]
 Threshold = Annotated[
     float | None,
     Field(
         allow_inf_nan=False,
-        description="Where a mask ends, instead of where the model's own rule ends it; higher draws less. In the unit "
-        "of that rule, which `cells` names: a raw score for `score`, a part of each class map's maximum for others.",
+        description="Background threshold of masks instead of the model's own; a higher one gives smaller masks. A raw "
+        "score if `cells` names the rule `score`, otherwise a share of each class map's maximum.",
     ),
 ]
 
@@ -26,15 +26,13 @@ class PredictQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    save: list[Kind] = Field(
-        [], max_length=8, description="Images to send along in `files`, as PNG in data URLs.", examples=[["overlays"]]
+    save: list[Save] = Field(
+        [], max_length=8, description="Images to return in `files`, as PNG in data URLs.", examples=[["overlays"]]
     )
     classes: list[str] = Field(
         [], max_length=64, description="Classes to draw instead of the predicted ones.", examples=[["dog"]]
     )
-    cells: int = Field(
-        0, ge=0, description="Send the maps of so many of the likeliest classes too, on the network's own grid."
-    )
+    cells: int = Field(0, ge=0, description="Return the raw maps of this many of the most probable classes.")
     crf: Crf = False
     threshold: Threshold = None
 
@@ -46,10 +44,10 @@ class MapQuery(BaseModel):
 
     kind: Drawing = Field(
         "overlay",
-        description="overlay: the image under the heatmap, with the point. heatmap: the heatmap alone. modalities: "
-        "the M maps behind the class, side by side. mask: indexed, 0 is background. image: as it was read.",
+        description="overlay: the heatmap and the point over the image. heatmap: the heatmap alone. modalities: the "
+        "M maps behind the class, side by side. mask: indexed, 0 is background. image: the decoded image.",
     )
-    class_name: str | None = Field(None, alias="class", description="Without it, the likeliest.", examples=["dog"])
+    class_name: str | None = Field(None, alias="class", description="Default: the most probable.", examples=["dog"])
     crf: Crf = False
     threshold: Threshold = None
 
@@ -59,74 +57,74 @@ class AnnotationQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Format = Field("coco", description="As `wildcat export annotations` writes it.")
+    format: Format = Field("coco", description="See `wildcat export annotations`.")
     min_score: float | None = Field(
-        None, ge=0, le=1, description="Write the classes of at least this probability; by default the predicted ones."
+        None, ge=0, le=1, description="Lowest probability of the classes to annotate; default: the predicted classes."
     )
     crf: Crf = False
 
 
 class ClassCells(BaseModel):
-    """The maps of one class; cell v of 0 to 255 stands for low + v / 255 * (high - low)."""
+    """The maps of one class as bytes: value v means low + v / 255 * (high - low)."""
 
     low: float
     high: float
     map: str = Field(description="base64 of h * w bytes, row by row.")
     modality_low: float
     modality_high: float
-    modalities: list[str] = Field(description="M of the same; of a model of several networks, one map each.")
-    opacity: float = Field(description="How strongly heat is best drawn, 1 where the class is predicted.")
+    modalities: list[str] = Field(description="The M modality maps; of an ensemble, the class map of each member.")
+    opacity: float = Field(description="Suggested opacity of the heatmap, 1 for a predicted class.")
 
 
 class MaskRule(BaseModel):
-    """How the model draws its mask: the strongest of the classes, wherever it is above the threshold."""
+    """How the model computes its mask: the class with the highest map value, where that is above the threshold."""
 
-    classes: list[str] = Field(description="Likely enough to be drawn, in the order of the model's.")
+    classes: list[str] = Field(description="The classes that the mask may contain.")
     rule: Literal["score", "constant", "power"] = Field(
-        description="score: maps are compared as they are; otherwise each is divided by its maximum first."
+        description="score: compare raw maps; otherwise divide each map by its maximum first."
     )
     threshold: float
 
 
 class Cells(BaseModel):
-    """Class maps as the network made them; the grid covers the whole image."""
+    """Raw class maps in the resolution of the network; the grid covers the whole image."""
 
-    grid: tuple[int, int] = Field(description="h, w")
-    classes: dict[str, ClassCells] = Field(description="The likeliest first, then others that are in the mask.")
+    grid: tuple[int, int] = Field(description="(h, w)")
+    classes: dict[str, ClassCells] = Field(description="The most probable first, then the others of the mask.")
     mask: MaskRule
 
 
-class PredictionAnswer(BaseModel):
-    """A row of predictions.jsonl. Points (x, y) and boxes x1 y1 x2 y2 score are in pixels of the image."""
+class PredictionResponse(BaseModel):
+    """A row of predictions.jsonl. Points (x, y) and boxes (x1, y1, x2, y2, score) are in pixels of the image."""
 
-    image: str = Field(description="The file name that was sent.")
+    image: str = Field(description="The file name of the upload.")
     width: int
     height: int
-    scores: dict[str, float] = Field(description="Raw.")
+    scores: dict[str, float] = Field(description="Raw scores (logits).")
     probabilities: dict[str, float]
-    labels: list[str] = Field(description="The predicted classes, likeliest first.")
+    labels: list[str] = Field(description="The predicted classes, the most probable first.")
     points: dict[str, tuple[float, float]]
     boxes: dict[str, list[list[float]]] = Field(description="Of the predicted classes.")
-    files: dict[str, Any] = Field(description="What `save` asked for, as data URLs where the file has paths.")
-    mask_values: dict[str, int] | None = Field(None, description="With `save=masks`: the value of each drawn class.")
+    files: dict[str, Any] = Field(description="The images that `save` names, as data URLs.")
+    mask_values: dict[str, int] | None = Field(None, description="With `save=masks`: the mask value of each class.")
     cells: Cells | None = Field(None, description="Only with `cells`.")
 
 
-class MemberAnswer(BaseModel):
-    """One network."""
+class MemberResponse(BaseModel):
+    """One network of the model."""
 
     backbone: str
-    num_maps: int = Field(description="M, the maps behind each class.")
-    input_size: int = Field(description="Side in pixels of the square an image is warped to.")
+    num_maps: int = Field(description="M, the number of maps per class.")
+    input_size: int = Field(description="Side in pixels of the square input.")
 
 
-class ModelAnswer(BaseModel):
-    """The model that is served."""
+class ModelResponse(BaseModel):
+    """The model of this service, and the limits of the service."""
 
     name: str
     task: Literal["multilabel", "multiclass"]
     classes: list[str]
-    members: list[MemberAnswer]
+    members: list[MemberResponse]
     flip: str
     device: str
     versions: dict[str, str]
@@ -134,16 +132,21 @@ class ModelAnswer(BaseModel):
     annotation_formats: list[str]
 
 
-class HealthAnswer(BaseModel):
-    """Whether the service can answer, and how busy it is."""
+class HealthResponse(BaseModel):
+    """State of the workers and of the queue."""
 
-    status: Literal["ok", "down"]
-    requests: int = Field(description="Answered now or waiting.")
-    places: int = Field(description="As many may be.")
+    status: Literal["ok", "degraded", "down"] = Field(
+        description="ok: all workers are alive; degraded: some are not; down: none is (status code 503)."
+    )
+    workers: int
+    workers_alive: int
+    restarts: int = Field(description="How often workers were restarted because they crashed or hung.")
+    requests: int = Field(description="Requests that run or wait.")
+    queue: int = Field(description="Most requests that may run or wait.")
 
 
-class RefusalAnswer(BaseModel):
-    """Why a request was refused."""
+class ErrorResponse(BaseModel):
+    """Why a request failed, and what to do."""
 
     detail: str
     hint: str
@@ -161,6 +164,7 @@ EXAMPLE = {
     "files": {},
 }
 
+# The body of a request, for OpenAPI.
 UPLOAD = {
     "required": True,
     "content": {
@@ -175,13 +179,12 @@ UPLOAD = {
         }
     },
 }
-"""The body of a request, for OpenAPI."""
 
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": RefusalAnswer, "description": "The form is broken."},
-    408: {"model": RefusalAnswer, "description": "The body did not arrive in time."},
-    413: {"model": RefusalAnswer, "description": "Too many bytes or pixels."},
-    415: {"model": RefusalAnswer, "description": "Not multipart, or no image of a known kind."},
-    422: {"model": RefusalAnswer, "description": "No image, a broken one, or a parameter that does not fit."},
-    503: {"model": RefusalAnswer, "description": "Too busy, or the answer took too long: try again (Retry-After)."},
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The form is malformed."},
+    408: {"model": ErrorResponse, "description": "The body did not arrive within the timeout."},
+    413: {"model": ErrorResponse, "description": "Too many bytes or pixels."},
+    415: {"model": ErrorResponse, "description": "Not a multipart form, or not an image in an accepted format."},
+    422: {"model": ErrorResponse, "description": "No image, a broken image, or an invalid parameter."},
+    503: {"model": ErrorResponse, "description": "Queue full, timeout, or a worker crashed: retry after Retry-After."},
 }

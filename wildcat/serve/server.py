@@ -1,4 +1,4 @@
-"""A service on a port of this machine, from its socket to a clean stop."""
+"""Run the service on a socket of this machine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,19 @@ from wildcat.errors import ConfigError, WildcatError
 from wildcat.serve.limits import Limits
 
 BACKLOG = 128
-
-STOP_SECONDS = 10
-"""How long begun answers may take when the service is told to stop."""
+STOP_SECONDS = 10  # for running requests after a signal to stop
 
 
 class AddressError(WildcatError):
-    """The service cannot listen where it was told to."""
+    """The service cannot listen on this address."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections; those made before the service runs wait in it. Port 0 is any free one.
+    """A listening socket; port 0 selects a free port. Early connections wait until `run` accepts them.
 
     Raises:
-        ConfigError: a port that none can be.
-        AddressError: the port is taken, may not be used, or the host is not an address of this machine.
+        ConfigError: not a port number.
+        AddressError: the port is in use or not permitted, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port={port}: give a number from 1 to 65535, or 0 for any free one.")
@@ -37,7 +35,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            if os.name == "posix":  # elsewhere the option would let two services share a port
+            if os.name == "posix":  # on Windows this option would let two services share a port
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(BACKLOG)
@@ -48,14 +46,14 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise AddressError(f"port {port} of {host} is in use.", "Give another --port, or 0 for any.") from error
         if isinstance(error, PermissionError):
-            raise AddressError(f"port {port} may not be used.", "Ports below 1024 are the system's.") from error
+            raise AddressError(f"port {port} is not permitted.", "Give a --port of 1024 or more.") from error
         reason = error.strerror or str(error)
         raise AddressError(f"{host} port {port}: {reason}.", "Give an address of this machine as --host.") from error
     return listener
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
+    """Whether only this machine can reach an address.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, False)
@@ -66,15 +64,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def address_of(host: str, listener: socket.socket) -> str:
-    """What to type into a browser on this machine."""
+def url_of(host: str, listener: socket.socket) -> str:
+    """The URL of the service for a browser on this machine."""
     port = listener.getsockname()[1]
-    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # any address includes this one
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # all addresses include loopback
     return f"http://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
-    """Serve until SIGINT or SIGTERM; then finish what was begun and return."""
+    """Serve until SIGINT or SIGTERM, then finish the running requests and return."""
     config = uvicorn.Config(
         app,
         http="h11",
@@ -87,9 +85,8 @@ def run(app: FastAPI, listener: socket.socket, limits: Limits) -> None:
         timeout_keep_alive=15,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    previous = signal.signal(
-        signal.SIGTERM, lambda *_: None
-    )  # the server sends itself the signal again when it is done
+    # uvicorn sends itself the signal again after it has stopped: ignore that one.
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:

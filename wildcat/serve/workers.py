@@ -1,215 +1,327 @@
-"""The model in processes of their own: passes at the same time do not wait for Python's lock, and one may die."""
+"""Workers run batches of jobs, in a thread of the service or in a process of their own.
+
+Worker processes do not share Python's lock, and the service survives if one crashes or hangs.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import logging
+import math
 import multiprocessing
 import pickle
-import queue
 import signal
+import threading
+import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from copy import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from wildcat.engines.threads import Shares
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import LoadedImage, Predictor
-from wildcat.serve.images import decode, open_bytes
-from wildcat.serve.limits import Limits, Refused
+from wildcat.serve.images import decode_image, open_image
+from wildcat.serve.limits import Limits, RequestError
 
 log = logging.getLogger(__name__)
 
-STOP_SECONDS = 5.0
-"""How long a process may take to end by itself."""
+START_SECONDS = 300.0  # for a process to import torch and load the model
+STOP_SECONDS = 5.0  # for a killed process to end
+
+
+class WorkerError(WildcatError):
+    """A worker process cannot start."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """An image as a client sent it, and what is to be made of its prediction; all of it can be pickled."""
+    """An uploaded image, and the function that makes the response of its prediction; it can be pickled."""
 
     content: bytes
     name: str
     render: Callable[[Prediction], Any]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a step: what it made, or the error that ended it."""
-
-    made: Any = None
-    error: Exception | None = None
-
-    def get(self) -> Any:
-        """What was made; raises the error if there is one."""
-        if self.error is not None:
-            raise self.error
-        return self.made
-
-
-class Copies:
-    """Processes that hold a predictor each and answer jobs; one that dies is started again.
+def predict_batch(
+    predictor: Predictor, limits: Limits, jobs: Sequence[Job], lock: AbstractContextManager[Any]
+) -> list[Any]:
+    """Decode the images of all jobs, run them through the network as one batch, and render each prediction.
 
     Args:
-        predictor: can be pickled; on a CPU.
-        count: how many processes.
-        limits: on pixels, and on the images of a pass.
-        begin: what each process does first, such as setting its allocator.
+        lock: held during the forward pass.
+
+    Returns:
+        for each job what `render` returned, or the exception its image or its rendering raised.
+
+    Raises:
+        Exception: the forward pass of the batch failed.
+    """
+
+    def load(job: Job) -> LoadedImage:
+        return predictor.prepare(decode_image(open_image(job.content, limits.max_pixels), limits.max_pixels))
+
+    def render(job: Job, prediction: Prediction) -> Any:
+        return job.render(replace(prediction, path=job.name))
+
+    loaded = [attempt(load, job) for job in jobs]
+    images = [image for image in loaded if not isinstance(image, Exception)]
+    with lock:
+        predictions = iter(predictor.predict_prepared(images, batch_size=limits.batch_size) if images else [])
+    return [
+        image if isinstance(image, Exception) else attempt(render, job, next(predictions))
+        for job, image in zip(jobs, loaded, strict=True)
+    ]
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the function returns, or the exception it raises; an unexpected one as RuntimeError with its trace.
+
+    A RuntimeError can be pickled; other exceptions may not.
+    """
+    try:
+        return function(*arguments)
+    except (RequestError, WildcatError, MemoryError) as error:
+        return error
+    except Exception:
+        return RuntimeError(traceback.format_exc())
+
+
+class Worker:
+    """Runs batches in the thread that calls `run`.
+
+    Args:
+        threads: the cores that all workers share.
+        lock: held during the forward pass.
+
+    Attributes:
+        restarts: how often the worker was restarted.
     """
 
     def __init__(
-        self, predictor: Predictor, count: int, limits: Limits, begin: Callable[[], object] | None = None
+        self, predictor: Predictor, limits: Limits, threads: Shares, lock: AbstractContextManager[Any]
     ) -> None:
-        self.copies = [Copy(predictor, limits, begin) for _ in range(count)]
-        self.idle: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        for each in self.copies:
-            self.idle.put(each)
-        atexit.register(self.close)  # before multiprocessing waits for processes that wait for us
+        self.predictor, self.limits, self.threads, self.lock = predictor, limits, threads, lock
+        self.restarts = 0
+        self.deadline = math.inf
 
-    def answer(self, jobs: Sequence[Job], threads: int) -> list[Outcome]:
-        """What one process makes of the jobs with so many threads of torch; waits for an idle one.
+    @property
+    def alive(self) -> bool:
+        """Whether the worker runs no batch for longer than `Limits.worker_timeout`."""
+        return time.monotonic() < self.deadline
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """The results of jobs, or exceptions; see `predict_batch`."""
+        self.deadline = time.monotonic() + self.limits.worker_timeout
+        try:
+            with self.threads.take():
+                return predict_batch(self.predictor, self.limits, jobs, self.lock)
+        finally:
+            self.deadline = math.inf
+
+    def restart_if_dead(self) -> None:
+        """Restart the worker if it is dead; a thread cannot be restarted."""
+
+    def close(self) -> None:
+        """Stop the worker."""
+
+
+class WorkerProcess(Worker):
+    """Runs batches in a process with its own predictor; a process that crashes or hangs is killed and restarted.
+
+    The constructor only starts the process: call `load` before `run`.
+
+    Args:
+        predictor: a predictor on the CPU.
+        setup: called first in the process.
+    """
+
+    def __init__(
+        self, predictor: Predictor, limits: Limits, threads: Shares, setup: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(predictor, limits, threads, nullcontext())
+        self.setup = setup
+        self.loaded = self.closed = False
+        self._start()
+        atexit.register(self.close)  # runs before multiprocessing joins its processes
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs and has loaded the model."""
+        return self.loaded and self.process.is_alive()
+
+    def load(self) -> None:
+        """Send the model to the process and wait until it is loaded.
 
         Raises:
-            Refused: 503, it died of them.
+            WorkerError: the process ended, or took too long.
         """
-        idle = self.idle.get()
         try:
-            return idle.answer(jobs, threads)
-        finally:
-            self.idle.put(idle)
-
-    def close(self) -> None:
-        """Let them end; those that do not are killed."""
-        atexit.unregister(self.close)
-        for each in self.copies:
-            each.close()
-        for each in self.copies:
-            each.process.join(STOP_SECONDS)
-            each.process.kill()
-
-
-class Copy:
-    """One process with a predictor; see `Copies`."""
-
-    def __init__(self, predictor: Predictor, limits: Limits, begin: Callable[[], object] | None) -> None:
-        self.predictor, self.limits, self.begin = predictor, limits, begin
-        self.closed = False
-        self._start()
-
-    def answer(self, jobs: Sequence[Job], threads: int) -> list[Outcome]:
-        try:
-            self.connection.send((jobs, threads))
-        except OSError:  # it has died since its last answer: these images are not to blame
-            self._replace()
-            self.connection.send((jobs, threads))
-        try:
-            outcomes: list[Outcome] = self.connection.recv()
-        except Exception as error:
-            self._replace()
-            raise Refused(
-                503,
-                "the process that looked at this image ended; another one takes its place.",
-                "Try again; if that ends as well, leave the image out.",
-                retry_after=5,
+            with self._time_limit(START_SECONDS):
+                self.connection.send_bytes(pack(self.predictor))
+                self.connection.recv()
+        except (EOFError, OSError) as error:
+            self._kill()
+            raise WorkerError(
+                f"a worker process cannot start (exit code {self.process.exitcode}).",
+                'In a script, call create_app below `if __name__ == "__main__":`, or set processes to 0.',
             ) from error
-        return outcomes
+        self.loaded = True
+
+    def run(self, jobs: Sequence[Job]) -> list[Any]:
+        """The results of jobs, or exceptions; see `predict_batch`.
+
+        After a timeout each job gets an error; running them one by one would take the timeout again for each.
+
+        Raises:
+            RequestError: 503, the process crashed or cannot start.
+            Exception: the forward pass of the batch failed.
+        """
+        self.restart_if_dead()
+        seconds = self.limits.worker_timeout
+        with self.threads.take() as threads, self._time_limit(seconds) as expired:
+            try:
+                self.connection.send((jobs, threads))
+                results: list[Any] | Exception = self.connection.recv()
+            except Exception as error:
+                self._kill()
+                if self.closed:
+                    raise RequestError(503, "the service is stopping.") from error
+                if expired.is_set():
+                    log.warning("a worker process took longer than %g seconds; restarting it", seconds)
+                    message = f"the worker did not finish within {seconds:g} seconds and was restarted."
+                    return [RequestError(503, message, "Try again later.", retry_after=5)] * len(jobs)
+                log.warning("a worker process ended (exit code %s); restarting it", self.process.exitcode)
+                raise RequestError(
+                    503,
+                    "the worker process crashed on this image and was restarted.",
+                    "Try again; if it crashes again, skip the image.",
+                    retry_after=5,
+                ) from error
+        if isinstance(results, Exception):
+            raise results
+        return results
+
+    def restart_if_dead(self) -> None:
+        """Restart the process if it is dead.
+
+        Raises:
+            RequestError: 503, it does not start, or the service is stopping.
+        """
+        if self.alive:
+            return
+        if self.closed:
+            raise RequestError(503, "the service is stopping.")
+        self.restarts += 1
+        self._kill()
+        try:
+            self._start()
+            self.load()
+        except Exception as error:
+            log.warning("a worker process cannot start: %s", error)
+            raise RequestError(503, "the worker process cannot start.", "Try again later.", retry_after=5) from error
 
     def close(self) -> None:
-        """Let it end once it has answered."""
+        """Kill the process."""
         self.closed = True
-        self.connection.close()
-
-    def _replace(self) -> None:
-        if self.closed:
-            raise Refused(503, "this service is stopping.")
-        self.connection.close()
+        atexit.unregister(self.close)
         self.process.kill()
-        self.process.join()
-        log.warning("a process that held the model ended (exit code %s); another one starts", self.process.exitcode)
-        self._start()
+        self.process.join(STOP_SECONDS)
+
+    @contextmanager
+    def _time_limit(self, seconds: float) -> Iterator[threading.Event]:
+        """Kill the process after `seconds` and set the event; a blocking call on the connection then raises."""
+        process, expired = self.process, threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield expired
+        finally:
+            timer.cancel()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # not forked: a child would inherit the locks of our threads
-        self.connection, theirs = context.Pipe()
-        arguments = theirs, packed(self.predictor), self.limits, self.begin
-        self.process = context.Process(target=serve_jobs, args=arguments, name="wildcat-copy", daemon=True)
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the service's threads
+        self.connection, connection = context.Pipe()
+        self.process = context.Process(
+            target=run_worker, args=(connection, self.limits, self.setup), name="wildcat-worker", daemon=True
+        )
         self.process.start()
-        theirs.close()
-        if self.closed:  # meanwhile
+        connection.close()
+        if self.closed:  # in the meantime, by another thread
             self.process.kill()
 
+    def _kill(self) -> None:
+        self.loaded = False
+        self.connection.close()
+        self.process.kill()
+        self.process.join(STOP_SECONDS)
 
-def packed(predictor: Predictor) -> bytes:
-    """A predictor on its way to another process, by value: shared memory, multiprocessing's way, may be small.
 
-    Of its engine, torch, only the precision goes along: what it has made of the network is made again.
+def start_processes(
+    predictor: Predictor, limits: Limits, threads: Shares, setup: Callable[[], object] | None, count: int
+) -> list[Worker]:
+    """Start worker processes and load the model in all of them at the same time.
+
+    Raises:
+        WorkerError: one cannot start.
+    """
+    workers = [WorkerProcess(predictor, limits, threads, setup) for _ in range(count)]
+    try:
+        for worker in workers:
+            worker.load()
+    except BaseException:
+        for worker in workers:
+            worker.close()
+        raise
+    return list(workers)
+
+
+def pack(predictor: Predictor) -> bytes:
+    """Pickle a predictor without the engine, which is created again from its precision by `unpack`.
+
+    Weights are pickled by value, because the shared memory that multiprocessing would use for tensors may be small.
     """
     engines = [member.engine for member in predictor.members]
-    plain = copy(predictor)
+    plain = copy.copy(predictor)
     plain.members = tuple(replace(member, engine=None) for member in predictor.members)
     return pickle.dumps((plain, engines[0] and engines[0].precision))
 
 
-def unpacked(content: bytes) -> Predictor:
-    """What `packed` has packed."""
-    predictor, precision = pickle.loads(content)  # noqa: S301  # of the process that started this one
+def unpack(content: bytes) -> Predictor:
+    """The predictor that `pack` pickled."""
+    predictor: Predictor
+    predictor, precision = pickle.loads(content)  # noqa: S301  # the parent process sent it
     if precision is not None:
         predictor.use_engine("torch", precision)
-    return cast(Predictor, predictor)
+    return predictor
 
 
-def serve_jobs(connection: Connection, model: bytes, limits: Limits, begin: Callable[[], object] | None) -> None:
-    """Answer jobs until the other end of the connection closes; signals are the service's to heed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+def run_worker(connection: Connection, limits: Limits, setup: Callable[[], object] | None) -> None:
+    """Main function of a worker process: load the model, then run batches until the connection closes."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service handles them and ends its workers
         signal.signal(number, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module="PIL")  # of strangers' images
-    if begin is not None:
-        begin()
-    predictor = unpacked(model)
-    del model
+    warnings.filterwarnings("ignore", module="PIL")  # about uploaded images
+    if setup is not None:
+        setup()
     with contextlib.suppress(EOFError, ConnectionError):
+        predictor = unpack(connection.recv_bytes())
+        connection.send("ready")
         while True:
             jobs, threads = connection.recv()
             torch.set_num_threads(threads)
-            connection.send(answer_jobs(predictor, limits, jobs))
-            del jobs
-
-
-def answer_jobs(predictor: Predictor, limits: Limits, jobs: Sequence[Job]) -> list[Outcome]:
-    """The outcomes of jobs, in their order: their images share a pass, and none pays for another."""
-
-    def read(job: Job) -> LoadedImage:
-        return predictor.prepare(decode(open_bytes(job.content, limits.max_pixels), limits.max_pixels))
-
-    def predict(images: list[LoadedImage]) -> list[Prediction]:
-        return predictor.predict_prepared(images, batch_size=limits.batch_size) if images else []
-
-    def predict_one(image: LoadedImage) -> Prediction:
-        return predict([image])[0]
-
-    images = [attempt(read, job) for job in jobs]
-    good = [image.made for image in images if image.error is None]
-    together = attempt(predict, good)
-    each = (attempt(predict_one, one) for one in good) if together.error else map(Outcome, together.made)
-    seen = [image if image.error else next(each) for image in images]
-    return [
-        one if one.error else attempt(job.render, replace(one.made, path=job.name))
-        for job, one in zip(jobs, seen, strict=True)
-    ]
-
-
-def attempt(step: Callable[[Any], Any], given: Any) -> Outcome:
-    """What `step` makes of `given`; an error nobody foresaw becomes one that can be pickled, and says where it was."""
-    try:
-        return Outcome(step(given))
-    except (Refused, WildcatError, MemoryError) as error:
-        return Outcome(error=error)
-    except Exception:
-        return Outcome(error=RuntimeError(traceback.format_exc()))
+            connection.send(attempt(predict_batch, predictor, limits, jobs, nullcontext()))
+            del jobs  # do not hold the images until the next batch

@@ -1,307 +1,314 @@
 "use strict";
 (() => {
   const {
-    find, findAll: all, create: make, createSvg: drawing, decodeBase64: bytes, cubic, resizeMap: enlarge, heatColor,
-    paint: painted, drawBox: boxOf, root,
+    find, findAll, create, createSvg, decodeBase64, root,
+    cubic, linear, resizeMap, heatColor, paint, pointRings, drawPoint, drawBox, legendEntry,
   } = wildcat;
+  const LISTED_CLASSES = 60, MAP_SIDE = 320, STAGE_SIDE = 480, THUMBNAIL_SIDE = 120, CRF_SIDE = 1000, DOWNLOAD_SIDE = 4096;
+  const UNREACHABLE = "The service does not respond. Is it still running?";
   const percent = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)} %`;
-  const hex = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
+  const number = (value) => value.toLocaleString("en");
+  const cssColor = (color) => `#${color.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
 
-  // --- talking to the service ---
-  const status = find("#status");
-  const say = (words, bad = false) => {
-    status.textContent = words;
-    status.classList.toggle("bad", bad);
+  // --- status and requests ---
+  const setStatus = (text, isError = false) => {
+    find("#status").textContent = text;
+    find("#status").classList.toggle("bad", isError);
   };
-  const ask = async (path, file, signal) => {
+  const showError = (error) => { if (error.name !== "AbortError") setStatus(error.message, true); };
+  const post = async (path, image, signal) => {
     const form = new FormData();
-    form.append("image", file, file.name || "pasted.png");
+    form.append("image", image, image.name || "pasted.png");
     let response;
     try {
       response = await fetch(path, { method: "POST", body: form, signal });
     } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Error("The service does not answer. Is it still running?");
+      throw error.name === "AbortError" ? error : new Error(UNREACHABLE);
     }
     if (response.ok) return response;
-    const { detail = `The service answered ${response.status}.`, hint = "" } = await response.json().catch(() => ({}));
+    const { detail = `status ${response.status}.`, hint = "" } = await response.json().catch(() => ({}));
     throw new Error(`${detail.charAt(0).toUpperCase()}${detail.slice(1)} ${hint}`);
   };
-  const failed = (error) => { if (error.name !== "AbortError") say(error.message, true); };
+  /** Run `task(signal)`; a later task aborts it. */
+  let currentTask = null;
+  const runTask = async (text, task, onError = () => {}) => {
+    currentTask?.abort();
+    const controller = (currentTask = new AbortController());
+    setStatus(text);
+    document.body.classList.add("loading");
+    try {
+      await task(controller.signal);
+    } catch (error) {
+      if (error.name !== "AbortError") onError();
+      showError(error);
+    } finally {
+      if (currentTask === controller) {
+        currentTask = null;
+        document.body.classList.remove("loading");
+      }
+    }
+  };
 
-  let model, tables, marks;
-  const getModel = async () => {
-    const [facts, colors] = await Promise.all(["/model", "/static/colors.json"].map((path) => fetch(path).then((r) => r.json())));
-    model = facts;
-    marks = colors.marks;
-    tables = Object.fromEntries(Object.entries(colors.colormaps).map(([name, text]) => [name, bytes(text)]));
+  // --- state ---
+  let model, colormaps, maskColors;
+  let file = null, row = null, photo = null; // the uploaded file, its prediction, and the <img> to draw on
+  let selected = "", shown = "", modality = -1; // class names: clicked, and under the pointer; -1 is the mean of the M maps
+  let threshold = null; // of the mask; null: the model's own
+  let refined = null; // the mask after the CRF: width, height, labels
+
+  // --- the model ---
+  const showModel = async () => {
+    const [description, colors] = await Promise.all(["/model", "/static/colors.json"].map((path) => fetch(path).then((r) => r.json())));
+    model = description;
+    maskColors = colors.marks;
+    colormaps = Object.fromEntries(Object.entries(colors.colormaps).map(([name, text]) => [name, decodeBase64(text)]));
     document.title = `${model.name} · wildcat`;
     find("#name").textContent = model.name;
-    find("#here").textContent = location.origin;
-    const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps a class` : ""}`);
+    find("#origin").textContent = location.origin;
+    const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps per class` : ""}`);
     for (const [name, value] of [
-      ["Classes", `${model.classes.length.toLocaleString("en")}${model.task === "multiclass" ? ", one an image" : ", any number an image"}`],
+      ["Classes", `${number(model.classes.length)}, ${model.task === "multiclass" ? "one" : "any number"} per image`],
       [networks.length > 1 ? "Networks" : "Network", networks.join("; ")],
       ["Device", model.device], ["wildcat", model.versions.wildcat],
     ]) {
-      const pair = make("div");
-      pair.append(make("dt", "", name), make("dd", "", value));
-      find("#facts").append(pair);
+      const entry = create("div");
+      entry.append(create("dt", "", name), create("dd", "", value));
+      find("#facts").append(entry);
     }
-    find("#format").append(...model.annotation_formats.map((name) => make("option", "", name)));
-    find("#colormap").append(...Object.keys(tables).map((name) => make("option", "", name)));
-    say("");
+    find("#format").append(...model.annotation_formats.map((name) => create("option", "", name)));
+    find("#colormap").append(...Object.keys(colormaps).map((name) => create("option", "", name)));
+    setStatus("");
   };
-  /** Whether the model is known; an image that is given before that waits for it. */
-  const met = getModel().then(() => true, () => { say("The service does not answer. Is it still running?", true); return false; });
+  const modelLoaded = showModel().then(() => true, () => { setStatus(UNREACHABLE, true); return false; });
 
-  // --- state ---
-  const LISTED = 60, SIDE = 320, CRF_SIDE = 1000;
-  let file = null, row = null, photo = null; // what was given, what the service said, the image to draw on
-  let pinned = "", current = "", modality = -1; // class names; -1 is the mean of the M maps
-  let chosen = null, sharpened = null; // the mask's threshold, null: the model's own; the mask with CRF as class indices
-  let running = null; // what is under way
-
-  // --- from cells to pixels ---
-  /** Bilinear, as the library makes masks. */
-  const linear = (t) => [0, 1 - t, t, 0];
-  const canvasOf = (className, side = SIDE) => {
-    const scale = Math.min(1, side / Math.max(row.width, row.height)), canvas = make("canvas", className);
+  // --- maps and masks ---
+  /** A canvas in the proportions of the image, no side longer than `side` or the image's own. */
+  const createCanvas = (className, side) => {
+    const scale = Math.min(1, side / Math.max(row.width, row.height)), canvas = create("canvas", className);
     canvas.width = Math.max(1, Math.round(row.width * scale));
     canvas.height = Math.max(1, Math.round(row.height * scale));
     return canvas;
   };
-  const heatOf = (name, which, { className = "", side = SIDE, strength = 1 } = {}) => {
-    const cells = row.cells.classes[name], colors = tables[find("#colormap").value];
-    const canvas = canvasOf(className, side);
-    const map = bytes(which < 0 ? cells.map : cells.modalities[which]);
-    const heat = enlarge(map, row.cells.grid, canvas.height, canvas.width, cubic);
-    return painted(canvas, (i) => heatColor(heat[i], colors, strength));
+  const drawHeatmap = (name, map, { className = "", side = MAP_SIDE, strength = 1 } = {}) => {
+    const cells = row.cells.classes[name], colors = colormaps[find("#colormap").value], canvas = createCanvas(className, side);
+    const levels = decodeBase64(map < 0 ? cells.map : cells.modalities[map]);
+    const heat = resizeMap(levels, row.cells.grid, canvas.height, canvas.width, cubic);
+    return paint(canvas, (i) => heatColor(heat[i], colors, strength));
   };
-  const byScore = () => row.cells.mask.rule === "score"; // or each map by its own maximum
-  const thresholdNow = () => chosen ?? row.cells.mask.threshold;
-  /** The class index + 1 of each pixel, 0 the background, as `Prediction.mask` draws it. */
-  const maskOf = (height, width) => {
-    const labels = new Uint16Array(height * width), best = new Float32Array(height * width).fill(thresholdNow());
+  const comparesScores = () => row.cells.mask.rule === "score"; // the other rules divide each map by its maximum
+  const currentThreshold = () => threshold ?? row.cells.mask.threshold;
+  const labelOf = (name) => model.classes.indexOf(name) + 1;
+  /** Label of each pixel, 0 is background; the same as `Prediction.mask`. */
+  const computeMask = (height, width) => {
+    const labels = new Uint16Array(height * width), best = new Float32Array(height * width).fill(currentThreshold());
     for (const name of row.cells.mask.classes) {
-      const cells = row.cells.classes[name], index = model.classes.indexOf(name) + 1;
-      const map = enlarge(bytes(cells.map), row.cells.grid, height, width, linear).map((v) => cells.low + (v / 255) * (cells.high - cells.low));
-      const unit = byScore() ? 1 : map.reduce((a, b) => Math.max(a, b), 0);
-      if (unit > 0) map.forEach((v, i) => { if (v / unit > best[i]) { best[i] = v / unit; labels[i] = index; } });
+      const { map, low, high } = row.cells.classes[name];
+      const values = resizeMap(decodeBase64(map), row.cells.grid, height, width, linear).map((v) => low + (v / 255) * (high - low));
+      const scale = comparesScores() ? 1 : values.reduce((a, b) => Math.max(a, b), 0);
+      if (scale > 0) values.forEach((v, i) => { if (v / scale > best[i]) { best[i] = v / scale; labels[i] = labelOf(name); } });
     }
     return labels;
   };
-  const colorOfLabel = () => new Map(row.cells.mask.classes.map((name, i) => [model.classes.indexOf(name) + 1, marks[i % marks.length]]));
-  const maskCanvas = (side = SIDE) => {
-    const canvas = canvasOf("mask", side), colors = colorOfLabel();
-    let labels;
-    if (sharpened) {
-      const { width, height } = sharpened;
-      labels = new Uint16Array(canvas.width * canvas.height);
-      for (let y = 0, i = 0; y < canvas.height; y++) {
-        const line = Math.floor(((y + 0.5) * height) / canvas.height) * width;
-        for (let x = 0; x < canvas.width; x++, i++) labels[i] = sharpened.labels[line + Math.floor(((x + 0.5) * width) / canvas.width)];
-      }
-    } else labels = maskOf(canvas.height, canvas.width);
-    return painted(canvas, (i) => { const color = colors.get(labels[i]); return color ? [...color, 255] : [0, 0, 0, 0]; });
+  /** Nearest-neighbour resize of a mask. */
+  const resizeMask = (mask, height, width) => {
+    const labels = new Uint16Array(height * width);
+    for (let y = 0, i = 0; y < height; y++) {
+      const start = Math.floor(((y + 0.5) * mask.height) / height) * mask.width;
+      for (let x = 0; x < width; x++, i++) labels[i] = mask.labels[start + Math.floor(((x + 0.5) * mask.width) / width)];
+    }
+    return labels;
+  };
+  const colorsByLabel = () => new Map(row.cells.mask.classes.map((name, i) => [labelOf(name), maskColors[i % maskColors.length]]));
+  const drawMask = (side) => {
+    const canvas = createCanvas("mask", side), { width, height } = canvas, colors = colorsByLabel();
+    const labels = refined ? resizeMask(refined, height, width) : computeMask(height, width);
+    return paint(canvas, (i) => { const color = colors.get(labels[i]); return color ? [...color, 255] : [0, 0, 0, 0]; });
   };
 
   // --- drawing ---
-  const RINGS = [[1.15, "#18181b"], [1, "#fff"], [0.66, "#e69f00"]];
-  const radius = () => 0.02 * Math.sqrt(row.width * row.height);
-  const marksOf = (name) => {
-    const svg = drawing("svg", { viewBox: `0 0 ${row.width} ${row.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const box of row.boxes[name] ?? []) svg.append(boxOf(box, "mark-box"));
-    const [cx, cy] = row.points[name], point = drawing("g", { class: "mark-point" });
-    for (const [part, fill] of RINGS) point.append(drawing("circle", { cx, cy, r: radius() * part, fill }));
-    svg.append(point);
+  const layer = () => document.body.dataset.layer;
+  const pointRadius = () => 0.02 * Math.sqrt(row.width * row.height);
+  const drawMarks = (name) => {
+    const svg = createSvg("svg", { viewBox: `0 0 ${row.width} ${row.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    for (const box of row.boxes[name] ?? []) svg.append(drawBox(box, "mark-box"));
+    svg.append(drawPoint(row.points[name], pointRadius()));
     return svg;
   };
-  const layer = () => document.body.dataset.layer;
-  const draw = () => {
+  const drawStage = () => {
     if (!row) return;
-    const stage = find("#stage"), strength = row.cells.classes[current].opacity;
+    const stage = find("#stage"), { opacity } = row.cells.classes[shown], maskClasses = row.cells.mask.classes;
     stage.replaceChildren(photo);
-    if (layer() === "heat") stage.append(heatOf(current, modality, { side: 480, strength: modality < 0 ? Math.max(strength, 0.35) : 1 }), marksOf(current));
-    if (layer() === "mask") stage.append(maskCanvas(480));
-    const [x, y] = row.points[current], which = modality < 0 ? "" : `, map ${modality + 1}`;
-    find("#caption").textContent = layer() === "mask" ? (row.cells.mask.classes.length ? "" : "No class is likely enough for a mask.")
-      : `${current}${which}: ${percent(row.probabilities[current])}, point at (${x.toFixed(0)}, ${y.toFixed(0)})`;
-    const legend = find("#legend"), colors = colorOfLabel();
-    legend.hidden = layer() !== "mask" || !row.cells.mask.classes.length;
-    legend.replaceChildren(...row.cells.mask.classes.map((name) => {
-      const entry = make("span"), swatch = drawing("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" });
-      swatch.append(drawing("rect", { width: 12, height: 12, rx: 2, fill: hex(colors.get(model.classes.indexOf(name) + 1)) }));
-      entry.append(swatch, name);
-      return entry;
-    }));
-    for (const button of all(".row")) {
-      button.classList.toggle("current", button.dataset.name === current && layer() !== "mask");
-      button.setAttribute("aria-pressed", button.dataset.name === pinned);
+    if (layer() === "heat") {
+      const strength = modality < 0 ? Math.max(opacity, 0.35) : 1;
+      stage.append(drawHeatmap(shown, modality, { side: STAGE_SIDE, strength }), drawMarks(shown));
+    }
+    if (layer() === "mask") stage.append(drawMask(STAGE_SIDE));
+    const [x, y] = row.points[shown], mapName = modality < 0 ? "" : `, map ${modality + 1}`;
+    find("#caption").textContent = layer() !== "mask"
+      ? `${shown}${mapName}: ${percent(row.probabilities[shown])}, point at (${x.toFixed(0)}, ${y.toFixed(0)})`
+      : maskClasses.length ? "" : "No class is probable enough for a mask.";
+    const legend = find("#legend"), colors = colorsByLabel();
+    legend.hidden = layer() !== "mask" || !maskClasses.length;
+    legend.replaceChildren(...maskClasses.map((name) => legendEntry(name, cssColor(colors.get(labelOf(name))))));
+    for (const button of findAll(".row")) {
+      button.classList.toggle("current", button.dataset.name === shown && layer() !== "mask");
+      button.setAttribute("aria-pressed", button.dataset.name === selected);
     }
   };
-  const fillModalities = () => {
-    const count = row.cells.classes[current].modalities.length;
-    find("#modalities").replaceChildren(...[-1, ...Array(count).keys()].map((which) => {
-      const button = make("button"), stage = make("span", "stage"), image = photo.cloneNode();
+  const createModalityButtons = () => {
+    const count = row.cells.classes[shown].modalities.length;
+    find("#modalities").replaceChildren(...[-1, ...Array(count).keys()].map((map) => {
+      const button = create("button"), stage = create("span", "stage"), image = photo.cloneNode();
       image.alt = "";
       button.type = "button";
-      button.dataset.modality = which;
+      button.dataset.modality = map;
       stage.style.aspectRatio = row.width / row.height;
-      stage.append(image, make("canvas"));
-      button.append(stage, make("span", "", which < 0 ? "Mean" : `Map ${which + 1}`));
-      button.addEventListener("click", () => { modality = which; refresh(); });
+      stage.append(image, create("canvas"));
+      button.append(stage, create("span", "", map < 0 ? "Mean" : `Map ${map + 1}`));
+      button.addEventListener("click", () => { modality = map; draw(); });
       return button;
     }));
   };
   const drawModalities = () => {
-    const buttons = all("#modalities button");
-    find("#behind").hidden = buttons.length < 3 || layer() !== "heat";
-    if (find("#behind").hidden) return;
-    find("#behind-name").textContent = `The ${buttons.length - 1} maps behind ${current}`;
+    const buttons = findAll("#modalities button"), section = find("#modality-section");
+    section.hidden = buttons.length < 3 || layer() !== "heat"; // a single map equals the mean
+    if (section.hidden) return;
+    find("#modality-title").textContent = `The ${buttons.length - 1} maps of ${shown}`;
     for (const button of buttons) {
-      const which = Number(button.dataset.modality);
-      find("canvas", button).replaceWith(heatOf(current, which, { className: "always", side: 120 }));
-      button.setAttribute("aria-pressed", which === modality);
+      const map = Number(button.dataset.modality);
+      find("canvas", button).replaceWith(drawHeatmap(shown, map, { className: "always", side: THUMBNAIL_SIDE }));
+      button.setAttribute("aria-pressed", map === modality);
     }
   };
-  const refresh = () => { draw(); drawModalities(); };
-  const look = (name) => { if (name !== current) { current = name; refresh(); } };
+  const draw = () => { drawStage(); drawModalities(); };
+  const showClass = (name) => { if (name !== shown) { shown = name; draw(); } };
 
-  const fillClasses = () => {
-    const names = Object.keys(row.cells.classes).sort((a, b) => row.scores[b] - row.scores[a]);
-    const rest = model.classes.length - names.length;
-    find("#classes-note").textContent = rest > 0 ? `The ${names.length} likeliest of ${model.classes.length.toLocaleString("en")}.` : row.labels.length ? "" : "None reaches 50 %.";
+  // --- the list of classes ---
+  const createClassList = () => {
+    const names = Object.keys(row.cells.classes).sort((a, b) => row.scores[b] - row.scores[a]), all = model.classes.length;
+    find("#classes-note").textContent = names.length < all ? `The ${names.length} most probable of ${number(all)}.`
+      : row.labels.length ? "" : "No class reaches 50 %.";
     find("#classes").replaceChildren(...names.map((name, i) => {
-      const item = make("li"), button = make("button", row.labels.includes(name) ? "row predicted" : "row");
-      const length = make("span", "length"), bar = make("i");
+      const item = create("li"), button = create("button", row.labels.includes(name) ? "row predicted" : "row");
+      const bar = create("span", "length"), filled = create("i");
       button.type = "button";
       button.dataset.name = name;
       button.title = name;
       button.tabIndex = i ? -1 : 0;
-      bar.style.width = `${100 * row.probabilities[name]}%`;
-      length.append(bar);
-      button.append(make("bdi", "", name), make("span", "num", percent(row.probabilities[name])), length);
-      button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") look(name); });
-      button.addEventListener("focus", () => look(name));
-      button.addEventListener("click", () => { pinned = name; look(name); draw(); });
+      filled.style.width = `${100 * row.probabilities[name]}%`;
+      bar.append(filled);
+      button.append(create("bdi", "", name), create("span", "num", percent(row.probabilities[name])), bar);
+      button.addEventListener("pointerenter", (event) => { if (event.pointerType === "mouse") showClass(name); });
+      button.addEventListener("focus", () => showClass(name));
+      button.addEventListener("click", () => { selected = name; showClass(name); drawStage(); });
       item.append(button);
       return item;
     }));
   };
-  find("#classes").addEventListener("pointerleave", () => { if (row) look(pinned); });
+  find("#classes").addEventListener("pointerleave", () => { if (row) showClass(selected); });
   find("#classes").addEventListener("keydown", (event) => {
-    const rows = all(".row"), here = rows.indexOf(event.target.closest(".row"));
-    const next = { ArrowDown: rows[here + 1], ArrowUp: rows[here - 1], Home: rows[0], End: rows.at(-1) }[event.key];
+    const rows = findAll(".row"), index = rows.indexOf(event.target.closest(".row"));
+    const next = { ArrowDown: rows[index + 1], ArrowUp: rows[index - 1], Home: rows[0], End: rows.at(-1) }[event.key];
     if (!next) return;
     event.preventDefault();
     for (const other of rows) other.tabIndex = other === next ? 0 : -1;
     next.focus();
   });
 
-  // --- a new image ---
-  const shown = async (source) => {
-    const image = make("img");
-    image.src = URL.createObjectURL(source);
+  // --- uploads ---
+  const loadImage = async (url) => {
+    const image = create("img");
+    image.src = url;
     image.decoding = "sync";
     image.draggable = false;
     await image.decode();
     return image;
   };
-  const sized = (ratio) => {
+  const setStageSize = (ratio) => {
     const stage = find("#stage");
     stage.style.aspectRatio = ratio;
-    stage.style.width = `min(100%, ${62 * ratio}vh)`; // all of it is seen beside the classes
+    stage.style.width = `min(100%, ${62 * ratio}vh)`; // the whole image is visible beside the classes
   };
-  const open = async (given) => {
-    if (!(await met)) return;
-    if (given.size > model.limits.max_mb * 1e6) {
-      say(`This file has ${(given.size / 1e6).toFixed(1)} MB; at most ${model.limits.max_mb} MB are read here.`, true);
+  const open = async (upload) => {
+    if (!(await modelLoaded)) return;
+    if (upload.size > model.limits.max_mb * 1e6) {
+      setStatus(`This file has ${(upload.size / 1e6).toFixed(1)} MB; the limit is ${model.limits.max_mb} MB.`, true);
       return;
     }
-    running?.abort();
-    const mine = (running = new AbortController());
-    say(`Looking at ${given.name || "the image"} …`);
-    document.body.classList.add("waiting");
-    try {
-      const answer = await (await ask(`/predict?cells=${LISTED}`, given, mine.signal)).json();
-      const image = await shown(given).catch(async () => shown(await (await ask("/map?kind=image", given, mine.signal)).blob()));
+    await runTask(`Predicting ${upload.name || "the image"} …`, async (signal) => {
+      const prediction = await (await post(`/predict?cells=${LISTED_CLASSES}`, upload, signal)).json();
+      const image = await loadImage(URL.createObjectURL(upload)).catch(async () => { // browsers cannot show TIFF
+        const png = await (await post("/map?kind=image", upload, signal)).blob();
+        return loadImage(URL.createObjectURL(png));
+      });
       if (photo) URL.revokeObjectURL(photo.src);
-      [file, row, photo, sharpened, modality] = [given, answer, image, null, -1];
+      [file, row, photo, refined, modality] = [upload, prediction, image, null, -1];
       resetThreshold();
       photo.alt = `${row.image}: ${row.labels.join(", ") || "no class is predicted"}`;
       find("#crf").checked = false;
-      pinned = current = row.labels[0] ?? Object.keys(row.cells.classes)[0];
+      selected = shown = row.labels[0] ?? Object.keys(row.cells.classes)[0];
       document.body.classList.add("has-image");
       find("#drop strong").textContent = "Another image:";
       find("#drop span").textContent = "drop, paste or choose a file";
       find("#result").hidden = false;
-      sized(row.width / row.height);
-      fillClasses();
-      fillModalities();
-      refresh();
-      say(`${row.image}, ${row.width} × ${row.height} pixels`);
-    } catch (error) {
-      failed(error);
-    } finally {
-      if (running === mine) {
-        running = null;
-        document.body.classList.remove("waiting");
-      }
-    }
+      setStageSize(row.width / row.height);
+      createClassList();
+      createModalityButtons();
+      draw();
+      setStatus(`${row.image}, ${row.width} × ${row.height} pixels`);
+    });
+  };
+  const openTransfer = (transfer, message) => {
+    if (transfer.files[0]) open(transfer.files[0]);
+    else setStatus(message, true);
   };
   find("#file").addEventListener("change", (event) => {
     if (event.target.files[0]) open(event.target.files[0]);
     event.target.value = "";
   });
-  document.addEventListener("paste", (event) => {
-    const [pasted] = event.clipboardData.files;
-    if (pasted) open(pasted);
-    else say("There is no image to paste; addresses are never opened.", true);
-  });
-  document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("over"); });
-  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("over"); });
+  document.addEventListener("paste", (event) => openTransfer(event.clipboardData, "The clipboard has no image; URLs are not opened."));
+  document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    document.body.classList.remove("over");
-    const [dropped] = event.dataTransfer.files;
-    if (dropped) open(dropped);
-    else say("Drop the file of an image; addresses are never opened.", true);
+    document.body.classList.remove("dragging");
+    openTransfer(event.dataTransfer, "Drop an image file; URLs are not opened.");
   });
 
-  // --- tools ---
-  for (const choice of all("input[name=layer]")) {
-    choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; refresh(); });
+  // --- overlay settings ---
+  for (const choice of findAll("input[name=layer]")) {
+    choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; draw(); });
   }
-  const opacity = find("#opacity");
-  const setOpacity = () => root.style.setProperty("--opacity", opacity.value / 100);
-  opacity.addEventListener("input", setOpacity);
+  const opacityInput = find("#opacity"), thresholdInput = find("#threshold"), crfInput = find("#crf");
+  const setOpacity = () => root.style.setProperty("--opacity", opacityInput.value / 100);
+  opacityInput.addEventListener("input", setOpacity);
   setOpacity();
-  for (const choice of all("[data-show]")) {
+  for (const choice of findAll("[data-show]")) {
     choice.addEventListener("change", () => document.body.classList.toggle(`show-${choice.dataset.show}`, choice.checked));
   }
-  find("#colormap").addEventListener("change", refresh);
-  const threshold = find("#threshold"), crf = find("#crf");
-  const sayThreshold = () => {
-    find("#threshold-said").textContent = byScore() ? `score ${thresholdNow().toFixed(1)}` : `${(100 * thresholdNow()).toFixed(0)} %`;
+  find("#colormap").addEventListener("change", draw);
+  const showThreshold = () => {
+    const value = currentThreshold();
+    find("#threshold-value").textContent = comparesScores() ? `score ${value.toFixed(1)}` : `${(100 * value).toFixed(0)} %`;
   };
-  /** The slider, in percent or in scores, where the model's own threshold is. */
+  /** Move the slider, in percent or raw scores, to the model's own threshold. */
   const resetThreshold = () => {
-    chosen = null;
-    const own = thresholdNow(), maps = row.cells.mask.classes.map((name) => row.cells.classes[name]);
-    threshold.min = byScore() ? Math.floor(Math.min(own, ...maps.map((cells) => cells.low))) : 1;
-    threshold.max = byScore() ? Math.ceil(Math.max(own, ...maps.map((cells) => cells.high))) : 95;
-    threshold.step = byScore() ? 0.1 : 1;
-    threshold.value = byScore() ? own : 100 * own;
-    sayThreshold();
+    threshold = null;
+    const value = currentThreshold(), maps = row.cells.mask.classes.map((name) => row.cells.classes[name]);
+    thresholdInput.min = comparesScores() ? Math.floor(Math.min(value, ...maps.map((map) => map.low))) : 1;
+    thresholdInput.max = comparesScores() ? Math.ceil(Math.max(value, ...maps.map((map) => map.high))) : 95;
+    thresholdInput.step = comparesScores() ? 0.1 : 1;
+    thresholdInput.value = comparesScores() ? value : 100 * value;
+    showThreshold();
   };
-  threshold.addEventListener("input", () => {
-    chosen = threshold.value / (byScore() ? 1 : 100);
-    sayThreshold();
-    if (!crf.checked) draw();
+  thresholdInput.addEventListener("input", () => {
+    threshold = thresholdInput.value / (comparesScores() ? 1 : 100);
+    showThreshold();
+    if (!crfInput.checked) drawStage();
   });
 
-  /** The color of an index in VOC's palette, as one number. */
+  // --- the CRF, computed by the service ---
+  /** Colour of an index in the VOC palette, as one number. */
   const paletteColor = (index) => {
     let color = 0;
     for (let level = 0; level < 3; level++) {
@@ -309,105 +316,92 @@
     }
     return color;
   };
-  const labelsOf = async (answer) => {
-    const image = make("img");
-    image.src = answer.files.masks;
-    await image.decode();
-    const canvas = make("canvas"), [width, height] = [image.naturalWidth, image.naturalHeight];
-    [canvas.width, canvas.height] = [width, height];
-    const context = canvas.getContext("2d");
+  const decodeMask = async ({ files, mask_values: values }) => {
+    const image = await loadImage(files.masks), canvas = create("canvas"), context = canvas.getContext("2d");
+    const [width, height] = [(canvas.width = image.naturalWidth), (canvas.height = image.naturalHeight)];
     context.drawImage(image, 0, 0);
     const { data } = context.getImageData(0, 0, width, height), labels = new Uint16Array(width * height);
-    const known = new Map(Object.entries(answer.mask_values).map(([name, value]) => [paletteColor(value), model.classes.indexOf(name) + 1]));
-    for (let i = 0; i < labels.length; i++) labels[i] = known.get(data[4 * i] | (data[4 * i + 1] << 8) | (data[4 * i + 2] << 16)) ?? 0;
+    const labelByColor = new Map(Object.entries(values).map(([name, value]) => [paletteColor(value), labelOf(name)]));
+    for (let i = 0; i < labels.length; i++) labels[i] = labelByColor.get(data[4 * i] | (data[4 * i + 1] << 8) | (data[4 * i + 2] << 16)) ?? 0;
     return { width, height, labels };
   };
-  /** The image as the CRF is given it: no larger than a screen shows. */
-  const small = async () => {
-    if (Math.max(row.width, row.height) <= CRF_SIDE) return file;
-    const canvas = canvasOf("", CRF_SIDE), context = canvas.getContext("2d");
+  const drawPhoto = (canvas) => {
+    const context = canvas.getContext("2d");
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.drawImage(photo, 0, 0, canvas.width, canvas.height);
-    return new File([await new Promise((done) => canvas.toBlob(done, "image/png"))], "small.png");
+    return context;
   };
-  const sharpen = async () => {
-    running?.abort();
-    sharpened = null;
-    if (!crf.checked) {
-      say("");
-      draw();
+  const toBlob = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  /** The image for the CRF, at most as large as a screen shows it. */
+  const reducedFile = async () => {
+    if (Math.max(row.width, row.height) <= CRF_SIDE) return file;
+    const canvas = createCanvas("", CRF_SIDE);
+    drawPhoto(canvas);
+    return new File([await toBlob(canvas)], "reduced.png");
+  };
+  const updateCrf = async () => {
+    refined = null;
+    if (!crfInput.checked) {
+      currentTask?.abort();
+      setStatus("");
+      drawStage();
       return;
     }
-    const mine = (running = new AbortController());
-    say("Sharpening the mask to the edges of the image …");
-    document.body.classList.add("waiting");
-    try {
-      const path = `/predict?save=masks&crf=true${chosen === null ? "" : `&threshold=${chosen}`}`;
-      sharpened = await labelsOf(await (await ask(path, await small(), mine.signal)).json());
-      say(`${row.image}, mask sharpened`);
-      draw();
-    } catch (error) {
-      if (error.name !== "AbortError") crf.checked = false;
-      failed(error);
-    } finally {
-      if (running === mine) {
-        running = null;
-        document.body.classList.remove("waiting");
-      }
-    }
+    await runTask("Refining the mask …", async (signal) => {
+      const path = `/predict?save=masks&crf=true${threshold === null ? "" : `&threshold=${threshold}`}`;
+      refined = await decodeMask(await (await post(path, await reducedFile(), signal)).json());
+      setStatus(`${row.image}, mask refined`);
+      drawStage();
+    }, () => { crfInput.checked = false; });
   };
-  crf.addEventListener("change", sharpen);
-  threshold.addEventListener("change", () => { if (crf.checked) sharpen(); });
+  crfInput.addEventListener("change", updateCrf);
+  thresholdInput.addEventListener("change", () => { if (crfInput.checked) updateCrf(); });
 
   // --- downloads ---
-  const give = (blob, name) => {
-    const link = make("a");
+  const download = (blob, name) => {
+    const link = create("a");
     link.href = URL.createObjectURL(blob);
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   };
   const stem = () => row.image.replace(/\.[^.]*$/, "") || "image";
-  find("#get-json").addEventListener("click", () => {
-    const { cells, ...plain } = row;
-    give(new Blob([`${JSON.stringify(plain, null, 2)}\n`], { type: "application/json" }), `${stem()}.json`);
+  find("#download-json").addEventListener("click", () => {
+    const { cells, ...prediction } = row;
+    download(new Blob([`${JSON.stringify(prediction, null, 2)}\n`], { type: "application/json" }), `${stem()}.json`);
   });
-  find("#get-png").addEventListener("click", () => {
-    const canvas = canvasOf("", 4096), context = canvas.getContext("2d"), scale = canvas.width / row.width;
-    const shows = (what) => layer() === "heat" && document.body.classList.contains(`show-${what}`);
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(photo, 0, 0, canvas.width, canvas.height);
-    context.globalAlpha = opacity.value / 100;
-    const over = find("#stage canvas");
-    if (over) context.drawImage(over, 0, 0, canvas.width, canvas.height);
+  find("#download-png").addEventListener("click", async () => {
+    const canvas = createCanvas("", DOWNLOAD_SIDE), context = drawPhoto(canvas), overlay = find("#stage canvas");
+    const shows = (marks) => layer() === "heat" && document.body.classList.contains(`show-${marks}`);
+    context.globalAlpha = opacityInput.value / 100;
+    if (overlay) context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
     context.globalAlpha = 1;
-    context.scale(scale, scale);
-    const line = 0.005 * Math.sqrt(row.width * row.height);
-    for (const [x1, y1, x2, y2] of shows("boxes") ? row.boxes[current] ?? [] : []) {
-      for (const [width, color] of [[2 * line, "#18181bbf"], [line, "#e69f00"]]) {
+    context.scale(canvas.width / row.width, canvas.width / row.width);
+    const lineWidth = 0.005 * Math.sqrt(row.width * row.height);
+    for (const [x1, y1, x2, y2] of shows("boxes") ? row.boxes[shown] ?? [] : []) {
+      for (const [width, color] of [[2 * lineWidth, "#18181bbf"], [lineWidth, "#e69f00"]]) {
         context.lineWidth = width;
         context.strokeStyle = color;
         context.strokeRect(x1, y1, x2 - x1, y2 - y1);
       }
     }
-    for (const [part, color] of shows("points") ? RINGS : []) {
+    for (const [share, color] of shows("points") ? pointRings : []) {
       context.beginPath();
-      context.arc(...row.points[current], radius() * part, 0, 2 * Math.PI);
+      context.arc(...row.points[shown], pointRadius() * share, 0, 2 * Math.PI);
       context.fillStyle = color;
       context.fill();
     }
-    canvas.toBlob((blob) => give(blob, `${stem()}-${layer() === "heat" ? current : layer()}.png`), "image/png");
+    download(await toBlob(canvas), `${stem()}-${layer() === "heat" ? shown : layer()}.png`);
   });
-  find("#get-annotations").addEventListener("click", async (event) => {
+  find("#download-annotations").addEventListener("click", async (event) => {
     const button = event.target, format = find("#format").value;
     button.disabled = true;
     try {
-      const answer = await ask(`/annotations?format=${encodeURIComponent(format)}`, file);
-      give(await answer.blob(), `${stem()}-${format}.zip`);
+      const response = await post(`/annotations?format=${encodeURIComponent(format)}`, file);
+      download(await response.blob(), `${stem()}-${format}.zip`);
     } catch (error) {
-      failed(error);
+      showError(error);
     } finally {
       button.disabled = false;
     }

@@ -1,4 +1,4 @@
-"""Hundreds of broken requests: each is answered with 4xx and a sentence, and the next good one is answered as ever."""
+"""Hundreds of malformed uploads: each gets status 4xx and one sentence, and the next valid one is predicted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.serve.malformed import bad_types, form, malformed_bodies, png_bomb
 from wildcat.serve import Limits
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # Pillow warns of what is then refused
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Pillow warns before the service refuses
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
 ]
 
 LIMITS = Limits(max_mb=0.2, max_pixels=100_000)
 
 
-def check(name: str, answer: httpx.Response) -> None:
-    assert 400 <= answer.status_code < 500, (name, answer.status_code, answer.text)
-    assert set(answer.json()) == {"detail", "hint"}, name
-    assert 10 < len(answer.json()["detail"]) < 1000, name
+def check(name: str, response: httpx.Response) -> None:
+    assert 400 <= response.status_code < 500, (name, response.status_code, response.text)
+    assert set(response.json()) == {"detail", "hint"}, name
+    assert 10 < len(response.json()["detail"]) < 1000, name
 
 
 async def post(
@@ -34,7 +34,7 @@ async def post(
     return await client.post("/predict", content=body, headers={"content-type": kind.encode("latin-1")})
 
 
-def test_hundreds_of_broken_requests_are_refused_and_the_service_goes_on(connect: Connect) -> None:
+def test_hundreds_of_malformed_requests_are_refused_and_the_service_survives(connect: Connect) -> None:
     bodies = list(malformed_bodies())
     assert len(bodies) + len(list(bad_types())) >= 200
 
@@ -54,11 +54,11 @@ def test_hundreds_of_broken_requests_are_refused_and_the_service_goes_on(connect
 
 
 def test_flipped_bits_never_break_the_service(connect: Connect) -> None:
-    """A flip may leave an image readable; then it is answered, and otherwise refused."""
+    """An image that is still readable is predicted; others are refused."""
     rng = np.random.default_rng(7)
 
     async def flip() -> set[int]:
-        seen = set()
+        statuses = set()
         async with connect(LIMITS) as client:
             for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
                 whole = form(encoded(image(2, (24, 16)), kind))
@@ -66,11 +66,11 @@ def test_flipped_bits_never_break_the_service(connect: Connect) -> None:
                     body = bytearray(whole)
                     for place in rng.integers(0, min(len(body), 400), 3):
                         body[place] ^= 1 << int(rng.integers(8))
-                    answer = await post(client, bytes(body))
-                    if answer.status_code != 200:
-                        check(kind, answer)
-                    seen.add(answer.status_code)
-        return seen
+                    response = await post(client, bytes(body))
+                    if response.status_code != 200:
+                        check(kind, response)
+                    statuses.add(response.status_code)
+        return statuses
 
     assert {200, 415, 422} <= asyncio.run(flip())
 
@@ -89,17 +89,17 @@ def test_flipped_bits_never_break_the_service(connect: Connect) -> None:
         (form(encoded(image()), field="picture"), 422, "'picture'"),
     ],
 )
-def test_the_sentence_says_what_is_wrong(connect: Connect, body: bytes, status: int, words: str) -> None:
+def test_the_message_names_the_fault(connect: Connect, body: bytes, status: int, words: str) -> None:
     async def once() -> httpx.Response:
         async with connect(LIMITS) as client:
             return await post(client, body)
 
-    answer = asyncio.run(once())
-    assert answer.status_code == status
-    assert words in answer.json()["detail"]
+    response = asyncio.run(once())
+    assert response.status_code == status
+    assert words in response.json()["detail"]
 
 
-def test_a_body_without_a_length_is_cut_off_while_it_comes(connect: Connect) -> None:
+def test_a_body_without_a_length_is_limited_while_it_arrives(connect: Connect) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -114,12 +114,12 @@ def test_a_body_without_a_length_is_cut_off_while_it_comes(connect: Connect) -> 
             headers = {"content-type": "multipart/form-data; boundary=xyz"}
             return await client.post("/predict", content=endless(), headers=headers)
 
-    answer = asyncio.run(once())
-    assert answer.status_code == 413
-    assert sent < 10 * LIMITS.max_bytes, "what is read and forgotten after the refusal is bounded as well"
+    response = asyncio.run(once())
+    assert response.status_code == 413
+    assert sent < 10 * LIMITS.max_bytes, "draining after the error is limited as well"
 
 
-def test_a_length_that_is_none_is_refused(connect: Connect) -> None:
+def test_an_invalid_content_length_is_refused(connect: Connect) -> None:
     async def once(length: str) -> int:
         async with connect(LIMITS) as client:
             return (
