@@ -1,4 +1,4 @@
-"""Ranking measures against the devkits' loops, scikit-learn and tables worked by hand."""
+"""Classification metrics against the devkits' loops, scikit-learn and tables worked by hand."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_mean_leaves_out_classes_without_positives() -> None:
     assert math.isnan(mean_average_precision(scores, -np.ones_like(labels))[0])
 
 
-def test_nothing_to_recall_is_nan() -> None:
+def test_no_positives_are_nan() -> None:
     for variant in ("voc07", "voc10", "plain"):
         assert math.isnan(average_precision([0.1, 0.2], [-1, 0], variant))
         assert math.isnan(average_precision([], [], variant))
@@ -158,17 +158,17 @@ def test_accuracies_equal_scikit_learn(seed: int) -> None:
         (lambda: average_precision([0.1, np.nan], [1, -1]), ConfigError, "1 of 2 values in scores are NaN"),
         (lambda: average_precision([0.1, 0.2], [1]), ShapeError, r"scores \(2,\) and labels \(1,\)"),
         (lambda: average_precision([[0.1]], [[1]]), ShapeError, "mean_average_precision"),
-        (lambda: average_precision([0.1, 0.2], [1, 2]), ConfigError, r"also 2; .*\n.*where\(labels, 1, -1\)"),
+        (lambda: average_precision([0.1, 0.2], [1, 2]), ConfigError, r"contain 2; .*\n.*where\(labels, 1, -1\)"),
         (lambda: average_precision([0.1, 0.2], [True, False]), ConfigError, r"booleans.*\n.*where\(labels, 1, -1\)"),
         (lambda: average_precision([0.1], [1], "voc7"), ConfigError, "did you mean voc07"),  # type: ignore[arg-type]
         (lambda: mean_average_precision([0.1], [1]), ShapeError, "average_precision"),
         (lambda: roc_auc([np.nan], [1]), ConfigError, "NaN"),
-        (lambda: multiclass_accuracy([[0.1, 0.2]], [2]), ConfigError, r"targets hold 2, outside \[0, 2\)"),
+        (lambda: multiclass_accuracy([[0.1, 0.2]], [2]), ConfigError, r"targets contain 2, outside \[0, 2\)"),
         (lambda: multiclass_accuracy([[0.1, 0.2]], [0.5]), ConfigError, "not class indices"),
         (lambda: multiclass_accuracy([0.1, 0.2], [0, 1]), ShapeError, "not \\(N, C\\)"),
         (lambda: multiclass_accuracy([[0.1, np.nan]], [0]), ConfigError, "NaN"),
         (lambda: confusion_matrix([0, 1], [0], 2), ShapeError, "differ in shape"),
-        (lambda: confusion_matrix([0, -1], [0, 0], 2), ConfigError, "targets hold -1"),
+        (lambda: confusion_matrix([0, -1], [0, 0], 2), ConfigError, "targets contain -1"),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]

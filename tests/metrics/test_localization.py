@@ -1,4 +1,4 @@
-"""Pointing measures against a plain loop over images and tables worked by hand."""
+"""Pointing metrics against a plain loop over images and tables worked by hand."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_table_worked_by_hand() -> None:
     assert pointing_average_precision(points, scores, boxes, ignored=ignored) == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_perfect_points_fall_with_the_classifier_alone() -> None:
-    """With every point on its object the measure is the classification AP."""
+def test_perfect_points_give_the_classification_ap() -> None:
+    """With every point on its object the metric is the classification AP."""
     points, boxes = np.full((4, 2), 5.0), [[[0, 0, 10, 10]], [], [[0, 0, 10, 10]], []]
     assert pointing_average_precision(points, [4, 3, 2, 1], boxes) == pytest.approx((1 + 2 / 3) / 2)
     assert pointing_average_precision(points + 100, [4, 3, 2, 1], boxes) == 0
 
 
-def test_grown_border_is_inside_and_the_corner_is_square() -> None:
+def test_border_of_the_grown_box_is_inside() -> None:
     box = [[100, 50, 120, 60]]
     inside = [(82, 32), (138, 78), (82, 78), (110, 55)]
     outside = [(81.9, 55), (138.1, 55), (110, 31.9), (110, 78.1)]
@@ -77,12 +77,12 @@ def test_grown_border_is_inside_and_the_corner_is_square() -> None:
     assert not point_hits(outside, [box] * 4, 18).any()
 
 
-def test_any_box_of_the_image_will_do_and_no_box_of_another() -> None:
+def test_any_box_of_the_same_image_counts() -> None:
     boxes = [[[0, 0, 5, 5], [50, 50, 60, 60]], [[200, 200, 210, 210]]]
     assert point_hits([(55, 55), (55, 55)], boxes, 0).tolist() == [True, False]
 
 
-def test_game_counts_only_pairs_with_the_class() -> None:
+def test_pointing_game_counts_only_pairs_with_the_class() -> None:
     points, _, boxes = random_problem(3)
     hits = []
     for (x, y), rows in zip(points, boxes, strict=True):
@@ -92,7 +92,7 @@ def test_game_counts_only_pairs_with_the_class() -> None:
     assert pointing_game(points, boxes) == pytest.approx(np.mean(hits))
 
 
-def test_nothing_to_point_at_is_nan() -> None:
+def test_no_object_is_nan() -> None:
     assert math.isnan(pointing_average_precision([(1, 1)], [0.5], [[]]))
     assert math.isnan(pointing_average_precision([(1, 1)], [0.5], [[[0, 0, 9, 9]]], ignored=[True]))
     assert math.isnan(pointing_average_precision(np.zeros((0, 2)), [], []))

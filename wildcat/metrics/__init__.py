@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: ranking, pointing and overlap measures, in NumPy."""
+"""Metrics of classification, localization and segmentation, as functions of NumPy arrays."""
 
 from wildcat.metrics.classification import (
     ApVariant,
@@ -12,33 +12,19 @@ from wildcat.metrics.classification import (
     roc_auc,
 )
 from wildcat.metrics.localization import point_hits, pointing_average_precision, pointing_game
-from wildcat.metrics.segmentation import (
-    box_iou,
-    class_iou,
-    max_box_accuracy,
-    max_box_accuracy_v2,
-    mean_iou,
-    overlap_confusion,
-    pixel_average_precision,
-    pixel_histogram,
-)
+from wildcat.metrics.segmentation import class_iou, mean_iou, overlap_confusion
 
 __all__ = [
     "ApVariant",
     "PrecisionRecall",
     "average_precision",
-    "box_iou",
     "class_iou",
     "class_mean_accuracy",
     "confusion_matrix",
-    "max_box_accuracy",
-    "max_box_accuracy_v2",
     "mean_average_precision",
     "mean_iou",
     "multiclass_accuracy",
     "overlap_confusion",
-    "pixel_average_precision",
-    "pixel_histogram",
     "point_hits",
     "pointing_average_precision",
     "pointing_game",

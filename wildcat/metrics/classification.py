@@ -1,8 +1,8 @@
-"""How well scores rank or name the classes: average precision in its three variants, ROC AUC, accuracy.
+"""Classification metrics: average precision in three variants, ROC AUC, accuracy.
 
-Every function takes whole arrays and gives numbers that depend neither on the order of the rows nor on batching.
-Equal scores form one group: precision and recall are taken at the end of each group, so that two rows with the same
-score never profit from the order in which they came (scikit-learn's rule; the VOC devkits leave ties to the sort).
+Every function takes the arrays of a whole data set; results do not depend on the order of the rows. Equal scores form
+one group: precision and recall are taken at the end of each group, as in scikit-learn (in the VOC devkits, ties follow
+the order of the sort).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from wildcat.errors import ConfigError, ShapeError, did_you_mean
 ApVariant = Literal["voc07", "voc10", "plain"]
 VARIANTS: tuple[str, ...] = get_args(ApVariant)
 
-# The devkit's `0:0.1:1` as MATLAB computes it, from both ends: the fourth level is 3 * 0.1 = 0.30000000000000004, so
-# that a recall of exactly 3/10 does not reach it, whereas 6/10 and 7/10 reach theirs.
+# The devkit's `0:0.1:1` as MATLAB computes it, from both ends: the fourth level is 3 * 0.1 = 0.30000000000000004, so a
+# recall of exactly 3/10 is below it, whereas 6/10 and 7/10 reach their levels.
 VOC07_LEVELS: NDArray[np.float64] = np.concatenate([0.1 * np.arange(6), 1 - 0.1 * np.arange(4, -1, -1)])
 
 
 class PrecisionRecall(NamedTuple):
-    """One point for each distinct score, the highest score first; recall never falls.
+    """One point per distinct score, in descending order of the score.
 
     Attributes:
-        precision: (K,) in [0, 1], of the rows that score at least the threshold.
-        recall: (K,) in [0, 1].
-        thresholds: (K,) the distinct scores, falling.
+        precision: (K,) in [0, 1], over the rows that score at least the threshold.
+        recall: (K,) in [0, 1], non-decreasing.
+        thresholds: (K,) the distinct scores, descending.
     """
 
     precision: NDArray[np.float64]
@@ -40,18 +40,18 @@ def average_precision(scores: ArrayLike, labels: ArrayLike, variant: ApVariant =
     """Average precision of one class.
 
     Args:
-        scores: (N,) higher means more likely present; any scale, infinities allowed.
-        labels: (N,) 1 present, 0 ignored (VOC "difficult": the row is left out), -1 absent. Not 1 and 0.
+        scores: (N,), higher means more likely present; any scale, infinities allowed.
+        labels: (N,) 1 present, 0 ignored (VOC "difficult": the row is left out), -1 absent.
         variant: "voc07", the mean of the best precision at recall >= 0, 0.1, ..., 1 (VOC2007 `VOCevalcls.m`);
-            "voc10", the area under the curve made monotone (VOC2010 and later `VOCevalcls.m`, `VOCap.m`);
+            "voc10", the area under the monotone envelope of the curve (VOC2010 and later `VOCevalcls.m`, `VOCap.m`);
             "plain", the mean of the precision at each positive (scikit-learn's `average_precision_score`).
-            They differ by up to two points: print the variant beside the number.
+            They differ by up to two points, so report the variant with the value.
 
     Returns:
-        A number in [0, 1], or nan where nothing is labelled present.
+        A value in [0, 1], or nan if no row is labelled present.
 
     Raises:
-        ShapeError: the two are not vectors of one length.
+        ShapeError: the two are not vectors of the same length.
         ConfigError: a NaN score, a label outside {-1, 0, 1}, or an unknown variant.
 
     >>> round(average_precision([0.9, 0.8, 0.7, 0.6], [1, -1, 0, 1]), 4)  # the third row is ignored
@@ -63,9 +63,9 @@ def average_precision(scores: ArrayLike, labels: ArrayLike, variant: ApVariant =
 def mean_average_precision(
     scores: ArrayLike, labels: ArrayLike, variant: ApVariant = "voc10"
 ) -> tuple[float, NDArray[np.float64]]:
-    """(mean over the classes that have a positive, (C,) AP per class with nan for the others).
+    """The mean over the classes with a positive, and the (C,) average precision per class (nan without a positive).
 
-    `scores` and `labels` are (N, C); see `average_precision` for the labels, the variants and the errors.
+    `scores` and `labels` are (N, C); see `average_precision` for labels, variants and errors.
 
     >>> mean, per_class = mean_average_precision([[0.9, 0.1], [0.2, 0.3]], [[1, -1], [-1, -1]])
     >>> mean, per_class.tolist()
@@ -74,8 +74,8 @@ def mean_average_precision(
     score_matrix, label_matrix = np.asarray(scores), np.asarray(labels)
     if score_matrix.ndim != 2 or score_matrix.shape != label_matrix.shape:
         raise ShapeError(
-            f"scores {score_matrix.shape} and labels {label_matrix.shape} are not two (N, C) arrays of one shape.",
-            "Give one row per image and one column per class; for one class use average_precision.",
+            f"scores {score_matrix.shape} and labels {label_matrix.shape} are not (N, C) arrays of the same shape.",
+            "Give one row per image and one column per class; for a single class use average_precision.",
         )
     per_class = np.array(
         [average_precision(s, y, variant) for s, y in zip(score_matrix.T, label_matrix.T, strict=True)],
@@ -86,9 +86,9 @@ def mean_average_precision(
 
 
 def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> PrecisionRecall:
-    """Precision and recall at every distinct score, ignored rows (label 0) left out; recall is nan without positives.
+    """Precision and recall at every distinct score, without ignored rows (label 0); recall is nan without positives.
 
-    Takes and raises what `average_precision` does.
+    Arguments and errors are those of `average_precision`.
 
     >>> curve = precision_recall_curve([0.9, 0.8, 0.8, 0.1], [1, 1, -1, -1])
     >>> curve.recall.tolist(), curve.thresholds.tolist()
@@ -100,9 +100,9 @@ def precision_recall_curve(scores: ArrayLike, labels: ArrayLike) -> PrecisionRec
 
 
 def curve_of_hits(scores: NDArray[np.float64], hits: NDArray[np.bool_], num_positives: int) -> PrecisionRecall:
-    """The curve of (N,) answers of which `hits` are right, where `num_positives` right answers were to be had.
+    """The curve of (N,) detections of which `hits` are correct, out of `num_positives` objects.
 
-    `num_positives` may exceed the hits (pointing, detection): the missed ones stay in the recall's denominator.
+    `num_positives` may exceed the hits (pointing): missed objects stay in the denominator of the recall.
     """
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
@@ -113,33 +113,33 @@ def curve_of_hits(scores: NDArray[np.float64], hits: NDArray[np.bool_], num_posi
 
 
 def curve_area(curve: PrecisionRecall, variant: ApVariant = "voc10") -> float:
-    """Average precision of a curve; nan where there was nothing to recall.
+    """Average precision of a curve; nan without positives.
 
     Raises:
         ConfigError: an unknown variant.
     """
     if variant not in VARIANTS:
         raise ConfigError(
-            f"variant={variant!r} is not a way to average precision; give one of {', '.join(VARIANTS)}.",
+            f"variant={variant!r} is unknown; give one of {', '.join(VARIANTS)}.",
             did_you_mean(str(variant), VARIANTS)
-            or "voc07 for VOC 2007, voc10 for VOC 2010 and later, COCO tags or own data.",
+            or "voc07 for VOC 2007; voc10 for VOC 2010 and later, COCO or your own data.",
         )
     precision, recall, _ = curve
     if len(recall) == 0 or np.isnan(recall[-1]):
         return float("nan")
     if variant == "plain":
         return float(np.diff(recall, prepend=0.0) @ precision)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or beyond
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]  # the best precision at this recall or higher
     if variant == "voc10":
         return float(np.diff(recall, prepend=0.0) @ envelope)
     first_reaching = np.searchsorted(recall, VOC07_LEVELS, side="left")
-    return float(np.append(envelope, 0.0)[first_reaching].mean())  # a level that is never reached counts 0
+    return float(np.append(envelope, 0.0)[first_reaching].mean())  # unreached levels count 0
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a present row outscores an absent one, a tie counting one half.
+    """Area under the ROC curve: the probability that a present row scores above an absent one; ties count one half.
 
-    Takes and raises what `average_precision` does; nan unless both kinds of rows exist.
+    Arguments and errors are those of `average_precision`; nan without a present or an absent row.
 
     >>> roc_auc([0.9, 0.4, 0.4, 0.1], [1, 1, -1, -1])
     0.875
@@ -156,14 +156,14 @@ def roc_auc(scores: ArrayLike, labels: ArrayLike) -> float:
 
 
 def multiclass_accuracy(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Share of rows whose highest score is the target's; a tie goes to the lowest class index. nan without rows.
+    """Fraction of rows whose target has the highest score; ties go to the lowest class index. nan without rows.
 
     Args:
         scores: (N, C).
         targets: (N,) class indices in [0, C).
 
     Raises:
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not match.
         ConfigError: a NaN score, or a target outside [0, C).
 
     >>> round(multiclass_accuracy([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1]), 4)
@@ -174,7 +174,7 @@ def multiclass_accuracy(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def class_mean_accuracy(scores: ArrayLike, targets: ArrayLike) -> float:
-    """Mean over the classes that occur of the share of their rows that are right; see `multiclass_accuracy`.
+    """Mean of the per-class accuracy over the classes that occur in the targets; see `multiclass_accuracy`.
 
     >>> class_mean_accuracy([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1])
     0.75
@@ -185,14 +185,14 @@ def class_mean_accuracy(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def confusion_matrix(targets: ArrayLike, predictions: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """(C, C) counts: row = the true class, column = the predicted class. Matrices of parts of the data add up.
+    """(C, C) counts: row = true class, column = predicted class. Matrices of subsets add up.
 
     Args:
-        targets, predictions: integers in [0, num_classes), of one shape (any number of dimensions).
+        targets, predictions: integers in [0, num_classes), of the same shape (any number of dimensions).
         num_classes: C.
 
     Raises:
-        ShapeError: two shapes.
+        ShapeError: the shapes differ.
         ConfigError: a value that is not an integer in [0, num_classes).
 
     >>> confusion_matrix([0, 1, 1], [0, 1, 0], 2).tolist()
@@ -211,10 +211,10 @@ def confusion_matrix(targets: ArrayLike, predictions: ArrayLike, num_classes: in
 
 
 def class_indices(name: str, values: NDArray[np.generic], num_classes: int) -> NDArray[np.int64]:
-    """`values` flattened to int64, checked to be integers in [0, num_classes); an empty list passes whatever its type.
+    """`values` flattened to int64, checked to be integers in [0, num_classes); empty arrays may have any type.
 
     Raises:
-        ConfigError: another value or type; the message calls the argument `name`.
+        ConfigError: another value or type; the message names the argument `name`.
     """
     if values.size and values.dtype.kind not in "iu":
         raise ConfigError(
@@ -225,22 +225,22 @@ def class_indices(name: str, values: NDArray[np.generic], num_classes: int) -> N
     if flat.size and (flat.min() < 0 or flat.max() >= num_classes):
         bad = flat.min() if flat.min() < 0 else flat.max()
         raise ConfigError(
-            f"{name} hold {bad}, outside [0, {num_classes}).", "Raise num_classes, or leave those rows out beforehand."
+            f"{name} contain {bad}, outside [0, {num_classes}).", "Raise num_classes, or leave those rows out."
         )
     return flat
 
 
 def check_no_nan(name: str, values: NDArray[np.float64]) -> None:
-    """Refuse NaN: a sort would put it anywhere.
+    """Refuse NaN, whose place in a ranking is undefined.
 
     Raises:
-        ConfigError: a NaN; the message calls the argument `name`.
+        ConfigError: a NaN; the message names the argument `name`.
     """
     count = int(np.isnan(values).sum())
     if count:
         raise ConfigError(
             f"{count} of {values.size} values in {name} are NaN.",
-            "Find where the model first gives NaN (often the learning rate).",
+            "Check the model: its outputs became NaN, often because of the learning rate.",
         )
 
 
@@ -259,14 +259,14 @@ def _scores_and_labels(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np
     score, label = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if score.ndim != 1 or score.shape != label.shape:
         raise ShapeError(
-            f"scores {score.shape} and labels {label.shape} are not two vectors of one length.",
+            f"scores {score.shape} and labels {label.shape} are not vectors of the same length.",
             "Give one score and one label per image; for (N, C) arrays use mean_average_precision.",
         )
     check_no_nan("scores", score)
     if label.dtype == np.bool_ or not np.isin(label, (-1, 0, 1)).all():
-        given = "booleans" if label.dtype == np.bool_ else f"also {label[~np.isin(label, (-1, 0, 1))][0]}"
+        given = "booleans" if label.dtype == np.bool_ else str(label[~np.isin(label, (-1, 0, 1))][0])
         raise ConfigError(
-            f"labels hold {given}; they are 1 (present), 0 (ignored) or -1 (absent).",
+            f"labels contain {given}; allowed are 1 (present), 0 (ignored) and -1 (absent).",
             "From true / false labels: numpy.where(labels, 1, -1).",
         )
     return score, label.astype(np.int8)

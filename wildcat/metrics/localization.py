@@ -1,4 +1,4 @@
-"""How well one point per class finds the object: pointwise localization (Oquab et al., CVPR 2015), the pointing game.
+"""Metrics of one point per class: pointwise localization (Oquab et al., CVPR 2015) and the pointing game.
 
 Points are (x, y) and boxes x1 y1 x2 y2, in continuous pixels of the original image: x2, y2 are exclusive edges, the
 centre of the first pixel is (0.5, 0.5). A point is inside a box grown by t pixels when x1 - t <= x <= x2 + t and
@@ -27,27 +27,27 @@ def pointing_average_precision(
 ) -> float:
     """Average precision of one class's points, ranked by the class score (Oquab et al., CVPR 2015, section 5).
 
-    Each image gives one answer. It is a true positive when its point lies inside one of the boxes grown by `tolerance`,
-    and a false positive otherwise, also where the class is present. Every image that has the class counts in the
-    denominator of the recall, so a missed object lowers recall as well as precision.
+    Each image has one detection. It is a true positive if its point lies inside one of the boxes grown by `tolerance`,
+    and a false positive otherwise, also if the class is present. Every image with the class counts in the denominator
+    of the recall, so a missed object lowers recall as well as precision.
 
     Args:
         points: (N, 2) predicted (x, y) per image.
         scores: (N,) class score per image.
-        boxes: N arrays (n_i, 4) of the class's ground truth; n_i = 0 where the class is absent.
+        boxes: N arrays (n_i, 4) of the class's ground truth, x1 y1 x2 y2; n_i = 0 if the class is absent.
         tolerance: pixels of the original image.
         variant: see `average_precision`.
-        ignored: (N,) bool, images to leave out altogether: those whose only objects of the class are difficult.
+        ignored: (N,) bool, images to leave out: those whose only objects of the class are difficult.
 
     Returns:
-        A number in [0, 1], or nan where no image has the class.
+        A value in [0, 1], or nan if no image has the class.
 
     Raises:
-        ShapeError: the lengths or shapes do not fit.
+        ShapeError: the lengths or shapes do not match.
         ConfigError: NaN, a negative tolerance, a box with x2 < x1 or y2 < y1, or an unknown variant.
 
     >>> boxes = [[[10, 10, 50, 40]], [[0, 0, 5, 5]], []]
-    >>> pointing_average_precision([(30, 20), (90, 90), (7, 7)], [0.9, 0.8, 0.1], boxes)  # a hit, a miss, an absence
+    >>> pointing_average_precision([(30, 20), (90, 90), (7, 7)], [0.9, 0.8, 0.1], boxes)  # hit, miss, absent
     0.5
     """
     score = np.asarray(scores, dtype=np.float64)
@@ -66,11 +66,11 @@ def pointing_average_precision(
 
 
 def pointing_game(points: ArrayLike, boxes: Sequence[ArrayLike], tolerance: float = 15) -> float:
-    """Share of image-class pairs with the class present whose point hits (Zhang et al., ECCV 2016); nan without a pair.
+    """Fraction of image-class pairs with the class present whose point hits (Zhang et al., ECCV 2016); nan without one.
 
     Args:
         points: (P, 2) predicted (x, y), one per image-class pair.
-        boxes: P arrays (n_i, 4); pairs with n_i = 0 (the class is absent) do not count.
+        boxes: P arrays (n_i, 4); pairs with n_i = 0 (class absent) do not count.
         tolerance: pixels of the original image, on each side of a box.
 
     Raises:
@@ -85,7 +85,7 @@ def pointing_game(points: ArrayLike, boxes: Sequence[ArrayLike], tolerance: floa
 
 
 def point_hits(points: ArrayLike, boxes: Sequence[ArrayLike], tolerance: float) -> NDArray[np.bool_]:
-    """(N,) whether each point lies inside one of its image's boxes grown by `tolerance`, the border included.
+    """(N,) bool: whether each point lies inside one of its image's boxes grown by `tolerance`, border included.
 
     Raises:
         ShapeError, ConfigError: as `pointing_average_precision`.
@@ -93,9 +93,9 @@ def point_hits(points: ArrayLike, boxes: Sequence[ArrayLike], tolerance: float) 
     >>> point_hits([(28, 5), (28.1, 5)], [[[0, 0, 10, 10]]] * 2, tolerance=18).tolist()
     [True, False]
     """
-    point = (
-        np.asarray(points, dtype=np.float64).reshape(-1, 2) if len(boxes) == 0 else np.asarray(points, dtype=np.float64)
-    )
+    point = np.asarray(points, dtype=np.float64)
+    if len(boxes) == 0:
+        point = point.reshape(-1, 2)
     if point.shape != (len(boxes), 2):
         raise ShapeError(
             f"points {point.shape} for {len(boxes)} lists of boxes.",
@@ -131,7 +131,7 @@ def _box_array(boxes: ArrayLike, image: int) -> NDArray[np.float64]:
     backwards = (array[:, 2:] < array[:, :2]).any(axis=1)
     if backwards.any():
         raise ConfigError(
-            f"boxes[{image}] holds a box that ends before it begins: {array[backwards][0].tolist()}.",
+            f"boxes[{image}] has a box whose right or bottom edge comes first: {array[backwards][0].tolist()}.",
             "Boxes are x1 y1 x2 y2, not x y width height.",
         )
     return array
