@@ -30,9 +30,14 @@ SILENT = Progress()
 
 
 class ProgressBar(Progress):
-    """A bar on stderr for each task, with the rate and the time left; in a log, a line every 30 seconds."""
+    """A bar on stderr for each task, with the rate and the time left; in a log, a line every 30 seconds.
 
-    def __init__(self) -> None:
+    Args:
+        unit: of the items: "img", or "B" for bytes.
+    """
+
+    def __init__(self, unit: str = "img") -> None:
+        self.unit = unit
         self.bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +56,7 @@ class ProgressBar(Progress):
 
     def start(self, task: str, total: int | None, done: int = 0) -> None:
         self.close()
-        self.bar = progress_bar(total, task)
+        self.bar = progress_bar(total, task, self.unit)
         self.bar.initial = self.bar.n = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -67,10 +72,17 @@ class ProgressBar(Progress):
             self.bar.write(f"epoch {record['epoch']}: loss {record['loss']:.4f} {val}{star}", file=sys.stderr)
 
 
-def progress_bar(total: int | None, task: str) -> tqdm[Any]:
-    """A tqdm bar over `total` images (None: unknown) on stderr; in a log it prints a line every 30 seconds."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(total=total, desc=task, unit="img", file=sys.stderr, mininterval=interval, dynamic_ncols=True)
+def progress_bar(total: int | None, task: str, unit: str = "img") -> tqdm[Any]:
+    """A tqdm bar over `total` items (None: unknown) on stderr; in a log it prints a line every 30 seconds."""
+    return tqdm(
+        total=total,
+        desc=task,
+        unit=unit,
+        unit_scale=unit == "B",
+        file=sys.stderr,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        dynamic_ncols=True,
+    )
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def test_unknown_options_and_formats(tmp_path: Path) -> None:
     assert "did you mean separator?" in caught.value.hint
     with pytest.raises(ConfigError, match="'solar' has no option 'root'"):
         open_dataset("solar", root=root)
-    with pytest.raises(ConfigError, match="'flder' is no data format") as caught:
+    with pytest.raises(ConfigError, match="unknown data format 'flder'") as caught:
         open_dataset(root, format="flder")
     assert caught.value.hint == "did you mean folder?"
     with pytest.raises(ConfigError, match="'shapes' is a packaged data set"):
@@ -101,7 +101,7 @@ def test_no_known_layout(tmp_path: Path) -> None:
     for name, entry in FORMATS.items():
         assert name in caught.value.hint
         assert entry.tree in caught.value.hint
-    with pytest.raises(DataError, match="file of no known data format"):
+    with pytest.raises(DataError, match="file of an unknown format"):
         open_dataset(tmp_path / "IMG_0.jpg")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match=r"\(nothing\)"):

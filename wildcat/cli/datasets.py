@@ -1,4 +1,4 @@
-"""wildcat datasets: the data that can be read, and fetching what is public."""
+"""wildcat datasets: list data sets and layouts, download public data sets."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from wildcat.errors import ConfigError, DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets(Command):
-    """List the data that can be read, and where it is expected; or fetch a public data set."""
+    """List the data sets and layouts that can be read, or download a public data set."""
 
     action: Positional[Literal["list", "fetch"]] = "list"
-    """What to do."""
+    """list, or fetch a public data set."""
     name: Positional[Annotated[str, arg(metavar="NAME")]] = ""
-    """The data set to fetch, such as VOC2007."""
+    """Data set to download, such as VOC2007."""
     to: Path | None = None
-    """Folder to fetch into; it may hold other data sets."""
+    """Target folder; it may hold other data sets."""
     accept_licence: bool = False
-    """Agree to the terms of use of the data set, instead of being asked."""
+    """Accept the terms of use of the data set without a prompt."""
 
 
 def run_datasets(command: Datasets) -> int:
@@ -40,35 +40,23 @@ def run_datasets(command: Datasets) -> int:
 
 def run_fetch(command: Datasets) -> int:
     """wildcat datasets fetch"""
-    from tqdm import tqdm
-
     from wildcat.data import fetch_dataset, find_source, is_fetched
+    from wildcat.progress import ProgressBar
 
     source = find_source(command.name)
     if command.to is None:
-        raise ConfigError(f"fetch {source.name}: name the folder to fetch into.", "Add --to DIR.")
+        raise ConfigError(f"fetch {source.name}: name the target folder.", "Add --to DIR.")
     if is_fetched(source, command.to):
-        print(f"{command.to / source.opens} is there already; nothing was done.")
+        print(f"{command.to / source.opens} exists already; nothing to do.")
         return 0
     print(f"{source.name}, from {source.homepage}\n{source.licence}", flush=True)
     if not command.accept_licence and not (sys.stdin.isatty() and _agrees("Do you agree to these terms?")):
         raise DataError(
-            f"{source.name} is not fetched: its terms of use were not agreed to.", "Add --accept-licence to agree."
+            f"{source.name} was not downloaded: its terms of use were not accepted.", "Add --accept-licence to agree."
         )
-    with tqdm(unit="B", unit_scale=True, file=sys.stderr, mininterval=0.5, dynamic_ncols=True) as bar:
-
-        def show(what: str, done: int, total: int | None) -> None:
-            if bar.desc != f"{what}: ":
-                bar.reset(total)
-                bar.set_description(what, refresh=False)
-                bar.unit = "B" if total else " files"
-                bar.initial = bar.n = done
-            bar.update(done - bar.n)
-
-        result = fetch_dataset(source, command.to, show)
-    for note in result.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(f"{result.path} is ready; everything that came is recorded in {command.to / 'fetched.json'}.")
+    with ProgressBar(unit="B") as progress:
+        path = fetch_dataset(source, command.to, progress)
+    print(f"{path} is ready.")
     return 0
 
 

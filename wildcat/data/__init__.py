@@ -14,10 +14,9 @@ from wildcat.data.dataset import (
     label_matrix,
     stratified_indices,
 )
-from wildcat.data.download import Fetched, fetch_dataset, is_fetched
+from wildcat.data.download import fetch_dataset, is_fetched
 from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import list_images, read_image, read_mask, to_rgb
-from wildcat.data.miniatures import write_action, write_coco, write_indoor, write_scenes
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.webdataset import write_webdataset
 from wildcat.data.registry import FORMATS, DataSetInfo, Format, list_datasets, open_dataset
@@ -30,7 +29,6 @@ __all__ = [
     "PRESENT",
     "DataSet",
     "DataSetInfo",
-    "Fetched",
     "Format",
     "ImageRef",
     "Sample",
@@ -49,10 +47,6 @@ __all__ = [
     "read_mask",
     "stratified_indices",
     "to_rgb",
-    "write_action",
-    "write_coco",
-    "write_indoor",
-    "write_scenes",
     "write_shapes",
     "write_webdataset",
 ]

@@ -1,4 +1,4 @@
-"""Every data set by path or name: the layouts that are recognised, and the sets that come packaged."""
+"""Open a data set by path or name: the layouts that are recognised, and the packaged data sets."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 
 @dataclass(frozen=True)
 class Format:
-    """A layout on disk that can be read.
+    """A layout on disk.
 
     Attributes:
-        recognise: whether a path has the layout, from its structure alone.
-        read: path and options -> data set.
-        description: what it is, in a few words.
+        recognise: whether a path has the layout, judged by its structure alone.
+        read: path and keyword options -> data set.
+        description: a few words for `wildcat datasets`.
         tree: the layout as it looks on disk, for messages.
     """
 
@@ -41,6 +41,7 @@ class Format:
     tree: str
 
 
+# Format name -> reader. The first that recognises a path reads it, so specific layouts come before general ones.
 FORMATS: dict[str, Format] = {
     "voc": Format(
         recognise_voc,
@@ -57,7 +58,7 @@ FORMATS: dict[str, Format] = {
     "coco": Format(
         recognise_coco,
         read_coco,
-        "MS COCO, or tags and boxes as COCO json",
+        "MS COCO, or labels and boxes as COCO JSON",
         "coco/{annotations/instances_train2014.json, train2014/*.jpg, ...} or photos/{annotations.json, images/*.jpg}",
     ),
     "scenes": Format(recognise_scenes, read_scenes, "15-Scene", "15-Scene/{CALsuburb,MITcoast,...,store}/*.jpg"),
@@ -70,14 +71,14 @@ FORMATS: dict[str, Format] = {
     "webdataset": Format(
         recognise_webdataset,
         read_webdataset,
-        "tar shards as WebDataset has them",
+        "tar shards in the layout of WebDataset",
         "shards/{train,val}-{000..099}.tar with key.jpg beside key.json, key.cls or key.txt",
     ),
     "csv": Format(
         recognise_table,
         read_table,
-        "table of images and tags",
-        "photos/{tags.csv, *.jpg} with columns image,labels or image,<one column per class>",
+        "table of images and labels",
+        "photos/{labels.csv, *.jpg} with columns image,labels or image,<one column per class>",
     ),
     "folder": Format(
         recognise_folder,
@@ -86,15 +87,14 @@ FORMATS: dict[str, Format] = {
         "photos/{cat,dog,...}/*.jpg or photos/{train,val}/{cat,dog,...}/*.jpg",
     ),
 }
-"""Format name -> reader. The first that recognises a path reads it: from the particular to the general."""
 
+# Data sets opened by name alone.
 PACKAGED: dict[str, Callable[..., DataSet]] = {"shapes": read_shapes, "solar": read_solar}
-"""Data sets known by name alone."""
 
 
 @dataclass(frozen=True)
 class DataSetInfo:
-    """One row of `wildcat datasets`: a name, the format that reads it, what it is, and where it is or how to get it."""
+    """One row of `wildcat datasets`: name, format that reads it, description, and where it is or how to get it."""
 
     name: str
     format: str
@@ -105,20 +105,20 @@ class DataSetInfo:
 def open_dataset(source: str | Path, format: str | None = None, **options: object) -> DataSet:
     """The data set at a path, or the packaged one of that name.
 
-    The bare names `solar` and `shapes` mean the packaged data sets, also where a folder of that name exists
-    (write `./shapes` for the folder). Otherwise the layout is recognised from its structure, in the order of `FORMATS`,
-    unless `format` names it. A pattern of tar shards, such as `"shards/{train,val}-{000..099}.tar"`, or an address of
-    some, such as `s3://bucket/train-000.tar`, is a data set too. `options` go to the reader: see `read_voc`,
-    `read_coco`, `read_table`, `read_webdataset`, `read_solar`.
+    The bare names `solar` and `shapes` are packaged data sets, also where a folder of that name exists (write
+    `./shapes` for the folder). Otherwise `format` names the layout, or it is recognised in the order of `FORMATS`.
+    A pattern of tar shards (`"shards/{train,val}-{000..099}.tar"`) or a URL (`s3://bucket/train-000.tar`) is a data set
+    too. `options` go to the reader: see `read_voc`, `read_coco`, `read_table`, `read_webdataset`, `read_solar`.
 
     Raises:
         ConfigError: unknown format, or an option that the format does not have.
-        DataError: nothing there, no known layout, or the reader's own complaints.
+        DataError: missing path, unknown layout, or an error of the reader.
         MissingExtra: a packaged data set whose package is not installed.
     """
     if format is not None and format not in FORMATS and format not in PACKAGED:
         raise ConfigError(
-            f"{format!r} is no data format.", did_you_mean(format, FORMATS) or f"Choose one of: {', '.join(FORMATS)}."
+            f"unknown data format {format!r}.",
+            did_you_mean(format, FORMATS) or f"Choose one of: {', '.join(FORMATS)}.",
         )
     if isinstance(source, str) and source in PACKAGED and format in (None, source):
         return _call(PACKAGED[source], source, options)
@@ -139,38 +139,34 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
 
 
 def list_datasets() -> list[DataSetInfo]:
-    """What can be opened: the packaged data sets, the public ones whose layout is known, and layouts for one's own."""
-    return [
+    """The packaged data sets, the public ones, and the layouts for a user's own data."""
+    packaged = [
         DataSetInfo(
-            "solar", "solar", "2,624 solar cells tagged functional or defective", "pip install 'wildcat-vision[demo]'"
+            "solar", "solar", "2,624 solar cells labelled functional or defective", "pip install 'wildcat-vision[demo]'"
         ),
         DataSetInfo(
             "shapes", "shapes", "500 synthetic scenes of shapes with boxes and masks", f"generated in {cache_folder()}"
         ),
-        _public("VOC2007", "voc", "9,963 photographs, 20 classes, boxes; 632 with masks"),
-        _public("VOC2012", "voc", "11,540 photographs, 20 classes, boxes; 2,913 with masks"),
-        _public("VOC2012-Action", "voc-action", "photographs of people, 10 actions (--format voc-action)"),
-        _public("COCO2014", "coco", "82,783 photographs to train, 40,504 to validate, 80 classes, boxes"),
-        _public("COCO2017", "coco", "118,287 photographs to train, 5,000 to validate, 80 classes, boxes"),
-        _public("MIT67", "indoor", "5,360 + 1,340 photographs of 67 kinds of indoor places"),
-        _public("15-Scene", "scenes", "4,485 grey photographs of 15 kinds of places"),
-        *(
-            DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree)
-            for name in ("folder", "csv", "coco", "webdataset")
-        ),
     ]
-
-
-def _public(name: str, format: str, description: str) -> DataSetInfo:
-    source = SOURCES[name]
-    where = f"DIR/{source.opens}, by: wildcat datasets fetch {name} --to DIR, or by hand from {source.homepage}"
-    return DataSetInfo(name, format, description, where)
+    public = [
+        DataSetInfo(
+            source.name,
+            source.format,
+            source.description,
+            f"DIR/{source.opens}, by: wildcat datasets fetch {source.name} --to DIR, or by hand from {source.homepage}",
+        )
+        for source in SOURCES.values()
+    ]
+    own = [
+        DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree)
+        for name in ("folder", "csv", "coco", "webdataset")
+    ]
+    return packaged + public + own
 
 
 def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *path: Path | str) -> DataSet:
-    allowed = list(inspect.signature(read).parameters)[len(path) :]
-    if not path:  # a packaged data set knows where it is
-        allowed = [option for option in allowed if option != "root"]
+    parameters = inspect.signature(read).parameters.values()
+    allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option not in allowed:
             raise ConfigError(
@@ -181,7 +177,7 @@ def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *
 
 
 def _missing(path: Path) -> DataError:
-    """Nothing at `path`: name the part that is there, and what lies near."""
+    """The error for a missing path: names the deepest existing folder and similar names in it."""
     there = next(parent for parent in path.absolute().parents if parent.exists())
     wanted = path.absolute().relative_to(there).parts[0]
     near = did_you_mean(wanted, [p.name for p in there.iterdir()] if there.is_dir() else [])
@@ -194,16 +190,16 @@ def _unrecognised(path: Path) -> DataError:
     accepted = "\n".join(f"  {name:10} {entry.tree}" for name, entry in FORMATS.items())
     if path.is_file():
         return DataError(
-            f"{path} is a file of no known data format.", f"Give a folder or a table, laid out as one of:\n{accepted}"
+            f"{path} is a file of an unknown format.", f"Give a folder or a table, laid out as one of:\n{accepted}"
         )
     return DataError(
-        f"{path} has no layout that can be read; it holds:\n{describe_tree(path)}",
-        f"Lay it out as one of:\n{accepted}\nor name one with format.",
+        f"{path} has no known layout; it holds:\n{describe_tree(path)}",
+        f"Lay it out as one of:\n{accepted}\nor name one with --format.",
     )
 
 
 def describe_tree(root: Path, entries: int = 6) -> str:
-    """What a folder holds, two levels deep, at most `entries` names a level, as indented lines."""
+    """The content of a folder, two levels deep, at most `entries` names per level, as indented lines."""
     lines = _tree_lines(root, entries, "  ")
     for position, folder in reversed([(i + 1, root / line.strip().rstrip("/")) for i, line in enumerate(lines)]):
         if lines[position - 1].endswith("/"):

@@ -1,4 +1,4 @@
-"""Where the public data sets come from: addresses, sizes, checksums, terms of use, and how to get them by hand."""
+"""Public data sets: addresses, sizes, checksums, terms of use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Download:
     """A file of a data set.
 
     Attributes:
-        urls: addresses of the same bytes, in the order to try them.
-        folder: where it is unpacked, or put where it is no archive, relative to the folder that is fetched into.
-        size: bytes, None where not known for certain.
-        digest: `algorithm:hex` as printed by somebody else than us, empty where nobody did.
+        urls: addresses of the same file, in the order to try.
+        folder: where to unpack it, or to put it if it is no archive, relative to the target folder.
+        size: bytes, None if unknown.
+        digest: published checksum as `algorithm:hex`, empty if there is none.
     """
 
     urls: tuple[str, ...]
@@ -34,51 +34,53 @@ class Source:
     """A public data set and where to get it.
 
     Attributes:
-        name: as in `wildcat datasets`.
+        name: as `wildcat datasets` lists it.
+        format: the format that reads it.
+        description: its size and labels in a few words.
         homepage: the authors' page.
         licence: the terms of use, in a sentence.
         downloads: its files.
-        opens: what to give to `open_dataset`, relative to the folder that is fetched into.
-        holds: paths that are there when it is complete, relative to the same.
-        note: what to know before it is opened.
+        opens: the path for `open_dataset`, relative to the target folder.
+        holds: paths that exist if it is complete, relative to the target folder.
     """
 
     name: str
+    format: str
+    description: str
     homepage: str
     licence: str
     downloads: tuple[Download, ...]
     opens: str
     holds: tuple[str, ...]
-    note: str = ""
 
     @property
     def by_hand(self) -> str:
-        """How to get it without us, in a sentence."""
+        """How to get it with a browser, in a sentence."""
         files = ", ".join(download.urls[-1] for download in self.downloads)
         return f"Get {files} (see {self.homepage}) and unpack so that DIR/{self.holds[0]} appears."
 
 
 def find_source(name: str) -> Source:
-    """The public data set of that name, in any case of letters.
+    """The public data set of that name, upper or lower case.
 
     Raises:
-        ConfigError: there is none.
-        DataError: a data set that is packaged instead.
+        ConfigError: unknown name.
+        DataError: a packaged data set.
     """
-    packaged = {"solar": "Type: pip install 'wildcat-vision[demo]'", "shapes": "It is generated when it is first used."}
+    packaged = {"solar": "Type: pip install 'wildcat-vision[demo]'", "shapes": "It is generated at first use."}
     if name.lower() in packaged:
         raise DataError(f"{name} is packaged: there is nothing to fetch.", packaged[name.lower()])
     source = next((source for key, source in SOURCES.items() if key.lower() == name.lower()), None)
     if source is None:
         raise ConfigError(
-            f"{name!r} is no data set that can be fetched.",
+            f"unknown data set {name!r}.",
             did_you_mean(name, SOURCES) or f"Choose one of: {', '.join(SOURCES)}.",
         )
     return source
 
 
 def _voc(year: str, file: str, size: int, digest: str) -> Download:
-    # Both hosts are the authors' own at Oxford; torchvision has moved from the older to the first.
+    # Both hosts are the authors' at Oxford; torchvision moved from the second to the first.
     path = f"robots.ox.ac.uk/pascal/VOC/voc{year}/{file}"
     return Download((f"https://thor.{path}", f"http://host.{path}"), ".", size, digest)
 
@@ -93,6 +95,8 @@ _FLICKR = "The photographs are from Flickr, and their use must respect the Flick
 # url_checksums/{voc,coco}.txt. 15-Scene: dm_nevis and pyvision_data name the same one. MIT67: only vipy names one.
 _VOC2007 = Source(
     "VOC2007",
+    "voc",
+    "9,963 photographs, 20 classes, boxes; 632 with masks",
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
     f"{_FLICKR} (Database Rights on the page of VOC).",
     (
@@ -105,6 +109,7 @@ _VOC2007 = Source(
 _VOC2012 = replace(
     _VOC2007,
     name="VOC2012",
+    description="11,540 photographs, 20 classes, boxes; 2,913 with masks",
     homepage="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
     downloads=(_voc("2012", "VOCtrainval_11-May-2012.tar", 1_999_639_040, "md5:6cd6e144f989b92b3379bac3b3de84fd"),),
     opens="VOCdevkit/VOC2012",
@@ -112,6 +117,8 @@ _VOC2012 = replace(
 )
 _COCO2014 = Source(
     "COCO2014",
+    "coco",
+    "82,783 photographs to train, 40,504 to validate, 80 classes, boxes",
     "https://cocodataset.org/#download",
     f"The annotations are under Creative Commons Attribution 4.0. {_FLICKR} (cocodataset.org/#termsofuse).",
     (
@@ -137,6 +144,7 @@ _COCO2014 = Source(
 _COCO2017 = replace(
     _COCO2014,
     name="COCO2017",
+    description="118,287 photographs to train, 5,000 to validate, 80 classes, boxes",
     downloads=(
         _coco(
             "annotations/annotations_trainval2017.zip",
@@ -158,6 +166,8 @@ _COCO2017 = replace(
 )
 _MIT67 = Source(
     "MIT67",
+    "indoor",
+    "5,360 + 1,340 photographs of 67 classes of indoor scenes",
     "https://web.mit.edu/torralba/www/indoor.html",
     'The page of its authors says: "The images provided here are for research purposes only."',
     (
@@ -175,6 +185,8 @@ _MIT67 = Source(
 _SCENES_URL = "http://www-cvr.ai.uiuc.edu/ponce_grp/data/scene_categories/scene_categories.zip"
 _SCENES = Source(
     "15-Scene",
+    "scenes",
+    "4,485 grey photographs of 15 classes of scenes",
     "https://web.archive.org/web/20070829035029/http://www-cvr.ai.uiuc.edu/ponce_grp/data/",
     "Its authors state no licence: take it as for research, and cite Lazebnik, Schmid and Ponce (CVPR 2006).",
     (
@@ -188,16 +200,21 @@ _SCENES = Source(
     ("15-Scene/CALsuburb", "15-Scene/store"),
 )
 
+# VOC 2012 is train and val only: the labels of its test split are not public.
 SOURCES = {
     source.name: source
     for source in (
         _VOC2007,
         _VOC2012,
-        replace(_VOC2012, name="VOC2012-Action", note="Give --format voc-action: the devkit has objects too."),
+        replace(
+            _VOC2012,
+            name="VOC2012-Action",
+            format="voc-action",
+            description="photographs of people, 10 actions (--format voc-action: the devkit has objects too)",
+        ),
         _COCO2014,
         _COCO2017,
         _MIT67,
         _SCENES,
     )
 }
-"""Name -> source. VOC 2012's test labels are not public, so it is train and val only."""

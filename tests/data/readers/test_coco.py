@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data.miniatures import write_coco
 from wildcat.data.dataset import DataSet, Sample, label_matrix
-from wildcat.data.miniatures import write_coco
 from wildcat.data.readers.coco import read_coco, recognise_coco
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
 from wildcat.data.readers.voc import read_voc

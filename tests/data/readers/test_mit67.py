@@ -6,13 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from wildcat.data.dataset import label_matrix
-from wildcat.data.miniatures import write_indoor
 from wildcat.data.readers.mit67 import read_indoor
-from wildcat.data.readers.synthetic import SHAPE_CLASSES
 from wildcat.data.registry import open_dataset
 from wildcat.errors import DataError
 
@@ -52,16 +49,6 @@ def test_the_whole_is_read_without_a_note(tmp_path: Path) -> None:
     train, test = label_matrix(data.split("train")), label_matrix(data.split("test"))
     assert (train == 1).sum(axis=0).tolist() == [80] * 67
     assert (test == 1).sum(axis=0).tolist() == [20] * 67
-
-
-def test_miniature(tmp_path: Path) -> None:
-    data = open_dataset(write_indoor(tmp_path / "m", train=3, test=2, size=(32, 40)))
-    assert data.classes == SHAPE_CLASSES
-    for split, count in (("train", 3), ("test", 2)):
-        samples = data.split(split)
-        assert (label_matrix(samples) == 1).sum(axis=0).tolist() == [count] * 5
-        assert all(data.classes[int(np.argmax(s.labels))] in s.path.name for s in samples)
-    assert len(list((tmp_path / "m" / "Images").glob("*/*.jpg"))) == 5 * (3 + 2 + 1), "one a class is in no list"
 
 
 DAMAGE: list[tuple[str, Callable[[Path], object], str, str]] = [

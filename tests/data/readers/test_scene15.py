@@ -57,6 +57,25 @@ def test_without_lists_the_split_is_random(scenes: Path) -> None:
     assert len(data.split("test")) == 3 * 15
 
 
+def test_any_seed_gives_a_split(scenes: Path) -> None:
+    data = read_scenes(scenes)
+    assert data.splits == ("train", "test", "train-seed0", "test-seed0"), "the list stays short"
+    everything = sorted(p.relative_to(scenes).as_posix() for p in scenes.glob("*/*.jpg"))
+    tests = []
+    for seed in (0, 1, 12, 34567):
+        train, test = (data.split(f"{part}-seed{seed}") for part in ("train", "test"))
+        assert sorted(s.name for s in (*train, *test)) == everything
+        assert len(train) == 100 * 15
+        tests.append(tuple(s.name for s in test))
+    assert len(set(tests)) == len(tests), "seeds differ"
+    assert tuple(s.name for s in read_scenes(scenes).split("test-seed34567")) == tests[-1]
+    train, test = data.training_split("train-seed7", "test-seed7")
+    assert not {s.name for s in train} & {s.name for s in test}
+    for name in ("train-seed", "train-seed-1", "train-seed01", "val-seed1", "train-seed1.5"):
+        with pytest.raises(DataError, match=f"no split '{name}'"):
+            data.split(name)
+
+
 def test_damage_is_named(scenes: Path) -> None:
     (scenes / "split_brown_train.txt").write_text("bedroom/image_0001.jpg\nbedroom/image_0\n")
     (scenes / "split_brown_test.txt").write_text("store/image_0001.jpg\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.miniatures import write_action
 from wildcat.data.dataset import label_matrix
-from wildcat.data.miniatures import write_action
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
 from wildcat.data.readers.voc import read_voc
 from wildcat.data.readers.voc_action import ACTION_CLASSES, read_action, recognise_action

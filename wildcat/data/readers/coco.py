@@ -63,7 +63,7 @@ def recognise_coco(path: Path) -> bool:
     return bool(_official(path) or _own(path))
 
 
-def read_coco(path: Path, year: int | None = None) -> DataSet:
+def read_coco(path: Path, *, year: int | None = None) -> DataSet:
     """The COCO annotations at `path` as a multi-label data set.
 
     Three layouts. *MS COCO*: `annotations/instances_{train,val}{2014,2017}.json`, with the images in `train2014/` and

@@ -32,7 +32,7 @@ def find_solar() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read_solar(root: Path | None = None, threshold: float = 0.5, cells: str = "all") -> DataSet:
+def read_solar(root: Path | None = None, *, threshold: float = 0.5, cells: str = "all") -> DataSet:
     """The solar cells as a multi-class data set of functional and defective ones.
 
     Experts gave each cell a probability of being defective, one of 0, 1/3, 2/3, 1; it counts as defective from

@@ -139,18 +139,15 @@ def _label(name: str, shapes: Sequence[Shape]) -> int:
 
 
 def draw_scene(
-    rng: np.random.Generator, size: tuple[int, int], first: int, others: Sequence[int] | None = None
+    rng: np.random.Generator, size: tuple[int, int], first: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Shape]]:
-    """An image (H, W, 3), its mask (H, W) and its shapes: class `first`, then `others`, as far as there is room.
-
-    Without `others`, up to three of random classes are added.
-    """
+    """An image (H, W, 3), its mask (H, W) and its shapes: class `first`, then up to three of random classes."""
     height, width = size
     rows, columns = np.mgrid[0.5:height, 0.5:width]  # pixel centres
     image = _background(rng, rows, columns)
     mask = np.zeros(size, np.uint8)
     shapes: list[Shape] = []
-    classes = [first, *(rng.integers(len(SHAPE_CLASSES), size=rng.integers(4)) if others is None else others)]
+    classes = [first, *rng.integers(len(SHAPE_CLASSES), size=rng.integers(4))]
     for index in classes:
         radius = rng.uniform(MIN_RADIUS, MAX_RADIUS) * min(size)
         for _ in range(20):

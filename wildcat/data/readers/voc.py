@@ -84,7 +84,7 @@ def recognise_voc(root: Path) -> bool:
     return bool(find_devkits(root))
 
 
-def read_voc(root: Path, year: int | None = None, classes: Sequence[str] | None = None) -> DataSet:
+def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | None = None) -> DataSet:
     """The devkit at `root` as a multi-label data set.
 
     `root` is `VOC2012/` itself, the `VOCdevkit/` that holds it, or the parent of that; `year` chooses among several.

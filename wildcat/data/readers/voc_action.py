@@ -42,7 +42,7 @@ def recognise_action(root: Path) -> bool:
     return bool(find_devkits(root, "Action"))
 
 
-def read_action(root: Path, year: int | None = None) -> DataSet:
+def read_action(root: Path, *, year: int | None = None) -> DataSet:
     """The action task of the devkit at `root` as a multi-label data set of whole photographs.
 
     The devkit labels people: each line of `ImageSets/Action/<action>_<split>.txt` is an image id, the number of a
