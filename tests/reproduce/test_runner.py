@@ -1,4 +1,4 @@
-"""The paper's experiments, small: every cell once, nothing twice, the paper's numbers beside ours."""
+"""The paper's experiments on tiny data: every cell runs once, with the paper's numbers in the tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.reproduce import runner as module
 from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
-from wildcat.reproduce.runner import Plan, Telling, cell_config, check_plan, flags_of, protocol, reproduce
+from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, reproduce, run_cells
 from wildcat.reproduce.tables import markdown
 
 SMALL: dict[str, Any] = {"backbone": "lite0", "image_size": 64, "epochs": 1, "workers": 0, "device": "cpu"}
@@ -45,34 +44,24 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
 
 
-class Counting(Telling):
-    """Notes which cells are reported."""
-
-    def __init__(self) -> None:
-        self.done: list[str] = []
-
-    def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
-        self.done.append(name)
-
-
 # --- the declarations -------------------------------------------------------------------------------------------------
 
 
 def test_the_paper_reports_these_numbers() -> None:
     """Worked by hand from the paper: tables 2 to 8."""
-    said = {
+    paper = {
         (name, row.name): dict(row.paper)
         for name, experiment in EXPERIMENTS.items()
         for row in experiment.rows
         if row.paper
     }
-    assert said[("table2", "WILDCAT")] == {"VOC 2007": 95.0, "VOC 2012": 93.4}
-    assert said[("table2", "global features + linear classifier")] == {"VOC 2007": 89.8, "VOC 2012": 89.2}
-    assert said[("table3", "WILDCAT")] == {"15-Scene": 94.4, "MIT67": 84.0}
-    assert said[("table3", "WELDON")] == {"15-Scene": 94.3, "MIT67": 78.0}
-    assert said[("table4", "WILDCAT")] == {"VOC 2012 Action": 86.0, "COCO": 80.7}
-    assert said[("table8", "WILDCAT")] == {"VOC 2012": 82.9, "COCO": 53.4}
-    assert [said[("table6", f"M = {m}")]["VOC 2007"] for m in (1, 2, 4, 8, 12, 16)] == [
+    assert paper[("table2", "WILDCAT")] == {"VOC 2007": 95.0, "VOC 2012": 93.4}
+    assert paper[("table2", "global features + linear classifier")] == {"VOC 2007": 89.8, "VOC 2012": 89.2}
+    assert paper[("table3", "WILDCAT")] == {"15-Scene": 94.4, "MIT67": 84.0}
+    assert paper[("table3", "WELDON")] == {"15-Scene": 94.3, "MIT67": 78.0}
+    assert paper[("table4", "WILDCAT")] == {"VOC 2012 Action": 86.0, "COCO": 80.7}
+    assert paper[("table8", "WILDCAT")] == {"VOC 2012": 82.9, "COCO": 53.4}
+    assert [paper[("table6", f"M = {m}")]["VOC 2007"] for m in (1, 2, 4, 8, 12, 16)] == [
         89.0,
         91.0,
         91.6,
@@ -114,7 +103,7 @@ def test_a_table_is_written_and_a_second_run_does_nothing_twice(
     shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan("table7", CONFIG, seeds=2, title="small shapes")
-    summary = reproduce(plan, shapes, tmp_path, Counting())
+    summary = reproduce(plan, shapes, tmp_path)
     stem = tmp_path / "table7-small-shapes"
     assert json.loads(stem.with_suffix(".json").read_text()) == summary
     rows = list(csv.DictReader(stem.with_suffix(".csv").open()))
@@ -124,8 +113,8 @@ def test_a_table_is_written_and_a_second_run_does_nothing_twice(
     assert {"seed", "seconds", "version_torch", "backbone", "map", "point_ap"} <= rows[0].keys()
     for name, row in summary["results"].items():
         ours = [float(r["map"]) for r in rows if r["row"] == name]
-        assert row["figures"]["map"]["mean"] == pytest.approx(statistics.mean(ours), abs=1e-4)
-        assert row["figures"]["map"]["std"] == pytest.approx(statistics.stdev(ours), abs=1e-4)
+        assert row["metrics"]["map"]["mean"] == pytest.approx(statistics.mean(ours), abs=1e-4)
+        assert row["metrics"]["map"]["std"] == pytest.approx(statistics.stdev(ours), abs=1e-4)
     text = stem.with_suffix(".md").read_text()
     assert "| max + min, alpha = 0.7, M = 4 |" in text and "| 92.0 |" in text and "paper, VOC 2007" in text
 
@@ -133,9 +122,9 @@ def test_a_table_is_written_and_a_second_run_does_nothing_twice(
         raise AssertionError("a finished cell was run again")
 
     monkeypatch.setattr(module, "train_and_evaluate", never)
-    again = Counting()
-    assert reproduce(plan, shapes, tmp_path, again)["results"] == summary["results"]
-    assert len(again.done) == 4
+    cells = list(run_cells(plan, shapes, tmp_path))
+    assert [(cell.number, cell.total) for cell in cells] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert reproduce(plan, shapes, tmp_path)["results"] == summary["results"]
 
 
 @pytest.mark.usefixtures("short")
@@ -159,7 +148,7 @@ def test_a_killed_table_loses_no_finished_cell(
     resumed = reproduce(plan, shapes, tmp_path / "killed")
     assert len(calls) == 2 + 1, "one cell was kept, the other was begun again"
     for name, row in whole["results"].items():
-        assert resumed["results"][name]["figures"] == row["figures"]
+        assert resumed["results"][name]["metrics"] == row["metrics"]
 
 
 def test_several_sizes_are_combined_and_plots_are_drawn(shapes: DataSet, tmp_path: Path) -> None:
@@ -174,9 +163,7 @@ def test_several_sizes_are_combined_and_plots_are_drawn(shapes: DataSet, tmp_pat
     assert summary["settings"]["sizes"] == [64, 96]
     assert "combined by a linear classifier" in markdown(summary)
     first = short.rows[0].name
-    assert summary["results"][first]["figures"] != single["results"][first]["figures"], (
-        "cells of other sizes are others"
-    )
+    assert summary["results"][first]["metrics"] != single["results"][first]["metrics"], "other sizes give other cells"
 
 
 def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
@@ -187,14 +174,14 @@ def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
         summary = reproduce(Plan("table7", config, seeds=1, sizes=(64, 96), combine="average"), shapes, tmp_path)
     (cell,) = (tmp_path / "runs").iterdir()
     assert {p.name for p in cell.iterdir()} == {"64", "96", "ensemble"}
-    assert 0 <= summary["results"]["max"]["figures"]["map"]["mean"] <= 1
+    assert 0 <= summary["results"]["max"]["metrics"]["map"]["mean"] <= 1
     assert "every layer of test_resnet" in markdown(summary)
 
 
 def test_the_recorded_command_gives_the_plan_again() -> None:
     config = dataclasses.replace(load_recipe("reproduce"), image_size=320, amp=True, standardize=False, lr=3.0)
     plan = Plan("table7", config, 2, (320, 448), "average", "test", "a small VOC")
-    command = parse(["reproduce", "table7", "--data", "VOC", *flags_of(plan)])
+    command = parse(["reproduce", "table7", "--data", "VOC", *plan_flags(plan)])
     assert command.config == config
     assert (command.seeds, command.sizes, command.combine) == (2, "320,448", "average")
     assert (command.test_split, command.title) == ("test", "a small VOC")
@@ -233,8 +220,8 @@ def test_random_splits_of_scenes_by_seed(tmp_path: Path) -> None:
     ("change", "sentence"),
     [
         ({"seeds": 0}, "seeds=0"),
-        ({"config": dataclasses.replace(CONFIG, num_maps=8)}, "num_maps=8: the rows of table6 decide num_maps"),
-        ({"test_split": "train"}, "both learned from and measured"),
+        ({"config": dataclasses.replace(CONFIG, num_maps=8)}, "num_maps=8: the rows of table6 define num_maps"),
+        ({"test_split": "train"}, "used for training and for testing"),
         ({"config": dataclasses.replace(CONFIG, epochs=0)}, "epochs=0"),
     ],
 )

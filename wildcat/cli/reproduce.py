@@ -1,20 +1,17 @@
-"""wildcat reproduce: an experiment of the paper on your data, with the paper's numbers beside yours."""
+"""wildcat reproduce: run an experiment of the paper on your data, with the paper's numbers beside the measured ones."""
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.options import DataCommand, describe, open_data, parse_sizes
 from wildcat.config import TrainConfig, load_recipe
-
-if TYPE_CHECKING:
-    from wildcat.progress import ProgressBar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +23,17 @@ class Reproduce(DataCommand):
     data: str
     """A folder, a .csv, or the name of a packaged data set."""
     out: Path = Path("reproduced")
-    """Folder for tables, plots and finished cells; what is in it is used, not run again."""
+    """Folder for tables, plots and finished cells; cells that are there already are not run again."""
     seeds: int = 3
-    """How many seeds, from --seed on; on 15-Scene each draws another split."""
+    """Number of seeds, starting at --seed; on 15-Scene each seed has another random split."""
     sizes: Annotated[str, arg(metavar="S,S,...")] = ""
     """One network for each of these input sizes, combined, as in the paper's tables 2 to 4 and 8; such as 320,448."""
     combine: Literal["linear", "average"] = "linear"
     """How several sizes are combined: a linear classifier on their scores (Object Bank), or their average."""
     test_split: str | None = None
-    """Split to measure on; the protocol's otherwise (val, or test)."""
+    """Split to measure on; by default that of the paper's protocol (val or test)."""
     title: str = ""
-    """What to call the data in tables, where it is a subset."""
+    """Name of the data in tables, for example of a subset."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: load_recipe("reproduce"))
 
 
@@ -45,24 +42,14 @@ def run_reproduce(command: Reproduce) -> int:
     from wildcat.device import choose_device
     from wildcat.progress import ProgressBar
     from wildcat.reproduce.experiments import find_experiment
-    from wildcat.reproduce.runner import Plan, Telling, check_plan, protocol, reproduce
-    from wildcat.reproduce.tables import markdown, slug
-
-    class Shown(Telling):
-        """A line a cell, and a bar for the training in hand."""
-
-        def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
-            shown = ", ".join(f"{k} {100 * v:.1f}" for k, v in figures.items())
-            print(f"[{number}/{total}] {name}: {shown}", file=sys.stderr, flush=True)
-
-        def progress(self) -> ProgressBar:
-            return progress
+    from wildcat.reproduce.runner import Plan, check_plan, protocol, run_cells, summary_path
+    from wildcat.reproduce.tables import markdown
 
     command.config.validate()
     experiment = find_experiment(command.experiment)
     data = open_data(command, command.data)
     sizes = parse_sizes(command.sizes)
-    if len(sizes) == 1:  # one size is not several: it is the size
+    if len(sizes) == 1:
         command = replace(command, config=replace(command.config, image_size=sizes[0]))
     plan = Plan(
         experiment=command.experiment,
@@ -75,15 +62,17 @@ def run_reproduce(command: Reproduce) -> int:
     )
     check_plan(plan, experiment, data)
     train_split, test_split = protocol(plan, data, command.config.seed)
-    learned, measured = (f"{len(data.split(name))} images of {name}" for name in (train_split, test_split))
-    describe(data, f"{learned}, measured on {measured}", choose_device(command.config.device).type)
-    stem = command.out / f"{command.experiment}-{slug(command.title or data.name)}"
-    print(f"{command.experiment}: {experiment.title}\nWriting {stem}.md, .csv and .json", flush=True)
+    train_text, test_text = (f"{len(data.split(name))} images of {name}" for name in (train_split, test_split))
+    describe(data, f"{train_text}, measured on {test_text}", choose_device(command.config.device).type)
+    path = summary_path(plan, data, command.out)
+    print(f"{command.experiment}: {experiment.title}\nWriting {path.with_suffix('.md')}, .csv and .json", flush=True)
     try:
         with ProgressBar() as progress:
-            summary = reproduce(plan, data, command.out, Shown())
+            for cell in run_cells(plan, data, command.out, progress):
+                metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in cell.record["metrics"].items())
+                print(f"[{cell.number}/{cell.total}] {cell.row}, seed {cell.seed}: {metrics}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("Interrupted; the finished cells are kept: type the same command to go on.", file=sys.stderr)
+        print("Interrupted; finished cells are stored. Run the same command to continue.", file=sys.stderr)
         return 1
-    print(f"\n{markdown(summary)}")
+    print(f"\n{markdown(json.loads(path.read_text(encoding='utf-8')))}")
     return 0

@@ -1,1 +1,1 @@
-"""What the measurements under `benchmarks/` share."""
+"""The experiments of the paper: what they vary, a runner, and tables beside the paper's numbers."""

@@ -1,6 +1,6 @@
 """The experiments of the paper: what each table and figure varies, and what the paper reports.
 
-Declarations only; `wildcat.reproduce.runner` runs them. Numbers are those of Durand et al., CVPR 2017, with ResNet-101:
+Declarations only; `wildcat.reproduce.runner` runs them. The numbers are from Durand et al., CVPR 2017, with ResNet-101:
 several scales combined in tables 2 to 4 and 8, one scale at 448 px in tables 5 to 7.
 """
 
@@ -23,9 +23,7 @@ METRIC_NAMES: dict[str, str] = {
     "accuracy": "accuracy",
 }
 
-
-FIGURES = (*METRIC_NAMES, "class_mean_accuracy")
-"""What each cell keeps, as far as the data has the ground truth for it."""
+MEASURED = (*METRIC_NAMES, "class_mean_accuracy")  # stored for each cell if the data has the ground truth
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,11 @@ class Row:
     """One line of a table.
 
     Attributes:
-        name: what it says.
-        settings: fields of `TrainConfig` that define it; None for a line that only the paper has.
+        name: its label.
+        settings: fields of `TrainConfig` that define it; None for a line that only the paper reports.
         paper: data set -> the paper's number, in per cent.
-        x: where it stands in a figure.
-        line: which line of the figure it belongs to.
+        x: its position on the x axis of a figure.
+        line: the line of the figure it belongs to.
     """
 
     name: str
@@ -52,10 +50,10 @@ class Experiment:
     """A table or figure of the paper.
 
     Attributes:
-        title: what it asks.
-        metrics: what is measured; the first is the paper's.
+        title: the question it answers.
+        metrics: the metrics in its table; the first is the paper's.
         rows: its lines.
-        x_label: of the figure, where there is one.
+        x_label: label of the x axis, for figures.
     """
 
     title: str
@@ -75,16 +73,15 @@ def _paper_only(title: str, **paper: float) -> Row:
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 1.0)
 MAP_COUNTS = (1, 2, 4, 8, 12, 16)
 
+# k+ = k- = 1, the setting of the paper's ablations.
 ONE_REGION: dict[str, Any] = {"pooling": "wildcat", "architecture": "a", "num_maps": 1, "kmax": 1, "kmin": 1}
-"""k+ = k- = 1, the setting of the paper's ablations."""
 
-TODAY = (_method("CSRA", "csra"), _method("gated attention MIL", "attention"))
-"""Simple heads newer than the paper."""
+NEWER = (_method("CSRA", "csra"), _method("gated attention MIL", "attention"))  # simple heads newer than the paper
 
 
-def _alpha_rows(num_maps: int) -> tuple[Row, ...]:
+def _alpha_rows() -> tuple[Row, ...]:
     return tuple(
-        Row(f"{line}, alpha = {a:g}", settings | {"alpha": a, "num_maps": num_maps}, x=a, line=line)
+        Row(f"{line}, alpha = {a:g}", settings | {"alpha": a}, x=a, line=line)
         for line, settings in (("k = 1", ONE_REGION), ("k = 0.1", ONE_REGION | {"kmax": 0.1, "kmin": None}))
         for a in ALPHAS
     )
@@ -101,11 +98,12 @@ def _map_rows() -> tuple[Row, ...]:
         Row(f"M = {m}, each map pooled by itself", shared | {"num_maps": m, "architecture": "c"}, x=m, line="(c)")
         for m in MAP_COUNTS[1:]
     ]
-    # Whether more maps do anything that a stronger weight decay does not do to a single one.
+    # A control: is the effect of more maps more than that of a stronger weight decay on a single map?
     decayed = Row("M = 1, weight decay x 8", shared | {"num_maps": 1, "weight_decay": 8e-4})
     return (*a, decayed, *c)
 
 
+# Name on the command line -> experiment.
 EXPERIMENTS: dict[str, Experiment] = {
     "table2": Experiment(
         "Classification of objects (VOC 2007, VOC 2012)",
@@ -121,7 +119,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _paper_only("RRSVM", VOC_2007=92.9),
             _paper_only("SPLeaP", VOC_2007=88.0),
             _method("WILDCAT", "wildcat", VOC_2007=95.0, VOC_2012=93.4),
-            *TODAY,
+            *NEWER,
         ),
     ),
     "table3": Experiment(
@@ -140,7 +138,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("top instances", "top-instances"),
             _method("ProNet (log-sum-exp)", "pronet"),
             _method("WILDCAT", "wildcat", **{"15-Scene": 94.4, "MIT67": 84.0}),
-            *TODAY,
+            *NEWER,
         ),
     ),
     "table4": Experiment(
@@ -153,7 +151,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("global features + linear classifier", "global", VOC_2012_Action=77.9, COCO=72.5),
             _method("ProNet (log-sum-exp)", "pronet", COCO=70.9),
             _method("WILDCAT", "wildcat", VOC_2012_Action=86.0, COCO=80.7),
-            *TODAY,
+            *NEWER,
         ),
     ),
     "table5": Experiment(
@@ -203,30 +201,29 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("GAP, architecture (a)", "gap-a"),
             _method("WELDON", "weldon"),
             _method("WILDCAT", "wildcat", VOC_2012=82.9, COCO=53.4),
-            *TODAY,
+            *NEWER,
         ),
     ),
     "figure4": Experiment(
         "Weight of the negative evidence, alpha: classification",
         ("map", "accuracy"),
-        _alpha_rows(1),
+        _alpha_rows(),
         x_label="alpha",
     ),
     "figure5": Experiment(
         "Weight of the negative evidence, alpha: localization",
         ("point_ap", "map"),
-        _alpha_rows(1),
+        _alpha_rows(),
         x_label="alpha",
     ),
 }
-"""Name on the command line -> experiment."""
 
 
 def find_experiment(name: str) -> Experiment:
     """The experiment of a table or figure of the paper.
 
     Raises:
-        ConfigError: no such table, or one that is reproduced elsewhere.
+        ConfigError: no such experiment.
     """
     if name not in EXPERIMENTS:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Result files: numbers with everything needed to get them again."""
+"""Result files of experiments and benchmarks: results with everything needed to repeat them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wildcat.models.run import versions
 
 
 def write_result(path: Path, command: str, settings: Mapping[str, Any], results: Any) -> None:
-    """Write a result file: the command that makes it, the day, versions, machine, settings and results."""
+    """Write a result file (JSON): command, date, versions, machine (with CPU flags), settings and results."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "command": command,
@@ -31,12 +31,12 @@ def write_result(path: Path, command: str, settings: Mapping[str, Any], results:
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings as JSON can hold them: it has no infinity, which becomes the text "inf"."""
+    """The settings as JSON values; infinity, which JSON lacks, becomes the string "inf"."""
     return {name: str(value) if value == math.inf else value for name, value in to_dict(config).items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample standard deviation and the values themselves, rounded to five digits."""
+    """Mean, sample standard deviation and the values, rounded to five digits."""
     array = np.asarray(values, dtype=np.float64)
     deviation = float(array.std(ddof=1)) if len(array) > 1 else None
     return {

@@ -1,8 +1,8 @@
-"""Run an experiment of the paper on any data and backbone, cell by cell, and put the paper's numbers beside ours.
+"""Run an experiment of the paper on any data and backbone, and report the paper's numbers beside the measured ones.
 
-A cell is one row of the experiment with one seed. Its figures are kept in `OUT/cells/`, under a name that follows from
-everything that decides them: data, labels, split, settings, seed. A killed run goes on with the cell in hand, and
-experiments share the cells they have in common. With `tune=head` all cells share one cache of features.
+An experiment is a grid of cells: one row of the table with one seed. The result of a cell is stored in `OUT/cells/`
+under a hash of everything that decides it: data, labels, split, settings, seed. A second run skips finished cells, and
+experiments share the cells they have in common. With `tune=head` all cells use the same cached features.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wildcat.config import TrainConfig, load_recipe, to_dict
 from wildcat.data.dataset import DataSet
@@ -27,17 +27,18 @@ from wildcat.fitting.ensemble import create_ensemble
 from wildcat.models.ensemble import Combine
 from wildcat.models.run import MANIFEST, RESUMABLE, Run, create_run, open_run, versions
 from wildcat.predictor import load
-from wildcat.progress import Progress
-from wildcat.reproduce.experiments import FIGURES, Experiment, Row, find_experiment
+from wildcat.progress import SILENT, Progress
+from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment
 from wildcat.reproduce.heads import train_and_evaluate
 from wildcat.reproduce.record import plain_settings
-from wildcat.reproduce.tables import row_summaries, slug, write_outputs
+from wildcat.reproduce.tables import slug, summarize_rows, write_tables
 from wildcat.train.loop import fingerprint, train
 
 MEASURES = ("classification", "pointing")
+RECIPE = "reproduce"  # the recipe whose settings are the defaults of `wildcat reproduce`
 
-RECIPE = "reproduce"
-"""What `wildcat reproduce` starts from."""
+# Settings that are the same in all rows and printed with each table.
+SHARED = ("backbone", "tune", "epochs", "flip", "batch_size", "lr", "backbone_lr_scale", "crop_scale", "amp")
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,12 @@ class Plan:
 
     Attributes:
         experiment: name of a table or figure of the paper, see `wildcat.reproduce.experiments.EXPERIMENTS`.
-        config: everything that the rows of the experiment do not decide.
-        seeds: how many, from `config.seed` on; on 15-Scene each draws another split, as the protocol says.
-        sizes: with several, one network for each input size, combined; none: the config's.
-        combine: how the sizes are combined.
-        test_split: what is measured; None: the protocol's.
-        title: what to call the data in tables, where it is a subset; empty: its name.
+        config: the settings that the rows of the experiment do not define.
+        seeds: number of seeds, starting at `config.seed`; on 15-Scene each seed has another random split.
+        sizes: several input sizes: one network per size, combined; empty: the size in `config`.
+        combine: how the networks of several sizes are combined.
+        test_split: the split to measure on; None: that of the paper's protocol.
+        title: name of the data in tables; empty: the name of the data set.
     """
 
     experiment: str
@@ -63,110 +64,120 @@ class Plan:
     title: str = ""
 
 
-class Telling:
-    """Hears how a reproduction goes; does nothing."""
+class Cell(NamedTuple):
+    """A finished cell: its row and seed, its position in the experiment, and its record."""
 
-    def cell(self, name: str, number: int, total: int, figures: Mapping[str, float]) -> None:
-        """Cell `number` of `total` is done."""
+    row: str
+    seed: int
+    number: int
+    total: int
+    record: dict[str, Any]
 
-    def progress(self) -> Progress | None:
-        """Who hears of a cell's training."""
-        return None
 
-
-def reproduce(plan: Plan, data: DataSet, out: Path, telling: Telling | None = None) -> dict[str, Any]:
-    """Run every cell of an experiment that has not been run yet, and write the tables and plots after each row.
-
-    Writes `OUT/EXPERIMENT-DATA.json`, `.csv`, `.md` and, for figures where matplotlib is installed, `.png`. The last
-    epoch is kept in every cell: nothing is chosen on the images that are measured.
+def reproduce(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
+    """Run all cells of an experiment; see `run_cells`.
 
     Returns:
-        The summary that the `.json` holds: settings, and for each row its figures over the seeds.
+        The summary, as written to the `.json` file: settings, and the metrics of each row over the seeds.
+    """
+    for _ in run_cells(plan, data, out, progress):
+        pass
+    return dict(json.loads(summary_path(plan, data, out).read_text(encoding="utf-8")))
+
+
+def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> Iterator[Cell]:
+    """Run each cell that has no stored result, yield every cell, and write tables and plots after each row.
+
+    Writes `OUT/EXPERIMENT-DATA.json`, `.csv`, `.md` and, for figures if matplotlib is installed, `.png`. Every cell
+    uses the weights of the last epoch: nothing is chosen on the images that are measured.
 
     Raises:
         ConfigError: an unknown experiment, or settings out of range.
-        DataError: the data lacks what the experiment measures.
+        DataError: the data lacks the ground truth that the experiment needs.
     """
-    experiment, telling = find_experiment(plan.experiment), telling or Telling()
+    experiment = find_experiment(plan.experiment)
     check_plan(plan, experiment, data)
     rows = [row for row in experiment.rows if row.settings is not None]
+    records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     total, number = len(rows) * plan.seeds, 0
-    done: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
-    summary: dict[str, Any] = {}
     for row in rows:
         for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
             number += 1
-            label = f"{row.name}, seed {seed}"
-            done[row.name].append(run_cell(plan, row, seed, data, out, telling))
-            telling.cell(label, number, total, done[row.name][-1]["figures"])
-        summary = {**description(plan, experiment, data, done), "results": row_summaries(experiment, done)}
-        write_outputs(summary, done, out / f"{plan.experiment}-{slug(plan.title or data.name)}")
-    return summary
+            record = run_cell(plan, row, seed, data, out, progress)
+            records[row.name].append(record)
+            yield Cell(row.name, seed, number, total, record)
+        summary = {**describe(plan, experiment, data, records), "results": summarize_rows(experiment, records)}
+        write_tables(summary, records, summary_path(plan, data, out))
+
+
+def summary_path(plan: Plan, data: DataSet, out: Path) -> Path:
+    """The `.json` file with the summary of an experiment; the tables and plots lie beside it."""
+    return out / f"{plan.experiment}-{slug(plan.title or data.name)}.json"
 
 
 def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
-    """Refuse a plan before hours are spent on it.
+    """Refuse a plan that cannot be run, before the first training.
 
     Raises:
-        ConfigError: no seed, or a setting that the data set or the way of training does not have.
+        ConfigError: no seed, or a setting that does not fit the data set or the way of training.
         DataError: the experiment measures points and the data has no boxes.
     """
     if plan.seeds < 1:
-        raise ConfigError(f"seeds={plan.seeds}: give at least 1; 3 show the spread.")
-    start = load_recipe(RECIPE)
+        raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
+    default = load_recipe(RECIPE)
     for row in experiment.rows:
         if row.settings is not None:
             for name in row.settings:
-                if getattr(plan.config, name) != getattr(start, name):
+                if getattr(plan.config, name) != getattr(default, name):
                     raise ConfigError(
-                        f"{name}={getattr(plan.config, name)}: the rows of {plan.experiment} decide {name}.",
-                        "Leave it out.",
+                        f"{name}={getattr(plan.config, name)}: the rows of {plan.experiment} define {name}.",
+                        f"Leave out --{name.replace('_', '-')}.",
                     )
             cell_config(plan, row, plan.config.seed, data).validate()
     train_split, test_split = protocol(plan, data, plan.config.seed)
     if train_split == test_split:
         raise ConfigError(
-            f"the split {train_split!r} is both learned from and measured.",
+            f"the split {train_split!r} is used for training and for testing.",
             "Give another --train-split or --test-split.",
         )
-    if not set(available(data, test_split)) & set(experiment.metrics[:1]) and experiment.metrics[0] == "point_ap":
+    if experiment.metrics[0] == "point_ap" and "point_ap" not in available_metrics(data, test_split):
         raise DataError(
             f"{plan.experiment} measures points, and {data.name} has no boxes.", "Give data with boxes: VOC or COCO."
         )
 
 
-def available(data: DataSet, split: str) -> tuple[str, ...]:
-    """The metrics a data set has the ground truth for."""
+def available_metrics(data: DataSet, split: str) -> tuple[str, ...]:
+    """The metrics for which a data set has ground truth."""
     found = ["accuracy", "map"] if data.task == "multiclass" else ["map"]
     return (*found, "point_ap") if all(s.boxes is not None for s in data.split(split)) else tuple(found)
 
 
 def protocol(plan: Plan, data: DataSet, seed: int) -> tuple[str, str]:
-    """(training split, measured split) of the paper's protocol, unless the plan names its own.
+    """(training split, test split) of the paper's protocol, unless the plan names its own.
 
-    15-Scene: a random split of 100 training images a class for each seed. VOC 2007: trainval, test. Otherwise train
-    and val, or train and test where there is no val.
+    15-Scene: a random split of 100 training images per class for each seed. VOC 2007: trainval and test. Otherwise
+    train and val, or train and test if there is no val.
     """
-    own, default = plan.config.train_split, TrainConfig().train_split
-    if data.format == "scenes" and own == default and plan.test_split is None:
-        return f"train-seed{seed}", f"test-seed{seed}"
-    if {"trainval", "test"} <= set(data.splits) and own == default and plan.test_split is None:
-        return "trainval", "test"
-    return own, plan.test_split or ("val" if "val" in data.splits else "test")
+    train_split, default = plan.config.train_split, TrainConfig().train_split
+    if train_split == default and plan.test_split is None:
+        if data.format == "scenes":
+            return f"train-seed{seed}", f"test-seed{seed}"
+        if {"trainval", "test"} <= set(data.splits):
+            return "trainval", "test"
+    return train_split, plan.test_split or ("val" if "val" in data.splits else "test")
 
 
 def cell_config(plan: Plan, row: Row, seed: int, data: DataSet) -> TrainConfig:
-    """The settings of one cell."""
+    """The training settings of one cell."""
     train_split, _ = protocol(plan, data, seed)
-    settings = dict(row.settings or {})
-    return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **settings)
+    return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **dict(row.settings or {}))
 
 
-def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, telling: Telling) -> dict[str, Any]:
-    """The record of a cell: read where it has been run, otherwise run and kept."""
+def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress: Progress) -> dict[str, Any]:
+    """The record of a cell: read from its file, or trained, measured and stored."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
-    effective = plain_settings(config) | {"lr": config.peak_lr}  # a default may change: what was in force decides
+    effective = plain_settings(config) | {"lr": config.peak_lr}  # the value of a default, which may change later
     identity = {
         "data": data.name,
         "images": fingerprint(data.split(config.train_split), data.split(split)),
@@ -179,17 +190,17 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, telling:
     path = out / "cells" / f"{key}.json"
     if path.is_file():
         return _read_cell(path)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     if config.tune == "head":
-        result = train_and_evaluate(data, config, split, telling.progress(), plan.sizes, plan.combine, MEASURES)
+        result = train_and_evaluate(data, config, split, progress, plan.sizes, plan.combine, MEASURES)
     else:
-        result = _fine_tune(plan, config, data, split, out / "runs" / key, telling)
+        result = _fine_tune(plan, config, data, split, out / "runs" / key, progress)
     record = {
         **identity,
-        "figures": figures_of(result),
+        "metrics": table_metrics(result),
         "ap": result["classification"]["ap"],
         "ap_variant": result["classification"]["variant"],
-        "seconds": round(time.perf_counter() - begun, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "versions": versions(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,80 +211,76 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, telling:
 def _read_cell(path: Path) -> dict[str, Any]:
     try:
         record = dict(json.loads(path.read_text(encoding="utf-8")))
-        record["figures"], record["seconds"], record["versions"]
+        record["metrics"], record["seconds"], record["versions"]
     except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}).", "Delete it: the cell is run again.") from error
+        raise RunError(f"{path} is damaged ({error!r}).", "Delete the file: the cell is run again.") from error
     return record
 
 
 def _fine_tune(
-    plan: Plan, config: TrainConfig, data: DataSet, split: str, folder: Path, telling: Telling
+    plan: Plan, config: TrainConfig, data: DataSet, split: str, folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Train every layer, once for each size, in run folders that a killed cell goes on with; measure on `split`."""
+    """Train every layer, once per input size, in run folders that are resumed after a kill; measure on `split`."""
     runs = [
-        _trained(replace(config, image_size=size), data, folder / str(size), telling)
+        _train_run(replace(config, image_size=size), data, folder / str(size), progress)
         for size in plan.sizes or (config.image_size,)
     ]
-    if len(runs) == 1:
-        return evaluate(load(runs[0].folder, config.device), data, split, measures=MEASURES)
-    together = folder / "ensemble"
-    if not together.exists():
-        create_ensemble(together, runs, plan.combine, data, config.train_split, device=config.device)
-    return evaluate(load(together, config.device), data, split, measures=MEASURES)
+    model = runs[0].folder
+    if len(runs) > 1:
+        model = folder / "ensemble"
+        if not model.exists():
+            create_ensemble(model, runs, plan.combine, data, config.train_split, device=config.device)
+    return evaluate(load(model, config.device), data, split, progress=progress, measures=MEASURES)
 
 
-def _trained(config: TrainConfig, data: DataSet, folder: Path, telling: Telling) -> Run:
+def _train_run(config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Run:
     resume = (folder / MANIFEST).is_file()
     run = open_run(folder) if resume else create_run(folder, config, data)
-    outcome = train(run, data, resume=resume, progress=telling.progress())
-    if not outcome.finished:
+    if not train(run, data, resume=resume, progress=progress).finished:
         raise KeyboardInterrupt
     return run
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of an evaluation that tables show, in [0, 1]."""
+def table_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation that tables show, in [0, 1]."""
     flat = dict(result["classification"])
     if "pointing" in result:
         flat |= {"point_ap": result["pointing"]["map"], "pointing_game": result["pointing"]["pointing_game"]}
-    return {name: float(flat[name]) for name in FIGURES if flat.get(name) is not None}
+    return {name: float(flat[name]) for name in MEASURED if flat.get(name) is not None}
 
 
-def description(
-    plan: Plan, experiment: Experiment, data: DataSet, done: Mapping[str, Sequence[Mapping[str, Any]]]
+def describe(
+    plan: Plan, experiment: Experiment, data: DataSet, records: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Everything a table says besides its rows: the command, versions, machine and settings, as plain values."""
-    cell = next(cells[0] for cells in done.values() if cells)
+    """The part of a summary besides its rows: command, date, versions, machine and settings."""
+    record = next(cells[0] for cells in records.values() if cells)
     train_split, test_split = protocol(plan, data, plan.config.seed)
+    available = available_metrics(data, test_split)
     return {
-        "command": shlex.join(["wildcat", "reproduce", plan.experiment, "--data", data.root.name, *flags_of(plan)]),
+        "command": shlex.join(["wildcat", "reproduce", plan.experiment, "--data", data.root.name, *plan_flags(plan)]),
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": cell["versions"],
+        "versions": record["versions"],
         "machine": machine(),
         "settings": {
             "experiment": plan.experiment,
             "title": experiment.title,
-            "metrics": [m for m in experiment.metrics if m in available(data, test_split)],
+            "metrics": [metric for metric in experiment.metrics if metric in available],
             "x_label": experiment.x_label,
             "data": plan.title or data.name,
-            "train": f"{len(data.split(train_split))} images of {_seedless(train_split)}",
-            "test": f"{len(data.split(test_split))} images of {_seedless(test_split)}",
+            "train": f"{len(data.split(train_split))} images of {_split_text(train_split)}",
+            "test": f"{len(data.split(test_split))} images of {_split_text(test_split)}",
             "seeds": plan.seeds,
             "sizes": list(plan.sizes or (plan.config.image_size,)),
             "combine": plan.combine if len(plan.sizes) > 1 else None,
-            "ap_variant": cell["ap_variant"],
+            "ap_variant": record["ap_variant"],
             "point_tolerance_px": POINT_TOLERANCE,
-            **{k: v for k, v in cell["config"].items() if k in SHARED},
+            **{k: v for k, v in record["config"].items() if k in SHARED},
         },
     }
 
 
-SHARED = ("backbone", "tune", "epochs", "flip", "batch_size", "lr", "backbone_lr_scale", "crop_scale", "amp")
-"""Settings that a table names and no row changes."""
-
-
-def flags_of(plan: Plan) -> list[str]:
-    """Flags that give this plan again, apart from where the data is."""
+def plan_flags(plan: Plan) -> list[str]:
+    """The flags of `wildcat reproduce` that give this plan, without --data."""
     given: dict[str, Any] = {"seeds": plan.seeds}
     given |= {"title": plan.title} if plan.title else {}
     given |= {"test_split": plan.test_split} if plan.test_split else {}
@@ -287,7 +294,7 @@ def flags_of(plan: Plan) -> list[str]:
     return flags
 
 
-def _seedless(split: str) -> str:
+def _split_text(split: str) -> str:
     """`train-seed3` -> `train, a random split for each seed`."""
     name, dash, _ = split.partition("-seed")
     return f"{name}, a random split for each seed" if dash else name
