@@ -1,4 +1,4 @@
-"""Annotations: what each format's own reader gets back is what the model said, and a folder is whole or not there."""
+"""Annotation formats: their own readers read back the prediction, and folders are written atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from wildcat.export import (
     ANNOTATION_FORMATS,
     Instance,
     InstanceParams,
-    VocWriter,
     find_instances,
     simplify_outline,
     trace_outline,
@@ -45,7 +44,7 @@ from wildcat.prediction import Prediction
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools, NumPy 2
 
 CLASSES = ("zebra", "cat", "dog & <co>")
-EVERY_SPECK = InstanceParams(min_area=0)
+ALL_REGIONS = InstanceParams(min_area=0)
 FORMATS = tuple(ANNOTATION_FORMATS)
 
 
@@ -72,7 +71,7 @@ def nothing(**changes: Any) -> Prediction:
 
 
 def noisy(seed: int) -> Prediction:
-    """Maps of noise, of which the mask is in many pieces with holes."""
+    """Noise maps: the mask has many regions with holes."""
     rng = np.random.default_rng(seed)
     maps = rng.normal(0, 1, (3, 20, 30)).astype(np.float32)
     return prediction(50, 70, class_maps=maps, class_scores=np.array([1, 2, 3], np.float32))
@@ -98,7 +97,7 @@ def on_image(instance: Instance, size: tuple[int, int], region: NDArray[np.bool_
 
 
 def rasterised(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A polygon filled by Pillow on a grid eight times finer: independent of pycocotools and of our tracer."""
+    """A polygon filled by Pillow on a grid eight times finer, independent of pycocotools and our code."""
     height, width = size
     image = Image.new("1", (8 * width, 8 * height))
     ImageDraw.Draw(image).polygon([(8 * x - 0.5, 8 * y - 0.5) for x, y in points], fill=1)
@@ -112,9 +111,9 @@ def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 # --- instances --------------------------------------------------------------------------------------------------------
 
 
-def test_instances_are_the_connected_regions_of_the_mask_with_the_probability_as_score() -> None:
+def test_instances_are_connected_regions_with_the_probability_as_score() -> None:
     p = prediction()
-    found = find_instances(p, EVERY_SPECK)
+    found = find_instances(p, ALL_REGIONS)
     assert [i.name for i in found] == ["cat", "zebra", "zebra"]  # the likeliest class first
     assert found[0].score == pytest.approx(1 / (1 + np.exp(-3))) and found[1].score == found[2].score
     assert found[1].area >= found[2].area
@@ -129,16 +128,16 @@ def test_instances_are_the_connected_regions_of_the_mask_with_the_probability_as
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_instances_make_up_the_mask(seed: int) -> None:
+def test_instances_cover_the_mask(seed: int) -> None:
     p = noisy(seed)
     again = np.zeros((p.height, p.width), np.uint8)
-    for i in find_instances(p, EVERY_SPECK):
+    for i in find_instances(p, ALL_REGIONS):
         assert not again[on_image(i, again.shape, i.mask)].any()  # none overlap
         i.paint(again, i.class_index + 1)
     np.testing.assert_array_equal(again, p.mask())
 
 
-def test_the_minimum_score_is_on_the_probability() -> None:
+def test_min_score_compares_probabilities() -> None:
     cat = 1 / (1 + np.exp(-3))  # 0.953, zebra 0.881, dog 0.047
     assert {i.name for i in find_instances(prediction(), InstanceParams(min_score=cat - 0.01))} == {"cat"}
     assert find_instances(prediction(), InstanceParams(min_score=cat + 0.01)) == []
@@ -149,8 +148,8 @@ def test_the_minimum_score_is_on_the_probability() -> None:
     assert find_instances(unsure, InstanceParams(min_score=0.5)) == []  # its likeliest class has 0.37
 
 
-def test_specks_and_all_but_the_largest_are_left_out() -> None:
-    everything = find_instances(noisy(0), EVERY_SPECK)
+def test_min_area_and_largest() -> None:
+    everything = find_instances(noisy(0), ALL_REGIONS)
     large = find_instances(noisy(0), InstanceParams(min_area=0.01))
     assert {i.area for i in large} == {i.area for i in everything if i.area >= 0.01 * 50 * 70} and len(large) > 3
     largest = find_instances(noisy(0), InstanceParams(min_area=0, which="largest"))
@@ -177,7 +176,7 @@ masks = st.integers(1, 14).flatmap(
 
 @settings(max_examples=150, deadline=None)
 @given(masks)
-def test_regions_are_encoded_and_traced_as_pycocotools_reads_them(rows: list[list[bool]]) -> None:
+def test_run_lengths_and_outlines_match_pycocotools(rows: list[list[bool]]) -> None:
     mask = np.array(rows)
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     for k, (ys, xs) in enumerate(ndimage.find_objects(labels)[:count], 1):
@@ -193,7 +192,7 @@ def test_regions_are_encoded_and_traced_as_pycocotools_reads_them(rows: list[lis
         assert outline_area(outline) == read.sum()
 
 
-def test_long_runs_are_compressed_as_pycocotools_does() -> None:
+def test_long_run_lengths_match_pycocotools() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         big = np.zeros((1200, 900), bool)
@@ -205,7 +204,7 @@ def test_long_runs_are_compressed_as_pycocotools_does() -> None:
         assert compress_run_lengths(run_lengths(i, (1200, 900))) == theirs
 
 
-def test_an_outline_turns_right_around_the_region_and_passes_a_shared_corner_twice() -> None:
+def test_an_outline_is_clockwise_and_contains_a_shared_corner_twice() -> None:
     diagonal = np.array([[True, False], [False, True]])
     assert trace_outline(diagonal).tolist() == [[0, 0], [1, 0], [1, 1], [2, 1], [2, 2], [1, 2], [1, 1], [0, 1]]
     with pytest.raises(ShapeError):
@@ -237,9 +236,9 @@ def test_simplified_outlines_stay_within_the_tolerance() -> None:
 
 
 @pytest.mark.parametrize("kind", ["coco", "coco-polygons"])
-def test_coco_comes_back_through_pycocotools(tmp_path: Path, kind: str) -> None:
+def test_pycocotools_reads_coco(tmp_path: Path, kind: str) -> None:
     shown = [prediction(), nothing(path="caf\udce9.png"), noisy(1), noisy(2)]
-    folder = write(tmp_path / "out", kind, shown, params=EVERY_SPECK, model="runs/x")
+    folder = write(tmp_path / "out", kind, shown, params=ALL_REGIONS, model="runs/x")
     coco = COCO(str(folder / "annotations.json"))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(CLASSES)
     assert coco.dataset["images"][1]["source"] == "caf\udce9.png"
@@ -253,7 +252,7 @@ def test_coco_comes_back_through_pycocotools(tmp_path: Path, kind: str) -> None:
             == read_image(folder / "images" / row["file_name"]).size
         )
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
-        instances = find_instances(p, EVERY_SPECK)
+        instances = find_instances(p, ALL_REGIONS)
         assert len(annotations) == len(instances)
         again = np.zeros((p.height, p.width), np.uint8)
         for a, i in zip(annotations, instances, strict=True):
@@ -292,7 +291,7 @@ def test_coco_without_a_region(tmp_path: Path) -> None:
 
 
 def yolo_rows(folder: Path, file: str) -> list[tuple[int, NDArray[np.float64]]]:
-    """What the rules of the format say of an image: labels/ for images/, .txt for its suffix."""
+    """Read labels by the rules of the format: labels/ instead of images/, .txt instead of the suffix."""
     image = folder / "images" / file
     text = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt").read_text()
     rows = [line.split() for line in text.splitlines()]
@@ -328,7 +327,7 @@ def test_yolo_outlines(tmp_path: Path, simplify: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["yolo", "yolo-segment"])
-def test_yolo_scores_only_where_asked_for(tmp_path: Path, kind: str) -> None:
+def test_yolo_scores_are_optional(tmp_path: Path, kind: str) -> None:
     plain = yolo_rows(write(tmp_path / "plain", kind, [prediction()]), "p0.png")
     scored = yolo_rows(write(tmp_path / "scored", kind, [prediction()], scores=True), "p0.png")
     for (_, a), (_, b), i in zip(plain, scored, find_instances(prediction()), strict=True):
@@ -341,12 +340,12 @@ def test_yolo_scores_only_where_asked_for(tmp_path: Path, kind: str) -> None:
 
 def test_voc_is_read_as_a_devkit(tmp_path: Path) -> None:
     shown = [prediction(), nothing(), noisy(1)]
-    folder = write(tmp_path / "out", "voc", shown, params=EVERY_SPECK)
+    folder = write(tmp_path / "out", "voc", shown, params=ALL_REGIONS)
     data = read_voc(folder)
     assert data.classes == tuple(sorted(CLASSES)) and data.splits == ("train", "seg-train")
     for split in data.splits:
         for sample, p in zip(data.split(split), shown, strict=True):
-            instances = find_instances(p, EVERY_SPECK)
+            instances = find_instances(p, ALL_REGIONS)
             present = {i.name for i in instances}
             assert sample.labels.tolist() == [1 if c in present else -1 for c in data.classes]
             assert sample.boxes is not None and sample.box_classes is not None and sample.mask is not None
@@ -357,7 +356,7 @@ def test_voc_is_read_as_a_devkit(tmp_path: Path) -> None:
             np.testing.assert_array_equal(names, np.array(["", *CLASSES])[expected])
 
 
-def test_voc_files_by_the_devkit_s_rules(tmp_path: Path) -> None:
+def test_voc_files_follow_the_devkit(tmp_path: Path) -> None:
     folder = write(tmp_path / "out", "voc", [prediction(path="x\x07\udce9.png")])
     root = ElementTree.parse(folder / "Annotations" / "p0.xml").getroot()
     assert root.findtext("filename") == "p0.png" and (folder / "JPEGImages" / "p0.png").is_file()
@@ -384,15 +383,15 @@ def test_voc_files_by_the_devkit_s_rules(tmp_path: Path) -> None:
 
 def test_voc_holds_254_classes_and_254_objects(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="255 classes") as caught:
-        VocWriter(tmp_path / "out", [str(i) for i in range(255)])
+        ANNOTATION_FORMATS["voc"](tmp_path / "out", [str(i) for i in range(255)])
     assert "coco" in caught.value.hint
-    VocWriter(tmp_path / "out", [str(i) for i in range(254)])
+    ANNOTATION_FORMATS["voc"](tmp_path / "out", [str(i) for i in range(254)])
     with pytest.raises(ConfigError, match="'a/b' cannot name"):
-        VocWriter(tmp_path / "out", ["cat", "a/b"])
+        ANNOTATION_FORMATS["voc"](tmp_path / "out", ["cat", "a/b"])
     maps = np.full((3, 40, 40), -1, np.float32)
     maps[0, ::2, ::2] = 1  # 400 single cells
     p = prediction(40, 40, class_maps=maps)
-    folder = write(tmp_path / "out", "voc", [p], params=EVERY_SPECK)
+    folder = write(tmp_path / "out", "voc", [p], params=ALL_REGIONS)
     objects = np.asarray(Image.open(folder / "SegmentationObject" / "p0.png"))
     assert np.unique(objects).tolist() == list(range(256))
     assert len(ElementTree.parse(folder / "Annotations" / "p0.xml").findall("object")) == 400
@@ -402,7 +401,7 @@ def test_voc_holds_254_classes_and_254_objects(tmp_path: Path) -> None:
 # --- Label Studio -----------------------------------------------------------------------------------------------------
 
 
-def test_label_studio_tasks_fit_their_interface(tmp_path: Path) -> None:
+def test_label_studio_tasks_match_the_labelling_interface(tmp_path: Path) -> None:
     p = prediction(900, 600)
     folder = write(tmp_path / "out", "label-studio", [p, nothing()], model="runs/x")
     view = ElementTree.parse(folder / "config.xml").getroot()
@@ -441,7 +440,7 @@ def images_of(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_images_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
+def test_images_with_equal_names_have_separate_files(tmp_path: Path, kind: str) -> None:
     names = [
         "a.jpg",
         "a.png",
@@ -463,7 +462,7 @@ def test_images_of_one_name_stay_apart(tmp_path: Path, kind: str) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
-def test_images_come_as_they_are_or_upright(tmp_path: Path) -> None:
+def test_images_are_copied_unchanged_or_converted_upright(tmp_path: Path) -> None:
     made = Image.effect_noise((90, 60), 50).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -480,7 +479,7 @@ def test_images_come_as_they_are_or_upright(tmp_path: Path) -> None:
         assert {f.name for f in images.iterdir()} == {"plain.jpg", "turned.jpg", "moving.png", "nameless.png"}
         assert (images / "plain.jpg").read_bytes() == (tmp_path / "plain.jpg").read_bytes()
         assert (images / "plain.jpg").is_symlink() == (how == "link")
-        with Image.open(images / "turned.jpg") as image:  # as readers that know no EXIF see it
+        with Image.open(images / "turned.jpg") as image:  # as readers that ignore EXIF see it
             assert image.size == (60, 90) and not image.getexif()
             seen = np.asarray(image).astype(int)
         assert np.abs(seen - np.asarray(read_image(tmp_path / "turned.jpg"))).mean() < 3
@@ -488,7 +487,7 @@ def test_images_come_as_they_are_or_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_failure_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), ANNOTATION_FORMATS[kind](tmp_path / "out", CLASSES) as writer:
         writer.add(prediction(), "a.png")
         raise KeyboardInterrupt
@@ -499,7 +498,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, kind: str, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_in_the_middle_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -510,7 +509,7 @@ def test_a_full_disk_in_the_middle_is_one_sentence(tmp_path: Path, monkeypatch: 
     assert [f.name for f in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_nothing_is_overwritten_and_nothing_appears_before_the_end(tmp_path: Path) -> None:
+def test_folders_are_not_overwritten_and_appear_atomically(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with ANNOTATION_FORMATS["yolo"](tmp_path / "out", CLASSES) as writer:  # an empty folder is fine
         writer.add(prediction(), "a.png")

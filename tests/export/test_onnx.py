@@ -1,4 +1,4 @@
-"""A model as ONNX: onnxruntime computes from the file what torch computes from the model, or there is no file."""
+"""ONNX export: onnxruntime gives the same results as torch, otherwise no file is written."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def predictor(flip: Any = "none", **settings: Any) -> Predictor:
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=3, pretrained=False, **settings)
     rng = np.random.default_rng(1)
-    with torch.no_grad():  # nothing may stay at a value that hides a mistake: statistics, attention's zeros
+    with torch.no_grad():  # no parameter keeps a value that would hide a mistake, such as zeros
         model.standardize.measure(*(torch.from_numpy(rng.uniform(0.5, 2, (2, model.backbone.num_features))).float()))
         for parameter in model.pool.parameters():
             parameter.copy_(torch.from_numpy(rng.normal(size=parameter.shape)))
@@ -47,7 +47,7 @@ SETTINGS += [{"flip": "both"}, {"flip": "horizontal", "pooling": "attention"}, {
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(str(v) for v in s.values()))
-def test_the_file_gives_what_the_predictor_gives(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_onnxruntime_matches_the_predictor(settings: dict[str, Any], tmp_path: Path) -> None:
     p = predictor(**settings)
     session = onnxruntime.InferenceSession(export_onnx(p, tmp_path / "model.onnx"))
     rng = np.random.default_rng(7)
@@ -59,7 +59,7 @@ def test_the_file_gives_what_the_predictor_gives(settings: dict[str, Any], tmp_p
         np.testing.assert_allclose(maps, expected.class_maps, rtol=1e-3, atol=1e-4 * np.abs(expected.class_maps).max())
 
 
-def test_the_file_says_how_it_is_used(tmp_path: Path) -> None:
+def test_the_metadata_describes_the_model(tmp_path: Path) -> None:
     path = export_onnx(predictor(), tmp_path / "new" / "model.onnx")
     model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
@@ -70,8 +70,8 @@ def test_the_file_says_how_it_is_used(tmp_path: Path) -> None:
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
-class TwoFaced(nn.Module):
-    """A pooling that is traced as another one than it is."""
+class Inconsistent(nn.Module):
+    """A pooling that computes something else when it is traced."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class TwoFaced(nn.Module):
 
 def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
     p = predictor()
-    p.model.pool = TwoFaced(p.model.pool)  # type: ignore[assignment]
+    p.model.pool = Inconsistent(p.model.pool)  # type: ignore[assignment]
     with pytest.raises(EngineError, match=r"the ONNX graph's scores differ from torch's by 1.0e-02"):
         export_onnx(p, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -103,12 +103,12 @@ def existing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attempt", "kind", "said"),
     [
-        (several, ConfigError, r"both looks 2 times at an image.*\n.*both/members/1"),
+        (several, ConfigError, r"both runs 2 networks or sizes.*\n.*both/members/1"),
         (existing, RunError, r"model.onnx exists and is never overwritten"),
         (lambda folder: export_onnx(predictor(), folder / "model"), ConfigError, r"Give a name such as .*model\.onnx"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_invalid_exports_are_refused(
     attempt: Callable[[Path], object], kind: type[Exception], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(kind, match=said):

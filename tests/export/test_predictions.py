@@ -1,4 +1,4 @@
-"""A folder of predictions: a row and the images asked for of each, nothing overwritten, no two under one name."""
+"""PredictionWriter: rows and drawings of each image, unique file names, no overwriting."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files_in(value: Any) -> list[str]:
     return [f for v in (value.values() if isinstance(value, dict) else value) for f in files_in(v)]
 
 
-def test_everything_asked_for_is_there_in_the_resolution_of_the_image(tmp_path: Path) -> None:
+def test_every_kind_is_written_in_the_resolution_of_the_image(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", SAVE_KINDS) as writer:
         returned = writer.add(prediction(), "pets/a.png")
     (row,) = rows_of(tmp_path / "out")
@@ -77,7 +77,7 @@ def test_everything_asked_for_is_there_in_the_resolution_of_the_image(tmp_path: 
     assert {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()} == listed
 
 
-def test_heat_is_where_the_map_is_high(tmp_path: Path) -> None:
+def test_heat_is_drawn_at_high_map_values(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", ("overlays", "heatmaps", "modalities")) as writer:
         row = writer.add(prediction(600, 300), "a.png")
     assert isinstance(row["files"], dict)
@@ -102,7 +102,7 @@ def test_modalities_share_one_scale(tmp_path: Path) -> None:
     assert reds[0] < reds[1] < reds[2]  # each map is higher than the one before by one
 
 
-def test_classes_to_draw_replace_the_predicted_ones(tmp_path: Path) -> None:
+def test_given_classes_replace_the_predicted_ones(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", ("overlays", "heatmaps"), ("dog",)) as writer:
         writer.add(prediction(), "a.png")
     (row,) = rows_of(tmp_path / "out")
@@ -110,14 +110,14 @@ def test_classes_to_draw_replace_the_predicted_ones(tmp_path: Path) -> None:
     assert row["labels"] == ["cat"]
 
 
-def test_where_nothing_is_predicted_the_likeliest_class_is_drawn(tmp_path: Path) -> None:
+def test_without_predicted_class_the_most_likely_is_drawn(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out") as writer:
         writer.add(prediction(class_scores=np.array([-2, -1], np.float32)), "a.png")
     (row,) = rows_of(tmp_path / "out")
     assert row["labels"] == [] and list(row["files"]["overlays"]) == ["dog"]
 
 
-def test_no_kinds_is_rows_only(tmp_path: Path) -> None:
+def test_without_kinds_only_rows_are_written(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", ()) as writer:
         writer.add(prediction(), "a.png")
     assert [f.name for f in (tmp_path / "out").iterdir()] == [ROWS]
@@ -139,7 +139,7 @@ def test_no_kinds_is_rows_only(tmp_path: Path) -> None:
         ["a", "a/cat.jpg/b.jpg", "a.npz/b.jpg"],
     ],
 )
-def test_each_image_keeps_files_of_its_own_inside_the_folder(tmp_path: Path, names: list[str]) -> None:
+def test_each_image_has_its_own_files_inside_the_folder(tmp_path: Path, names: list[str]) -> None:
     with PredictionWriter(tmp_path / "out" / "in", ("overlays", "arrays")) as writer:
         for i, name in enumerate(names):
             p = prediction(class_scores=np.array([i + 1, -3], np.float32), path=name)
@@ -155,16 +155,16 @@ def test_each_image_keeps_files_of_its_own_inside_the_folder(tmp_path: Path, nam
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_classes_with_like_names_get_a_file_each(tmp_path: Path) -> None:
-    like = prediction(classes=("a/b", "A b"), class_scores=np.array([2, 3], np.float32))
+def test_classes_with_similar_names_have_separate_files(tmp_path: Path) -> None:
+    similar = prediction(classes=("a/b", "A b"), class_scores=np.array([2, 3], np.float32))
     with PredictionWriter(tmp_path / "out", ("overlays", "modalities")) as writer:
-        writer.add(like, "a.png")
+        writer.add(similar, "a.png")
     (row,) = rows_of(tmp_path / "out")
     files = [f.casefold() for f in files_in(row["files"])]
     assert len(files) == 2 + 8 and len(set(files)) == len(files)
 
 
-def test_images_longer_than_a_jpeg_can_be(tmp_path: Path) -> None:
+def test_images_larger_than_a_jpeg_allows(tmp_path: Path) -> None:
     with PredictionWriter(tmp_path / "out", SAVE_KINDS) as writer:
         writer.add(prediction(66_000, 3), "wide.png")
     (row,) = rows_of(tmp_path / "out")
@@ -182,7 +182,7 @@ def test_an_image_of_one_pixel(tmp_path: Path) -> None:
 # --- failures -------------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_with_something_in_it_is_never_written_to(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     PredictionWriter(tmp_path / "out").__exit__(None, None, None)  # an empty folder is fine
     before = sorted(tmp_path.rglob("*"))
@@ -195,13 +195,13 @@ def test_a_folder_with_something_in_it_is_never_written_to(tmp_path: Path) -> No
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "file"])
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="cannot be written"):
         PredictionWriter(tmp_path / "file" / "out")
 
 
-def test_what_is_done_is_on_disk_before_the_end(tmp_path: Path) -> None:
+def test_each_row_is_on_disk_at_once(tmp_path: Path) -> None:
     writer = PredictionWriter(tmp_path / "out", ())
     for name in ("a.png", "b.png"):
         writer.add(prediction(path=name), name)
@@ -229,10 +229,10 @@ def test_a_full_disk_is_one_sentence_for_rows(tmp_path: Path, monkeypatch: pytes
         writer.add(prediction(), "a.png")
 
 
-def test_kinds_are_checked_before_any_work() -> None:
+def test_parse_save() -> None:
     assert parse_save("overlays, heatmaps,,none") == ("overlays", "heatmaps")
     assert parse_save("none") == parse_save("") == ()
-    with pytest.raises(ConfigError, match="nothing called 'overlay' to save") as caught:
+    with pytest.raises(ConfigError, match="--save overlay: unknown") as caught:
         parse_save("heatmaps,overlay")
     assert caught.value.hint == "did you mean overlays?"
     with pytest.raises(ConfigError, match="overlays,heatmaps"):

@@ -1,4 +1,4 @@
-"""COCO instances: one json that pycocotools, detectron2, CVAT, FiftyOne and `wildcat train` read."""
+"""COCO instances: one JSON file that pycocotools, detectron2, CVAT, FiftyOne and `wildcat train` read."""
 
 from __future__ import annotations
 
@@ -6,57 +6,34 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wildcat._version import __version__
-from wildcat.export.instances import Instance, InstanceParams
-from wildcat.export.polygons import check_tolerance, outline_area
-from wildcat.export.writer import AnnotationWriter, ExportedImage, ImageMode, JsonRows, open_text
-
-ANNOTATIONS = "annotations.json"
+from wildcat.export.instances import Instance
+from wildcat.export.polygons import outline_area
+from wildcat.export.writer import AnnotationWriter, ExportedImage, JsonList, open_text
 
 
 class CocoWriter(AnnotationWriter):
-    """`annotations.json` and `images/`.
+    """`annotations.json` with run-length encoded masks, and `images/`.
 
-    Ids count from 1; categories are the model's classes in its order. Beside the keys of the format, an annotation has
-    its `score` and an image its `source`, the path it was read from. Boxes are x y width height.
-
-    Args:
-        polygons: write outlines instead of run lengths. A polygon of COCO has no holes: those of a region come back
-            filled, and its `area` counts them.
-        simplify: pixels by which an outline may move to have fewer points; 0 keeps it exact.
+    Ids start at 1; categories are the model's classes in their order. In addition to the format's keys, an annotation
+    has a `score`, and an image a `source`, the path it was read from. Boxes are x y width height.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        classes: Sequence[str],
-        params: InstanceParams | None = None,
-        *,
-        images: ImageMode = "copy",
-        model: str = "",
-        polygons: bool = False,
-        simplify: float = 0.0,
-    ) -> None:
-        super().__init__(folder, classes, params, images=images, model=model)
-        self.polygons, self.simplify = polygons, check_tolerance(simplify)
-
     def _begin(self) -> None:
-        file = self.open_files.enter_context(open_text(self.partial / ANNOTATIONS))
-        # The images follow the annotations in the file; until then they wait in one without a name.
-        unnamed = partial(tempfile.TemporaryFile, "w+", encoding="utf-8", errors="backslashreplace", dir=self.partial)
-        spool = self.open_files.enter_context(unnamed())
+        file = self.open_files.enter_context(open_text(self.partial / "annotations.json"))
+        # The list of images follows the annotations in the file; until then it is in a temporary file.
+        spool = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", dir=self.partial)  # noqa: SIM115
+        self.open_files.enter_context(spool)
         info = {"description": f"Predictions of {self.model or 'a model'}", "version": f"wildcat {__version__}"}
         categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(self.classes, 1)]
         head = {"info": info, "licenses": [], "categories": categories}
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ',\n"annotations": ')
-        self.annotations, self.image_rows = JsonRows(file), JsonRows(spool)
+        self.annotations, self.image_rows = JsonList(file), JsonList(spool)
 
     def _write(self, image: ExportedImage, instances: Sequence[Instance]) -> None:
         image_id = self.image_rows.count + 1
@@ -72,17 +49,13 @@ class CocoWriter(AnnotationWriter):
                     "bbox": [x1, y1, x2 - x1, y2 - y1],
                     "iscrowd": 0,
                     "score": float(f"{instance.score:.6g}"),
-                    **self._shape(instance, image),
+                    **self._segmentation(instance, image),
                 }
             )
 
-    def _shape(self, instance: Instance, image: ExportedImage) -> dict[str, Any]:
-        if not self.polygons:
-            counts = run_lengths(instance, (image.height, image.width))
-            shape = {"size": [image.height, image.width], "counts": compress_run_lengths(counts)}
-            return {"area": instance.area, "segmentation": shape}
-        outline = instance.outline(self.simplify)
-        return {"area": outline_area(outline), "segmentation": [outline.ravel().tolist()]}
+    def _segmentation(self, instance: Instance, image: ExportedImage) -> dict[str, Any]:
+        counts = compress_run_lengths(run_lengths(instance, (image.height, image.width)))
+        return {"area": instance.area, "segmentation": {"size": [image.height, image.width], "counts": counts}}
 
     def _finish(self) -> None:
         self.annotations.end()
@@ -94,11 +67,22 @@ class CocoWriter(AnnotationWriter):
         file.write("}\n")
 
 
+class CocoPolygonWriter(CocoWriter):
+    """COCO with polygons instead of run lengths. COCO polygons have no holes: a region's holes are filled."""
+
+    options: ClassVar[tuple[str, ...]] = ("simplify",)
+    default_simplify: ClassVar[float] = 0.0
+
+    def _segmentation(self, instance: Instance, image: ExportedImage) -> dict[str, Any]:
+        outline = instance.outline(self.simplify)
+        return {"area": outline_area(outline), "segmentation": [outline.ravel().tolist()]}
+
+
 def run_lengths(instance: Instance, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Lengths of the runs of a region in an image of (height, width), down its columns, outside first (may be 0)."""
+    """Run lengths of a region in an image of (height, width) in column-major order, background first (may be 0)."""
     height, width = size
     x1, y1, x2, y2 = instance.box
-    columns = np.zeros((x2 - x1, height), dtype=np.int8)  # the rest of the image is outside
+    columns = np.zeros((x2 - x1, height), dtype=np.int8)  # all other columns are background
     columns[:, y1:y2] = instance.mask.T
     flat = columns.ravel()
     changes = np.flatnonzero(np.diff(flat, prepend=np.int8(0), append=np.int8(0))) + x1 * height
@@ -108,10 +92,11 @@ def run_lengths(instance: Instance, size: tuple[int, int]) -> NDArray[np.int64]:
 
 
 def compress_run_lengths(counts: NDArray[np.int64]) -> str:
-    """Run lengths as the string of COCO's `counts`, as `rleToString` of its maskApi.c writes it.
+    """Encode run lengths as the string of COCO's `counts`, like `rleToString` in maskApi.c.
 
-    From the fourth on, each is the difference to the one two before it. A number is written five bits a character,
-    the lowest first, as the character 48 + bits, with 32 added where more follow; the sign is that of the last bit.
+    From the fourth on, a count is stored as the difference to the count two before it. A number is written as groups of
+    five bits, lowest first, each as the character 48 + bits, plus 32 if more groups follow; the highest bit of the last
+    group is the sign.
 
     >>> compress_run_lengths(np.array([2, 3, 1, 40]))
     '231U1'
@@ -119,12 +104,12 @@ def compress_run_lengths(counts: NDArray[np.int64]) -> str:
     rest = counts.astype(np.int64)
     rest[3:] -= counts[1:-2]
     characters, used = [], []
-    live = np.ones(len(rest), dtype=bool)
-    while live.any():
+    active = np.ones(len(rest), dtype=bool)
+    while active.any():
         bits = rest & 31
         rest >>= 5
         more = np.where(bits & 16, rest != -1, rest != 0)
         characters.append((48 + bits + 32 * more).astype(np.uint8))
-        used.append(live)
-        live = live & more
+        used.append(active)
+        active = active & more
     return bytes(np.stack(characters, axis=1)[np.stack(used, axis=1)]).decode("ascii")

@@ -1,4 +1,4 @@
-"""From a prediction to instances: the connected regions of each predicted class, with a score, a box and a mask."""
+"""Instances of a prediction: the connected regions of each predicted class, with a score, a box and a mask."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ Which = Literal["all", "largest"]
 
 @dataclass(frozen=True)
 class InstanceParams:
-    """Which regions of a prediction are written.
+    """Settings of `find_instances`.
 
     Attributes:
-        min_score: write the classes whose probability is at least this, in [0, 1]; None: the predicted classes, see
-            `Prediction.labels`.
-        min_area: in [0, 1), the share of the image a region must at least cover; 0 keeps every speck.
-        which: "all" regions of a class, or the "largest" alone.
-        crf: sharpen the masks with a dense CRF first.
+        min_score: minimum probability of a class, in [0, 1]; None: the predicted classes, see `Prediction.labels`.
+        min_area: minimum area of a region, as a fraction of the image in [0, 1); 0 keeps all regions.
+        which: "all" regions of a class, or only the "largest".
+        crf: refine the masks with a dense CRF first.
 
     Raises:
         ConfigError: a value is out of range.
@@ -40,11 +39,11 @@ class InstanceParams:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise ConfigError(
                 f"min_score={self.min_score}: give a probability in [0, 1].",
-                "Leave it out for the model's own thresholds.",
+                "Omit it for the model's own thresholds.",
             )
         if not 0 <= self.min_area < 1:
             raise ConfigError(
-                f"min_area={self.min_area} is not in [0, 1).", "It is a share of the image; 0 keeps every speck."
+                f"min_area={self.min_area} is not in [0, 1).", "It is a fraction of the image; 0 keeps all regions."
             )
         if self.which not in get_args(Which):
             hint = did_you_mean(str(self.which), get_args(Which)) or f"Choose one of: {', '.join(get_args(Which))}."
@@ -56,12 +55,11 @@ class Instance:
     """One region of one class.
 
     Attributes:
-        class_index: of the model's classes.
+        class_index: index in the model's classes.
         name: of the class.
-        score: the probability of the class in the whole image, so that all regions of a class share it: it ranks
-            images, not the regions of one.
-        box: x1 y1 x2 y2 in whole pixels of the original image, x2 and y2 exclusive.
-        mask: (y2 - y1, x2 - x1), the region within its box.
+        score: probability of the class in the whole image, equal for all its regions in the image.
+        box: x1 y1 x2 y2 in pixels of the original image, x2 and y2 exclusive.
+        mask: (y2 - y1, x2 - x1), the region cropped to its box.
     """
 
     class_index: int
@@ -72,26 +70,26 @@ class Instance:
 
     @property
     def area(self) -> int:
-        """In pixels."""
+        """Number of pixels."""
         return int(np.count_nonzero(self.mask))
 
     def outline(self, simplify: float = 0.0) -> NDArray[np.int64]:
-        """Its outer edge as a polygon (n, 2) in pixels of the image; see `trace_outline` and `simplify_outline`."""
+        """The outer boundary as a polygon (n, 2) of (x, y) in pixels of the image, simplified by at most `simplify`."""
         outline = simplify_outline(trace_outline(self.mask), simplify)
         shifted: NDArray[np.int64] = outline + np.array(self.box[:2])
         return shifted
 
     def paint(self, target: NDArray[np.uint8], value: int) -> None:
-        """Set the region to `value` in the (H, W) image `target`."""
+        """Set the region to `value` in the (H, W) array `target`."""
         x1, y1, x2, y2 = self.box
         target[y1:y2, x1:x2][self.mask] = value
 
 
 def find_instances(prediction: Prediction, params: InstanceParams | None = None) -> list[Instance]:
-    """The regions of the predicted classes, the likeliest class first and its largest region first.
+    """The instances of the predicted classes, most likely class first, largest region first.
 
-    A region is an 8-connected component of `Prediction.mask`: regions never overlap, and with `min_area=0` and all of
-    them kept, they make up the mask. Empty if no class reaches `min_score`.
+    Each is an 8-connected component of `Prediction.mask`; they do not overlap, and with `min_area=0` they cover the
+    mask. The list is empty if no class reaches `min_score`.
     """
     params = params or InstanceParams()
     probs, mask_params = prediction.class_probs, prediction.mask_params()

@@ -1,4 +1,4 @@
-"""A model as one ONNX file: images in, scores and class maps out, with all that is needed to use them."""
+"""Export a model as one ONNX file that maps images to scores and class maps."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ OUTPUTS = ("scores", "class_maps")
 
 
 def export_onnx(predictor: Predictor, path: str | Path) -> Path:
-    """Write a predictor's network as ONNX, after comparing it with torch on random images.
+    """Export a predictor's network as ONNX, and verify it against torch on random images.
 
-    The file takes `images` (B, 3, S, S) float32, any B: RGB in [0, 1], the whole image warped to S x S, minus `mean`,
-    divided by `std`. It gives `scores` (B, C), raw, and `class_maps` (B, C, h, w); mirrored views are averaged as the
-    predictor does. Its metadata holds, as text: `classes`, `mean` and `std` (JSON lists), `size` (S), `interpolation`,
-    `task` (sigmoid of the scores where "multilabel", softmax where "multiclass"), `flip` and `wildcat`, the version.
+    Input: `images` (B, 3, S, S) float32, any B: RGB in [0, 1], resized to S x S without cropping, minus `mean`, divided
+    by `std`. Outputs: `scores` (B, C), raw, and `class_maps` (B, C, h, w), averaged over flipped views like the
+    predictor's. Metadata, as text: `classes`, `mean` and `std` (JSON lists), `size` (S), `interpolation`, `task` (apply
+    a sigmoid to the scores if "multilabel", softmax if "multiclass"), `flip`, and `wildcat`, the version.
 
     Raises:
-        ConfigError: a predictor of several networks or sizes, of which one graph holds one.
-        EngineError: an operation has no ONNX form, or the graph does not give what torch gives; nothing is written.
+        ConfigError: the predictor has several networks or sizes; an ONNX graph holds one.
+        EngineError: an operation has no ONNX form, or the results differ from torch's; nothing is written.
         MissingExtra: the packages of extra `export` are not installed.
         RunError: the file exists, or cannot be written.
     """
     path = Path(path)
     if len(predictor.members) > 1:
         raise ConfigError(
-            f"{predictor.name} looks {len(predictor.members)} times at an image; one ONNX file holds one network "
-            "at one size.",
+            f"{predictor.name} runs {len(predictor.members)} networks or sizes; one ONNX file holds one network at one "
+            "size.",
             f"Export one at a time: a member of an ensemble ({predictor.name}/members/1), or one of --sizes.",
         )
     if path.suffix != ".onnx":
-        raise ConfigError(f"{path} is not named as an ONNX file.", f"Give a name such as {path.with_suffix('.onnx')}.")
+        raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {path.with_suffix('.onnx')}.")
     if path.exists():
         refuse_existing(path)
     preprocess = predictor.preprocess

@@ -1,4 +1,4 @@
-"""A folder of predictions: `predictions.jsonl`, one image a line, the images asked for, and an overview of them."""
+"""Write predictions into a folder: predictions.jsonl with a row per image, drawings of them, and an overview."""
 
 from __future__ import annotations
 
@@ -22,26 +22,22 @@ from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
+# What can be written for a prediction in addition to its row.
+# overlays: the image with the heatmap and the point of a class. heatmaps: the coloured heatmap alone, each scaled from
+# its minimum to its maximum. modalities: the image with each of the M maps of a class, and a grid of them. These are
+# reduced to 16 million pixels. masks: an indexed .png of the predicted classes. arrays: one .npz with raw scores, class
+# maps and modality maps in the network's resolution.
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
-"""What can be written of a prediction beside its line.
-
-overlays: the image under the heatmap, with the point. heatmaps: the heatmap alone, coloured, each map from its own
-lowest to its highest value. Both are reduced where they would have more than 16 million pixels. modalities: the image
-under each of the M maps of a class, and all M side by side. masks: an indexed .png of the predicted classes. arrays:
-one .npz with the raw scores, class maps and modality maps in the network's resolution.
-"""
 
 ROWS = "predictions.jsonl"
-
-OVERVIEW, THUMBNAIL = 48, 160
-"""How many of the first overlays overview.jpg shows, and how high in pixels."""
+OVERVIEW, THUMBNAIL = 48, 160  # number of overlays in overview.jpg, and their height in pixels
 
 
 def parse_save(text: str) -> tuple[str, ...]:
-    """The kinds named in a comma-separated list; "none" or nothing is no kind.
+    """Parse a comma-separated list of `SAVE_KINDS`; "none" and "" are empty lists.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: unknown name.
 
     >>> parse_save("overlays,modalities")
     ('overlays', 'modalities')
@@ -50,16 +46,22 @@ def parse_save(text: str) -> tuple[str, ...]:
     for kind in kinds:
         if kind not in SAVE_KINDS:
             raise ConfigError(
-                f"there is nothing called {kind!r} to save.",
-                did_you_mean(kind, SAVE_KINDS) or f"Give some of: {','.join(SAVE_KINDS)}.",
+                f"--save {kind}: unknown.",
+                did_you_mean(kind, SAVE_KINDS) or f"Choose from: {','.join(SAVE_KINDS)}.",
             )
     return kinds
 
 
 class PredictionWriter:
-    """Writes predictions into a new folder, one at a time, in bounded memory.
+    """A context manager that writes predictions into a new folder, one at a time, in bounded memory.
 
-    Lines are appended to `predictions.jsonl` as they come, so that what is done is on disk if the process dies.
+    Each row is appended to `predictions.jsonl` at once, so that a killed process loses no finished row.
+
+    Args:
+        folder: must not exist, or be empty.
+        save: some of `SAVE_KINDS`.
+        classes: classes to draw; empty: the predicted classes of each image, or its most likely one.
+        crf: refine masks with a dense CRF.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
@@ -70,7 +72,7 @@ class PredictionWriter:
     ) -> None:
         refuse_existing(folder)
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
-        self.taken: dict[str, int] = {}
+        self.names: dict[str, int] = {}  # see `free_name`
         self.class_files: dict[str, str] = {}
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
@@ -89,8 +91,8 @@ class PredictionWriter:
             self._write("overview.jpg", _encoded(side_by_side(list(images), list(captions), height=THUMBNAIL), "jpg"))
 
     def add(self, prediction: Prediction, name: str) -> dict[str, object]:
-        """Write one prediction; `name` is the image's relative path and names its files. Returns its row."""
-        stem = self._unique(Path(name).with_suffix(""))
+        """Write one prediction and return its row; `name` is the relative path of the image and names its files."""
+        stem = self._unique_stem(Path(name).with_suffix(""))
         if prediction.classes != tuple(self.class_files):
             self.class_files = file_names(prediction.classes)
         drawn = self.classes or prediction.labels or (prediction.top,)
@@ -98,9 +100,9 @@ class PredictionWriter:
         if "overlays" in self.save:
             overlays = {c: prediction.plot(c) for c in drawn}
             files["overlays"] = {c: self._image(overlay, "overlays", stem, c) for c, overlay in overlays.items()}
-            self._remember(overlays[drawn[0]], stem)
+            self._add_thumbnail(overlays[drawn[0]], stem)
         if "heatmaps" in self.save:
-            files["heatmaps"] = {c: self._image(_heat(prediction, c), "heatmaps", stem, c) for c in drawn}
+            files["heatmaps"] = {c: self._image(draw_heatmap(prediction, c), "heatmaps", stem, c) for c in drawn}
         if "modalities" in self.save:
             files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
         if "masks" in self.save:
@@ -108,49 +110,45 @@ class PredictionWriter:
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
         row = {**prediction.to_dict(), "files": files}
-        # A file name that is not Unicode is written as JSON escapes, which read back as Python knows the name.
+        # Lone surrogates (file names that are not Unicode) become JSON escapes.
         self._append(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         return row
 
     def _append(self, line: bytes) -> None:
-        """Write a line, all of it or nothing."""
+        """Write a line completely, or not at all."""
         with writing(self.folder / ROWS):
-            whole, rest = self.rows.tell(), memoryview(line)
+            end, rest = self.rows.tell(), memoryview(line)
             try:
                 while rest:
                     rest = rest[self.rows.write(rest) :]
             except OSError:
                 with contextlib.suppress(OSError):
-                    self.rows.truncate(whole)
+                    self.rows.truncate(end)
                 raise
 
-    def _unique(self, stem: Path) -> str:
-        """`stem` inside the folder, numbered where another image has the name."""
+    def _unique_stem(self, stem: Path) -> str:
+        """A relative path inside the folder for the files of an image, numbered if another image has the same name."""
         parts = [file_name(part) for part in stem.parts if part not in ("/", "..", ".")]
-        # A folder must not have the name of a file that another image brings: overlays/a/cat.jpg, arrays/a.npz.
+        # A folder must not have the name of another image's file: overlays/a/cat.jpg, arrays/a.npz.
         parts = [re.sub(r"\.(?=(jpg|png|npz)$)", "_", part, flags=re.IGNORECASE) for part in parts]
-        return free_name("/".join(parts) or "image", self.taken)
+        return free_name("/".join(parts) or "image", self.names)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
-        maps = prediction.modalities(name, prediction.drawn_size)
-        image = prediction.load_drawn()
-        # One scale for all M maps, so that the strongest modality looks strongest.
-        limits = (float(maps.min()), float(maps.max()))
-        drawn = [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps]
-        captions = [f"{name} {i + 1}" for i in range(len(drawn))]
-        sheet = side_by_side([image, *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
-        named = [*((d, f"-{i + 1}") for i, d in enumerate(drawn)), (sheet, "-all")]
-        return [self._image(d, "modalities", stem, name, which) for d, which in named]
+        drawn = draw_modalities(prediction, name)
+        captions = ["", *(f"{name} {i + 1}" for i in range(len(drawn)))]
+        grid = side_by_side([prediction.load_drawn(), *drawn], captions, columns=min(5, len(drawn) + 1))
+        paths = [self._image(d, "modalities", stem, name, f"-{i + 1}") for i, d in enumerate(drawn)]
+        return [*paths, self._image(grid, "modalities", stem, name, "-all")]
 
-    def _remember(self, overlay: Image.Image, stem: str) -> None:
-        """Keep a small copy of the first overlays for overview.jpg."""
+    def _add_thumbnail(self, overlay: Image.Image, stem: str) -> None:
+        """Keep a reduced copy of the first overlays for overview.jpg."""
         if len(self.thumbnails) < OVERVIEW:
             width = max(1, round(overlay.width * THUMBNAIL / overlay.height))
             self.thumbnails.append((overlay.resize((min(width, 4 * THUMBNAIL), THUMBNAIL)), Path(stem).name))
 
-    def _image(self, image: Image.Image, kind: str, stem: str, name: str, which: str = "") -> str:
+    def _image(self, image: Image.Image, kind: str, stem: str, name: str, ending: str = "") -> str:
         suffix = image_suffix(image)
-        return self._write(f"{kind}/{stem}/{self.class_files[name]}{which}.{suffix}", _encoded(image, suffix))
+        return self._write(f"{kind}/{stem}/{self.class_files[name]}{ending}.{suffix}", _encoded(image, suffix))
 
     def _mask(self, prediction: Prediction, stem: str) -> str:
         relative = f"masks/{stem}.png"
@@ -176,8 +174,16 @@ class PredictionWriter:
         return relative
 
 
-def _heat(prediction: Prediction, name: str) -> Image.Image:
+def draw_heatmap(prediction: Prediction, name: str) -> Image.Image:
+    """The heatmap of a class alone, coloured from its minimum to its maximum."""
     return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
+
+
+def draw_modalities(prediction: Prediction, name: str) -> list[Image.Image]:
+    """The image with each of the M maps of a class, all on one scale."""
+    maps, image = prediction.modalities(name, prediction.drawn_size), prediction.load_drawn()
+    limits = (float(maps.min()), float(maps.max()))
+    return [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps]
 
 
 def _encoded(image: Image.Image, suffix: str) -> bytes:

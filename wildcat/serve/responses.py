@@ -18,12 +18,13 @@ from starlette.responses import JSONResponse
 
 from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams
+from wildcat.export.predictions import draw_heatmap, draw_modalities
 from wildcat.prediction import OPACITY, Prediction, file_name
 from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams, gate_classes
 from wildcat.serve.limits import Limits, RequestError
 from wildcat.serve.schemas import AnnotationQuery, MapQuery, PredictQuery
-from wildcat.viz.colors import apply_colormap, class_palette, unit_range
-from wildcat.viz.overlay import overlay_heatmap, side_by_side
+from wildcat.viz.colors import class_palette, unit_range
+from wildcat.viz.overlay import side_by_side
 
 
 def prediction_json(prediction: Prediction, query: PredictQuery, limits: Limits) -> bytes:
@@ -88,18 +89,6 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
                     archive.write(path, path.relative_to(folder).as_posix())
     stem = file_name(Path(prediction.path).stem).encode("ascii", "replace").decode().replace("?", "_")
     return buffer.getvalue(), f"{stem}-{query.format}.zip"
-
-
-def draw_heatmap(prediction: Prediction, name: str) -> Image.Image:
-    """The heatmap of a class, scaled from its minimum to its maximum."""
-    return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
-
-
-def draw_modalities(prediction: Prediction, name: str) -> list[Image.Image]:
-    """Overlays of the M maps of a class, all on one scale."""
-    maps, image = prediction.modalities(name, prediction.drawn_size), prediction.load_drawn()
-    limits = (float(maps.min()), float(maps.max()))
-    return [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps]
 
 
 def draw_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tuple[Image.Image, dict[str, int]]:
