@@ -1,5 +1,6 @@
 # make demo    install, train on images of solar cells, and show where the model finds defects
 # make test    install and run every check
+# make test-oldest  run the fast tests with the oldest allowed dependencies; downloads about 3 GB, so not part of make test
 # make docs    build the documentation into site/
 # make bench   run every benchmark on this machine; DATA names the folder that holds VOCdevkit/
 # make soak    run the long form of the tests that kill processes
@@ -9,10 +10,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+OLDEST ?= .venv-oldest
 DATA ?= $(or $(WILDCAT_TEST_DATA),../shared/data)
 BENCH ?= benchmarks/results
 
-.PHONY: demo test docs bench soak format clean
+.PHONY: demo test test-oldest docs bench soak format clean
 
 demo: $(VENV)/installed-demo
 	WILDCAT_CACHE=$(DEMO)/cache $(BIN)/wildcat train solar --recipe solar-demo --out $(DEMO)/run --resume
@@ -37,6 +39,11 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest -o addopts='-q --import-mode=importlib' tests/nn tests/metrics tests/regions tests/models \
+		tests/viz tests/data tests/train/test_loop.py tests/train/test_optim.py tests/cli/test_cli.py tests/test_predictor.py \
+		tests/test_prediction.py tests/test_evaluation.py
 
 docs: $(VENV)/installed-test
 	$(BIN)/python -m mkdocs build --strict --quiet
@@ -83,5 +90,10 @@ $(VENV)/installed-bench: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lite,demo,plot,serve,docs,test,bench]'
 	touch $@ $(VENV)/installed-test $(VENV)/installed-demo
 
+$(OLDEST)/installed: pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e . -r tests/oldest.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DEMO) site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +18,26 @@ from wildcat.cli import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+QUICKSTART = (REPOSITORY / "docs" / "quickstart.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def run_page(page: str) -> None:
+    """Run the commands and then the Python examples of a page in the current folder."""
+    for command in "".join(blocks(page, "sh")).strip().splitlines():
+        if command:
+            words = shlex.split(command, comments=True)
+            assert words[0] == "wildcat"
+            assert main(words[1:]) == 0, command
+    for example in blocks(page, "python"):
+        exec(compile(example, "page", "exec"), {})
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of labelled images (bright cats, dark dogs) as the README assumes it."""
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
@@ -39,20 +52,26 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands_and_examples(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("WILDCAT_CACHE", str(workspace / "cache"))
-    for command in "".join(blocks("sh")).strip().splitlines():
-        words = shlex.split(command, comments=True)
-        assert words[0] == "wildcat"
-        assert main(words[1:]) == 0, command
-    capsys.readouterr()
+@pytest.fixture
+def workspace(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder with the labelled images."""
+    shutil.copytree(images, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WILDCAT_CACHE", str(images / "cache"))
+    return tmp_path
+
+
+def test_commands_and_examples(workspace: Path) -> None:
+    run_page(README)
     assert len((workspace / "out" / "predictions.jsonl").read_text().splitlines()) == 3
-    for example in blocks("python"):
-        exec(compile(example, "README.md", "exec"), {})
     assert Image.open(workspace / "heatmap.jpg").size == (80, 60)
+
+
+def test_quickstart(workspace: Path) -> None:
+    run_page(QUICKSTART)
+    assert len((workspace / "first" / "predictions.jsonl").read_text().splitlines()) == 3
+    assert (workspace / "report.html").is_file() and (workspace / "pr.csv").is_file()
+    assert Image.open(workspace / "cat.jpg").size == (80, 60)
 
 
 def test_make_targets_exist() -> None:

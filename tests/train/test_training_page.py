@@ -1,4 +1,4 @@
-"""The commands of docs/training.md run as written, torchrun's by two processes that are told what it would tell."""
+"""The commands of docs/guides/training.md run as written; two processes with the environment of torchrun replace it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ from tests.train.processes import run_processes
 from wildcat.cli import main
 from wildcat.models.run import open_run
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+GUIDES = Path(__file__).resolve().parents[2] / "docs" / "guides"
 
 TINY = "--image-size 32 --epochs 1 --workers 0 --device cpu --batch-size 8"
+
+
+def block_with(page: str, language: str, word: str) -> str:
+    """The code block of a guide that contains `word`."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (GUIDES / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    return next(block for block in blocks if word in block)
 
 
 def run_in(folder: Path, words: list[str]) -> int:
@@ -32,8 +38,8 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(60, 255, (40, 48, 3), dtype=np.uint8) // (1 + i % 2)).save(path)
-    exec(compile(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[0], "training.md", "exec"), {})
-    (block,) = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
+    exec(compile(block_with("images.md", "python", "write_webdataset"), "images.md", "exec"), {})
+    block = block_with("training.md", "sh", "torchrun")
     tiny = [*TINY.split(), "--backbone", "test_resnet", "--weights", weights]
     for number, command in enumerate(block.strip().splitlines()):
         words = shlex.split(command, comments=True)

@@ -1,11 +1,13 @@
-"""The wheel installs into an empty environment and works there, with everything it has to contain."""
+"""The wheel is complete and works in an empty environment; the oldest tested dependencies are the declared bounds."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -74,3 +76,12 @@ def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) ->
     )
     assert "1 predictions in" in printed
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 1
+
+
+def test_lower_bounds_are_the_oldest_versions_tested() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = dict(text.split(">=") for text in project["dependencies"])
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (REPOSITORY / "tests" / "oldest.txt").read_text(), re.MULTILINE))
+    assert {name: pinned.get(name) for name in bounds} == {
+        name: version + ".0" * (2 - version.count(".")) for name, version in bounds.items()
+    }
