@@ -58,12 +58,12 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/scaling.py --rounds 5 --out $(BENCH)/scaling.json
 	$(BIN)/python benchmarks/engines.py --images $(DATA)/VOCdevkit --rounds 6 --gradcam-rounds 1 \
 		--out $(BENCH)/engines.json
-	$(BIN)/python benchmarks/head_training.py $(DATA)/VOCdevkit --rounds 2 --out $(BENCH)/head-training.json
+	$(BIN)/python benchmarks/head_training.py --data $(DATA)/VOCdevkit --rounds 2 --out $(BENCH)/head-training.json
 	$(BIN)/wildcat train $(DATA)/VOCdevkit --tune head --backbone lite2 --image-size 320 --val-split none --resume \
 		--out build/bench-run
 	$(BIN)/python benchmarks/engine_accuracy.py --run build/bench-run --data $(DATA)/VOCdevkit --name "VOC 2012 mini" \
 		--out $(BENCH)/engine-accuracy.json
-	$(BIN)/python benchmarks/predict_throughput.py build/bench-run $(DATA)/VOCdevkit/VOC2012/JPEGImages --rounds 2 \
+	$(BIN)/python benchmarks/predict_throughput.py --run build/bench-run --images $(DATA)/VOCdevkit/VOC2012/JPEGImages --rounds 2 \
 		--out $(BENCH)/predict-throughput.json
 	$(BIN)/python benchmarks/serve_load.py --out $(BENCH)/serve-load.json
 	$(BIN)/python benchmarks/tables.py

@@ -1,4 +1,4 @@
-"""What it saves that the command line keeps freed memory: steps with and without, in pairs of processes, in turn.
+"""Time that the command line saves by keeping freed memory: steps with and without, in pairs of processes.
 
     python benchmarks/allocator.py --out benchmarks/results/allocator.json
 
@@ -14,27 +14,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from script import argument_parser, log, save_result, settings_of
 
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
-from wildcat.reproduce.record import write_result
 
 
 def seconds(step: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a step after one that warms up."""
+    """Median seconds of a step after one warm-up."""
     taken = []
     for _ in range(repeats + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         step()
-        taken.append(time.perf_counter() - begun)
+        taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])
 
 
-def child(backbone: str, size: int, batch: int, repeats: int) -> None:
-    """Print the seconds of an inference pass and of a training step as JSON."""
+def measure(backbone: str, size: int, batch: int, repeats: int) -> None:
+    """Print the seconds of a forward pass and of a training step as JSON."""
     torch.manual_seed(0)
     model = wildcat.create_model(backbone, num_classes=20, pretrained=False).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -54,33 +53,30 @@ def child(backbone: str, size: int, batch: int, repeats: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--backbones", default="lite0,lite2,resnet50")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--child", choices=("kept", "returned"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--memory", choices=("kept", "returned"), help=argparse.SUPPRESS)  # measure in this process
     arguments = parser.parse_args()
-    if arguments.child:
-        if arguments.child == "kept" and not keep_freed_memory():
-            raise SystemExit("this C library does not take the settings")
-        child(arguments.backbones, arguments.size, arguments.batch, arguments.repeats)
+    if arguments.memory:
+        if arguments.memory == "kept" and not keep_freed_memory():
+            raise SystemExit("this C library does not support the settings")
+        measure(arguments.backbones, arguments.size, arguments.batch, arguments.repeats)
         return
-    if arguments.out is None:
-        parser.error("--out is needed")
+    flags = ["--out", str(arguments.out), "--size", str(arguments.size), "--batch", str(arguments.batch)]
+    flags += ["--repeats", str(arguments.repeats)]
     results = {}
     for backbone in arguments.backbones.split(","):
         pairs: dict[str, list[tuple[float, float]]] = {}
         for index in range(arguments.rounds):
             taken = {}
-            for way in ("kept", "returned") if index % 2 else ("returned", "kept"):  # neither always goes first
-                command = [sys.executable, __file__, "--child", way, "--backbones", backbone]
-                command += ["--size", str(arguments.size), "--batch", str(arguments.batch)]
-                command += ["--repeats", str(arguments.repeats)]
-                said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                taken[way] = json.loads(said)
+            for memory in ("kept", "returned") if index % 2 else ("returned", "kept"):  # alternate which goes first
+                command = [sys.executable, __file__, "--memory", memory, "--backbones", backbone, *flags]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                taken[memory] = json.loads(output)
             for name in taken["kept"]:
                 pairs.setdefault(name, []).append((taken["kept"][name], taken["returned"][name]))
         results[backbone] = {
@@ -91,9 +87,8 @@ def main() -> None:
             }
             for name, rows in pairs.items()
         }
-        print(backbone, results[backbone], file=sys.stderr, flush=True)
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "child")}
-    write_result(arguments.out, f"python benchmarks/allocator.py --out {arguments.out.name}", settings, results)
+        log(backbone, results[backbone])
+    save_result(arguments, settings_of(arguments, without=("memory",)), results)
 
 
 if __name__ == "__main__":

@@ -1,60 +1,54 @@
-"""Where the time goes: the operations of a pass through the network, of a training step, and the work around a pass.
+"""Profile of a forward pass, of a training step, and of the stages of predicting one image.
 
     python benchmarks/costs.py --out benchmarks/results/costs.json
 
-By torch's profiler, as shares of its CPU time; operations are grouped by what they are for. Around the pass: what one
-image costs from its JPEG to its row, stage by stage, one thread.
+Operations are grouped by purpose, as fractions of the CPU time in torch's profiler. The stages of one image, from its
+JPEG to its result row, run on one thread.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from script import argument_parser, log, random_predictor, save_result, settings_of
 from torch.profiler import ProfilerActivity, profile
 
-import wildcat
-from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data.images import decode_bytes
-from wildcat.data.transforms import Preprocess
 from wildcat.engines.onnx_graph import probe
-from wildcat.predictor import Member, Predictor
-from wildcat.reproduce.record import write_result
+from wildcat.predictor import Predictor
 from wildcat.train.optim import create_optimizer, multilabel_loss
 
+# Purpose of an operation, by a part of its name; the first match counts.
 GROUPS = {
     "convolution": ("conv", "addmm", "linear", "gemm", "aten::mm"),
     "batch normalisation": ("norm",),
-    "padding before strides": ("pad",),
+    "padding": ("pad",),
     "activation": ("hardtanh", "clamp", "relu", "silu", "sigmoid", "threshold"),
-    "choice of regions": ("topk", "sort", "scatter", "gather", "select"),
-    "optimiser": ("foreach", "sgd"),
-    "copies and sums": ("copy", "add", "mul", "fill", "zero", "clone", "sum", "mean", "div", "cat"),
+    "region selection": ("topk", "sort", "scatter", "gather", "select"),
+    "optimizer": ("foreach", "sgd"),
+    "copies and arithmetic": ("copy", "add", "mul", "fill", "zero", "clone", "sum", "mean", "div", "cat"),
 }
-"""What an operation is for, by a part of its name; the first that fits."""
 
 
 def shares(run: Callable[[], object], passes: int) -> dict[str, float]:
-    """Each group's share of the CPU time of a run, the largest first."""
+    """The fraction of CPU time of each group, largest first."""
     run()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(passes):
             run()
     taken: Counter[str] = Counter()
     for event in profiler.events():
-        if event.cpu_parent is None:  # with all that it calls: padding is a copy inside
+        if event.cpu_parent is None:  # includes its calls: padding copies inside
             name = event.name.lower()
             group = next((g for g, parts in GROUPS.items() if any(part in name for part in parts)), "other")
             taken[group] += event.cpu_time_total
@@ -63,7 +57,7 @@ def shares(run: Callable[[], object], passes: int) -> dict[str, float]:
 
 
 def stages(predictor: Predictor, image: Image.Image, repeats: int) -> dict[str, float]:
-    """Milliseconds of one image in each stage, median, one thread."""
+    """Median milliseconds of each stage for one image."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     content, preprocess = buffer.getvalue(), predictor.preprocess
@@ -76,45 +70,40 @@ def stages(predictor: Predictor, image: Image.Image, repeats: int) -> dict[str, 
         "warp": lambda: preprocess.warp(decoded),
         "normalise": lambda: preprocess.normalise(warped[None]),
         "network": lambda: predictor.run([batch], modalities=False),
-        "points, boxes and row": lambda: json.dumps(prediction.to_dict()),
+        "points, boxes, row": lambda: json.dumps(prediction.to_dict()),
     }
     found = {}
     for name, step in steps.items():
         step()
         times = []
         for _ in range(repeats):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             step()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start)
         found[name] = round(1000 * statistics.median(times), 3)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--backbone", default="lite2")
     parser.add_argument("--size", type=int, default=448)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--passes", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    keep_freed_memory()
-    torch.manual_seed(0)
-    model = wildcat.create_model(arguments.backbone, num_classes=arguments.classes, pretrained=False)
-    own = model.backbone
-    member = Member(model, Preprocess(arguments.size, own.mean, own.std, own.interpolation))
-    predictor = Predictor("random", [member], [str(i) for i in range(arguments.classes)], "multilabel", "cpu")
+    predictor = random_predictor(arguments.backbone, arguments.size, arguments.classes)
+    model = predictor.model
     predictor.use_engine("torch")
     images = probe(arguments.size, arguments.batch).contiguous(memory_format=torch.channels_last)
     results: dict[str, Any] = {
-        "a pass": shares(lambda: predictor.run([images], modalities=False), arguments.passes),
+        "forward pass": shares(lambda: predictor.run([images], modalities=False), arguments.passes),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     noise = np.random.default_rng(0).integers(0, 256, (47, 63, 3), dtype=np.uint8)
     photograph = Image.fromarray(noise).resize((500, 375), Image.Resampling.BICUBIC)
-    results["an image, milliseconds"] = stages(predictor, photograph, 2 * arguments.passes)
+    results["milliseconds per image"] = stages(predictor, photograph, 2 * arguments.passes)
     torch.set_num_threads(threads)
     labels = torch.randint(0, 2, (arguments.batch, arguments.classes), dtype=torch.int8) * 2 - 1
     optimizer = create_optimizer(model, TrainConfig(backbone=arguments.backbone, lr=1e-4))
@@ -125,10 +114,9 @@ def main() -> None:
         multilabel_loss(model(images), labels).backward()
         optimizer.step()
 
-    results["a training step"] = shares(step, max(1, arguments.passes // 2))
-    print(results, file=sys.stderr)
-    settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-    write_result(arguments.out, f"python benchmarks/costs.py --out {arguments.out.name}", settings, results)
+    results["training step"] = shares(step, max(1, arguments.passes // 2))
+    log(results)
+    save_result(arguments, settings_of(arguments), results)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,17 @@
     pip install pydensecrf2        # the reference; it needs a compiler and is no dependency of wildcat
     python benchmarks/crf.py --data VOCdevkit --out benchmarks/results/crf.json
 
-Probabilities are made from the VOC masks as a network of stride 32 gives them: averaged over 32 x 32 pixels, noise on
-the logits, upsampled. The libraries take turns, image by image and round by round. A wall time counts only if other
-processes used less than a tenth of a core meanwhile: several threads wait for each other, so that a busy core distorts
-more than its share. `--patience` waits for such moments; times that do not count are reported beside those that do,
-and the CPU time of all.
+Probabilities are simulated from the VOC masks like those of a network of stride 32: averaged over 32 x 32 pixels, noise
+on the logits, upsampled. The libraries are measured alternately, for each image and round. A wall time counts only if
+other processes used less than a tenth of a core meanwhile, because threads wait for each other and a busy core distorts
+all of them. `--patience` waits for such moments; the other times are reported separately, and the CPU time of all.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -29,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from script import argument_parser, save_result
 
 from wildcat.regions import CrfParams, dense_crf
 
@@ -38,7 +36,7 @@ Array = NDArray[Any]
 
 
 class Sample(NamedTuple):
-    """Wall and CPU seconds of one run, and whether other processes left the machine alone."""
+    """Wall and CPU seconds of one run, and whether the machine was otherwise idle."""
 
     wall: float
     cpu: float
@@ -74,16 +72,16 @@ def soft(mask: Array, classes: list[int], cell: int, seed: int) -> Array:
     return fine.softmax(dim=1)[0].numpy()
 
 
-def load(devkit: Path, count: int, pixels: tuple[int, int]) -> list[tuple[str, Array, Array]]:
-    """The first `count` images of the val list that are `pixels` high and wide, and their masks."""
+def load(devkit: Path, count: int, size: tuple[int, int]) -> list[tuple[str, Array, Array]]:
+    """Name, image and mask of the first `count` images of the val list with this (height, width)."""
     folder = devkit / "VOC2012"
     names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
     found = []
     for name in names:
         with Image.open(folder / "JPEGImages" / f"{name}.jpg") as image:
-            if (image.height, image.width) != pixels:
+            if (image.height, image.width) != size:
                 continue
-            pixels = np.array(image.convert("RGB"))  # a copy: pydensecrf wants it writable
+            pixels = np.array(image.convert("RGB"))  # a copy: pydensecrf requires writable memory
         with Image.open(folder / "SegmentationClass" / f"{name}.png") as image:
             found.append((name, pixels, np.asarray(image)))
         if len(found) == count:
@@ -92,7 +90,7 @@ def load(devkit: Path, count: int, pixels: tuple[int, int]) -> list[tuple[str, A
 
 
 def busy_seconds() -> float:
-    """CPU seconds all processes of the machine have used (Linux), or NaN."""
+    """CPU seconds used by all processes of the machine (Linux), or NaN."""
     try:
         user, nice, system = (int(v) for v in Path("/proc/stat").read_text().split()[1:4])
     except (OSError, ValueError):
@@ -110,7 +108,7 @@ def wait_for_quiet(patience: float) -> None:
 
 
 def timed(run: Callable[[], Array]) -> Sample:
-    """One run, and whether the machine was otherwise quiet (unknown counts as quiet)."""
+    """Measure one run; an unknown load counts as an idle machine."""
     others, start, own = busy_seconds(), time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - start, time.process_time() - own
@@ -126,7 +124,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def measure(images: list[tuple[str, Array, Array]], rounds: int, threads: int, patience: float) -> dict[str, Any]:
-    """Times of the three ways at a number of threads, the ways taking turns."""
+    """Times of the three variants with a number of threads, measured alternately."""
     torch.set_num_threads(threads)
     params = CrfParams()
     samples: dict[str, list[Sample]] = {"pydensecrf_21": [], "wildcat_21": [], "wildcat_present": []}
@@ -135,24 +133,24 @@ def measure(images: list[tuple[str, Array, Array]], rounds: int, threads: int, p
             full = soft(mask, list(range(21)), CELL, index)
             present = [int(c) for c in np.unique(mask) if c < 255]
             few = np.ascontiguousarray(full[present] / full[present].sum(axis=0))
-            ways = {
+            variants = {
                 "pydensecrf_21": lambda image=image, full=full: reference(image, full, params),
                 "wildcat_21": lambda image=image, full=full: dense_crf(image, full, params),
                 "wildcat_present": lambda image=image, few=few: dense_crf(image, few, params),
             }
             wait_for_quiet(patience)
-            for way, run in ways.items():
-                samples[way].append(timed(run))
+            for variant, run in variants.items():
+                samples[variant].append(timed(run))
     result: dict[str, Any] = {"threads": threads, "rounds": rounds}
-    for way, rows in samples.items():
-        result[way] = {
+    for variant, rows in samples.items():
+        result[variant] = {
             "wall_s": summary([row.wall for row in rows if row.quiet]),
             "wall_s_on_a_busy_machine": summary([row.wall for row in rows if not row.quiet]),
             "cpu_s": summary([row.cpu for row in rows]),
         }
-    for way in ("wildcat_21", "wildcat_present"):
-        pairs = list(zip(samples[way], samples["pydensecrf_21"], strict=True))
-        result[f"{way}_over_pydensecrf_21"] = {
+    for variant in ("wildcat_21", "wildcat_present"):
+        pairs = list(zip(samples[variant], samples["pydensecrf_21"], strict=True))
+        result[f"{variant}_over_pydensecrf_21"] = {
             "wall": summary([ours.wall / theirs.wall for ours, theirs in pairs if ours.quiet and theirs.quiet]),
             "cpu": summary([ours.cpu / theirs.cpu for ours, theirs in pairs]),
         }
@@ -160,7 +158,7 @@ def measure(images: list[tuple[str, Array, Array]], rounds: int, threads: int, p
 
 
 def agreement(images: list[tuple[str, Array, Array]]) -> dict[str, Any]:
-    """Equal labels of the two implementations, and the accuracy each reaches, as fractions."""
+    """Fraction of equal labels of the two implementations, and the accuracy of each."""
     params = CrfParams()
     rows: dict[str, list[float]] = {}
 
@@ -176,20 +174,22 @@ def agreement(images: list[tuple[str, Array, Array]]) -> dict[str, Any]:
     return {key: {"mean": round(float(np.mean(v)), 5), "worst": round(min(v), 5)} for key, v in rows.items()}
 
 
-def peak_memory(way: str, devkit: Path, pixels: tuple[int, int]) -> int:
-    """MiB that one run adds to a process at its highest (Linux)."""
-    command = [sys.executable, __file__, "--data", str(devkit), "--size", *map(str, pixels), "--peak", way]
+def peak_memory(variant: str, arguments: argparse.Namespace) -> int:
+    """MiB that one run adds to the peak of a process (Linux)."""
+    size = map(str, arguments.size)
+    command = [sys.executable, __file__, "--data", str(arguments.data), "--size", *size, "--peak", variant]
+    command += ["--out", str(arguments.out)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def print_peak(way: str, images: list[tuple[str, Array, Array]]) -> None:
+def print_peak(variant: str, images: list[tuple[str, Array, Array]]) -> None:
     _, image, mask = images[0]
-    classes = [int(c) for c in np.unique(mask) if c < 255] if way == "wildcat_present" else list(range(21))
+    classes = [int(c) for c in np.unique(mask) if c < 255] if variant == "wildcat_present" else list(range(21))
     prior = soft(mask, classes, CELL, 0)
     tiny = (image[:8, :8], np.ascontiguousarray(prior[:, :8, :8]))
-    run = reference if way == "pydensecrf_21" else dense_crf
+    run = reference if variant == "pydensecrf_21" else dense_crf
     run(*tiny, CrfParams())  # loads the libraries
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (proc(5))
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, see proc(5)
     before = status_kib("VmRSS")
     run(image, prior, CrfParams())
     print((status_kib("VmHWM") - before) // 1024)
@@ -200,25 +200,16 @@ def status_kib(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a VOCdevkit folder with VOC2012")
-    parser.add_argument("--out", type=Path, help="where to write the JSON; stdout without it")
     parser.add_argument("--size", type=int, nargs=2, default=(375, 500), help="height and width of the images")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--agreement-images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for a quiet moment, per image")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to wait for an idle moment, per image")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)  # measure the peak memory of a variant in this process
     arguments = parser.parse_args()
     size = (arguments.size[0], arguments.size[1])
     images = load(arguments.data, max(arguments.images, arguments.agreement_images), size)
@@ -226,30 +217,22 @@ def main() -> None:
         print_peak(arguments.peak, images)
         return
     timed_images = images[: arguments.images]
-    result = {
-        "command": f"python benchmarks/crf.py --data VOCdevkit --images {arguments.images} "
-        f"--rounds {arguments.rounds} --threads {' '.join(map(str, arguments.threads))} "
-        f"--agreement-images {arguments.agreement_images}",
+    settings = {
         "data": f"VOC 2012 val, {size[0]} x {size[1]} pixels, {len(timed_images)} images timed: "
         + " ".join(name for name, _, _ in timed_images),
         "present_classes": [int((np.unique(mask) < 255).sum()) for _, _, mask in timed_images],
         "probabilities": {"cell": CELL, "floor": FLOOR, "noise": NOISE, "seed": "index of the image"},
         "params": asdict(CrfParams()),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "pydensecrf2")},
+        "pydensecrf2": importlib.metadata.version("pydensecrf2"),
+    }
+    results = {
         "time": [measure(timed_images, arguments.rounds, threads, arguments.patience) for threads in arguments.threads],
         "agreement": {"images": len(images)} | agreement(images),
         "peak_memory_mib": {
-            way: peak_memory(way, arguments.data, size) for way in ("pydensecrf_21", "wildcat_21", "wildcat_present")
+            variant: peak_memory(variant, arguments) for variant in ("pydensecrf_21", "wildcat_21", "wildcat_present")
         },
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text)
-    else:
-        print(text, end="")
+    save_result(arguments, settings, results)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,17 @@
-"""`wildcat predict` from JPEGs on disk to rows on disk, against its own network on random tensors; the goal is 0.9.
+"""`wildcat predict` from JPEGs on disk to rows on disk, against its network alone on random tensors; the goal is 0.9.
 
-    python benchmarks/predict_throughput.py RUN IMAGES --out benchmarks/results/predict-throughput.json
+    python benchmarks/predict_throughput.py --run RUN --images FOLDER --out benchmarks/results/predict-throughput.json
 
-Both in this process, in turn, --rounds times, at each of --sizes: the command (its model loaded anew, files listed,
-decoded, warped, through the network, points, boxes, rows written; no images drawn), and `Predictor.run` on random
-tensors in the same batches. Images are those of a folder, linked over and over up to --count.
+Both run in this process, alternately, --rounds times, at each of --sizes: the command (loading the model, listing,
+decoding, resizing, network, points, boxes, writing rows; nothing drawn), and `Predictor.run` on random tensors in the
+same batches. The images of the folder are repeated up to --count.
 
-Then the memory that processes of their own take at most for --count images and for ten times as many, with a tiny
-network: the goal is a ratio of at most 1.05.
+Then the peak memory of a process for --count images and for ten times as many, with a tiny network: the goal is a ratio
+of at most 1.05.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from script import argument_parser, log, save_result, settings_of
 
 from wildcat.cli import main as wildcat
 from wildcat.cli.allocator import keep_freed_memory
@@ -32,12 +32,12 @@ from wildcat.data import list_images, open_dataset, write_shapes
 from wildcat.fitting.timing import time_in_turn
 from wildcat.models.run import create_run
 from wildcat.predictor import BATCH_SIZE, Predictor, load
-from wildcat.reproduce.record import spread, write_result
+from wildcat.reproduce.record import spread
 from wildcat.train.loop import train
 
 
 def link_images(source: Path, count: int, folder: Path) -> Path:
-    """A folder of `count` links to the images of another."""
+    """A folder of `count` links to the images of `source`, repeated as needed."""
     found = list_images(source)
     folder.mkdir()
     for i in range(count):
@@ -46,10 +46,10 @@ def link_images(source: Path, count: int, folder: Path) -> Path:
 
 
 def quietly(arguments: list[str]) -> None:
-    """The command, without what it says."""
+    """Run the command without its output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if code := wildcat(arguments):
-            raise SystemExit(f"wildcat {' '.join(arguments)} ended with {code}")
+            raise SystemExit(f"wildcat {' '.join(arguments)} failed with exit code {code}")
 
 
 def end_to_end(run: str, images: Path, size: int) -> Callable[[], None]:
@@ -61,7 +61,7 @@ def end_to_end(run: str, images: Path, size: int) -> Callable[[], None]:
 
 
 def network_alone(predictor: Predictor, count: int) -> Callable[[], None]:
-    """`Predictor.run` on one random batch, over and over."""
+    """`Predictor.run` on the same random batch, repeated."""
     images = [torch.randn(BATCH_SIZE, 3, m.preprocess.size, m.preprocess.size) for m in predictor.members]
 
     def run() -> None:
@@ -72,18 +72,19 @@ def network_alone(predictor: Predictor, count: int) -> Callable[[], None]:
 
 
 def compare(run: str, images: Path, count: int, size: int, rounds: int) -> dict[str, Any]:
-    """Images a second of both, and their ratio round by round."""
+    """Images per second of both, and the median and range of their ratio over the rounds."""
     runs = {"predict": end_to_end(run, images, size), "network": network_alone(load(run, sizes=(size,)), count)}
     times = time_in_turn(runs, rounds, warmup=1)
-    ratios = [alone / whole for alone, whole in zip(times["network"], times["predict"], strict=True)]
+    ratios = [network / predict for network, predict in zip(times["network"], times["predict"], strict=True)]
     return {
-        "images a second": {name: spread([count / s for s in taken]) for name, taken in times.items()},
+        "images per second": {name: spread([count / s for s in taken]) for name, taken in times.items()},
         "ratio": round(statistics.median(ratios), 4),
         "lowest": round(min(ratios), 4),
         "highest": round(max(ratios), 4),
     }
 
 
+# Runs the command and prints the peak memory of its process in kB; the parent cannot measure it (fork copies its own).
 MEASURED = """
 import re, sys
 from pathlib import Path
@@ -92,11 +93,10 @@ if code := main(sys.argv[1:]):
     raise SystemExit(code)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
-"""The command, and the most memory its process has had. (What a parent is told of its child begins with its own.)"""
 
 
 def peak_megabytes(run: Path, images: Path, folder: Path) -> float:
-    """The most memory (resident set) of a process that predicts all images of a folder."""
+    """Peak resident memory of a process that predicts all images of a folder."""
     line = ["predict", str(run), str(images), "--device", "cpu", "--save", "none", "--out", str(folder)]
     done = subprocess.run([sys.executable, "-c", MEASURED, *line], capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
@@ -112,18 +112,17 @@ def memory(source: Path, count: int, folder: Path) -> dict[str, float]:
     for number in (count, 10 * count):
         images = link_images(source, number, folder / f"of{number}")
         peaks[f"{number} images"] = round(peak_megabytes(run.folder, images, folder / f"rows{number}"), 1)
-        print(number, peaks, file=sys.stderr, flush=True)
+        log(number, peaks)
     return peaks | {"ratio": round(peaks[f"{10 * count} images"] / peaks[f"{count} images"], 4)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("images", type=Path)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--images", type=Path, required=True, help="a folder of images")
     parser.add_argument("--sizes", default="224,448")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     keep_freed_memory()
     results: dict[str, Any] = {}
@@ -131,13 +130,11 @@ def main() -> None:
         images = link_images(arguments.images, arguments.count, Path(name) / "images")
         for size in map(int, arguments.sizes.split(",")):
             results[f"{size} px"] = compare(arguments.run, images, arguments.count, size, arguments.rounds)
-            print(size, results[f"{size} px"], file=sys.stderr, flush=True)
+            log(size, results[f"{size} px"])
         results["peak memory in MB"] = memory(arguments.images, arguments.count, Path(name))
-    print(results)
     backbones = [member.model.backbone.name for member in load(arguments.run).members]
-    settings = {"backbones": backbones, "sizes": arguments.sizes, "count": arguments.count, "rounds": arguments.rounds}
-    line = f"python benchmarks/predict_throughput.py RUN IMAGES --sizes {arguments.sizes} --count {arguments.count}"
-    write_result(arguments.out, f"{line} --rounds {arguments.rounds} --out {arguments.out.name}", settings, results)
+    settings = settings_of(arguments, without=("run", "images")) | {"backbones": backbones}
+    save_result(arguments, settings, results)
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@
     wildcat ensemble runs/solar runs/solar-300 --combine average --out runs/solar-both
     python benchmarks/solar.py --run runs/solar-both --out benchmarks/results/solar.json
 
-The last epoch is kept and the networks are averaged: nothing is chosen on the held-out quarter. Each member is measured
-too, alone and with the image as it is, so that nothing is hidden that was looked at.
+Runs use their last epoch and are averaged: nothing is chosen on the held-out quarter. Each member is measured too, with
+one view and with four mirrored views.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
+
+from script import argument_parser, save_result
 
 from wildcat.config import Flip
 from wildcat.data import open_dataset
@@ -21,24 +22,23 @@ from wildcat.evaluation import evaluate
 from wildcat.models.ensemble import is_ensemble, open_ensemble
 from wildcat.models.run import Run, open_run
 from wildcat.predictor import load
-from wildcat.reproduce.record import plain_settings, write_result
+from wildcat.reproduce.record import plain_settings
 
 
 def stages(run: Run) -> list[dict[str, Any]]:
-    """Settings and history of a run and of those it went on from, the first of them first."""
+    """Settings and history of a run and of the runs whose weights it started from, in order of training."""
     folder = Path(run.config.weights)
-    before = stages(open_run(folder)) if folder.is_dir() else []
-    settings = plain_settings(run.config) | ({"weights": "the stage before"} if before else {})
+    earlier = stages(open_run(folder)) if folder.is_dir() else []
+    settings = plain_settings(run.config) | ({"weights": "the stage before"} if earlier else {})
     history = [{k: line[k] for k in ("epoch", "loss", "val", "seconds") if k in line} for line in run.history()]
-    return [*before, {"settings": settings, "history": history}]
+    return [*earlier, {"settings": settings, "history": history}]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--note", default="", help="what a reader should know of how this run came about")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--note", default="", help="a remark on how this run was trained")
     arguments = parser.parse_args()
     data = open_dataset("solar")
     runs = open_ensemble(arguments.run).runs if is_ensemble(arguments.run) else (open_run(arguments.run),)
@@ -60,12 +60,11 @@ def main() -> None:
     settings = {
         "members": [f"{run.config.backbone} at {run.config.image_size} px" for run in runs],
         "data": "elpv-dataset, defective from probability 0.5, mono and poly, fixed stratified 75/25 split",
-        "prediction": "maps averaged over the four mirrored views (flip=both); one_view is the image alone",
+        "prediction": "maps averaged over the four mirrored views (flip=both); one_view: without mirroring",
         "anchor": "88.4 % accuracy, fine-tuned VGG19 (Deitsch et al. 2019), on their own split",
         "note": arguments.note,
     }
-    command = f"python benchmarks/solar.py --run runs/{arguments.run.name} --out {arguments.out.name}"
-    write_result(arguments.out, command, settings, result)
+    save_result(arguments, settings, result)
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ def spatial_pool(result: Result) -> str:
 def costs(result: Result) -> str:
     s, r = result["settings"], result["results"]
     lines = [f"{s['backbone']} at {s['size']} px, batches of {s['batch']}, torch:", ""]
-    for name, key in (("forward pass", "a pass"), ("training step", "a training step")):
-        shares = ", ".join(f"{group} {100 * share:.0f} %" for group, share in list(r[key].items())[:4])
+    for name in ("forward pass", "training step"):
+        shares = ", ".join(f"{group} {100 * share:.0f} %" for group, share in list(r[name].items())[:4])
         lines.append(f"- {name}: {shares};")
-    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["an image, milliseconds"].items())
+    stages = ", ".join(f"{stage} {ms:.1f}" for stage, ms in r["milliseconds per image"].items())
     lines.append(f"- one image of 500 x 375 from JPEG to result row, in milliseconds on one core: {stages}.")
     return "\n".join(lines)
 
@@ -102,7 +102,7 @@ def predict_throughput(result: Result) -> str:
     memory = r.pop("peak memory in MB")
     rows = []
     for name, row in r.items():
-        rates = [f"{row['images a second'][key]['mean']:.1f}" for key in ("predict", "network")]
+        rates = [f"{row['images per second'][key]['mean']:.1f}" for key in ("predict", "network")]
         rows.append([name, *rates, f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f})"])
     peaks = ", ".join(f"{megabytes:.0f} MB for {name}" for name, megabytes in memory.items() if name != "ratio")
     return (

@@ -103,7 +103,7 @@ def scenes(result: Result) -> str:
     ]
     return (
         f"15-Scene: frozen {s['backbone']} at {input_sizes(s)}, {s['epochs']} epochs of the head; accuracy on the "
-        f"given split, and mean ± standard deviation over {s['random_splits']} random splits of 100 training images "
+        f"given split, and mean ± standard deviation over {s['seeds']} random splits of 100 training images "
         "per class.\n\n"
         + markdown_table(["pooling", "given split %", "random splits %", "class mean, random splits %"], rows)
     )

@@ -1,0 +1,104 @@
+"""What the benchmark scripts share: arguments, result files, random models and the poolings that are compared."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import wildcat
+from wildcat.cli.allocator import keep_freed_memory
+from wildcat.config import TrainConfig
+from wildcat.data import DataSet
+from wildcat.data.transforms import Preprocess
+from wildcat.nn.backbones import EMBEDDED
+from wildcat.predictor import Member, Predictor
+from wildcat.reproduce.record import write_result
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option --out; `description` is the docstring of the script."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the result file (JSON) to write")
+    return parser
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> None:
+    """The options of scripts that train heads on cached features."""
+    parser.add_argument("--data", required=True, help="a VOC devkit or another data set")
+    parser.add_argument("--name", default="", help="name of the data in tables, for example of a subset")
+    parser.add_argument("--split", default="val", help="the split to measure on")
+    parser.add_argument("--backbone", default="lite2")
+    parser.add_argument("--image-size", type=int, default=image_size)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--poolings", default="max,average,weldon,wildcat")
+    parser.add_argument("--amp", action="store_true", help="compute features in bfloat16")
+
+
+def head_config(arguments: argparse.Namespace, seed: int, **settings: Any) -> TrainConfig:
+    """The settings of one training of a head; the last epoch is used, so nothing is chosen on the measured split."""
+    return TrainConfig(
+        tune="head",
+        backbone=arguments.backbone,
+        image_size=arguments.image_size,
+        epochs=arguments.epochs,
+        lr=arguments.lr,
+        seed=seed,
+        val_split="none",
+        amp=arguments.amp,
+        **settings,
+    )
+
+
+def poolings(arguments: argparse.Namespace, proportion: float) -> dict[str, dict[str, Any]]:
+    """The chosen poolings of the paper's Table 1; `proportion` is k+ = k- of WELDON and WILDCAT."""
+    known: dict[str, dict[str, Any]] = {
+        "max": {"pooling": "max", "num_maps": 1},
+        "average": {"pooling": "average", "num_maps": 1},
+        "weldon": {"pooling": "weldon", "num_maps": 1, "kmax": proportion},
+        "wildcat": {"pooling": "wildcat", "num_maps": 4, "kmax": proportion, "alpha": 0.7},
+    }
+    return {name: known[name] for name in arguments.poolings.split(",")}
+
+
+def data_text(arguments: argparse.Namespace, data: DataSet) -> str:
+    """Name of the data and number of images, for tables."""
+    train, measured = (len(data.split(split)) for split in ("train", arguments.split))
+    return f"{arguments.name or data.name}, {train} train, {measured} {arguments.split} images"
+
+
+def random_predictor(backbone: str, size: int, classes: int, num_maps: int = 4, device: str = "cpu") -> Predictor:
+    """A model with a random head. On a CPU the process keeps freed memory, as the command line does."""
+    if device == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(0)
+    model = wildcat.create_model(backbone, classes, num_maps, pretrained=backbone in EMBEDDED).eval()
+    own = model.backbone
+    member = Member(model, Preprocess(size, own.mean, own.std, own.interpolation))
+    return Predictor("random", [member], [f"class {i}" for i in range(classes)], "multilabel", device)
+
+
+def log(*values: object) -> None:
+    """Print progress to stderr."""
+    print(*values, file=sys.stderr, flush=True)
+
+
+def settings_of(arguments: argparse.Namespace, without: Collection[str] = ()) -> dict[str, Any]:
+    """The arguments as plain values, paths by their names."""
+    values = {name: value for name, value in vars(arguments).items() if name not in ("out", *without)}
+    return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def save_result(arguments: argparse.Namespace, settings: dict[str, Any], results: Any) -> None:
+    """Write the result file with the command line, in which paths are shortened to their names."""
+    words = [Path(word).name if Path(word).exists() or word == str(arguments.out) else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    write_result(arguments.out, command, settings, results)
+    log(f"{arguments.out} written")
