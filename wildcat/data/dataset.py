@@ -1,10 +1,10 @@
-"""The contract between a data set on disk and everything else: samples, splits, label conventions."""
+"""The common form of all data sets: samples, splits and label conventions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,25 +16,30 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 
 Task = Literal["multilabel", "multiclass"]
 
+# Values of a label, as in the VOC devkit: IGNORED is "difficult".
 PRESENT, IGNORED, ABSENT = 1, 0, -1
-"""Values of a label: present, ignored (VOC "difficult"), absent (devkit `ImageSets/Main/*_train.txt`)."""
 
-HELD_OUT_FRACTION = 0.1
-"""The part of `train` that stands in for `val` where a data set has none."""
+# Names of folders, files and table cells that mean a split -> the split.
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+HELD_OUT_FRACTION = 0.1  # of train: `val` of a data set that has a train split and no val
+VAL_FRACTION = 0.2  # of all images: `val` of a data set without splits
+
+Reader = Callable[[], Sequence["Sample"]]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is known about it.
+    """One image and its labels.
 
     Attributes:
-        name: unique within its data set, stable across machines (no absolute path).
-        path: the image's file, or the image where it lies in another file.
+        name: unique in the data set and stable across machines (no absolute path).
+        path: the image file, or a reference to an image inside another file.
         labels: (C,) int8 of 1 present, 0 ignored, -1 absent. A multi-class sample has exactly one 1.
-        boxes: (n, 4) float32 x1 y1 x2 y2 in original pixels (x2, y2 exclusive edges), or None where unknown.
-        box_classes: (n,) int64 index into the data set's classes.
-        box_difficult: (n,) bool, VOC "difficult" objects.
-        mask: an indexed image of (i + 1 = classes[i], 0 background, 255 ignored), or None where unknown.
+        boxes: (n, 4) float32 x1 y1 x2 y2 in original pixels (x2, y2 exclusive), or None if unknown.
+        box_classes: (n,) int64 class indices.
+        box_difficult: (n,) bool, "difficult" objects of VOC or crowds of COCO.
+        mask: file of an indexed mask (0 background, i + 1 = classes[i], 255 ignored), or None if unknown.
     """
 
     name: str
@@ -48,16 +53,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set as found on disk. Splits are read when asked for.
+    """A data set on disk; a split is read when it is first used.
 
     Attributes:
-        name: what to call it in tables, for example "VOC2012".
-        format: the reader that recognised it, for example "voc".
+        name: for tables and reports, for example "VOC2012".
+        format: the format that read it, for example "voc".
         root: the folder or file it was read from.
-        classes: class names; their order is the order of `Sample.labels`.
+        classes: class names, in the order of `Sample.labels`.
         task: "multilabel" (any number of classes per image) or "multiclass" (exactly one).
-        readers: split name -> a function that returns the samples of that split.
-        notes: sentences worth showing the user once (rows skipped, labels that occur once, ...).
+        readers: split name -> function that returns its samples.
+        notes: sentences to show the user once (skipped rows, labels that occur once, ...).
     """
 
     name: str
@@ -65,19 +70,17 @@ class DataSet:
     root: Path
     classes: tuple[str, ...]
     task: Task
-    readers: Mapping[str, Callable[[], Sequence[Sample]]]
+    readers: Mapping[str, Reader]
     notes: tuple[str, ...] = ()
     _cache: dict[str, tuple[Sample, ...]] = field(default_factory=dict, repr=False, compare=False)
 
-    @cached_property
+    @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that exist on disk, in their customary order."""
+        """Names of the splits on disk, in their customary order."""
         return tuple(self.readers)
 
     def split(self, name: str) -> tuple[Sample, ...]:
-        """All samples of split `name`.
-
-        Where there is a `train` but no `val`, `val` is the part of `train` that `training_split` holds out.
+        """All samples of split `name`; without a `val` on disk, `val` is what `training_split` holds out.
 
         Raises:
             DataError: no such split, or it is empty.
@@ -97,10 +100,9 @@ class DataSet:
         return self._cache[name]
 
     def training_split(self, train: str, val: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-        """(train samples, val samples), without a common sample.
+        """(train samples, val samples), without a common sample; no val samples for `val="none"`.
 
-        `val="none"` gives no val samples. Where the data set has no split `val`, a fixed stratified tenth of
-        `train` is held out, the same at every call.
+        If the data set has no split `val`, a fixed stratified tenth of `train` is held out.
         """
         if val == "none":
             return self.split(train), ()
@@ -112,25 +114,39 @@ class DataSet:
         if val in self.readers:
             return self.split(train), self.split(val)
         if val != "val":
-            self.split(val)  # raises with the names of the splits that exist
+            self.split(val)  # raises with the names of the splits
         return self._held_out(train)
 
     def _held_out(self, train: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
         samples = self.split(train)
-        held = stratified_indices([_stratum(s) for s in samples], HELD_OUT_FRACTION, seed=0)
+        held = stratified_indices(rarest_labels(samples), HELD_OUT_FRACTION, seed=0)
         return (
             tuple(s for i, s in enumerate(samples) if i not in held),
             tuple(s for i, s in enumerate(samples) if i in held),
         )
 
 
-def _stratum(sample: Sample) -> int:
-    present = np.flatnonzero(sample.labels == PRESENT)
-    return int(present[0]) if len(present) else -1
+def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
+    """(N, C) labels of the samples: 1 present, 0 ignored, -1 absent."""
+    return np.stack([s.labels for s in samples])
+
+
+def one_label(index: int, num_classes: int) -> NDArray[np.int8]:
+    """(C,) labels of a multi-class sample: 1 at `index`, -1 elsewhere."""
+    labels = np.full(num_classes, ABSENT, np.int8)
+    labels[index] = PRESENT
+    return labels
+
+
+def rarest_labels(samples: Sequence[Sample]) -> list[int]:
+    """For each sample, the present class that fewest samples have; -1 without any."""
+    present = label_matrix(samples) == PRESENT if samples else np.zeros((0, 1), np.bool_)
+    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
+    return np.where(present.any(axis=1), rarity.argmin(axis=1), -1).tolist()  # type: ignore[no-any-return]
 
 
 def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> frozenset[int]:
-    """Indices of about `fraction` of the items, drawn per stratum; a stratum of one item gives none.
+    """Indices of about `fraction` of the items, drawn per stratum; none from a stratum of one item.
 
     Deterministic for a seed and the order of `strata`.
     """
@@ -144,6 +160,15 @@ def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> fro
     return frozenset(chosen)
 
 
-def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
-    """(N, C) labels of the samples: 1 present, 0 ignored, -1 absent."""
-    return np.stack([s.labels for s in samples])
+def default_splits(samples: Sequence[Sample]) -> dict[str, Reader]:
+    """`train` and `val`, a fixed 80/20 stratified by each sample's rarest label, and `all`."""
+    held = stratified_indices(rarest_labels(samples), VAL_FRACTION, seed=0)
+    train = [sample for index, sample in enumerate(samples) if index not in held]
+    val = [sample for index, sample in enumerate(samples) if index in held]
+    return {"train": partial(tuple, train), "val": partial(tuple, val), "all": partial(tuple, samples)}
+
+
+def grouped_splits(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Reader]:
+    """Splits of samples that are read already: train, val, test, then others in their order."""
+    order = [name for name in ("train", "val", "test") if name in samples]
+    return {name: partial(tuple, samples[name]) for name in dict.fromkeys([*order, *samples])}

@@ -208,7 +208,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
     ("not text", lambda p: p.write_bytes(b"\xff\x00"), ("annotations.json", "is cut or no JSON"), "Restore it"),
     ("a list", lambda p: p.write_text("[]"), ("it holds no keys", "images, annotations, categories"), "instances"),
     ("no categories", edited(lambda c: c.pop("categories")), ("it holds images, annotations",), "instances"),
-    ("no category", edited(lambda c: c.update(categories=[])), ("a category lacks its id or name",), "Export"),
+    ("no category", edited(lambda c: c.update(categories=[])), ("has no category",), "Export"),
     (
         "captions",
         edited(lambda c: c["annotations"][1].pop("category_id")),
@@ -219,19 +219,19 @@ DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
         "unknown category",
         edited(lambda c: c["annotations"][2].update(category_id=3)),
         ("annotation 3 of 4", "category_id 3", "none of the 3 of categories"),
-        "take the annotation out",
+        "remove the annotation",
     ),
     (
         "unknown image",
         edited(lambda c: c["annotations"][0].update(image_id=99)),
         ("annotation 1 of 4", "image_id 99", "none of the 3 of images"),
-        "take the annotation out",
+        "remove the annotation",
     ),
     ("image id twice", edited(lambda c: c["images"][0].update(id=10)), ("image id 10 2 times",), "each once"),
     (
         "file name twice",
         edited(lambda c: c["images"][0].update(file_name="a.jpg")),
-        ("file_name 'a.jpg' 2 times",),
+        ("image file_name 'a.jpg' 2 times",),
         "each once",
     ),
     ("category id twice", edited(lambda c: c["categories"][0].update(id=2)), ("category id 2 2 times",), "each once"),
@@ -244,19 +244,19 @@ DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
     (
         "id that is none",
         edited(lambda c: c["images"][0].update(id=[1])),
-        ("image id is no number or text",),
+        ("image id must be a number or text",),
         "Export",
     ),
     (
         "image without name",
         edited(lambda c: c["images"][0].pop("file_name")),
-        ("an image lacks its id or file_name",),
+        ("image entries lack an id or file_name",),
         "Export",
     ),
     (
         "box of three",
         edited(lambda c: c["annotations"][3].update(bbox=[1, 2, 3])),
-        ("annotation 4 of 4", "[1, 2, 3]", "1 are so"),
+        ("annotation 4 of 4", "[1, 2, 3]", "1 are wrong"),
         "[x, y, width, height]",
     ),
     (
@@ -287,7 +287,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
         "image outside",
         edited(lambda c: c["images"][0].update(file_name="../annotations.json")),
         ("1 of 3 images", "'../annotations.json'"),
-        "take them out",
+        "remove them",
     ),
 ]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wildcat.data.dataset import Sample, stratified_indices
-from wildcat.data.readers.folder import default_splits, read_folder, recognise_folder
+from wildcat.data.dataset import Sample, default_splits, one_label, stratified_indices
+from wildcat.data.readers.folder import read_folder, recognise_folder
 from wildcat.errors import DataError
 
 
@@ -124,7 +124,7 @@ def test_stratified_indices(strata: list[int], fraction: float, seed: int) -> No
 
 @given(strata=st.lists(st.integers(0, 3), min_size=1, max_size=40))
 def test_default_splits_part_the_samples(strata: list[int]) -> None:
-    samples = [Sample(str(i), Path(str(i)), None) for i in range(len(strata))]  # type: ignore[arg-type]
-    readers = default_splits(samples, strata)
+    samples = [Sample(str(i), Path(str(i)), one_label(stratum, 4)) for i, stratum in enumerate(strata)]
+    readers = default_splits(samples)
     parts = [s.name for split in ("train", "val") for s in readers[split]()]
     assert sorted(parts, key=int) == [s.name for s in readers["all"]()]

@@ -86,7 +86,7 @@ def test_damage_is_named(scenes: Path) -> None:
         (scenes / "store" / f"image_{index:04d}.jpg").unlink()
     with pytest.raises(DataError, match=r"store holds 100 images") as caught:
         read_scenes(scenes)
-    assert "format 'folder'" in caught.value.hint
+    assert "--format folder" in caught.value.hint
     shutil.rmtree(scenes / "store")
     assert not recognise_scenes(scenes)
     with pytest.raises(DataError, match="lacks the class folder store"):

@@ -14,7 +14,7 @@ from wildcat.data.dataset import DataSet
 from wildcat.data.images import read_image, read_mask
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, read_shapes, write_shapes
 from wildcat.data.readers.voc import read_voc
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, RunError
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,8 @@ def test_nothing_is_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", no_space)
-        with pytest.raises(DataError, match="No space left on device") as caught:
+        with pytest.raises(RunError, match="No space left on device"):
             write_shapes(tmp_path / "s", train=1, val=0)
-    assert "WILDCAT_CACHE" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,6 +146,5 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=str(next(iter(arguments)))):
             write_shapes(tmp_path / "s", **arguments)  # type: ignore[arg-type]
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(DataError, match="holds something already") as caught:
+    with pytest.raises(RunError, match="exists and is never overwritten"):
         write_shapes(tmp_path)
-    assert "new folder" in caught.value.hint

@@ -96,9 +96,9 @@ def test_mini_lists_agree_with_the_xml(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_mini_is_read_fast(real_data: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     read_voc(real_data).split("train")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_every_way_in(kit: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
     (
         "person twice",
         rewrite(f"{LISTS}/jumping_train.txt", lambda text: text.replace("2010_1 2", "2010_1 1")),
-        ("jumping_train.txt, line 2", "2010_1 1 is there already"),
+        ("jumping_train.txt, line 2", "2010_1 1 appears already"),
         "Remove one",
     ),
     (

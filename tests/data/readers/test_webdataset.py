@@ -163,7 +163,7 @@ def test_shards_that_name_no_split_are_split_by_class(tmp_path: Path) -> None:
     assert [len(data.split(name)) for name in data.splits] == [16, 4, 20]
     assert sorted(label_matrix(data.split("val")).argmax(axis=1)) == [0, 0, 1, 1]
     shard(tmp_path / "train-9.tar", {"0.png": png(0), "0.cls": b"1"})
-    with pytest.raises(DataError, match=r"part-0.tar#0.png is in a shard whose name says no split"):
+    with pytest.raises(DataError, match=r"part-0.tar#0.png is in a shard whose name gives no split"):
         open_dataset(tmp_path)
 
 

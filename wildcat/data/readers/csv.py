@@ -1,29 +1,38 @@
-"""Tables of images and tags: CSV with a column of labels, or one column per class."""
+"""Tables of images and labels: CSV with a column of labels, or one column per class."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Sample, Task
+from wildcat.data.dataset import (
+    ABSENT,
+    IGNORED,
+    PRESENT,
+    SPLIT_NAMES,
+    DataSet,
+    Reader,
+    Sample,
+    Task,
+    default_splits,
+    grouped_splits,
+)
 from wildcat.data.images import holds_images
-from wildcat.data.readers.folder import SPLIT_FOLDERS, default_splits, recognise_folder, split_folders, subfolders
+from wildcat.data.readers.folder import recognise_folder, split_folders, subfolders
+from wildcat.data.readers.lists import add_once
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-LABEL_COLUMNS = ("labels", "label")
-"""Names under which the column of labels is looked for."""
-
+LABEL_COLUMNS = ("labels", "label")  # default names of the column of labels
 SEPARATORS = (";", "|", " ")
 _DELIMITERS = (",", "\t", ";")
 _CELLS = {"1": PRESENT, "1.0": PRESENT, "true": PRESENT, "0": ABSENT, "0.0": ABSENT, "false": ABSENT, "": IGNORED}
@@ -49,8 +58,8 @@ class _Table:
 def find_table(path: Path) -> Path | None:
     """The table at `path`: itself, or the only one in a folder without class folders; else None.
 
-    In a folder with two or more folders of images a table is taken for a by-product, unless these are called as
-    splits are and hold their images directly (`train/`, `test/`).
+    In a folder with two or more folders of images, a table is not the data set, unless these are named as splits and
+    hold their images directly (`train/`, `test/`).
     """
     if path.is_file():
         return path if path.suffix.lower() in TABLE_SUFFIXES else None
@@ -58,13 +67,23 @@ def find_table(path: Path) -> Path | None:
     if len(tables) != 1 or not recognise_folder(path):
         return tables[0] if len(tables) == 1 else None
     filled = [p for p in subfolders(path) if holds_images(p)]
-    flat_splits = not split_folders(path) and all(p.name.lower() in SPLIT_FOLDERS for p in filled)
+    flat_splits = not split_folders(path) and all(p.name.lower() in SPLIT_NAMES for p in filled)
     return tables[0] if len(filled) < 2 or flat_splits else None
 
 
 def recognise_table(path: Path) -> bool:
     """Whether `path` is a table, or a folder that `find_table` finds one in."""
     return find_table(path) is not None
+
+
+def check_task(task: str | None) -> None:
+    """Refuse an unknown task.
+
+    Raises:
+        ConfigError: it is neither None, "multilabel" nor "multiclass".
+    """
+    if task is not None and task not in get_args(Task):
+        raise ConfigError(f"task={task!r}: give multilabel or multiclass.", did_you_mean(task, get_args(Task)))
 
 
 def read_table(
@@ -77,15 +96,15 @@ def read_table(
     task: Task | None = None,
     classes: Sequence[str] | None = None,
 ) -> DataSet:
-    """The images and tags of a CSV or TSV file in UTF-8; images are relative to the table's folder.
+    """The images and labels of a CSV or TSV file in UTF-8; images are relative to the table's folder.
 
     Two layouts. *Labels*: the column `labels` (or `label`, or `label_column`) holds the labels of an image, several
-    joined by `separator`; classes are the labels found, sorted. *One column per class*, where there is no such column:
+    joined by `separator`; classes are the labels found, sorted. *One column per class*, if there is no such column:
     1 or true is present, 0 or false absent, an empty cell ignored; classes are the columns, in their order. `classes`
     replaces either: the labels that may occur, or the columns to read.
 
-    Task: unless `task` says otherwise, a column of labels with exactly one in every row is multi-class (a note says
-    so), anything else multi-label. A row without labels is a negative image, allowed in a multi-label table only.
+    Task: unless `task` is given, a column of labels with exactly one in every row is multi-class (a note says so),
+    anything else multi-label. A row without labels is a negative image, allowed in a multi-label table only.
 
     Splits are the values of `split_column` ("valid", "validation" are `val`); without that column, `train` and `val`
     are a fixed 80/20, stratified by each image's rarest label, and `all` is everything.
@@ -94,13 +113,12 @@ def read_table(
 
     Raises:
         ConfigError: an unknown `separator` or `task`.
-        DataError: unreadable or empty table, unknown column or label, a cell that fits no layout, an absent image,
+        DataError: unreadable or empty table, unknown column or label, a cell that fits no layout, a missing image,
             an image listed twice, a multi-class row without exactly one label.
     """
     if separator not in SEPARATORS:
         raise ConfigError(f"separator={separator!r}: labels are joined by ';', '|' or ' '.", "The default is ';'.")
-    if task is not None and task not in get_args(Task):
-        raise ConfigError(f"task={task!r}: give multilabel or multiclass.", did_you_mean(task, get_args(Task)))
+    check_task(task)
     found = find_table(path)
     if found is None:
         raise DataError(f"{path} is no table, nor a folder with a single one.", "Give the .csv or .tsv file itself.")
@@ -119,17 +137,15 @@ def read_table(
         names, labels = _one_hot(table, (image_column, split_column), classes)
         task = task or "multilabel"
     if task == "multiclass":
-        _refuse_not_one(table, labels)
-    counts = (labels == PRESENT).sum(axis=0)
-    notes += [f"Label {name!r} occurs once." for name, count in zip(names, counts, strict=True) if count == 1]
-    notes += [f"Label {name!r} never occurs." for name, count in zip(names, counts, strict=True) if count == 0]
+        _check_one_label(table, labels)
+    for name, count in zip(names, (labels == PRESENT).sum(axis=0), strict=True):
+        if count < 2:
+            notes.append(f"Label {name!r} occurs once." if count else f"Label {name!r} never occurs.")
     samples = [Sample(name, table.path.parent / name, row) for name, row in zip(images, labels, strict=True)]
     if split_column in table.columns:
         readers = _splits(table, table.columns.index(split_column), samples)
     else:
-        rarity = np.where(labels == PRESENT, counts, np.iinfo(np.int64).max)
-        strata = np.where((labels == PRESENT).any(axis=1), rarity.argmin(axis=1), -1)
-        readers = default_splits(samples, strata.tolist())
+        readers = default_splits(samples)
     return DataSet(table.path.stem, "csv", table.path, names, task, readers, tuple(notes))
 
 
@@ -142,10 +158,11 @@ def _read(path: Path, image_column: str) -> _Table:
             f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8.", "Save the table as UTF-8."
         ) from error
     header = text.splitlines()[0] if text.strip() else ""
-    if not header.strip():
-        raise DataError(f"{path} is empty or begins with an empty line.", "Its first line names the columns.")
-    if len(header) > csv.field_size_limit():
-        raise DataError(f"{path} has a first line of {len(header):,} letters.", "Its first line names the columns.")
+    if not header.strip() or len(header) > csv.field_size_limit():
+        raise DataError(
+            f"{path} {f'has a first line of {len(header):,} letters' if header else 'is empty'}.",
+            "Its first line names the columns.",
+        )
     parsed = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}
     fits = [d for d, cells in parsed.items() if image_column in map(str.strip, cells)]
     delimiter = fits[0] if fits else max(_DELIMITERS, key=lambda d: len(parsed[d]))
@@ -175,26 +192,18 @@ def _read(path: Path, image_column: str) -> _Table:
 def _images(table: _Table, column: int) -> list[str]:
     """The image names, as written (with / between folders); each must exist, once."""
     folder = table.path.parent
-    seen: dict[str, int] = {}
-    absent: list[tuple[int, str]] = []
+    lines: dict[str, int] = {}
     for number, cells in table.rows:
         name = cells[column].replace("\\", "/")
-        if name in seen:
-            raise DataError(
-                f"{table.path}, line {number}: image {name!r} is there already, in line {seen[name]}.",
-                "Give each image one row, with all of its labels.",
-            )
-        seen[name] = number
-        if not name or path_type(str(folder / name)) != "file":
-            absent.append((number, name))
-    if absent:
-        number, name = absent[0]
+        add_once(lines, name, table.path, number, "Give each image one row, with all of its labels.")
+    missing = [name for name in lines if not name or path_type(str(folder / name)) != "file"]
+    if missing:
         raise DataError(
-            f"{table.path}, line {number}: image {name!r} does not exist; {len(absent)} of {len(table.rows)} rows "
-            "name absent images.",
-            f"Paths are relative to {folder}: move the table, mend the paths or remove the rows.",
+            f"{table.path}, line {lines[missing[0]]}: image {missing[0]!r} does not exist; {len(missing)} of "
+            f"{len(table.rows)} rows name missing images.",
+            f"Paths are relative to {folder}: move the table, correct the paths or remove the rows.",
         )
-    return list(seen)
+    return list(lines)
 
 
 def _labels(
@@ -206,9 +215,9 @@ def _labels(
     names = tuple(classes) if classes is not None else tuple(sorted({part for parts in found for part in parts}))
     if len(names) < 1:
         raise DataError(f"{table.path} has no label in any row.", f"Fill the column {table.columns[column]!r}.")
-    other = [part for part in names if any(mark in part for mark in (";", "|", ","))]
-    if other:
-        notes.append(f"Label {other[0]!r} may be several: labels are joined by {separator!r} (see option separator).")
+    joined = [name for name in names if any(mark in name for mark in (";", "|", ","))]
+    if joined:
+        notes.append(f"Label {joined[0]!r} may be several: labels are joined by {separator!r} (see option separator).")
     index = {name: position for position, name in enumerate(names)}
     labels = np.full((len(found), len(names)), ABSENT, np.int8)
     for row, parts in enumerate(found):
@@ -242,13 +251,13 @@ def _one_hot(
                     f"{table.path}, line {number}, column {names[position]!r}: {cells[column]!r} is not 1, 0 or empty "
                     "(present, absent, ignored).",
                     f"Name a column of labels 'labels' (or pass label_column={names[position]!r}); leave a cell empty "
-                    "where the answer is unknown; list the class columns in classes where there are others.",
+                    "if the label is unknown; list the class columns in classes if there are others.",
                 )
             labels[row, position] = _CELLS[value]
     return names, labels
 
 
-def _refuse_not_one(table: _Table, labels: NDArray[np.int8]) -> None:
+def _check_one_label(table: _Table, labels: NDArray[np.int8]) -> None:
     present = (labels == PRESENT).sum(axis=1)
     wrong = np.flatnonzero((present != 1) | (labels == IGNORED).any(axis=1))
     if len(wrong):
@@ -257,12 +266,12 @@ def _refuse_not_one(table: _Table, labels: NDArray[np.int8]) -> None:
         raise DataError(
             f"{table.path}, line {table.rows[row][0]} has {present[row]} labels"
             f"{f' and {unknown} empty cells' if unknown else ''}; multi-class needs exactly one "
-            f"({len(wrong)} of {len(labels)} rows are so).",
-            "Mend the rows, or choose task 'multilabel'.",
+            f"({len(wrong)} of {len(labels)} rows are wrong).",
+            "Correct the rows, or choose task 'multilabel'.",
         )
 
 
-def _splits(table: _Table, column: int, samples: Sequence[Sample]) -> dict[str, Callable[[], Sequence[Sample]]]:
+def _splits(table: _Table, column: int, samples: Sequence[Sample]) -> dict[str, Reader]:
     parts: dict[str, list[Sample]] = {}
     for (number, cells), sample in zip(table.rows, samples, strict=True):
         name = cells[column].lower()
@@ -270,6 +279,5 @@ def _splits(table: _Table, column: int, samples: Sequence[Sample]) -> dict[str, 
             raise DataError(
                 f"{table.path}, line {number}: the split is empty.", "Write train, val or test, or remove the column."
             )
-        parts.setdefault(SPLIT_FOLDERS.get(name, name), []).append(sample)
-    order = [name for name in ("train", "val", "test") if name in parts]
-    return {name: partial(tuple, parts[name]) for name in dict.fromkeys([*order, *parts])}
+        parts.setdefault(SPLIT_NAMES.get(name, name), []).append(sample)
+    return grouped_splits(parts)

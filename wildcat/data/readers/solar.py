@@ -1,4 +1,4 @@
-"""Solar cells in electroluminescence light (elpv-dataset): 2,624 grey images tagged with a defect probability.
+"""Solar cells in electroluminescence light (elpv-dataset): 2,624 grey images labelled with a defect probability.
 
 Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence Imagery",
 2018; Deitsch et al., "Automatic classification of defective photovoltaic module cells", 2019. CC BY-NC-SA 4.0.
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from wildcat.data.dataset import DataSet, Sample, stratified_indices
-from wildcat.data.readers.folder import one_label
+from wildcat.data.dataset import DataSet, Sample, one_label, stratified_indices
 from wildcat.errors import ConfigError, DataError, MissingExtra, did_you_mean
 
 SOLAR_CLASSES = ("functional", "defective")
 CELL_TYPES = ("mono", "poly")
 TEST_FRACTION = 0.25
+
+Row = tuple[str, float, str]  # image, defect probability, cell type
 
 
 def find_solar() -> Path:
@@ -35,9 +36,9 @@ def find_solar() -> Path:
 def read_solar(root: Path | None = None, *, threshold: float = 0.5, cells: str = "all") -> DataSet:
     """The solar cells as a multi-class data set of functional and defective ones.
 
-    Experts gave each cell a probability of being defective, one of 0, 1/3, 2/3, 1; it counts as defective from
-    `threshold` in (0, 1] on. `cells` keeps "mono"- or "poly"-crystalline cells only. Splits `train` and `test` are a
-    fixed 75/25, stratified by probability and type, and an image's split depends on neither option.
+    Experts gave each cell a probability of being defective: 0, 1/3, 2/3 or 1; it is defective from `threshold` in
+    (0, 1] on. `cells` selects "mono"- or "poly"-crystalline cells. Splits `train` and `test` are a fixed 75/25,
+    stratified by probability and type; an image's split depends on neither option.
 
     Raises:
         MissingExtra: `root` is None and the package is not installed.
@@ -46,37 +47,35 @@ def read_solar(root: Path | None = None, *, threshold: float = 0.5, cells: str =
     """
     if not 0 < threshold <= 1:
         raise ConfigError(
-            f"threshold={threshold}: the defect probability that counts as defective lies in (0, 1].",
-            "Cells are tagged 0, 1/3, 2/3 or 1; the default is 0.5.",
+            f"threshold={threshold}: give the defect probability from which a cell is defective, in (0, 1].",
+            "Cells are labelled 0, 1/3, 2/3 or 1; the default is 0.5.",
         )
     if cells not in ("all", *CELL_TYPES):
         raise ConfigError(f"cells={cells!r}: give all, mono or poly.", did_you_mean(cells, ("all", *CELL_TYPES)))
     root = find_solar() if root is None else root
     rows = _read_rows(root / "labels.csv")
-    levels = sorted({(probability, kind) for _, probability, kind in rows})
+    levels = sorted({row[1:] for row in rows})
     tested = stratified_indices([levels.index(row[1:]) for row in rows], TEST_FRACTION, seed=0)
-    kept = [index for index, row in enumerate(rows) if cells in ("all", row[2])]
-    parts = {
-        "train": [rows[index] for index in kept if index not in tested],
-        "test": [rows[index] for index in kept if index in tested],
-    }
-    readers = {part: partial(_samples, root, part_rows, threshold) for part, part_rows in parts.items()}
+    selected = [index for index, row in enumerate(rows) if cells in ("all", row[2])]
+    train = [rows[index] for index in selected if index not in tested]
+    test = [rows[index] for index in selected if index in tested]
+    readers = {name: partial(_samples, root, part, threshold) for name, part in (("train", train), ("test", test))}
     return DataSet("solar", "solar", root, SOLAR_CLASSES, "multiclass", readers)
 
 
-def _samples(root: Path, rows: Sequence[tuple[str, float, str]], threshold: float) -> list[Sample]:
+def _samples(root: Path, rows: Sequence[Row], threshold: float) -> list[Sample]:
     return [Sample(name, root / name, one_label(int(probability >= threshold), 2)) for name, probability, _ in rows]
 
 
-def _read_rows(path: Path) -> list[tuple[str, float, str]]:
-    """(image, defect probability, cell type) of each line of `labels.csv`, which separates by spaces."""
+def _read_rows(path: Path) -> list[Row]:
+    """The rows of `labels.csv`, whose cells are separated by spaces."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Install elpv-dataset again.")
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            name, probability, kind = line.split()
-            rows.append((name, float(probability), CELL_TYPES[CELL_TYPES.index(kind)]))
+            name, probability, cell_type = line.split()
+            rows.append((name, float(probability), CELL_TYPES[CELL_TYPES.index(cell_type)]))
         except ValueError as error:
             raise DataError(
                 f"{path}, line {number}: {line!r} is not an image, a probability and mono or poly.",

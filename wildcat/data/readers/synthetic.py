@@ -1,26 +1,24 @@
-"""Synthetic scenes of shapes with tags, boxes and masks, in the layout of a VOC devkit: for tests and examples."""
+"""Synthetic scenes of shapes with labels, boxes and masks, in the layout of a VOC devkit, for tests and examples."""
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet
 from wildcat.data.readers.voc import read_voc
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, RunError
+from wildcat.files import making, writing
 
 SHAPE_CLASSES = ("cross", "disc", "ring", "square", "triangle")
-MIN_RADIUS, DIFFICULT_RADIUS, MAX_RADIUS = 0.06, 0.08, 0.28
-"""Radii as parts of the shorter side; shapes below the middle one are marked difficult."""
+MIN_RADIUS, DIFFICULT_RADIUS, MAX_RADIUS = 0.06, 0.08, 0.28  # of the shorter side; below the second: difficult
 
 _Array = NDArray[np.float64]
 
@@ -35,19 +33,19 @@ class Shape:
 
 
 def read_shapes() -> DataSet:
-    """The packaged data set `shapes`: 400 images to train and 100 to validate with, 128 x 160 pixels, 5 classes.
+    """The packaged data set `shapes`: 400 images to train and 100 to validate, 128 x 160 pixels, 5 classes.
 
     Generated into `cache_folder()` at the first call (a few seconds), read from there afterwards.
 
     Raises:
-        DataError: the cache folder cannot be written.
+        RunError: the cache folder cannot be written.
     """
     root = cache_folder() / "shapes-v1"
     if not root.exists():
         try:
             write_shapes(root, train=400, val=100)
-        except DataError:
-            if not root.exists():  # it does where another process was faster
+        except RunError:
+            if not root.exists():  # another process was faster
                 raise
     return replace(read_voc(root), name="shapes", format="shapes")
 
@@ -58,57 +56,24 @@ def write_shapes(
     """Write images of shapes into `folder` as a VOC devkit (`read_voc` reads it), and return the folder.
 
     Each image has one to four shapes of `SHAPE_CLASSES` that do not overlap, of random colour, size and angle, on
-    a textured, noisy background; the colour tells nothing about the class. Each has an image, an annotation with
-    boxes, and a mask with a border of 255; lists are `train`, `val` and `trainval`. `size` is (height, width).
+    a textured, noisy background; the colour is independent of the class. Each has an image, an annotation with boxes,
+    and a mask with a border of 255; lists are `train`, `val` and `trainval`. `size` is (height, width).
 
     The same arguments give the same files (with the same Pillow), and more images begin with the same ones. The
-    folder appears when it is complete, or not at all.
+    folder is written atomically.
 
     Raises:
-        ConfigError: no image to train with, a negative count, or a side below 32 pixels.
-        DataError: `folder` holds something already, or cannot be written.
-    """
-    check_drawable(train, val, size)
-    with new_folder(folder) as draft:
-        _write_devkit(draft, {"train": range(train), "val": range(train, train + val)}, size, seed)
-    return Path(folder)
-
-
-def check_drawable(train: int, val: int, size: tuple[int, int]) -> None:
-    """Refuse counts and sizes that `draw_scene` has no use for.
-
-    Raises:
-        ConfigError: no image to train with, a negative count, or a side below 32 pixels.
+        ConfigError: no training image, a negative count, or a side below 32 pixels.
+        RunError: `folder` exists and is not empty, or cannot be written.
     """
     if train < 1 or val < 0 or min(size) < 32:
         raise ConfigError(
             f"train={train}, val={val}, size={size}: shapes need train >= 1, val >= 0 and sides of 32 pixels or more.",
             "The defaults are train=40, val=20, size=(128, 160).",
         )
-
-
-@contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A draft folder to write into, which becomes `folder` when the block ends well, and is removed when not.
-
-    Raises:
-        DataError: `folder` holds something already, or cannot be written.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} holds something already.", "Name a new folder, or remove this one.")
-    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        draft.replace(folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot be written ({error.strerror or error}).",
-            "Choose another folder; WILDCAT_CACHE names the one of packaged data.",
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with making(Path(folder)) as draft, writing(Path(folder)):
+        _write_devkit(draft, {"train": range(train), "val": range(train, train + val)}, size, seed)
+    return Path(folder)
 
 
 def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[int, int], seed: int) -> None:
@@ -162,7 +127,7 @@ def draw_scene(
         while np.linalg.norm(colour - image[near].mean(axis=0)) < 100:
             colour = rng.uniform(0, 255, 3)
         image[inside] = colour
-        mask[_border(inside)] = 255
+        mask[ndimage.binary_dilation(inside, np.ones((3, 3)))] = 255  # the pixels within one step
         mask[inside] = index + 1
         ys, xs = np.nonzero(inside)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
@@ -172,7 +137,7 @@ def draw_scene(
 
 
 def _background(rng: np.random.Generator, rows: _Array, columns: _Array) -> _Array:
-    """(H, W, 3) of a random colour with four waves of random direction, length and colour over it."""
+    """(H, W, 3) of a random colour, with four waves of random direction, length and colour added."""
     image = np.tile(rng.uniform(50, 205, 3), (*rows.shape, 1))
     for _ in range(4):
         angle, length, phase = rng.uniform(0, 2 * np.pi), rng.uniform(6, 60), rng.uniform(0, 2 * np.pi)
@@ -182,7 +147,7 @@ def _background(rng: np.random.Generator, rows: _Array, columns: _Array) -> _Arr
 
 
 def _inside(name: str, x: _Array, y: _Array, angle: float) -> NDArray[np.bool_]:
-    """Which points lie in the shape of circumradius 1 about the origin, turned by `angle` (radians)."""
+    """Which points are in the shape of circumradius 1 at the origin, rotated by `angle` (radians)."""
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     wide, narrow = np.maximum(abs(u), abs(v)), np.minimum(abs(u), abs(v))
     inside: dict[str, NDArray[np.bool_]] = {
@@ -193,16 +158,6 @@ def _inside(name: str, x: _Array, y: _Array, angle: float) -> NDArray[np.bool_]:
         "triangle": np.maximum(v, np.sqrt(0.75) * abs(u) - v / 2) < 0.5,
     }
     return inside[name]
-
-
-def _border(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels within one step (also diagonally) of a shape, and the shape."""
-    height, width = inside.shape
-    padded = np.pad(inside, 1)
-    near: NDArray[np.bool_] = np.any(
-        [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0
-    )
-    return near
 
 
 def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Shape]) -> str:

@@ -1,9 +1,9 @@
-"""Pascal VOC development kits: labels, boxes, difficult flags and masks, and any folder laid out like one."""
+"""Pascal VOC devkits: labels, boxes, difficult flags and masks, and any folder with the same layout."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,26 +12,27 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Sample
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample
 from wildcat.data.images import IMAGE_SUFFIXES
+from wildcat.data.readers.lists import add_once, read_lines
 from wildcat.errors import DataError, did_you_mean
 
+# The 20 classes in the order of the devkit (`VOCinit.m`), which is alphabetical.
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-"""The 20 classes in the order of the devkit (`VOCinit.m`), which is alphabetical."""
 
-MOST_PIXELS = 1e9
-"""No coordinate of a box is beyond."""
+MOST_PIXELS = 1e9  # a box with a coordinate beyond is refused
 
 _YEAR = re.compile(r"VOC20\d\d")
 _ORDER = ("train", "val", "trainval", "test")
+_RESTORE_LIST = "The list may be cut: restore it, or remove it to take the labels from the XML."
 
 
 @dataclass(frozen=True)
 class _Objects:
-    """What one annotation file says: class indices (n,), boxes (n, 4), difficult flags (n,)."""
+    """The objects of one annotation file: class indices (n,), boxes (n, 4), difficult flags (n,)."""
 
     classes: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -40,24 +41,26 @@ class _Objects:
 
 @dataclass(frozen=True)
 class Devkit:
-    """One devkit folder (`VOC2012/`): where its files are, listed once."""
+    """One devkit folder (`VOC2012/`) and its files, listed once."""
 
     root: Path
     classes: tuple[str, ...]
 
     @cached_property
     def images(self) -> dict[str, Path]:
-        """Image id -> file; `.jpg` wins where an id has several files."""
+        """Image id -> file; `.jpg` wins if an id has several files."""
         files = [p for p in (self.root / "JPEGImages").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
         return {p.stem: p for p in sorted(files, key=lambda p: (p.suffix == ".jpg", p.name))}
 
     @cached_property
-    def annotations(self) -> frozenset[str]:
-        return _stems(self.root / "Annotations", ".xml")
+    def annotations(self) -> dict[str, Path]:
+        """Image id -> XML file."""
+        return {p.stem: p for p in (self.root / "Annotations").glob("*.xml")}
 
     @cached_property
-    def masks(self) -> frozenset[str]:
-        return _stems(self.root / "SegmentationClass", ".png")
+    def masks(self) -> dict[str, Path]:
+        """Image id -> mask of classes."""
+        return {p.stem: p for p in (self.root / "SegmentationClass").glob("*.png")}
 
 
 def find_devkits(root: Path, lists: str = "Main") -> list[Path]:
@@ -65,17 +68,43 @@ def find_devkits(root: Path, lists: str = "Main") -> list[Path]:
 
     A devkit folder has `JPEGImages` and `ImageSets/<lists>`.
     """
-    if _is_devkit(root, lists):
+
+    def is_devkit(folder: Path) -> bool:
+        return (folder / "ImageSets" / lists).is_dir() and (folder / "JPEGImages").is_dir()
+
+    if is_devkit(root):
         return [root]
     for folder in (root, root / "VOCdevkit"):
-        found = [p for p in sorted(folder.glob("VOC20*")) if _is_devkit(p, lists)]
-        if found:
+        if found := [p for p in sorted(folder.glob("VOC20*")) if is_devkit(p)]:
             return found
     return []
 
 
+def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
+    """The devkit folder at `root` that has `ImageSets/<lists>`; `year` chooses among several.
+
+    Raises:
+        DataError: there is none, or there are several and no `year`.
+    """
+    found = find_devkits(root, lists)
+    if not found:
+        raise DataError(
+            f"{root} is no VOC devkit: it has no ImageSets/{lists} and JPEGImages.",
+            "Give the folder VOC2012, the VOCdevkit around it, or the parent of that.",
+        )
+    names = ", ".join(p.name for p in found)
+    if year is not None:
+        of_year = [p for p in found if p.name == f"VOC{year}"]
+        if not of_year:
+            raise DataError(f"{root} has no VOC{year}; it has {names}.", f"Choose one of: {names}.")
+        return of_year[0]
+    if len(found) > 1:
+        raise DataError(f"{root} holds {len(found)} devkits: {names}.", f"Name one of them, for example {found[-1]}.")
+    return found[0]
+
+
 def split_order(name: str) -> tuple[int, str]:
-    """Sorts splits: train, val, trainval, test, then others by name."""
+    """Sort key of splits: train, val, trainval, test, then others by name."""
     return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
 
 
@@ -91,18 +120,18 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     The splits are the lists of `ImageSets/Main` that are not class lists, and `seg-<list>` for each list of
     `ImageSets/Segmentation`.
 
-    Labels are those of `ImageSets/Main/<class>_<split>.txt` (1 present, 0 difficult, -1 absent). Where such a list is
+    Labels are those of `ImageSets/Main/<class>_<split>.txt` (1 present, 0 difficult, -1 absent). If such a list is
     missing they follow from the XML by the devkit's rule: present with an object that is not difficult, ignored with
     difficult ones only. The XML's pixel coordinates count from 1 and include the last pixel; boxes here count from 0
-    with exclusive x2, y2, so (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax). A sample has boxes
-    where its XML exists and a mask where `SegmentationClass/<id>.png` does.
+    with exclusive x2, y2: (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax). A sample has boxes if
+    its XML exists and a mask if `SegmentationClass/<id>.png` does.
 
-    `classes` are by default the 20 of VOC in a `VOC20xx` folder, elsewhere those that have class lists, sorted; with
-    no class list at all, the names found in the XML files.
+    `classes` default to the 20 of VOC in a `VOC20xx` folder, elsewhere to those with class lists, sorted, or, without
+    any class list, to the names in the XML files.
 
     Raises:
         DataError: no devkit at `root`, several and no `year`; and, when a split is read, a list or annotation that is
-            cut, names an absent image, an unknown class, or other images than the split's list.
+            cut, or names a missing image, an unknown class, or other images than the split's list.
     """
     devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
@@ -110,56 +139,22 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     if classes is None:
         classes = VOC_CLASSES if _YEAR.fullmatch(devkit.name) else _classes_found(devkit, class_lists)
     kit = Devkit(devkit, tuple(classes))
-    listed = {stem for name in class_lists for stem in class_lists[name]}
-    splits = [p.stem for p in main.glob("*.txt") if p.stem not in listed and not p.stem.startswith(".")]
-    splits.sort(key=split_order)
-    readers: dict[str, Callable[[], Sequence[Sample]]] = {
-        name: partial(_read_split, kit, main / f"{name}.txt") for name in splits
+    in_class_lists = {stem for stems in class_lists.values() for stem in stems}
+    splits = [p for p in main.glob("*.txt") if p.stem not in in_class_lists and not p.name.startswith(".")]
+    readers: dict[str, Reader] = {
+        path.stem: partial(_read_split, kit, path) for path in sorted(splits, key=lambda p: split_order(p.stem))
     }
     for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt")):
         readers[f"seg-{path.stem}"] = partial(_read_split, kit, path)
     if not readers:
-        raise DataError(f"{main} holds no list of images.", "Put train.txt and val.txt there, one id a line.")
+        raise DataError(f"{main} holds no list of images.", "Put train.txt and val.txt there, one id per line.")
     return DataSet(devkit.name, "voc", devkit, kit.classes, "multilabel", readers)
-
-
-def _is_devkit(folder: Path, lists: str) -> bool:
-    return (folder / "ImageSets" / lists).is_dir() and (folder / "JPEGImages").is_dir()
-
-
-def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
-    """The one devkit folder at `root` that has `ImageSets/<lists>`; `year` chooses among several.
-
-    Raises:
-        DataError: there is none, or there are several and no `year`.
-    """
-    found = find_devkits(root, lists)
-    if not found:
-        raise DataError(
-            f"{root} is no VOC devkit: it has no ImageSets/{lists} and JPEGImages.",
-            "Give the folder VOC2012, the VOCdevkit around it, or the parent of that.",
-        )
-    if year is not None:
-        found = [p for p in found if p.name == f"VOC{year}"] or found
-        if found[0].name != f"VOC{year}":
-            names = ", ".join(p.name for p in found)
-            raise DataError(f"{root} has no VOC{year}; it has {names}.", f"Choose one of: {names}.")
-    if len(found) > 1:
-        raise DataError(
-            f"{root} holds {len(found)} devkits: {', '.join(p.name for p in found)}.",
-            f"Name the one you mean, for example {found[-1]}.",
-        )
-    return found[0]
-
-
-def _stems(folder: Path, suffix: str) -> frozenset[str]:
-    return frozenset(p.stem for p in folder.iterdir() if p.suffix == suffix) if folder.is_dir() else frozenset()
 
 
 def _class_lists(main: Path) -> dict[str, set[str]]:
     """Class -> the stems of its lists: files `<class>_<split>.txt` beside a `<split>.txt`, with two columns.
 
-    The columns tell a split called `train_small` from the lists of a class called "train".
+    The columns distinguish a split called `train_small` from the lists of a class called "train".
     """
     stems = {p.stem for p in main.glob("*.txt")}
     found: dict[str, set[str]] = {}
@@ -203,28 +198,15 @@ def _read_split(kit: Devkit, path: Path) -> list[Sample]:
             boxes=found.boxes if found else None,
             box_classes=found.classes if found else None,
             box_difficult=found.difficult if found else None,
-            mask=kit.root / "SegmentationClass" / f"{name}.png" if name in kit.masks else None,
+            mask=kit.masks.get(name),
         )
         for name, row, found in zip(ids, labels, objects, strict=True)
     ]
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of the lines that are not blank.
-
-    Raises:
-        DataError: the file is not UTF-8.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a text file (byte {error.start} is not UTF-8).", "Restore the list.") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-
-
 def _read_ids(path: Path, kit: Devkit) -> list[str]:
-    """The ids of a list of images; a second column, as in `Layout` lists, is refused."""
-    seen: dict[str, int] = {}
+    """The ids of a list of images, one per line."""
+    lines: dict[str, int] = {}
     for number, name in read_lines(path):
         if name not in kit.images:
             near = did_you_mean(name, [other for other in kit.images if other[:4] == name[:4]]).capitalize()
@@ -232,13 +214,8 @@ def _read_ids(path: Path, kit: Devkit) -> list[str]:
                 f"{path}, line {number}: image {name!r} is not in {kit.root / 'JPEGImages'}.",
                 f"{near} Restore the image, or the list if it was cut, or remove the line.".strip(),
             )
-        if name in seen:
-            raise DataError(
-                f"{path}, line {number}: image {name!r} is there already, in line {seen[name]}.",
-                "Remove one of the two lines.",
-            )
-        seen[name] = number
-    return list(seen)
+        add_once(lines, name, path, number)
+    return list(lines)
 
 
 def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
@@ -248,10 +225,7 @@ def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
     for number, line in read_lines(path):
         name, *label = line.split()
         if label not in (["1"], ["0"], ["-1"]):
-            raise DataError(
-                f"{path}, line {number}: {line!r} is not an id and a label 1, 0 or -1.",
-                "The list may be cut: restore it, or remove it to take the labels from the XML.",
-            )
+            raise DataError(f"{path}, line {number}: {line!r} is not an id and a label 1, 0 or -1.", _RESTORE_LIST)
         if name not in wanted:
             raise DataError(
                 f"{path}, line {number}: image {name!r} is not in {split.name}, so this list is of other images.",
@@ -263,7 +237,7 @@ def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
         raise DataError(
             f"{path} labels {len(found)} of the {len(ids)} images of {split.name}; the first one missing is "
             f"{missing!r} (image {position} of the list).",
-            "The list may be cut: restore it, or remove it to take the labels from the XML.",
+            _RESTORE_LIST,
         )
     return [found[name] for name in ids]
 
@@ -284,13 +258,13 @@ def _labels_from_objects(
 
 
 def parse_annotation(path: Path) -> ElementTree.Element:
-    """The root of an XML file; document types and entities are refused before the parser could expand them.
+    """The root of an XML file; refuses document types and entities before the parser could expand them.
 
     Raises:
-        DataError: what is refused, or XML that is cut.
+        DataError: a DOCTYPE or ENTITY, another encoding than UTF-8, or XML that is cut.
     """
     data = path.read_bytes()
-    # A NUL byte means UTF-16, in which the two words could not be seen.
+    # A NUL byte means UTF-16, in which the two words would not be found.
     if b"<!DOCTYPE" in data or b"<!ENTITY" in data or b"\0" in data:
         raise DataError(
             f"{path} declares a DOCTYPE or ENTITY or is not UTF-8, which VOC annotations never do.",
@@ -303,18 +277,11 @@ def parse_annotation(path: Path) -> ElementTree.Element:
             f"{path}, line {error.position[0]}: not valid XML ({error}).", "The file may be cut: restore it."
         ) from error
     except (LookupError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is in an encoding that is not read ({error}).", "Save it as UTF-8.") from error
-
-
-def _text(item: ElementTree.Element, tag: str, path: Path) -> str:
-    text = (item.findtext(tag) or "").strip()
-    if not text:
-        raise DataError(f"{path}: an object has no <{tag}>.", "The file may be cut: restore it.")
-    return text
+        raise DataError(f"{path} has an unsupported encoding ({error}).", "Save it as UTF-8.") from error
 
 
 def _read_annotation(kit: Devkit, name: str) -> _Objects:
-    path = kit.root / "Annotations" / f"{name}.xml"
+    path = kit.annotations[name]
     classes: list[int] = []
     boxes: list[list[float]] = []
     difficult: list[bool] = []
@@ -334,20 +301,27 @@ def _read_annotation(kit: Devkit, name: str) -> _Objects:
 
 
 def read_box(item: ElementTree.Element, path: Path) -> list[float]:
-    """x1 y1 x2 y2 of an object, counted from 0 with an exclusive end; `path` is for messages.
+    """x1 y1 x2 y2 of an object, counted from 0 with an exclusive end; errors name `path`.
 
     Raises:
         DataError: a corner is missing or no number, or the box is reversed.
     """
     corners = [_text(item, f"bndbox/{tag}", path) for tag in ("xmin", "ymin", "xmax", "ymax")]
-    said = " ".join(corners)[:100]
+    text = " ".join(corners)[:100]
     try:
         x1, y1, x2, y2 = map(float, corners)
     except ValueError as error:
-        raise DataError(f"{path}: a box holds {said!r}, not numbers.", "Restore the file.") from error
+        raise DataError(f"{path}: a box holds {text!r}, not numbers.", "Restore the file.") from error
     if not (-MOST_PIXELS < x1 <= x2 < MOST_PIXELS and -MOST_PIXELS < y1 <= y2 < MOST_PIXELS):
         raise DataError(
-            f"{path}: a box has corners {said}, with its end before its start or out of any image.",
-            "The order is xmin ymin xmax ymax: mend the file.",
+            f"{path}: a box has corners {text}, with its end before its start or beyond any image.",
+            "The order is xmin ymin xmax ymax: correct the file.",
         )
     return [x1 - 1, y1 - 1, x2, y2]
+
+
+def _text(item: ElementTree.Element, tag: str, path: Path) -> str:
+    text = (item.findtext(tag) or "").strip()
+    if not text:
+        raise DataError(f"{path}: an object has no <{tag}>.", "The file may be cut: restore it.")
+    return text
