@@ -61,14 +61,18 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
         ConfigError: an unknown class, or a threshold outside the range of the model's rule.
     """
     name = prediction.top if query.class_name is None else query.class_name
-    if query.kind == "image":
-        return _png(prediction.load_image())
-    if query.kind == "mask":
-        return _png(draw_mask(prediction, query.crf, query.threshold)[0])
-    if query.kind == "modalities":
-        drawn = draw_modalities(prediction, name)
-        return _png(side_by_side(drawn, [f"{name} {i + 1}" for i in range(len(drawn))]))
-    return _png(prediction.plot(name) if query.kind == "overlay" else draw_heatmap(prediction, name))
+    match query.kind:
+        case "image":
+            return _png(prediction.load_image())
+        case "mask":
+            return _png(draw_mask(prediction, query.crf, query.threshold)[0])
+        case "modalities":
+            maps = draw_modalities(prediction, name)
+            return _png(side_by_side(maps, [f"{name} {i + 1}" for i in range(len(maps))]))
+        case "heatmap":
+            return _png(draw_heatmap(prediction, name))
+        case "overlay":
+            return _png(prediction.plot(name))
 
 
 def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -> tuple[bytes, str]:
