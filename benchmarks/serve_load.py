@@ -1,13 +1,12 @@
-"""The service under load on this machine: throughput against the bare network, latency, memory, and broken requests.
+"""Load test of the service: throughput relative to the bare network, latency, memory, and malformed requests.
 
     python benchmarks/serve_load.py --out benchmarks/results/serve-load.json
 
-`wildcat serve` runs in processes of its own, and clients in this one send it the same JPEG over and over, each its next
-as soon as its last is answered; the clients' own work is taken from the same cores. In turn with that, another process
-runs the bare network on batches that are tensors already: the ratio of a round is to the mean of the two around it.
-`cpu_s` is the work of the processes for each image, which a busy machine changes less. Memory is that of all the
-service's processes. The corpus of broken bodies is that of the tests (extra `test`), sent to a second service with
-small limits.
+Clients in this process send the same JPEG to `wildcat serve`, each as soon as its last response has arrived; they use
+the same cores as the service. Between the rounds another process runs the bare network on batches of tensors: the
+ratio of a round is relative to the mean of the runs before and after it. `cpu_s` is the processor time per image,
+which depends less on other load of the machine. Memory is that of all processes of the service. The malformed bodies
+are those of the tests (extra `test`), sent to a second service with small limits.
 """
 
 from __future__ import annotations
@@ -51,38 +50,35 @@ FORM = "multipart/form-data; boundary=xyz"
 
 
 def bare(run: str, batch: int, seconds: float) -> None:
-    """For each line that comes in, one that says what the network does for so many seconds, `batch` images at a time.
-
-    The network is that of `load`; it says images a second, and the processor's seconds for each.
-    """
+    """For each line on stdin, run the network for `seconds`; print images per second and CPU seconds per image."""
     predictor = wildcat.load(run, "cpu")
     size = predictor.preprocess.size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     for _ in range(3):
         predictor.run([images], modalities=False)
     for _ in sys.stdin:
-        begun, worked, done = time.perf_counter(), time.process_time(), 0
-        while time.perf_counter() - begun < seconds:
+        start, cpu, done = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - start < seconds:
             predictor.run([images], modalities=False)
             done += batch
-        taken, worked = time.perf_counter() - begun, time.process_time() - worked
-        print(json.dumps({"per_s": round(done / taken, 2), "cpu_s": round(worked / done, 4)}), flush=True)
+        elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
+        print(json.dumps({"per_s": round(done / elapsed, 2), "cpu_s": round(cpu / done, 4)}), flush=True)
 
 
 @contextlib.contextmanager
 def bare_network(run: str, batch: int, seconds: float) -> Iterator[Callable[[], dict[str, float]]]:
-    """`bare` in a process of its own, which sleeps until it is asked."""
+    """A function that runs `bare` once, in another process."""
     command = [sys.executable, __file__, "--bare", "--run", run, "--batch", str(batch), "--seconds", str(seconds)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
-        asked, answers = process.stdin, process.stdout
+        requests, results = process.stdin, process.stdout
 
         def measure() -> dict[str, float]:
-            print(file=asked, flush=True)
-            found: dict[str, float] = json.loads(answers.readline())
-            return found
+            print(file=requests, flush=True)
+            result: dict[str, float] = json.loads(results.readline())
+            return result
 
-        measure()  # it loads the model
+        measure()  # loads the model
         yield measure
 
 
@@ -95,19 +91,19 @@ class Service:
     port: int
 
     def processes(self) -> list[Path]:
-        """Folders under /proc of the service and of all it has started."""
-        found = [self.process.pid]
-        for pid in found:
-            found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-        return [Path(f"/proc/{pid}") for pid in found]
+        """Folders under /proc of the service and its descendants."""
+        pids = [self.process.pid]
+        for pid in pids:
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return [Path(f"/proc/{pid}") for pid in pids]
 
     def memory(self) -> float:
-        """Megabytes of all its processes; what they share is counted once (PSS)."""
+        """Memory of all processes in MB; shared pages count once (PSS)."""
         lines = [line for p in self.processes() for line in (p / "smaps_rollup").read_text().splitlines()]
         return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
-    def worked(self) -> float:
-        """The processor's seconds they have taken."""
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all processes so far."""
         fields = [(p / "stat").read_text().rpartition(")")[2].split() for p in self.processes()]
         return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
@@ -117,7 +113,7 @@ class Service:
 
 @contextlib.contextmanager
 def serving(run: str, *flags: str) -> Iterator[Service]:
-    """A service on a free port, in a process of its own."""
+    """A service on a free port, in another process."""
     command = [sys.executable, "-m", "wildcat", "serve", run, "--port", "0", "--device", "cpu", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -134,7 +130,7 @@ def serving(run: str, *flags: str) -> Iterator[Service]:
 
 
 def post(connection: http.client.HTTPConnection, body: bytes, kind: str = FORM) -> int:
-    """The status of the answer, which is read."""
+    """Post, read the response, return its status."""
     connection.request("POST", "/predict", body, {"Content-Type": kind})
     response = connection.getresponse()
     response.read()
@@ -142,31 +138,31 @@ def post(connection: http.client.HTTPConnection, body: bytes, kind: str = FORM) 
 
 
 def load(service: Service, body: bytes, clients: int, more: Callable[[], bool]) -> dict[str, Any]:
-    """What `clients` that never pause see as long as `more()`; the latency is that of answers, not of refusals."""
+    """Send requests from `clients` threads without pauses while `more()`; latency counts successful requests only."""
     statuses: Counter[int] = Counter()
     latencies: list[float] = []
 
     def client() -> None:
         with contextlib.closing(service.connect()) as connection:
             while more():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 status = post(connection, body)
                 statuses[status] += 1
                 if status == 200:
-                    latencies.append(time.perf_counter() - begun)
+                    latencies.append(time.perf_counter() - start)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    begun, worked = time.perf_counter(), service.worked()
+    start, cpu = time.perf_counter(), service.cpu_seconds()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    taken, worked = time.perf_counter() - begun, service.worked() - worked
+    elapsed, cpu = time.perf_counter() - start, service.cpu_seconds() - cpu
     return {
-        "seconds": round(taken, 2),
+        "seconds": round(elapsed, 2),
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
-        "per_s": round(statuses[200] / taken, 2),
-        "cpu_s": round(worked / statuses[200], 4),
+        "per_s": round(statuses[200] / elapsed, 2),
+        "cpu_s": round(cpu / statuses[200], 4),
         "latency_p50_s": round(statistics.median(latencies), 4),
         "latency_p95_s": round(float(np.quantile(latencies, 0.95)), 4),
     }
@@ -178,15 +174,15 @@ def for_seconds(seconds: float) -> Callable[[], bool]:
 
 
 def times(count: int) -> Callable[[], bool]:
-    """True `count` times, whichever thread asks."""
-    taken = itertools.count()
-    return lambda: next(taken) < count
+    """True `count` times over all threads."""
+    calls = itertools.count()
+    return lambda: next(calls) < count
 
 
-def broken_requests(service: Service, good: bytes) -> dict[str, Any]:
-    """Every body of the tests' corpus, and whether the service answers as ever afterwards."""
+def malformed_requests(service: Service, good: bytes) -> dict[str, Any]:
+    """Send every malformed body of the tests; the service must refuse them and survive."""
     sys.path.insert(0, str(ROOT))
-    from tests.serve.malformed import bad_types, malformed_bodies  # noqa: PLC0415  # found by the line above
+    from tests.serve.malformed import bad_types, malformed_bodies  # noqa: PLC0415  # needs the path above
 
     requests = [(body, FORM) for _, body in malformed_bodies()] + [(good, kind) for _, kind in bad_types()]
     statuses: Counter[int] = Counter()
@@ -203,8 +199,8 @@ def broken_requests(service: Service, good: bytes) -> dict[str, Any]:
     }
 
 
-def momentary_run(folder: Path) -> str:
-    """A run of the kind `wildcat train` makes where nothing is said, of lite0 at 320 pixels, trained for a moment."""
+def short_run(folder: Path) -> str:
+    """A run with the default settings of `wildcat train` (lite0 at 320 pixels), trained for one epoch on 16 images."""
     data = read_voc(write_shapes(folder / "shapes", train=16, val=0))
     run = create_run(folder / "lite0-320", TrainConfig(tune="head", epochs=1, val_split="none"), data)
     train(run, data)
@@ -212,7 +208,7 @@ def momentary_run(folder: Path) -> str:
 
 
 def jpeg_form(width: int, height: int) -> bytes:
-    """A form with a photograph-like JPEG: smooth noise."""
+    """A form with a JPEG of smooth noise, which compresses like a photograph."""
     small = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
@@ -222,28 +218,30 @@ def jpeg_form(width: int, height: int) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="a run folder or a packaged model; without it, lite0 at 320 pixels, 5 classes")
+    parser.add_argument("--run", help="model folder or packaged model; default: lite0 at 320 pixels, 5 classes")
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--seconds", type=float, default=30, help="of load, in all rounds together")
+    parser.add_argument("--seconds", type=float, default=30, help="of load, over all rounds")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8, help="of the service and of the bare network")
-    parser.add_argument("--width", type=int, default=320, help="of the image, in pixels")
+    parser.add_argument("--batch", type=int, default=8, help="batch size of the service and of the bare network")
+    parser.add_argument("--width", type=int, default=320, help="of the image in pixels")
     parser.add_argument("--height", type=int, default=240)
-    parser.add_argument("--requests", default="500,5000", help="compare the memory after so many requests")
+    parser.add_argument("--requests", default="500,5000", help="numbers of requests after which memory is measured")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.bare:
-        keep_freed_memory()  # as the command line does
+        keep_freed_memory()  # as the CLI does
         bare(arguments.run, arguments.batch, arguments.seconds)
         return
     if arguments.out is None:
         parser.error("--out is needed")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WILDCAT_CACHE"] = folder
-        arguments.run = arguments.run or momentary_run(Path(folder))
+        arguments.run = arguments.run or short_run(Path(folder))
         settings, results = measure(arguments)
-    flags = shlex.join(Path(word).name for word in sys.argv[1:])  # of the run and of the result only their names
+    flags = shlex.join(
+        Path(word).name for word in sys.argv[1:]
+    )  # names of the run and the result without their folders
     write_result(arguments.out, f"python benchmarks/serve_load.py {flags}", settings, results)
 
 
@@ -256,18 +254,18 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         bare_network(arguments.run, arguments.batch, each) as alone,
         serving(arguments.run, "--batch-size", str(arguments.batch)) as service,
     ):
-        load(service, body, arguments.clients, times(8 * arguments.batch))  # the first passes are slow
+        load(service, body, arguments.clients, times(8 * arguments.batch))  # warm up
         networks, services = [alone()], []
         for _ in range(arguments.rounds):
             services.append(load(service, body, arguments.clients, for_seconds(each)))
             networks.append(alone())
             print(services[-1], networks[-1], file=sys.stderr)
-        crowd = load(service, body, 4 * arguments.clients, for_seconds(arguments.seconds / 3))
+        overload = load(service, body, 4 * arguments.clients, for_seconds(arguments.seconds / 3))
     ratios = [
         under_load["per_s"] / statistics.mean((before["per_s"], after["per_s"]))
         for under_load, before, after in zip(services, networks[:-1], networks[1:], strict=True)
     ]
-    print(f"ratios {ratios}", f"crowd {crowd}", sep="\n", file=sys.stderr)
+    print(f"ratios {ratios}", f"overload {overload}", sep="\n", file=sys.stderr)
     with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
         load(service, body, arguments.clients, times(first))
         early = service.memory()
@@ -275,16 +273,16 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         late = service.memory()
     print(f"memory {early:.0f} MB -> {late:.0f} MB", file=sys.stderr)
     with serving(arguments.run, "--max-mb", "0.2", "--max-pixels", "100000") as service:
-        broken = broken_requests(service, jpeg_form(160, 120))
-    print(broken, file=sys.stderr)
+        malformed = malformed_requests(service, jpeg_form(160, 120))
+    print(malformed, file=sys.stderr)
     results = {
         "bare": {name: spread([each[name] for each in networks]) for name in networks[0]},
         "service": {name: spread([each[name] for each in services]) for name in services[0] if name != "statuses"},
         "statuses": dict(sum((Counter(each["statuses"]) for each in services), Counter())),
         "ratio": spread(ratios),
-        "crowd": {"clients": 4 * arguments.clients, **crowd},
+        "crowd": {"clients": 4 * arguments.clients, **overload},
         "memory_mb": {str(first): round(early, 1), str(second): round(late, 1), "growth": round(late - early, 1)},
-        "broken": broken,
+        "broken": malformed,
     }
     settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "bare")}
     predictor = wildcat.load(arguments.run, "cpu")

@@ -7,7 +7,7 @@ import io
 from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from wildcat.data.images import to_rgb
 from wildcat.errors import ImageError
@@ -48,12 +48,9 @@ async def read_form(request: Request) -> tuple[bytes, str]:
         raise RequestError(
             503, "no memory or disk space is left to receive the image.", "Try again later.", 5
         ) from error
-    except ClientDisconnect as error:
-        raise RequestError(400, "the client closed the connection.") from error
-    except HTTPException as error:
-        raise RequestError(400, f"the form cannot be parsed: {error.detail}", CURL_HINT) from error
-    except Exception as error:  # the form parser raises several other types for malformed input
-        raise RequestError(400, "the form cannot be parsed.", CURL_HINT) from error
+    except Exception as error:  # the form parser raises many types for malformed input
+        reason = f": {error.detail}" if isinstance(error, HTTPException) else "."
+        raise RequestError(400, f"the form cannot be parsed{reason}", CURL_HINT) from error
 
 
 def upload_name(name: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -77,12 +77,12 @@ class SecurityMiddleware:
 
     def _check(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self.hosts is not None and _host_name(f"//{host}") not in self.hosts:
+        if self.hosts is not None and _split(f"//{host}").hostname not in self.hosts:
             raise RequestError(
                 400, f"this service does not accept the host name {host[:200]!r}.", "Start it with --names to add it."
             )
         origin = headers.get("origin")
-        if origin is not None and _address(origin) != host.lower():
+        if origin is not None and _split(origin).netloc.lower() != host.lower():
             raise RequestError(
                 403, f"pages of {origin[:200]} may not use this service.", "Use its own page, or a program."
             )
@@ -133,15 +133,8 @@ def too_large(max_bytes: int) -> RequestError:
     return RequestError(413, f"the request is larger than {max_bytes / 1e6:g} MB.", "Send a smaller image.")
 
 
-def _host_name(url: str) -> str | None:
+def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def _address(url: str) -> str | None:
-    try:
-        return urlsplit(url).netloc.lower()
-    except ValueError:
-        return None
+        return urlsplit(url)
+    except ValueError:  # such as "[" without "]"
+        return urlsplit("")

@@ -197,12 +197,12 @@ class WorkerProcess(Worker):
                     raise RequestError(503, "the service is stopping.") from error
                 if expired.is_set():
                     log.warning("a worker process took longer than %g seconds; restarting it", seconds)
-                    message = f"the worker did not finish within {seconds:g} seconds and was restarted."
+                    message = f"the worker did not finish within {seconds:g} seconds; it is restarted."
                     return [RequestError(503, message, "Try again later.", retry_after=5)] * len(jobs)
                 log.warning("a worker process ended (exit code %s); restarting it", self.process.exitcode)
                 raise RequestError(
                     503,
-                    "the worker process crashed on this image and was restarted.",
+                    "the worker process crashed on this image; it is restarted.",
                     "Try again; if it crashes again, skip the image.",
                     retry_after=5,
                 ) from error
