@@ -153,7 +153,7 @@ def test_accuracies_equal_scikit_learn(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: average_precision([0.1, np.nan], [1, -1]), ConfigError, "1 of 2 values in scores are NaN"),
         (lambda: average_precision([0.1, 0.2], [1]), ShapeError, r"scores \(2,\) and labels \(1,\)"),
@@ -171,6 +171,6 @@ def test_accuracies_equal_scikit_learn(seed: int) -> None:
         (lambda: confusion_matrix([0, -1], [0, 0], 2), ConfigError, "targets contain -1"),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(error, match=says):
+def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
         call()

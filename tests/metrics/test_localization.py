@@ -100,7 +100,7 @@ def test_no_object_is_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"points": [(1, np.nan), (1, 1)]}, ConfigError, "points are NaN"),
         ({"points": [(1, 1)]}, ShapeError, "for 2 lists of boxes"),
@@ -113,7 +113,7 @@ def test_no_object_is_nan() -> None:
         ({"variant": "voc12"}, ConfigError, "voc10"),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(change: dict[str, object], error: type[Exception], says: str) -> None:
+def test_errors_name_the_value_and_the_remedy(change: dict[str, object], error: type[Exception], message: str) -> None:
     arguments = {"points": [(1, 1), (1, 1)], "scores": [0.1, 0.2], "boxes": [[[0, 0, 9, 9]], []]} | change
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         pointing_average_precision(**arguments)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def test_class_only_predicted_counts_as_zero_and_uint8_does_not_wrap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("call", "error", "message"),
     [
         (lambda: overlap_confusion([[0]], [[0, 1]], 2), ShapeError, "differ in shape.*\n.*not the target"),
         (lambda: overlap_confusion([[255]], [[0]], 2), ConfigError, "predictions contain 255"),
@@ -60,6 +60,6 @@ def test_class_only_predicted_counts_as_zero_and_uint8_does_not_wrap() -> None:
         (lambda: mean_iou([[1, 2]]), ShapeError, "overlap_confusion"),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(error, match=says):
+def test_errors_name_the_value_and_the_remedy(call, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
         call()

@@ -69,7 +69,7 @@ def test_boxes_equal_a_loop_over_components(seed: int) -> None:
     np.testing.assert_allclose(map_to_boxes(heat, threshold), boxes_by_cells(heat, threshold))
 
 
-def test_painted_rectangles_come_back_in_pixels_of_the_image() -> None:
+def test_painted_rectangles_in_cells_and_pixels() -> None:
     heat = np.full((30, 40), -2.0)
     heat[3:9, 5:20] = 6.0
     heat[4, 6] = 8.0
@@ -106,7 +106,7 @@ def test_dtypes_agree(dtype: type) -> None:
 
 
 def test_fast_enough_for_every_class_of_every_image() -> None:
-    """About 2 ms for a smooth 512 x 512 map; the bound leaves room for a busy machine."""
+    """About 2 ms for a smooth 512 x 512 map; the bound is ten times that for busy machines."""
     heat = ndimage.gaussian_filter(np.random.default_rng(0).random((512, 512)), 20)
     times = []
     for _ in range(7):
@@ -117,7 +117,7 @@ def test_fast_enough_for_every_class_of_every_image() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "says"),
+    ("arguments", "error", "message"),
     [
         ({"heatmap": np.zeros((2, 3, 3))}, ShapeError, r"not \(H, W\)"),
         ({"heatmap": np.zeros((0, 3))}, ShapeError, r"not \(H, W\)"),
@@ -128,6 +128,8 @@ def test_fast_enough_for_every_class_of_every_image() -> None:
         ({"size": (0, 4)}, ConfigError, "height, width"),
     ],
 )
-def test_errors_name_the_value_and_the_remedy(arguments: dict[str, object], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_errors_name_the_value_and_the_remedy(
+    arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         map_to_boxes(**({"heatmap": np.eye(3)} | arguments))  # type: ignore[arg-type]

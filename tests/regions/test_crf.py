@@ -29,7 +29,7 @@ CCNN = CrfParams(
 
 
 def scene(height: int, width: int, seed: int) -> tuple[Array, Array]:
-    """A shaded image of a disc and a box on a ground, and its labels 0, 1, 2."""
+    """A shaded image of a disc and a box on a background, and its labels 0, 1, 2."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     labels = np.zeros((height, width), np.int64)
@@ -41,7 +41,7 @@ def scene(height: int, width: int, seed: int) -> tuple[Array, Array]:
 
 
 def soft(labels: Array, classes: Any, blur: float, seed: int) -> Array:
-    """Probabilities as a coarse network gives them: blurred masks, times smooth noise."""
+    """Probabilities like those of a coarse network: blurred masks times smooth noise."""
     rng = np.random.default_rng(seed)
     masks = np.stack([ndimage.gaussian_filter((labels == c).astype(float), blur) for c in classes])
     noise = ndimage.gaussian_filter(rng.standard_normal(masks.shape), (0, 2 * blur, 2 * blur)) * 5 * blur
@@ -172,7 +172,7 @@ def test_lattice_equals_the_dictionary(d: int) -> None:
 
 
 def test_lattice_approaches_the_gaussian() -> None:
-    """Dense points, so that every vertex has its neighbours: the filter is a Gaussian of standard deviation 1."""
+    """With dense points every vertex has neighbours, and the filter is a Gaussian of standard deviation 1."""
     y, x = np.mgrid[:40, :40] / 4.0
     features = np.stack([x.ravel(), y.ravel()])
     lattice = build_lattice(torch.from_numpy(features).float())
@@ -190,7 +190,7 @@ def test_lattice_approaches_the_gaussian() -> None:
 
 def test_both_sorts_agree() -> None:
     keys = torch.from_numpy(np.random.default_rng(0).integers(0, 500, 2000))
-    for bound in (500, 2**62):  # key and place fit one int64, or do not
+    for bound in (500, 2**62):  # key and index fit into one int64, or do not
         ordered, places = _sort(keys, bound)
         np.testing.assert_array_equal(places, np.argsort(keys.numpy(), kind="stable"))
         np.testing.assert_array_equal(ordered, np.sort(keys.numpy()))
@@ -216,7 +216,7 @@ def test_smoothness_alone_is_exact() -> None:
 
 
 def test_real_images(real_data: Path) -> None:
-    """On VOC val images at 48 x 64: 99 % of the labels of the exact CRF; at full size: sharp maps become better."""
+    """On VOC val images: 99 % of the labels of the exact CRF at 48 x 64, and higher accuracy at full size."""
     folder = real_data / "VOCdevkit" / "VOC2012"
     names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:6]
     agreement, before, after = [], [], []
@@ -238,7 +238,7 @@ def test_real_images(real_data: Path) -> None:
     assert np.mean(after) > np.mean(before)
 
 
-def test_edges_of_the_image_win_over_the_soft_map() -> None:
+def test_masks_follow_the_edges_of_the_image() -> None:
     image, labels = scene(60, 80, seed=5)
     prior = soft(labels, range(3), 3.0, seed=5)
     before, after = ((p.argmax(axis=0) == labels).mean() for p in (prior, dense_crf(image, prior)))
@@ -256,7 +256,7 @@ def test_probabilities_and_scale_of_the_input() -> None:
     np.testing.assert_array_equal(dense_crf(image, prior), result)  # deterministic, to the bit
 
 
-def test_no_iterations_return_the_input_and_no_kernel_too() -> None:
+def test_no_iterations_or_no_kernel_return_the_input() -> None:
     image, labels = scene(9, 8, seed=7)
     prior = soft(labels, range(3), 2.0, seed=7)
     for params in (CrfParams(iterations=0), CrfParams(appearance_weight=0, smoothness_weight=0)):
@@ -273,7 +273,7 @@ def test_large_weights_do_not_overflow() -> None:
 
 
 def test_a_zero_probability_can_be_overruled() -> None:
-    """One pixel of a flat image is sure of a wrong class; 18 orders of magnitude are not infinity."""
+    """One pixel of a uniform image has probability 1 for a wrong class; the floor of 1e-18 lets its neighbours win."""
     prior = np.zeros((2, 9, 9))
     prior[0] = 1
     prior[:, 4, 4] = 0, 1
@@ -282,7 +282,7 @@ def test_a_zero_probability_can_be_overruled() -> None:
     assert dense_crf(image, prior, params).argmax(axis=0)[4, 4] == 0
 
 
-def test_absent_classes_are_left_out() -> None:
+def test_absent_classes_are_skipped() -> None:
     image, labels = scene(30, 40, seed=9)
     prior = np.concatenate([soft(labels, range(3), 2.0, seed=9), np.full((5, 30, 40), 5e-5)])
     prior /= prior.sum(axis=0)
@@ -294,7 +294,7 @@ def test_absent_classes_are_left_out() -> None:
     np.testing.assert_allclose(dense_crf(image, prior, CrfParams(iterations=0)).sum(axis=0), 1, atol=1e-6)
 
 
-def test_a_floor_above_every_class_keeps_the_best() -> None:
+def test_the_best_class_is_filtered_even_below_the_minimum() -> None:
     prior = np.full((4, 3, 3), 0.25)
     prior[2] = 0.3
     result = dense_crf(np.zeros((3, 3, 3), np.uint8), prior, CrfParams(min_probability=0.9))
@@ -302,7 +302,7 @@ def test_a_floor_above_every_class_keeps_the_best() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (12, 16)])
-def test_flat_images_and_thin_ones(size: tuple[int, int]) -> None:
+def test_uniform_and_thin_images(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 77, np.uint8)
     np.testing.assert_allclose(dense_crf(image, np.full((1, *size), 0.3)), 1)  # one class
     prior = np.random.default_rng(0).uniform(0.2, 1, (3, *size))
@@ -310,10 +310,10 @@ def test_flat_images_and_thin_ones(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(fast, exact, atol=0.05)
 
 
-def test_tensors_in_tensors_out_and_nothing_changed() -> None:
+def test_tensors_give_tensors_and_inputs_stay_unchanged() -> None:
     image, labels = scene(12, 15, seed=10)
     prior = soft(labels, range(3), 2.0, seed=10).astype(np.float32)
-    kept = image.copy(), prior.copy()
+    originals = image.copy(), prior.copy()
     wanted = dense_crf(image, prior)
     assert wanted.dtype == np.float32
     tensor = torch.from_numpy(prior).requires_grad_()
@@ -322,8 +322,8 @@ def test_tensors_in_tensors_out_and_nothing_changed() -> None:
         assert isinstance(result, torch.Tensor)
         assert not result.requires_grad
         np.testing.assert_array_equal(result, wanted)
-    np.testing.assert_array_equal(image, kept[0])
-    np.testing.assert_array_equal(prior, kept[1])
+    np.testing.assert_array_equal(image, originals[0])
+    np.testing.assert_array_equal(prior, originals[1])
 
 
 @pytest.mark.filterwarnings("error")
@@ -336,7 +336,7 @@ def test_read_only_and_flipped_arrays() -> None:
     dense_crf(image, prior)
 
 
-def test_a_narrow_kernel_works_or_says_so() -> None:
+def test_a_narrow_kernel_works_or_raises() -> None:
     image, labels = scene(20, 30, seed=12)
     prior = soft(labels, range(3), 2.0, seed=12)
     narrow = CrfParams(appearance_sigma_rgb=0.5, appearance_sigma_xy=2)

@@ -24,7 +24,7 @@ from wildcat.regions import (
     upsample_maps,
     write_mask,
 )
-from wildcat.regions import dense_crf as dense_crf_of_the_package
+from wildcat.regions import dense_crf as real_dense_crf
 
 Array = NDArray[Any]
 PALETTE = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]], np.uint8)
@@ -46,7 +46,7 @@ def bilinear(grid: Array, height: int, width: int) -> Array:
     return out
 
 
-def test_gate_keeps_the_predicted_classes() -> None:
+def test_gate_selects_the_predicted_classes() -> None:
     prob = np.array([0.2, 0.7, 0.5, 0.49])
     assert gate_classes(prob).tolist() == [1, 2]
     assert gate_classes(prob, 0.0).tolist() == [0, 1, 2, 3]
@@ -99,7 +99,7 @@ def test_trained_rule_is_the_softmax() -> None:
     gate=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
 )
 def test_mask_against_the_loop(seed: int, classes: int, rule: Any, gate: float) -> None:
-    """Each pixel: the highest score among the background and the gated classes; the loop takes the rules as written."""
+    """At each pixel the highest score of the background and the gated classes, by the rules as written."""
     rng = np.random.default_rng(seed)
     maps, prob = rng.normal(1, 2, (classes, 3, 4)), rng.uniform(0, 1, classes)
     background = rng.normal(1, 2, (3, 4)) if rule == "trained" else None
@@ -119,7 +119,7 @@ def test_mask_against_the_loop(seed: int, classes: int, rule: Any, gate: float) 
             else:
                 scores[0] = 0.3 if rule == "constant" else (1 - highest) ** 1.5
             ordered = sorted(scores.values())
-            if len(ordered) < 2 or ordered[-1] - ordered[-2] > 1e-5:  # a tie may go either way
+            if len(ordered) < 2 or ordered[-1] - ordered[-2] > 1e-5:  # rounding decides ties
                 assert found[i, j] == max(scores, key=lambda label: scores[label])
 
 
@@ -143,7 +143,7 @@ def test_labels_are_class_indices_even_beyond_a_byte() -> None:
     assert mask.tolist() == [[300, 8]]
 
 
-def test_crf_moves_the_mask_to_the_edge_of_the_image() -> None:
+def test_crf_aligns_the_mask_with_the_edge_of_the_image() -> None:
     """The image's edge is at column 20, the coarse map's near 16."""
     image = np.full((24, 32, 3), 40, np.uint8)
     image[:, :20] = 200
@@ -162,7 +162,7 @@ def test_crf_filters_the_gated_classes_only(monkeypatch: pytest.MonkeyPatch) -> 
 
     def counting(image: Any, probabilities: Any, params: CrfParams) -> Any:
         counts.append(len(probabilities))
-        return dense_crf_of_the_package(image, probabilities, params)
+        return real_dense_crf(image, probabilities, params)
 
     monkeypatch.setattr("wildcat.regions.masks.dense_crf", counting)
     prob = np.array([0.9, 0.1, 0.8, 0.2])
@@ -170,7 +170,7 @@ def test_crf_filters_the_gated_classes_only(monkeypatch: pytest.MonkeyPatch) -> 
     assert counts == [3]  # the background and two classes
 
 
-def test_tensors_in_tensors_out() -> None:
+def test_tensors_give_tensors() -> None:
     rng = np.random.default_rng(3)
     maps, prob = rng.standard_normal((3, 4, 5)).astype(np.float32), np.array([0.6, 0.4, 0.9])
     wanted = maps_to_mask(maps, prob, (9, 13))
@@ -252,18 +252,18 @@ def test_the_highest_label_is_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(image), 254)
 
 
-# --- the strongest class, one gate a class, and what "power" amounts to ---------------------------------------------
+# --- the strongest class, gates per class, and the rule "power" -----------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), classes=st.integers(0, 4), whole=st.booleans())
 def test_strongest_class_against_the_loop(seed: int, classes: int, whole: bool) -> None:
-    """Whole numbers make maps that tie: of equal classes the first is taken."""
+    """With integer maps classes tie; the first of equal classes wins."""
     rng = np.random.default_rng(seed)
     maps, prob = rng.normal(1, 2, (classes, 5, 6)), rng.uniform(0, 1, classes)
     maps = np.round(maps) if whole else maps
     gates = rng.uniform(0, 1, classes)
-    strength, labels = strongest_class(maps, prob, (5, 6), gates.tolist())  # the size of the maps: nothing is resampled
+    strength, labels = strongest_class(maps, prob, (5, 6), gates.tolist())  # the size of the maps: no resampling
     for i in range(5):
         for j in range(6):
             best, label = 0.0, 0
@@ -273,7 +273,7 @@ def test_strongest_class_against_the_loop(seed: int, classes: int, whole: bool) 
                     if value > best:
                         best, label = value, c + 1
             assert strength[i, j] == pytest.approx(best, abs=1e-6)
-            if best > 0:  # without any evidence the label says nothing
+            if best > 0:  # otherwise the label is arbitrary
                 assert labels[i, j] == label
 
 
@@ -304,7 +304,7 @@ def test_rules_without_a_threshold() -> None:
     assert MaskParams(rule="trained").threshold is None
 
 
-def test_one_gate_a_class() -> None:
+def test_one_gate_per_class() -> None:
     prob = np.array([0.2, 0.7, 0.5], np.float32)
     assert gate_classes(prob, (0.1, 0.8, 0.5)).tolist() == [0, 2]
     with pytest.raises(ShapeError, match="2 gates for 3 classes"):
@@ -313,21 +313,21 @@ def test_one_gate_a_class() -> None:
         MaskParams(gate=(0.5, 1.5))
 
 
-def test_zero_probabilities_draw_nothing_and_an_open_gate_everything() -> None:
+def test_zero_probabilities_draw_nothing_and_gate_0_draws_everything() -> None:
     maps, prob = np.ones((2, 3, 3)), np.zeros(2)
     assert not maps_to_mask(maps, prob, (4, 4)).any()
     assert (maps_to_mask(maps, prob, (4, 4), MaskParams(gate=0.0)) == 1).all()
-    assert not maps_to_mask(-maps, prob, (4, 4), MaskParams(gate=0.0)).any()  # no evidence for any class
+    assert not maps_to_mask(-maps, prob, (4, 4), MaskParams(gate=0.0)).any()  # no positive evidence
 
 
-def test_an_image_of_one_colour_has_no_edges_to_move_to() -> None:
+def test_crf_on_an_image_of_one_color_preserves_symmetry() -> None:
     maps = np.zeros((1, 4, 4))
     maps[0, 1:3, 1:3] = 1
     image = np.full((32, 32, 3), 90, np.uint8)
     soft = maps_to_mask(maps, np.ones(1), (32, 32), MaskParams(constant=0.4))
     sharp = maps_to_mask(maps, np.ones(1), (32, 32), MaskParams(constant=0.4), image=image, crf=CrfParams())
     assert set(np.unique(sharp)) <= {0, 1}
-    np.testing.assert_array_equal(sharp, sharp[::-1, ::-1])  # as symmetric as what it was made of
+    np.testing.assert_array_equal(sharp, sharp[::-1, ::-1])
     assert soft.any()
 
 
@@ -346,7 +346,7 @@ def test_score_rule_by_hand() -> None:
     np.testing.assert_allclose(found, exponents / exponents.sum(axis=0), atol=1e-6)
 
 
-def test_a_mask_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_do_not_change_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     maps, prob = rng.normal(size=(4, 7, 9)).astype(np.float32), np.array([0.9, 0.6, 0.2, 0.8])
     background = rng.normal(size=(7, 9)).astype(np.float32)
@@ -363,23 +363,23 @@ def test_a_mask_is_the_same_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(strips[1], label)
 
 
-def test_a_crf_sees_a_large_image_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two halves of other colours, the maps' border a little off: the edge is found at either size."""
+def test_a_crf_runs_on_a_reduced_large_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two halves of different colors and maps with a shifted border: the CRF finds the edge at both sizes."""
     image = np.zeros((60, 80, 3), np.uint8)
     image[:, 40:] = 200
     maps = np.zeros((1, 6, 8), np.float32)
     maps[:, :, 5:] = 4.0
     params = MaskParams(rule="score", score=1.5)
     sharp = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
-    seen: list[tuple[int, ...]] = []
+    sizes: list[tuple[int, ...]] = []
 
     def watched(photo: Array, *rest: Any) -> Any:
-        seen.append(photo.shape)
-        return dense_crf_of_the_package(photo, *rest)
+        sizes.append(photo.shape)
+        return real_dense_crf(photo, *rest)
 
     monkeypatch.setattr("wildcat.regions.masks.dense_crf", watched)
     monkeypatch.setattr("wildcat.regions.masks.CRF_PIXELS", 1200)
-    shrunk = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
-    assert seen == [(30, 40, 3)] and shrunk.shape == (60, 80)
+    reduced = maps_to_mask(maps, np.ones(1), (60, 80), params, image=image, crf=CrfParams())
+    assert sizes == [(30, 40, 3)] and reduced.shape == (60, 80)
     assert (sharp != maps_to_mask(maps, np.ones(1), (60, 80), params)).any()
-    assert (shrunk == sharp).mean() > 0.98 and shrunk[:, 42:].all() and not shrunk[:, :38].any()
+    assert (reduced == sharp).mean() > 0.98 and reduced[:, 42:].all() and not reduced[:, :38].any()

@@ -1,4 +1,4 @@
-"""Points go back to where the block was painted on images of uneven sides."""
+"""Points against blocks painted on images of different shapes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def painted(size: tuple[int, int], centre: tuple[float, float], half: int = 12) 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (120, 900), (448, 448)])
 @pytest.mark.parametrize("grid", [(14, 14), (7, 7), (9, 13)])
-def test_block_pooled_by_area_goes_back_to_its_place(size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_points_lie_on_the_painted_block(size: tuple[int, int], grid: tuple[int, int]) -> None:
     """Pillow's BOX filter averages over the area of each cell: an independent map from image to cells."""
     height, width = size
     cell_x, cell_y = width / grid[1], height / grid[0]
@@ -36,14 +36,14 @@ def test_block_pooled_by_area_goes_back_to_its_place(size: tuple[int, int], grid
 
 
 def test_no_bias_on_average() -> None:
-    """Points spread over the image come back without a shift: half a cell (14 and 18 pixels here) would show."""
+    """The mean error over many points is 0; a shift by half a cell (14 and 18 pixels here) would show."""
     size, grid = (400, 500), (14, 14)
     rng = np.random.default_rng(1)
     errors = []
     for _ in range(600):
         x, y = rng.uniform(0, 500), rng.uniform(0, 400)
         maps = np.zeros(grid)
-        maps[int(y // (400 / 14)), int(x // (500 / 14))] = 1  # the cell that holds the point
+        maps[int(y // (400 / 14)), int(x // (500 / 14))] = 1  # the cell that contains the point
         errors.append(peak_points(maps, size) - (x, y))
     assert np.abs(np.mean(errors, axis=0)).max() < 2
     assert np.abs(errors).max(axis=0) == pytest.approx((500 / 28, 400 / 28), rel=0.05)
@@ -72,7 +72,7 @@ def test_half_precision_maps_give_exact_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("maps", "size", "error", "says"),
+    ("maps", "size", "error", "message"),
     [
         (np.zeros(5), (4, 4), ShapeError, "h, w"),
         (np.zeros((3, 0)), (4, 4), ShapeError, "at least one cell"),
@@ -81,6 +81,6 @@ def test_half_precision_maps_give_exact_points() -> None:
         (np.full((3, 3), np.nan), (4, 4), ConfigError, "NaN"),
     ],
 )
-def test_errors_name_the_value(maps, size, error: type[Exception], says: str) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(error, match=says):
+def test_errors_name_the_value(maps, size, error: type[Exception], message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
         peak_points(maps, size)

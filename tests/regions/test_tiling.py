@@ -59,7 +59,7 @@ def test_an_image_of_one_tile_keeps_its_map() -> None:
     np.testing.assert_allclose(canvas.maps(), maps, atol=1e-6)
 
 
-def test_the_nearer_tile_weighs_more() -> None:
+def test_the_nearer_tile_has_more_weight() -> None:
     tiles = tile_image(175, 100, 100)
     assert tiles.lefts == (0, 75)
     canvas = MapCanvas(tiles)

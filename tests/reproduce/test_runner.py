@@ -47,8 +47,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the declarations -------------------------------------------------------------------------------------------------
 
 
-def test_the_paper_reports_these_numbers() -> None:
-    """Worked by hand from the paper: tables 2 to 8."""
+def test_numbers_of_the_paper() -> None:
+    """Copied by hand from tables 2 to 8 of the paper."""
     paper = {
         (name, row.name): dict(row.paper)
         for name, experiment in EXPERIMENTS.items()
@@ -75,7 +75,7 @@ def test_the_paper_reports_these_numbers() -> None:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_row_is_a_setting_that_can_be_trained(name: str, shapes: DataSet) -> None:
+def test_every_row_has_valid_and_distinct_settings(name: str, shapes: DataSet) -> None:
     rows = [row for row in EXPERIMENTS[name].rows if row.settings is not None]
     plan = Plan(name, CONFIG)
     configs = [cell_config(plan, row, 0, shapes) for row in rows]
@@ -85,7 +85,7 @@ def test_every_row_is_a_setting_that_can_be_trained(name: str, shapes: DataSet) 
     assert len({str(config) for config in configs}) == len(rows), "no two rows are the same experiment"
 
 
-def test_one_flag_changes_one_thing(shapes: DataSet) -> None:
+def test_rows_differ_only_in_the_head(shapes: DataSet) -> None:
     """Between the rows of a table only the head differs."""
     plan = Plan("table2", CONFIG)
     configs = [cell_config(plan, row, 0, shapes) for row in EXPERIMENTS["table2"].rows if row.settings]
@@ -99,7 +99,7 @@ def test_one_flag_changes_one_thing(shapes: DataSet) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_table_is_written_and_a_second_run_does_nothing_twice(
+def test_a_table_is_written_and_a_second_run_reuses_its_cells(
     shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = Plan("table7", CONFIG, seeds=2, title="small shapes")
@@ -146,7 +146,7 @@ def test_a_killed_table_loses_no_finished_cell(
         reproduce(plan, shapes, tmp_path / "killed")
     assert len(list((tmp_path / "killed" / "cells").iterdir())) == 1
     resumed = reproduce(plan, shapes, tmp_path / "killed")
-    assert len(calls) == 2 + 1, "one cell was kept, the other was begun again"
+    assert len(calls) == 2 + 1, "the finished cell is reused, the other is run again"
     for name, row in whole["results"].items():
         assert resumed["results"][name]["metrics"] == row["metrics"]
 
@@ -166,7 +166,7 @@ def test_several_sizes_are_combined_and_plots_are_drawn(shapes: DataSet, tmp_pat
     assert summary["results"][first]["metrics"] != single["results"][first]["metrics"], "other sizes give other cells"
 
 
-def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
+def test_fine_tuning_stores_its_runs(shapes: DataSet, tmp_path: Path) -> None:
     experiment = find_experiment("table7")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[:1]))
@@ -178,7 +178,7 @@ def test_fine_tuning_keeps_its_runs(shapes: DataSet, tmp_path: Path) -> None:
     assert "every layer of test_resnet" in markdown(summary)
 
 
-def test_the_recorded_command_gives_the_plan_again() -> None:
+def test_the_recorded_command_reproduces_the_plan() -> None:
     config = dataclasses.replace(load_recipe("reproduce"), image_size=320, amp=True, standardize=False, lr=3.0)
     plan = Plan("table7", config, 2, (320, 448), "average", "test", "a small VOC")
     command = parse(["reproduce", "table7", "--data", "VOC", *plan_flags(plan)])
@@ -187,7 +187,7 @@ def test_the_recorded_command_gives_the_plan_again() -> None:
     assert (command.test_split, command.title) == ("test", "a small VOC")
 
 
-# --- protocols and refusals -------------------------------------------------------------------------------------------
+# --- protocols and errors ---------------------------------------------------------------------------------------------
 
 
 def test_the_protocols_of_the_paper(shapes: DataSet, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_random_splits_of_scenes_by_seed(tmp_path: Path) -> None:
         ({"config": dataclasses.replace(CONFIG, epochs=0)}, "epochs=0"),
     ],
 )
-def test_plans_that_cannot_be_run(shapes: DataSet, change: dict[str, Any], sentence: str) -> None:
+def test_invalid_plans(shapes: DataSet, change: dict[str, Any], sentence: str) -> None:
     plan = dataclasses.replace(Plan("table6", CONFIG), **change)
     with pytest.raises(ConfigError, match=sentence):
         check_plan(plan, EXPERIMENTS["table6"], shapes)
