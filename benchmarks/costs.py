@@ -69,7 +69,7 @@ def stages(predictor: Predictor, image: Image.Image, repeats: int) -> dict[str, 
         "decode": lambda: decode_bytes(content, "x", preprocess.max_downscale),
         "warp": lambda: preprocess.warp(decoded),
         "normalise": lambda: preprocess.normalise(warped[None]),
-        "network": lambda: predictor.run([batch], modalities=False),
+        "network": lambda: predictor.forward([batch], modalities=False),
         "points, boxes, row": lambda: json.dumps(prediction.to_dict()),
     }
     found = {}
@@ -97,7 +97,7 @@ def main() -> None:
     predictor.use_engine("torch")
     images = probe(arguments.size, arguments.batch).contiguous(memory_format=torch.channels_last)
     results: dict[str, Any] = {
-        "forward pass": shares(lambda: predictor.run([images], modalities=False), arguments.passes),
+        "forward pass": shares(lambda: predictor.forward([images], modalities=False), arguments.passes),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -15,6 +15,7 @@ random images: its time is valid, its results are not.
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import os
 import statistics
@@ -28,12 +29,12 @@ from torch import Tensor, nn
 
 from wildcat.data import open_dataset
 from wildcat.data.images import read_image
-from wildcat.engines import PRECISIONS, calibrate_int8
+from wildcat.engines import PRECISIONS, calibrate_int8, fold
 from wildcat.engines.onnx_graph import probe
 from wildcat.errors import EngineError, MissingExtra
-from wildcat.fitting.benchmark import engine_versions
-from wildcat.fitting.timing import speedups, time_in_turn
-from wildcat.predictor import Member, Predictor
+from wildcat.fitting.benchmark import engine_versions, speedups, time_in_turn
+from wildcat.models.member import Member
+from wildcat.predictor import Predictor
 
 
 class Classifier(nn.Module):
@@ -106,17 +107,19 @@ def measure(backbone: str, size: int, arguments: argparse.Namespace) -> dict[str
     """All alternatives for one backbone at one size."""
     classes, device = arguments.classes, torch.device(arguments.device)
     eager = random_predictor(backbone, size, classes, device=arguments.device)
-    member = eager.members[0]
-    own = member.model.backbone
+    own = eager.model.backbone
+    folded = copy.deepcopy(eager.model)
+    folded.backbone = fold(folded.backbone, size)  # as `wildcat.load` does
+    member = Member(folded, eager.preprocess)
     if arguments.device == "cpu":
         calibrate(member, arguments.images, arguments.calibration)
     images = probe(size, arguments.batch).to(device).contiguous(memory_format=torch.channels_last)
     engines = engine_predictors(member, arguments)
     classifier = Classifier(own, own.num_features, classes).to(device).eval()
-    runs: dict[str, Callable[[], object]] = {"eager": lambda: eager.run([images], modalities=False)}
+    runs: dict[str, Callable[[], object]] = {"eager": lambda: eager.forward([images], modalities=False)}
     runs["hook CAM"] = hook_cam(classifier, images)
     for label, predictor in engines.items():
-        runs[label] = lambda predictor=predictor: predictor.run([images], modalities=False)  # type: ignore[misc]
+        runs[label] = lambda predictor=predictor: predictor.forward([images], modalities=False)  # type: ignore[misc]
     rows = speedups(time_in_turn(runs, arguments.rounds), "eager", arguments.batch)
     best = max(engines, key=lambda label: rows[label]["speedup"])
     result = {"rows": rows, "best": best, "over_hook_cam": over(rows, best, "hook CAM")}
@@ -124,8 +127,8 @@ def measure(backbone: str, size: int, arguments: argparse.Namespace) -> dict[str
         one = images[:1]
         pair = {
             "GradCAM": grad_cam(classifier, one, classes),
-            "eager": lambda: eager.run([one], modalities=False),
-            "best": lambda: engines[best].run([one], modalities=False),
+            "eager": lambda: eager.forward([one], modalities=False),
+            "best": lambda: engines[best].forward([one], modalities=False),
         }
         result["gradcam"] = speedups(time_in_turn(pair, arguments.gradcam_rounds, warmup=1), "GradCAM")
     return result

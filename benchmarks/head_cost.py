@@ -20,7 +20,7 @@ from script import argument_parser, log, save_result, settings_of
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
-from wildcat.fitting.timing import time_in_turn
+from wildcat.fitting.benchmark import time_in_turn
 from wildcat.train.optim import create_optimizer, multilabel_loss
 
 Step = Callable[[], object]

@@ -34,7 +34,7 @@ from wildcat.data.dataset import DataSet
 from wildcat.data.loader import batch_indices
 from wildcat.engines.torch_backend import fold
 from wildcat.evaluation import evaluate
-from wildcat.fitting.timing import time_in_turn
+from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import create_run
 from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.progress import Progress

@@ -95,7 +95,7 @@ def measure_head(predictor: Predictor, data: DataSet, split: str, amp: bool) -> 
     if learned:
         order = class_order(predictor, data)
         pairs = list(zip(predictions_from_features(predictor, learned, amp, "horizontal"), learned, strict=True))
-        params, _ = fit_background(default_mask_params(data.task), pairs, order, False, lambda steps: None)
+        params, _ = fit_background(default_mask_params(data.task), pairs, order, False)
         tally = Tally(params=params)
         tally.confusion = sum(
             mask_confusion(p, true_mask(p, s), order, False, params) for p, s in zip(predictions, samples, strict=True)

@@ -3,8 +3,8 @@
     python benchmarks/predict_throughput.py --run RUN --images FOLDER --out benchmarks/results/predict-throughput.json
 
 Both run in this process, alternately, --rounds times, at each of --sizes: the command (loading the model, listing,
-decoding, resizing, network, points, boxes, writing rows; nothing drawn), and `Predictor.run` on random tensors in the
-same batches. The images of the folder are repeated up to --count.
+decoding, resizing, network, points, boxes, writing rows; nothing drawn), and `Predictor.forward` on random tensors in
+the same batches. The images of the folder are repeated up to --count.
 
 Then the peak memory of a process for --count images and for ten times as many, with a tiny network: the goal is a ratio
 of at most 1.05.
@@ -29,7 +29,7 @@ from wildcat.cli import main as wildcat
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import list_images, open_dataset, write_shapes
-from wildcat.fitting.timing import time_in_turn
+from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import create_run
 from wildcat.predictor import BATCH_SIZE, Predictor, load
 from wildcat.reproduce.record import spread
@@ -61,12 +61,12 @@ def end_to_end(run: str, images: Path, size: int) -> Callable[[], None]:
 
 
 def network_alone(predictor: Predictor, count: int) -> Callable[[], None]:
-    """`Predictor.run` on the same random batch, repeated."""
+    """`Predictor.forward` on the same random batch, repeated."""
     images = [torch.randn(BATCH_SIZE, 3, m.preprocess.size, m.preprocess.size) for m in predictor.members]
 
     def run() -> None:
         for start in range(0, count, BATCH_SIZE):
-            predictor.run([x[: count - start] for x in images], modalities=False)
+            predictor.forward([x[: count - start] for x in images], modalities=False)
 
     return run
 

@@ -20,7 +20,7 @@ from script import argument_parser, log, random_predictor, save_result, settings
 from wildcat.engines.onnx_graph import probe
 from wildcat.errors import MissingExtra
 from wildcat.files import write_bytes
-from wildcat.fitting.timing import time_in_turn
+from wildcat.fitting.benchmark import time_in_turn
 from wildcat.viz.curves import Series, draw_series
 
 BATCH = 8
@@ -47,7 +47,7 @@ def step(backbone: str, device: str, line: str, value: int) -> Callable[[], obje
 
     def run() -> None:
         for _ in range(batches):
-            predictor.run([images], modalities=line.endswith("modalities"))
+            predictor.forward([images], modalities=line.endswith("modalities"))
 
     return run
 

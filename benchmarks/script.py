@@ -16,8 +16,9 @@ from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet
 from wildcat.data.transforms import Preprocess
+from wildcat.models.member import Member
 from wildcat.nn.backbones import EMBEDDED
-from wildcat.predictor import Member, Predictor
+from wildcat.predictor import Predictor
 from wildcat.reproduce.record import write_result
 
 

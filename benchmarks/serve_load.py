@@ -55,11 +55,11 @@ def bare(run: str, batch: int, seconds: float) -> None:
     size = predictor.preprocess.size
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     for _ in range(3):
-        predictor.run([images], modalities=False)
+        predictor.forward([images], modalities=False)
     for _ in sys.stdin:
         start, cpu, done = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds:
-            predictor.run([images], modalities=False)
+            predictor.forward([images], modalities=False)
             done += batch
         elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
         print(json.dumps({"per_s": round(done / elapsed, 2), "cpu_s": round(cpu / done, 4)}), flush=True)

@@ -19,7 +19,7 @@ from script import argument_parser, save_result
 from wildcat.config import Flip
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
-from wildcat.models.ensemble import is_ensemble, open_ensemble
+from wildcat.models.folder import open_model
 from wildcat.models.run import Run, open_run
 from wildcat.predictor import load
 from wildcat.reproduce.record import plain_settings
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--note", default="", help="a remark on how this run was trained")
     arguments = parser.parse_args()
     data = open_dataset("solar")
-    runs = open_ensemble(arguments.run).runs if is_ensemble(arguments.run) else (open_run(arguments.run),)
+    runs = open_model(arguments.run).runs
 
     def measured(source: Path, flip: Flip) -> dict[str, Any]:
         return evaluate(load(source, flip=flip), data, arguments.split)

@@ -19,7 +19,7 @@ from script import argument_parser, data_text, log, save_result
 from wildcat.data import open_dataset
 from wildcat.data.images import read_image
 from wildcat.evaluation import evaluate
-from wildcat.fitting.timing import time_in_turn
+from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import open_run
 from wildcat.predictor import load
 from wildcat.reproduce.record import plain_settings
@@ -53,7 +53,7 @@ def main() -> None:
         name: [torch.stack([member.preprocess(image) for image in images]) for member in predictor.members]
         for name, predictor in predictors.items()
     }
-    runs = {n: (lambda p=p, x=inputs[n]: p.run(x, modalities=False)) for n, p in predictors.items()}
+    runs = {n: (lambda p=p, x=inputs[n]: p.forward(x, modalities=False)) for n, p in predictors.items()}
     seconds = time_in_turn(runs, arguments.rounds, warmup=1)
     results: dict[str, dict[str, Any]] = {}
     for name, predictor in predictors.items():

@@ -72,9 +72,9 @@ def read_parts(place: Path) -> None:
 
 
 def read_ensemble(place: Path) -> None:
-    from wildcat.models.ensemble import open_ensemble
+    from wildcat.models.folder import open_model
 
-    open_ensemble(place / "both")
+    open_model(place / "both")
 
 
 READERS = {
@@ -84,12 +84,12 @@ READERS = {
     "coco json": Reader("coco/instances.json", lambda place: read_data(place, "coco", "instances.json")),
     "recipe yaml": Reader("recipe.yaml", read_settings),
     "config.yaml": Reader("run/config.yaml", read_run),
-    "run.json": Reader("run/run.json", read_run),
+    "model.json": Reader("run/model.json", read_run),
     "metrics.jsonl": Reader("run/metrics.jsonl", read_run),
     "model.safetensors": Reader("run/model.safetensors", read_weights),
     "state.pt": Reader("run/state.pt", read_state),
     "calibration.json": Reader("run/calibration.json", read_masks),
-    "ensemble.json": Reader("both/ensemble.json", read_ensemble),
+    "ensemble": Reader("both/model.json", read_ensemble),
     "manifest.json": Reader("parts/manifest.json", read_parts),
     "done.jsonl": Reader("parts/done.jsonl", read_parts),
 }

@@ -20,6 +20,7 @@ from wildcat.cli import main
 from wildcat.data import write_shapes
 from wildcat.errors import RunError
 from wildcat.models import run as runs
+from wildcat.models.manifest import MANIFEST
 
 TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
 TINY += ("--batch-size", "8", "--lr", "0.001", "--epochs", "1")
@@ -254,7 +255,7 @@ def test_an_unknown_command_or_model(refused: Refused, tmp_path: Path) -> None:
     assert "Commands are: train" in refused("fly", names="'fly'", code=2)
     a = image(tmp_path / "a.png")
     assert "imagenet-lite0" in refused("predict", "imagenet-lite", a, names="imagenet-lite")
-    assert "wildcat train" in refused("predict", tmp_path / "nowhere", a, names="no run folder")
+    assert "wildcat train" in refused("predict", tmp_path / "nowhere", a, names="no model folder")
     assert "did you mean resnet50" in refused("backbones", "resnett50", names="'resnett50'", code=2).lower()
 
 
@@ -338,14 +339,14 @@ def test_weights_of_another_run(refused: Refused, shapes: Path, run: Path) -> No
 def test_a_manifest_of_another_version_or_damaged(
     refused: Refused, shapes: Path, run: Path, change: dict[str, Any], names: str
 ) -> None:
-    manifest = json.loads((run / runs.MANIFEST).read_text())
-    (run / runs.MANIFEST).write_text(json.dumps({**manifest, **change}))
+    manifest = json.loads((run / MANIFEST).read_text())
+    (run / MANIFEST).write_text(json.dumps({**manifest, **change}))
     for command in (["evaluate", run, shapes], ["train", shapes, "--out", run, "--resume"]):
         told = refused(*command, names=names)
-        assert str(run / runs.MANIFEST) in told
+        assert str(run / MANIFEST) in told
 
 
-@pytest.mark.parametrize("name", [runs.MANIFEST, runs.CONFIG])
+@pytest.mark.parametrize("name", [MANIFEST, runs.CONFIG])
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[1, 2]", None])
 def test_damaged_or_missing_files_of_a_run(
     refused: Refused, shapes: Path, run: Path, name: str, content: bytes | None
@@ -357,8 +358,8 @@ def test_damaged_or_missing_files_of_a_run(
 def test_empty_files_of_a_run(refused: Refused, shapes: Path, run: Path) -> None:
     (run / runs.CONFIG).write_bytes(b"")  # an empty YAML file is all defaults: the size of the images tells
     refused("evaluate", run, shapes, names=f"of images of 64 px and {run / runs.CONFIG} of 320: one is damaged")
-    (run / runs.MANIFEST).write_bytes(b"")
-    refused("evaluate", run, shapes, names=f"{run / runs.MANIFEST} is damaged")
+    (run / MANIFEST).write_bytes(b"")
+    refused("evaluate", run, shapes, names=f"{run / MANIFEST} is damaged")
 
 
 def test_a_damaged_history_is_named_on_resume(refused: Refused, shapes: Path, run: Path) -> None:
@@ -441,4 +442,4 @@ def test_class_folders_that_learn_from_the_same_images_twice(tmp_path: Path, ref
     pets = classes_in(tmp_path / "pets")
     (pets / "cat" / "loop").symlink_to(pets / "cat", target_is_directory=True)
     assert main(["train", str(pets), "--out", str(tmp_path / "new"), *TINY]) == 0
-    assert json.loads((tmp_path / "new" / runs.MANIFEST).read_text())["data"]["images"] == {"train": 8, "val": 2}
+    assert json.loads((tmp_path / "new" / MANIFEST).read_text())["data"]["images"] == {"train": 8, "val": 2}

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz import READERS, make_places
 from wildcat.errors import RunError, WildcatError
+from wildcat.models.manifest import MANIFEST
 from wildcat.models.run import STATE, WEIGHTS, load_state, open_run, weight_shapes
 
 few = settings(
@@ -122,9 +123,9 @@ def test_settings_that_ask_for_all_memory_are_refused_before_a_network_is_made(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = weight_shapes(run / WEIGHTS)["transfer.weight"][0]
-    manifest = json.loads((run / "run.json").read_text())
+    manifest = json.loads((run / MANIFEST).read_text())
     manifest["classes"] = [str(i) for i in range(100_000)]
-    (run / "run.json").write_text(json.dumps(manifest))
+    (run / MANIFEST).write_text(json.dumps(manifest))
     monkeypatch.setattr("wildcat.models.run.model_from_config", lambda *_, **__: pytest.fail("it was made"))
     assert rows < 1000
     with pytest.raises(RunError, match=r"first transfer\.weight"):

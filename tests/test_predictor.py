@@ -21,11 +21,12 @@ from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError
+from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Architecture, Wildcat, create_model
 from wildcat.nn.pooling import create_pool
 from wildcat.prediction import file_name
-from wildcat.predictor import BATCH_SIZE, Member, Predictor, load
+from wildcat.predictor import BATCH_SIZE, Predictor, load
 from wildcat.regions.tiling import tile_image
 
 COLOURS = ("red", "green", "blue")
@@ -341,10 +342,10 @@ def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Pa
         load("imagenet-lite9")
     assert "imagenet-lite0" in caught.value.hint
     (tmp_path / "run").mkdir()
-    with pytest.raises(RunError, match="there is no run folder") as caught:
+    with pytest.raises(RunError, match="there is no model folder") as caught:
         load(tmp_path / "rum")
     assert caught.value.hint == "did you mean run?"
-    with pytest.raises(RunError, match=r"it has no run\.json"):
+    with pytest.raises(RunError, match=r"it has no model\.json"):
         load(tmp_path / "run")
 
 

@@ -194,7 +194,7 @@ def test_a_run_folder_that_vanishes_while_training(
 
 def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen when the first batch has gone through the network."""
-    run, done = Predictor.run, []
+    run, done = Predictor.forward, []
 
     def running(predictor: Predictor, *arguments: Any, **options: Any) -> Any:
         outputs = run(predictor, *arguments, **options)
@@ -203,7 +203,7 @@ def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obj
             happens()
         return outputs
 
-    monkeypatch.setattr(Predictor, "run", running)
+    monkeypatch.setattr(Predictor, "forward", running)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
@@ -213,10 +213,8 @@ def test_images_that_vanish_while_they_are_read(
     images, line = here / "data" / "JPEGImages", COMMANDS[name][0].split()
     line += ["--batch-size", "1"] if name in ("predict", "parts", "export") else []
     monkeypatch.setattr("wildcat.predictor.BATCH_SIZE", 1)
-    monkeypatch.setattr(
-        Predictor.stream, "__kwdefaults__", {**(Predictor.stream.__kwdefaults__ or {}), "batch_size": 1}
-    )
-    monkeypatch.setattr(Predictor.stream_outputs, "__defaults__", (1,))
+    for method in (Predictor.stream, Predictor.outputs):
+        monkeypatch.setattr(method, "__kwdefaults__", {**(method.__kwdefaults__ or {}), "batch_size": 1})
     before = files(here)
     with monkeypatch.context() as patch:
         after_first_batch(patch, lambda: images.rename(here / "away"))
@@ -251,7 +249,7 @@ def test_memory_that_runs_out(
         def run(*_: Any, error: Exception = error, **__: Any) -> Any:
             raise error
 
-        monkeypatch.setattr(Predictor, "run", run)
+        monkeypatch.setattr(Predictor, "forward", run)
         hint = failed([*COMMANDS[name][0].split(), "--device", "cpu"], capsys, MEMORY)
         assert "--batch-size" in hint and ("--resume" in hint) == (name == "parts")
         shutil.rmtree(here / "new", ignore_errors=True)

@@ -21,7 +21,6 @@ Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
 EngineName = Literal["torch", "compile", "onnx", "openvino"]
-EngineChoice = Literal["torch", "compile", "onnx", "openvino", "auto"]
 PartFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 

@@ -209,7 +209,7 @@ def test_training_says_what_it_found_and_what_to_do_next(
     assert lines[1] == f"Writing {out}"
     assert lines[-1] == f"Next: wildcat evaluate '{out}' {shapes}   or   wildcat predict '{out}' IMAGE --out DIR"
     assert "epoch 1" in printed.err and "epoch" not in lines[0].split(";")[1]
-    written = {"config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"}
+    written = {"config.yaml", "model.json", "model.safetensors", "state.pt", "metrics.jsonl"}
     assert {f.name for f in out.iterdir()} == written
     assert read_config(out / "config.yaml").backbone == "test_resnet"
 

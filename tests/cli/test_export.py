@@ -113,7 +113,7 @@ def test_the_network_is_exported_as_onnx(run: Path, tmp_path: Path, capsys: pyte
     assert "5 classes, 96 x 96 px" in capsys.readouterr().out
     images = np.random.default_rng(0).normal(size=(3, 3, 96, 96)).astype(np.float32)
     scores, maps = onnxruntime.InferenceSession(tmp_path / "tiny.onnx").run(None, {"images": images})
-    expected = wildcat.load(run, "cpu", sizes=(96,)).run([torch.from_numpy(images)])
+    expected = wildcat.load(run, "cpu", sizes=(96,)).forward([torch.from_numpy(images)])
     np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(maps, expected.class_maps, rtol=1e-3, atol=1e-4)
     for wrong, said in (

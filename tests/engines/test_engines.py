@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,22 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import wildcat
+from wildcat.config import TrainConfig
+from wildcat.data.readers.synthetic import write_shapes
+from wildcat.data.readers.voc import read_voc
 from wildcat.data.transforms import Preprocess
-from wildcat.engines import (
-    PRECISIONS,
-    calibrate_int8,
-    graph_cache,
-    open_engine,
-    read_pick,
-    runtimes,
-    torch_backend,
-    write_pick,
-)
-from wildcat.engines.torch_backend import fold, open_torch
+from wildcat.engines import PRECISIONS, calibrate_int8, fold, graph_cache, open_engine, runtimes, torch_backend
 from wildcat.errors import ConfigError, EngineError, MissingExtra
+from wildcat.models.member import Member
+from wildcat.models.run import WEIGHTS, create_run, save_weights
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import create_model
-from wildcat.predictor import Member, Predictor
+from wildcat.predictor import Predictor
 
 SIZE = 64
 CPU = torch.device("cpu")
@@ -125,11 +122,11 @@ def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, A
     for chosen in (members, members[:1]):
         plain = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
         inputs = [images(2, m.preprocess.size) for m in chosen]
-        expected = plain.run(inputs)
+        expected = plain.forward(inputs)
         for name in ("onnx", "openvino"):
             other = Predictor("x", chosen, ("a", "b", "c"), "multilabel", "cpu", "both")
             other.use_engine(name)
-            found = other.run(inputs)
+            found = other.forward(inputs)
             for field in ("scores", "class_maps", "modality_maps", "member_scores"):
                 a, b = getattr(found, field), getattr(expected, field)
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max(), err_msg=f"{name} {field}")
@@ -152,7 +149,7 @@ def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name:
     torch.manual_seed(0)
     backbone = create_model(name, num_classes=2, pretrained=False).backbone.eval()
     count = sum(isinstance(m, _BatchNorm) for m in backbone.modules())
-    folded = fold(backbone)
+    folded = fold(backbone, 64)
     assert count > 0 and sum(isinstance(m, _BatchNorm) for m in folded.modules()) == 0
     assert sum(isinstance(m, _BatchNorm) for m in backbone.modules()) == count  # the network itself stays as it is
     for size in (64, 96):
@@ -160,7 +157,7 @@ def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name:
             torch.testing.assert_close(folded(images(2, size)), backbone(images(2, size)), rtol=1e-3, atol=1e-4)
 
 
-def test_what_cannot_be_followed_runs_as_it_is() -> None:
+def test_what_cannot_be_traced_is_not_folded_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Forked(nn.Module):
         pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012  # as timm has it
         num_features = 3
@@ -174,9 +171,9 @@ def test_what_cannot_be_followed_runs_as_it_is() -> None:
             return found if inputs.mean() > 0 else -found  # the code itself depends on the image
 
     backbone = Backbone("forked", Forked()).eval()
-    features = open_torch(backbone, "fp32", CPU)
-    for inputs in (images().abs(), -images().abs()):
-        torch.testing.assert_close(features(inputs), backbone(inputs))
+    with caplog.at_level(logging.DEBUG):
+        assert fold(backbone, SIZE) is backbone
+    assert "forked is not folded: symbolically traced variables" in caplog.text
 
 
 def test_a_shared_convolution_is_not_folded() -> None:
@@ -195,7 +192,33 @@ def test_a_shared_convolution_is_not_folded() -> None:
     backbone = Backbone("shared", Shared()).eval()
     with torch.no_grad():
         backbone.network.norm.running_mean.fill_(2.0)  # type: ignore[union-attr,operator]
-        torch.testing.assert_close(open_torch(backbone, "fp32", CPU)(images()), backbone(images()))
+        torch.testing.assert_close(fold(backbone, SIZE)(images()), backbone(images()))
+
+
+def test_other_errors_while_folding_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(torch_backend, "fuse_conv_bn_eval", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        fold(network().backbone, SIZE)
+
+
+def test_a_loaded_model_holds_one_copy_of_its_backbone(tmp_path: Path) -> None:
+    data = read_voc(write_shapes(tmp_path / "shapes", train=4, val=2, size=(48, 64)))
+    run = create_run(tmp_path / "run", TrainConfig(backbone="test_resnet", weights="none", image_size=64), data)
+    save_weights(create_model("test_resnet", 5, 4, pretrained=False), run.folder / WEIGHTS)
+
+    def convolutions() -> set[int]:
+        gc.collect()
+        return {id(m) for m in gc.get_objects() if type(m) is nn.Conv2d}
+
+    before = convolutions()
+    predictor = wildcat.load(run.folder, "cpu")
+    predictor.predict(np.zeros((64, 64, 3), np.uint8))
+    alive = convolutions() - before
+    assert alive == {id(m) for m in predictor.model.modules() if type(m) is nn.Conv2d}
+    assert not [m for m in predictor.model.modules() if isinstance(m, _BatchNorm)], "and it is the folded one"
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -251,26 +274,6 @@ def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyP
     target.write_bytes(b"\0" * 100)
     with pytest.raises(EngineError, match="openvino cannot run this network in int8"):
         open_engine("openvino", "int8", network(1).backbone, SIZE, CPU)
-
-
-def test_auto_takes_what_was_picked_for_these_weights(
-    model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
-    with pytest.raises(EngineError, match=r"no engine was picked.*64 px(.|\n)*wildcat bench RUN IMAGES --pick"):
-        open_engine("auto", "fp32", model.backbone, SIZE, CPU)
-    path = write_pick(model.backbone, SIZE, "cpu", "openvino", "bf16", {"ratio": 3.0})
-    write_pick(model.backbone, 96, "cpu", "onnx", "fp32", {})
-    assert read_pick(model.backbone, SIZE, "cpu") == ("openvino", "bf16")
-    engine = open_engine("auto", "fp32", model.backbone, SIZE, CPU)
-    assert (engine.name, engine.precision) == ("openvino", "bf16")
-    for other, size, device in ((network(1), SIZE, "cpu"), (model, 128, "cpu"), (model, SIZE, "cuda")):
-        with pytest.raises(EngineError, match="no engine was picked"):
-            read_pick(other.backbone, size, device)
-    for broken in ("{", "[]", json.dumps({k: {"engine": "x"} for k in json.loads(path.read_text())})):
-        path.write_text(broken)
-        with pytest.raises(EngineError, match="no engine was picked"):
-            read_pick(model.backbone, SIZE, "cpu")
 
 
 # --- what cannot be ---------------------------------------------------------------------------------------------------

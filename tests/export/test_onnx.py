@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, EngineError, MissingExtra, RunError
 from wildcat.export.onnx import export_onnx
+from wildcat.models.member import Member
 from wildcat.nn.model import create_model
-from wildcat.predictor import Member, Predictor
+from wildcat.predictor import Predictor
 
 CLASSES = ("cat", "dog", "müesli")
 SIZE = 64
@@ -54,7 +55,7 @@ def test_onnxruntime_matches_the_predictor(settings: dict[str, Any], tmp_path: P
     for count in (1, 5):
         images = rng.normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
         scores, maps = session.run(["scores", "class_maps"], {"images": images})
-        expected = p.run([torch.from_numpy(images)], modalities=False)
+        expected = p.forward([torch.from_numpy(images)], modalities=False)
         np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4 * np.abs(expected.scores).max())
         np.testing.assert_allclose(maps, expected.class_maps, rtol=1e-3, atol=1e-4 * np.abs(expected.class_maps).max())
 

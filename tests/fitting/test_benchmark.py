@@ -1,4 +1,4 @@
-"""wildcat bench: alternatives are timed in turn, ratios are right, and what is picked is what --engine auto takes."""
+"""wildcat bench: alternatives are timed in turn, ratios are right, and the flags it prints are those of the fastest."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import wildcat
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
-from wildcat.engines import read_pick
 from wildcat.engines.graph_cache import graph_folder
-from wildcat.errors import ConfigError
-from wildcat.fitting.benchmark import pick
-from wildcat.fitting.timing import speedups, time_in_turn
-from wildcat.models.run import create_run, save_weights
+from wildcat.fitting.benchmark import fastest, speedups, time_in_turn
+from wildcat.models.calibration import Calibration
+from wildcat.models.folder import write_refined
+from wildcat.models.run import Run, create_run, open_run, save_weights
 from wildcat.nn.model import model_from_config
-from wildcat.predictor import Predictor
+from wildcat.nn.segmenter import Segmenter
+from wildcat.regions import MaskParams
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,14 +69,10 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert speedups(times, "a")["b"] == {"seconds": 2.0, "speedup": 3.0, "quartiles": [2.0, 4.0]}
 
 
-def test_the_command_times_compares_and_picks(
-    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_times_and_compares(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["bench", str(run), str(shapes), "--split", "train", "--rounds", "2", "--batch-size", "4", "--device", "cpu"]
-    assert main([*line, "--pick", "--tolerance", "0.5", "--json"]) == 0
-    said = capsys.readouterr()
-    result = json.loads(said.out)
-    assert "preparing openvino int8" in said.err
+    assert main([*line, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
     rows = result["engines"]
     assert list(rows) == [
         *("torch fp32", "torch bf16", "onnx fp32", "onnx int8", "openvino fp32", "openvino bf16", "openvino int8"),
@@ -89,18 +83,9 @@ def test_the_command_times_compares_and_picks(
         assert rows[exact]["score_error"] < 1e-3 and rows[exact]["same_class"] == rows[exact]["same_point"] == 1
     assert 1e-3 < rows["openvino int8"]["score_error"] < 0.5
     assert {"torch", "onnxruntime", "openvino"} <= set(result["versions"]) and result["machine"]["cores"] > 0
-    member = wildcat.load(run, "cpu").members[0]
-    assert " ".join(read_pick(member.model.backbone, 64, "cpu")) == result["picked"]
-    photo = tmp_path / "photo.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(photo)
-    assert (
-        main(["predict", str(run), str(photo), "--engine", "auto", "--device", "cpu", "--out", str(tmp_path / "a")])
-        == 0
-    )
-    row = json.loads((tmp_path / "a" / "predictions.jsonl").read_text())
-    name, precision = result["picked"].split()
-    expected = wildcat.load(run, "cpu", engine=name, precision=precision).predict(photo)
-    assert row["scores"] == pytest.approx(dict(expected.scores), abs=1e-4)
+    # The graph that was calibrated here is the one that other commands load.
+    engine = wildcat.load(run, "cpu", engine="openvino", precision="int8").members[0].engine
+    assert engine is not None and (engine.name, engine.precision) == ("openvino", "int8")
 
 
 def test_without_images_only_times_are_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +93,7 @@ def test_without_images_only_times_are_taken(run: Path, capsys: pytest.CaptureFi
     assert main(["bench", str(run), *flags]) == 0
     table = capsys.readouterr().out
     assert "test_resnet 96 px" in table and "score error" not in table
+    assert "Fastest in fp32: add --engine " in table
     assert "left out: onnx int8: there is no int8 graph of these weights at 96 px." in table
     backbones = {s: wildcat.load(run, "cpu", output_stride=s).model.backbone for s in (16, 32)}
     made = {s: (graph_folder(backbone, 96) / "fp32.onnx").is_file() for s, backbone in backbones.items()}
@@ -118,27 +104,39 @@ def row(speedup: float, error: float) -> dict[str, float]:
     return {"speedup": speedup, "score_error": error, "same_class": 1.0, "same_point": 1.0}
 
 
-@pytest.mark.parametrize(("tolerance", "picked"), [(0.001, "onnx fp32"), (0.05, "openvino bf16"), (1, "onnx int8")])
-def test_the_fastest_within_tolerance_is_picked(run: Path, tolerance: float, picked: str) -> None:
-    predictor: Predictor = wildcat.load(run, "cpu")
+def test_the_fastest_with_the_same_scores() -> None:
     rows = {
         "torch fp32": row(1, 0),
         "onnx fp32": row(1.5, 1e-5),
         "openvino bf16": row(3, 0.03),
         "onnx int8": row(4, 0.2),
     }
-    result = {"engines": rows, "settings": {}, "versions": {}}
-    assert pick(predictor, result, tolerance) == picked
-    assert " ".join(read_pick(predictor.model.backbone, 64, "cpu")) == picked
+    assert fastest({"engines": rows}) == "openvino bf16"
+    timed = {label: {"speedup": values["speedup"]} for label, values in rows.items()}
+    assert fastest({"engines": timed}) == "onnx fp32", "without a comparison, only what is exact"
+
+
+def test_a_refined_model_runs_on_torch_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = open_run(run)
+    segmenter = Segmenter([level.shape[1] for level in levels_of(opened)], 5)
+    calibration = Calibration(MaskParams(), {"data": "shapes", "split": "train", "images": 1, "masks": 0})
+    write_refined(tmp_path / "refined", opened, segmenter, {}, calibration)
+    assert main(["bench", str(tmp_path / "refined"), "--rounds", "1", "--device", "cpu", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert list(result["engines"]) == ["torch fp32"]
+    assert result["left_out"]["onnx fp32"] == "a refined model runs on torch in fp32 only."
+
+
+def levels_of(run: Run) -> tuple[torch.Tensor, ...]:
+    with torch.inference_mode():
+        return run.load_model().backbone.levels(torch.zeros(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--pick",), 2, "--pick judges engines by what they say of images."),
         (("--rounds", "0"), 2, "rounds=0, batch_size=8: both must be at least 1."),
-        (("{shapes}", "--split", "val"), 2, "4 images are too few to measure ranges on."),
-        (("{shapes}", "--split", "train", "--pick", "--tolerance", "-1"), 2, "tolerance=-1.0"),
+        (("{shapes}", "--split", "val"), 2, "4 images are too few to calibrate int8 with."),
     ],
 )
 def test_misuse_is_answered_in_a_sentence(
@@ -148,8 +146,3 @@ def test_misuse_is_answered_in_a_sentence(
     assert main(["bench", str(run), *words, "--device", "cpu"]) == code
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err
-
-
-def test_nothing_within_tolerance_is_said() -> None:
-    with pytest.raises(ConfigError, match="engines are picked by what they say"):
-        pick(None, {"engines": {"torch fp32": {"speedup": 1.0}}}, 0.1)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.counting import CountingProgress
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
@@ -22,9 +23,9 @@ from wildcat.data.dataset import Sample, Task
 from wildcat.data.images import read_mask
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import SCORES, THRESHOLDS
-from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, count_steps, fit_gates
+from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, fit_gates
 from wildcat.models.calibration import Calibration, fitted_samples, read_calibration, write_calibration
-from wildcat.models.ensemble import write_ensemble
+from wildcat.models.folder import write_ensemble
 from wildcat.models.run import create_run, open_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import load
@@ -138,9 +139,9 @@ def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> N
     """Half of the images have no mask; the loop draws every mask at every threshold."""
     some = [s if i % 2 else dataclasses.replace(s, mask=None) for i, s in enumerate(shapes.split("train"))]
     data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
-    told: list[int] = []
+    progress = CountingProgress()
     model = Knows(data)
-    params, record = calibrate(model, data, "train", progress=told.append)  # type: ignore[arg-type]
+    params, record = calibrate(model, data, "train", progress=progress)  # type: ignore[arg-type]
     masked = [s for s in some if s.mask is not None]
     backgrounds = [dataclasses.replace(params, rule="score", score=t) for t in SCORES]
     backgrounds += [dataclasses.replace(params, rule="constant", constant=t) for t in THRESHOLDS]
@@ -149,7 +150,7 @@ def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> N
     assert max(expected) > min(expected) + 0.05
     assert [row["miou"] for row in record["tried"]] == pytest.approx(expected, abs=1e-6)
     assert (record["images"], record["masks"], record["split"], record["crf"]) == (24, 12, "train", False)
-    assert sum(told) == count_steps(data, "train", False) == 24 + 2 * 12
+    assert progress.counts == progress.totals == {"predicting": 24, "fitting the background": 2 * 12}
     probs = np.stack([p.class_probs for p in model.stream([s.path for s in some])])
     gates, f1 = fit_gates(probs, np.stack([s.labels for s in some])[:, list(model.order)])
     assert params.gate == tuple(gates.tolist())  # in the order of the model's classes
@@ -161,13 +162,13 @@ def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> N
 def test_under_a_crf_all_rules_are_tried(shapes: DataSet) -> None:
     some = shapes.split("train")[:3]
     data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
-    told: list[int] = []
+    progress = CountingProgress()
     model = Knows(data)
-    params, record = calibrate(model, data, "train", True, told.append)  # type: ignore[arg-type]
+    params, record = calibrate(model, data, "train", True, progress)  # type: ignore[arg-type]
     assert [row["rule"] for row in record["tried"]] == ["score"] * 7 + ["constant"] * 4 + ["power"] * 4
     assert [row["threshold"] for row in record["tried"]] == pytest.approx([*CRF_SCORES, *CRF_THRESHOLDS * 2])
     assert loop_miou(model, some, params, True) == pytest.approx(max(r["miou"] for r in record["tried"]), abs=1e-6)
-    assert sum(told) == count_steps(data, "train", True) == 3 + 15 * 3
+    assert progress.counts == progress.totals == {"predicting": 3, "fitting the background": 3}
 
 
 def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
@@ -181,7 +182,7 @@ def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
 def test_images_without_tags(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, mask=None, labels=-np.abs(s.labels)) for s in shapes.split("train")]
     data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
-    with pytest.raises(DataError, match="no image of train of shapes has a tag"):
+    with pytest.raises(DataError, match="no image of train of shapes has a label"):
         calibrate(Knows(data), data)  # type: ignore[arg-type]
 
 

@@ -21,10 +21,12 @@ from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import evaluate
 from wildcat.fitting.ensemble import create_ensemble, fit_combination
-from wildcat.models.ensemble import COMBINATION, open_ensemble
-from wildcat.models.run import ENSEMBLE, Run, create_run, open_run
+from wildcat.models.folder import COMBINATION, Combination, open_model
+from wildcat.models.manifest import MANIFEST
+from wildcat.models.member import Member, on_finest_grid
+from wildcat.models.run import Run, create_run, open_run
 from wildcat.prediction import score_probabilities
-from wildcat.predictor import Combination, Member, Predictor, on_finest_grid
+from wildcat.predictor import Predictor
 from wildcat.train.loop import train
 
 
@@ -165,10 +167,9 @@ def test_an_ensemble_is_a_model_for_every_command(
     assert "test_resnet 64, test_resnet 96" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "both"), data, "--json", "--device", "cpu"]) == 0
     said = json.loads(capsys.readouterr().out)
-    ensemble = open_ensemble(tmp_path / "both")
-    assert ensemble.weight is not None and ensemble.bias is not None
+    combination = open_model(tmp_path / "both").combination
+    assert combination is not None
     networks = [Member(run.load_model(), run.preprocess) for run in runs]
-    combination = Combination(ensemble.weight, ensemble.bias)
     by_hand = Predictor("x", networks, shapes.classes, "multilabel", "cpu", combination=combination)
     assert said["classification"]["map"] == pytest.approx(
         evaluate(by_hand, shapes, "val")["classification"]["map"], abs=1e-6
@@ -215,14 +216,21 @@ def test_what_cannot_be_combined(runs: list[Run], shapes: DataSet, tmp_path: Pat
     assert not (tmp_path / "a").exists()
 
 
+def change_manifest(folder: Path, **entries: Any) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | entries))
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (lambda d: (d / ENSEMBLE).write_text("{"), "damaged"),
-        (lambda d: (d / ENSEMBLE).write_text('{"schema": 9, "members": [], "combine": "average"}'), "layout version 9"),
+        (lambda d: (d / MANIFEST).write_text("{"), "damaged"),
+        (lambda d: change_manifest(d, schema=9), "layout version 9"),
+        (lambda d: change_manifest(d, members=7), "damaged"),
+        (lambda d: change_manifest(d, classes=["x", "y"]), "names other classes"),
         (lambda d: (d / COMBINATION).write_bytes(b"half"), "damaged or missing"),
         (lambda d: (d / COMBINATION).unlink(), "damaged or missing"),
-        (lambda d: shutil.rmtree(d / "members" / "2"), "no run folder"),
+        (lambda d: shutil.rmtree(d / "members" / "2"), "no model folder"),
     ],
 )
 def test_a_damaged_ensemble(runs: list[Run], shapes: DataSet, tmp_path: Path, harm: Any, sentence: str) -> None:

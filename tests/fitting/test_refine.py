@@ -18,10 +18,11 @@ from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.evaluation import evaluate
 from wildcat.export.onnx import export_onnx
 from wildcat.fitting.refine import FlatLevels, Refinement, refine, scaled_crf, small_image, unflattened
-from wildcat.models.refined import open_refined
+from wildcat.models.folder import open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.nn.backbones import create_backbone
 from wildcat.predictor import load
+from wildcat.progress import SILENT
 from wildcat.regions import CrfParams
 from wildcat.train.loop import train
 
@@ -103,11 +104,11 @@ def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, 
 
 
 def test_the_folder_says_what_it_was_trained_on(run: Path, refined: Path, shapes: DataSet) -> None:
-    made = open_refined(refined)
-    tagged = [s for s in shapes.split("train") if (s.labels == 1).any()]
-    assert made.channels == (40, 112, 1280) and made.manifest["trained"]["images"] == len(tagged)
-    assert len(made.manifest["trained"]["losses"]) == 1 and made.manifest["trained"]["rounds"] == 1
-    assert made.base.manifest["classes"] == open_run(run).manifest["classes"]
+    model = open_model(refined)
+    labelled = [s for s in shapes.split("train") if (s.labels == 1).any()]
+    assert model.manifest["channels"] == [40, 112, 1280] and model.manifest["trained"]["images"] == len(labelled)
+    assert len(model.manifest["trained"]["losses"]) == 1 and model.manifest["trained"]["rounds"] == 1
+    assert model.runs[0].manifest["classes"] == open_run(run).manifest["classes"]
     with pytest.raises(RunError, match="is a refined model, not a run"):
         open_run(refined)
 
@@ -115,18 +116,18 @@ def test_the_folder_says_what_it_was_trained_on(run: Path, refined: Path, shapes
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda f: (f / "refined.json").write_text("{"), "damaged"),
+        (lambda f: (f / "model.json").write_text("{"), "damaged"),
         (lambda f: (f / "segmenter.safetensors").write_bytes(b"half"), "damaged or half-written"),
-        (lambda f: shutil.rmtree(f / "base"), "no run folder"),
+        (lambda f: shutil.rmtree(f / "base"), "no model folder"),
         (
-            lambda f: (f / "refined.json").write_text(
-                json.dumps(json.loads((f / "refined.json").read_text()) | {"schema": 7})
+            lambda f: (f / "model.json").write_text(
+                json.dumps(json.loads((f / "model.json").read_text()) | {"schema": 7})
             ),
             "layout version 7",
         ),
         (
-            lambda f: (f / "refined.json").write_text(
-                json.dumps(json.loads((f / "refined.json").read_text()) | {"width": 64})
+            lambda f: (f / "model.json").write_text(
+                json.dumps(json.loads((f / "model.json").read_text()) | {"width": 64})
             ),
             "does not fit the network",
         ),
@@ -144,8 +145,8 @@ def test_the_command(run: Path, shapes: DataSet, tmp_path: Path, capsys: pytest.
     short = ["--rounds", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 0
     said = capsys.readouterr().out
-    assert "80 images of train to learn from" in said and "a segmenter on lite0; loss" in said
-    assert len(open_refined(out).manifest["trained"]["losses"]) == 2
+    assert "80 images of train to train on" in said and "a segmenter on lite0; loss" in said
+    assert len(open_model(out).manifest["trained"]["losses"]) == 2
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 1
     assert "never overwritten" in capsys.readouterr().err
     assert main(["refine", str(out), str(shapes.root), "--out", str(tmp_path / "more")]) == 1
@@ -195,17 +196,17 @@ def test_as_onnx_and_by_engines(refined: Path, shapes: DataSet, tmp_path: Path) 
     images = torch.stack([predictor.preprocess(Image.open(s.path)) for s in shapes.split("val")[:2]])
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     scores, maps = session.run(["scores", "class_maps"], {session.get_inputs()[0].name: images.numpy()})
-    expected = predictor.run([images], modalities=False)
+    expected = predictor.forward([images], modalities=False)
     np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
     np.testing.assert_allclose(maps, expected.class_maps, atol=1e-3)
-    with pytest.raises(ConfigError, match="refined model: its segmenter sees levels"):
+    with pytest.raises(ConfigError, match="refined model: its segmenter needs inner layers"):
         load(refined, "cpu", engine="onnx")
 
 
 def test_the_labels_of_a_mirrored_image_are_mirrored(run: Path, shapes: DataSet) -> None:
     opened = open_run(run)
     samples, order = shapes.split("train")[:6], list(range(5))
-    refinement = Refinement(opened, opened.load_model(), samples, order, RefineConfig(), CrfParams(), None, None)
+    refinement = Refinement(opened, samples, order, RefineConfig(), CrfParams(), None, "cpu", SILENT)
     targets = refinement.make_targets(None, "labels")
     for index, target in enumerate(targets):
         plain = refinement._target(index, target, ())

@@ -17,9 +17,9 @@ from wildcat.config import TrainConfig, read_config
 from wildcat.data.dataset import DataSet
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, remove_leftovers, write_bytes, write_json
+from wildcat.models.manifest import MANIFEST, SCHEMA
 from wildcat.models.run import (
     CONFIG,
-    MANIFEST,
     METRICS,
     STATE,
     WEIGHTS,
@@ -113,11 +113,11 @@ def test_next_free(tmp_path: Path) -> None:
 def test_not_a_run_folder(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         open_run(tmp_path / "runn")
-    assert caught.value.message == f"there is no run folder {tmp_path / 'runn'}."
+    assert caught.value.message == f"there is no model folder {tmp_path / 'runn'}."
     assert caught.value.hint == "did you mean run?"
-    for name in (CONFIG, MANIFEST):
+    for name, what in ((CONFIG, "run"), (MANIFEST, "model")):
         (run.folder / name).rename(run.folder / "away")
-        with pytest.raises(RunError, match=rf"is not a run folder: it has no {re.escape(name)}"):
+        with pytest.raises(RunError, match=rf"is not a {what} folder: it has no {re.escape(name)}"):
             open_run(run.folder)
         (run.folder / "away").rename(run.folder / name)
 
@@ -129,15 +129,17 @@ def changed(**entries: Any) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
-        (MANIFEST, lambda old: old[: len(old) // 2], r"run.json is damaged \(JSONDecodeError: "),
-        (MANIFEST, lambda old: b"\xff\xfe\x00", r"run.json is damaged \(UnicodeDecodeError: "),
-        (MANIFEST, lambda old: b"", r"run.json is damaged \(JSONDecodeError: "),
-        (MANIFEST, lambda old: b"[1]", r"run.json is damaged: it holds no settings"),
-        (MANIFEST, changed(schema=2), r"layout version 2; this is wildcat .*, which reads version 1"),
+        (MANIFEST, lambda old: old[: len(old) // 2], r"model.json is damaged \(JSONDecodeError: "),
+        (MANIFEST, lambda old: b"\xff\xfe\x00", r"model.json is damaged \(UnicodeDecodeError: "),
+        (MANIFEST, lambda old: b"", r"model.json is damaged \(JSONDecodeError: "),
+        (MANIFEST, lambda old: b"[1]", r"model.json is damaged: it is not a JSON object"),
+        (MANIFEST, changed(schema=9), rf"layout version 9; this is wildcat .*, which reads version {SCHEMA}"),
         (MANIFEST, changed(schema=None, versions=[]), r"layout version None"),
-        (MANIFEST, changed(classes=[]), r"is damaged: look at classes\."),
-        (MANIFEST, changed(task="regression", data=7), r"is damaged: look at task, data\."),
-        (MANIFEST, changed(preprocess=5), r"is damaged: look at preprocess\."),
+        (MANIFEST, changed(classes=[]), r"is damaged: missing or invalid classes\."),
+        (MANIFEST, changed(classes=["a", "a"]), r"is damaged: missing or invalid classes\."),
+        (MANIFEST, changed(task="regression", kind="x"), r"is damaged: missing or invalid kind, task\."),
+        (MANIFEST, changed(data=7), r"is damaged: missing or invalid data\."),
+        (MANIFEST, changed(preprocess=5), r"is damaged: its preprocess is 5\."),
         (
             MANIFEST,
             changed(preprocess={"size": "x", "mean": [0], "std": [1], "interpolation": ""}),
@@ -163,6 +165,13 @@ def test_another_layout_names_who_can_read_it(run: Run) -> None:
     with pytest.raises(RunError) as caught:
         open_run(run.folder)
     assert caught.value.hint == "It was written by wildcat 7.1: use that one."
+
+
+def test_a_folder_of_an_older_version_says_so(run: Run) -> None:
+    (run.folder / MANIFEST).rename(run.folder / "run.json")
+    with pytest.raises(RunError) as caught:
+        open_run(run.folder)
+    assert caught.value.hint == "Its run.json is of an older version of wildcat: train again."
 
 
 def test_a_damaged_history(run: Run) -> None:

@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from wildcat.data.transforms import Preprocess
 from wildcat.models.calibration import Calibration
+from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import create_pool
-from wildcat.predictor import Member, Predictor
+from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
 

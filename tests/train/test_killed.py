@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.killing import Job, kill_commands, record, soak_kills
 from wildcat.data.dataset import DataSet
-from wildcat.models.run import CONFIG, MANIFEST, METRICS, STATE, WEIGHTS, load_state
+from wildcat.models.manifest import MANIFEST
+from wildcat.models.run import CONFIG, METRICS, STATE, WEIGHTS, load_state
 
 TINY = "--backbone test_resnet --image-size 64 --workers 0 --device cpu --batch-size 4 --epochs 3 --lr 0.05"
 

@@ -25,7 +25,8 @@ from wildcat.data.images import read_image
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, ImageError, RunError, TrainingError
-from wildcat.models.run import MANIFEST, STATE, WEIGHTS, Run, create_run, load_state
+from wildcat.models.manifest import MANIFEST
+from wildcat.models.run import STATE, WEIGHTS, Run, create_run, load_state
 from wildcat.nn.model import Wildcat, create_model
 from wildcat.progress import Progress
 from wildcat.train.batches import ImageFeed

@@ -1,4 +1,4 @@
-"""wildcat calibrate: how a model draws masks, fitted on the images it was trained on."""
+"""wildcat calibrate: fit per-class and background thresholds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from wildcat.errors import RunError
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(ModelCommand, DataCommand):
-    """Fit which classes masks draw, and against which background, on training images; stored in the run."""
+    """Fit per-class and background thresholds on training images and store them in the model folder."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or an ensemble's; its earlier calibration is replaced."""
+    """A model folder; its earlier calibration is replaced."""
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set: what the run was trained on."""
+    """A folder, a .csv, or the name of a packaged data set: the training data of the model."""
     split: str = "train"
-    """Part of the data to fit on; never the part you measure on."""
+    """Split to fit on; never a split to evaluate on."""
     crf: bool = False
     """Fit the background for masks that are sharpened with a dense CRF; takes much longer."""
     json: bool = False
@@ -33,31 +33,31 @@ class Calibrate(ModelCommand, DataCommand):
 
 def run_calibrate(command: Calibrate) -> int:
     """wildcat calibrate"""
-    from wildcat.fitting.calibrate import calibrate, count_steps
+    from wildcat.fitting.calibrate import calibrate
     from wildcat.models.calibration import fitted_samples, write_calibration
-    from wildcat.predictor import PACKAGED
-    from wildcat.progress import progress_bar
+    from wildcat.models.packaged import PACKAGED
+    from wildcat.progress import ProgressBar
 
     if command.run in PACKAGED:
-        raise RunError(f"{command.run} is a packaged model.", "Name a run folder: what is fitted is stored there.")
+        raise RunError(f"{command.run} is a packaged model.", "Give a model folder: the thresholds are stored there.")
     predictor = load_model(command, command.run, calibrated=False)
     data = open_data(command, command.data)
     samples = fitted_samples(data, command.split)
     describe(data, f"{len(samples)} images of {command.split} to fit on", predictor.device.type, quiet=command.json)
-    with progress_bar(count_steps(data, command.split, command.crf), "calibrating") as bar:
-        params, record = calibrate(predictor, data, command.split, command.crf, bar.update)
+    with ProgressBar() as progress:
+        params, record = calibrate(predictor, data, command.split, command.crf, progress)
     folder = Path(command.run).expanduser()
-    made = write_calibration(folder, predictor.classes, params, record).record
-    print(json.dumps(made, ensure_ascii=False) if command.json else calibration_table(made, folder, command.data))
+    content = write_calibration(folder, predictor.classes, params, record).record
+    print(json.dumps(content, ensure_ascii=False) if command.json else calibration_table(content, folder, command.data))
     return 0
 
 
 def calibration_table(record: Mapping[str, Any], folder: Path, source: str) -> str:
-    """What was fitted, for a person."""
-    lines = [f"{'':20}{'images':>10}{'gate':>8}{'F1':>8}"]
+    """Format a calibration as a table."""
+    lines = [f"{'':20}{'images':>10}{'threshold':>11}{'F1':>8}"]
     for name, gate in record["gate"].items():
         f1 = f"{100 * record['f1'][name]:.1f}"
-        lines.append(f"{name[:20]:20}{record['prior'][name] * record['images']:>10.0f}{gate:>8.2f}{f1:>8}")
+        lines.append(f"{name[:20]:20}{record['prior'][name] * record['images']:>10.0f}{gate:>11.2f}{f1:>8}")
     background = record["background"]
     value = background[{"score": "score", "constant": "constant", "power": "exponent"}[background["rule"]]]
     if tried := record["tried"]:

@@ -1,4 +1,4 @@
-"""wildcat ensemble: several runs as one model."""
+"""wildcat ensemble: combine several runs into one model."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Ensemble(DataCommand):
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...")]]
     """Run folders trained on the same data; at least two."""
     out: Path
-    """Folder to make; a model like a run folder, never overwritten."""
+    """New model folder; never overwritten."""
     data: str | None = None
-    """What a linear combination is trained on: the data the runs were trained on."""
+    """Data to train a linear combination on: the training data of the runs."""
     split: str = "train"
-    """Part of the data to train the combination on; never the part you measure on."""
+    """Split to train the combination on; never a split to evaluate on."""
     combine: Literal["linear", "average"] = "linear"
-    """linear: a classifier over all scores of all runs (Object Bank, as in the paper); average: their mean."""
+    """linear: a classifier on all scores of all runs (Object Bank, as in the paper); average: their mean."""
     strength: float = 0.1
-    """How strongly the linear combination is pulled towards the average, at least 0."""
+    """Regularisation of the linear combination towards the average, at least 0."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -35,24 +35,23 @@ class Ensemble(DataCommand):
 def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
-    from wildcat.fitting.ensemble import create_ensemble, describe_ensemble
+    from wildcat.fitting.ensemble import create_ensemble
     from wildcat.models.run import open_run, refuse_taken
-    from wildcat.progress import progress_bar
+    from wildcat.progress import ProgressBar
 
     refuse_taken(command.out)
     device = choose_device(command.device)
     runs = [open_run(Path(folder).expanduser()) for folder in command.runs]
     data = open_data(command, command.data) if command.data is not None and command.combine == "linear" else None
-    total = 0
     if data is not None:
-        total = len(data.split(command.split))
-        describe(data, f"{total} images of {command.split} to train the combination on", device.type)
-    with progress_bar(total, "scoring") as bar:
-        made = create_ensemble(
-            command.out, runs, command.combine, data, command.split, command.strength, command.device, bar.update
+        images = f"{len(data.split(command.split))} images of {command.split} to train the combination on"
+        describe(data, images, device.type)
+    with ProgressBar() as progress:
+        model = create_ensemble(
+            command.out, runs, command.combine, data, command.split, command.strength, command.device, progress
         )
-    said = describe_ensemble(made)
-    print(f"{command.out}: {len(runs)} networks ({', '.join(said['members'])}), scores combined: {said['combine']}")
+    members = ", ".join(f"{run.config.backbone} {run.preprocess.size}" for run in model.runs)
+    print(f"{command.out}: {len(runs)} networks ({members}), scores combined: {model.manifest['combine']}")
     evaluating = shlex.join(["wildcat", "evaluate", str(command.out), command.data or "DATA"])
     print(f"Next: {evaluating}")
     return 0

@@ -1,4 +1,4 @@
-"""What several commands take, and what they share in doing it: the data they name, and what they say first."""
+"""Flags shared by several commands, and the functions that apply them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from wildcat.config import EngineChoice, Flip, Precision
+from wildcat.config import EngineName, Flip, Precision
 from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, out_of_memory
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What every command takes."""
+    """Flags of every command."""
 
     debug: bool = False
     """Show the traceback of an error."""
@@ -33,37 +33,36 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCommand(Command):
-    """What every command that uses a trained model takes."""
+    """Flags of every command that uses a trained model."""
 
     flip: Flip = "none"
-    """Average the maps of mirrored views: steadier, at twice (horizontal) or four times (both) the cost."""
+    """Average the maps of mirrored views, at twice (horizontal) or four times (both) the cost."""
     sizes: Annotated[str, arg(metavar="S,S,...")] = ""
-    """Look at each image at these input sizes and average, such as 320,448,576; empty: the size of training."""
+    """Average over these input sizes, such as 320,448,576; empty: the size of training."""
     output_stride: Literal[32, 16, 8] | None = None
-    """Input pixels per cell of the maps, where the backbone can: finer maps of the same weights, at more cost."""
+    """Input pixels per cell of the maps, if the backbone supports it: finer maps, same weights, more cost."""
     tile: Annotated[int | None, arg(metavar="PIXELS")] = None
-    """Cut images with a side above this into overlapping tiles of it: small things in large photographs."""
+    """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
-    engine: EngineChoice = "torch"
-    """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
-    fastest here."""
+    engine: EngineName = "torch"
+    """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
     precision: Precision = "fp32"
-    """bf16 (all but onnx) and int8 (onnx, openvino; prepared by wildcat bench) are faster and less exact."""
+    """bf16 (not onnx) and int8 (onnx and openvino, after wildcat bench) are faster and less exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataCommand(Command):
-    """What every command that reads a data set takes."""
+    """Flags of every command that reads a data set."""
 
     format: str | None = None
     """Layout: voc, voc-action, coco, scenes, indoor, webdataset, csv or folder; recognised otherwise."""
     data_option: Options = ()
-    """A setting of the reader, such as separator="|" of a table or cells=mono of solar; may be repeated."""
+    """An option of the reader, such as separator="|" for a table or cells=mono for solar; may be repeated."""
 
 
 def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
-    """The model a command names, as its flags ask to use it; see `wildcat.predictor.load`."""
+    """Load the model of a command with its flags; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
 
     return load(
@@ -80,7 +79,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """Sides in pixels from "320,448".
+    """Input sizes in pixels from "320,448".
 
     Raises:
         ConfigError: not whole numbers.
@@ -90,12 +89,12 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if wrong := next((part for part in parts if not part.isdecimal()), None):
-        raise ConfigError(f"--sizes {text}: {wrong!r} is no whole number of pixels.", "Write them as 320,448,576.")
+        raise ConfigError(f"--sizes {text}: {wrong!r} is not a whole number of pixels.", "Write them as 320,448,576.")
     return tuple(map(int, parts))
 
 
 def open_data(command: DataCommand, source: str) -> DataSet:
-    """The data set at `source`, with the options of its reader that the command was given."""
+    """Open the data set at `source` with the command's format and reader options."""
     from wildcat.data import open_dataset
 
     options: dict[str, object] = {}
@@ -136,12 +135,12 @@ def _plain(value: str) -> str | float | int:
 
 
 def evaluation_split(command_split: str | None, data: DataSet) -> str:
-    """The split to measure on: the one named, otherwise val where the data has one, otherwise test."""
+    """The split to evaluate on: the given one, otherwise val if the data has one, otherwise test."""
     return command_split or next((s for s in ("val", "test") if s in data.splits), "val")
 
 
 def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> None:
-    """The first line of a command: what was recognised; to stderr where stdout is for a program."""
+    """Print the first line of a command: the recognised data set; with `quiet` to stderr."""
     stream = sys.stderr if quiet else sys.stdout
     print(
         f"{data.name} ({data.format}, {data.task}): {len(data.classes)} classes, {images}; device {device}",

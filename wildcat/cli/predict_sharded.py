@@ -51,7 +51,7 @@ class PartsCommand(ModelCommand, DataCommand):
     """Go on with the parts of --out that a command which was stopped has left to do."""
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     """The column of Parquet tables with the images, where several hold bytes."""
-    engine: Literal["torch", "compile", "onnx", "openvino", "auto", "ray"] = "torch"  # type: ignore[assignment]  # one more
+    engine: Literal["torch", "compile", "onnx", "openvino", "ray"] = "torch"  # type: ignore[assignment]  # one more
     """What runs the network; compile: torch.compile, ready after some minutes; auto: the one wildcat bench --pick found
     fastest here; ray: torch in several processes of Ray, which write parts."""
     workers: int = 0

@@ -1,4 +1,4 @@
-"""wildcat refine: a segmenter trained on the masks that a run makes of its own images."""
+"""wildcat refine: train a segmenter on the masks that a run makes of its training images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from wildcat.cli.options import DataCommand, describe, open_data
 from wildcat.config import RefineConfig
 
 if TYPE_CHECKING:
-    from wildcat.models.refined import Refined
+    from wildcat.models.folder import Model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(DataCommand):
-    """Train a segmenter on masks made from tags: sharper masks, points and boxes from the same images."""
+    """Train a segmenter on the masks of a run: sharper masks, points and boxes from image-level labels alone."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder."""
+    """A run folder: not an ensemble or a refined model."""
     data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set: what the run was trained on."""
+    """A folder, a .csv, or the name of a packaged data set: the training data of the run."""
     out: Path
-    """Folder to make; a model like a run folder, never overwritten."""
+    """New model folder; never overwritten."""
     split: str = "train"
-    """Part of the data to learn from, by its tags alone; never the part you measure on."""
+    """Split to train on, by its labels alone; never a split to evaluate on."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     config: OmitArgPrefixes[RefineConfig] = field(default_factory=RefineConfig)
@@ -49,25 +49,24 @@ def run_refine(command: Refine) -> int:
     run = open_run(Path(command.run).expanduser())
     data = open_data(command, command.data)
     device = choose_device(command.device)
-    describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to learn from", device.type)
+    describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to train on", device.type)
     print(f"Writing {command.out}", flush=True)
     try:
         with ProgressBar() as progress:
-            made = refine(
+            model = refine(
                 run, data, command.out, command.config, command.split, device=command.device, progress=progress
             )
     except KeyboardInterrupt:
-        print("Interrupted; nothing was written but the cached features, which the next try takes.", file=sys.stderr)
+        print("Interrupted; only the cached features were written, and are reused next time.", file=sys.stderr)
         return 1
-    print(refined_lines(made, command.out, command.data))
+    print(refined_lines(model, command.out, command.data))
     return 0
 
 
-def refined_lines(made: Refined, folder: Path, source: str) -> str:
-    """What was made, for a person."""
-    losses = ", ".join(f"{loss:.3f}" for loss in made.manifest["trained"]["losses"])
+def refined_lines(model: Model, folder: Path, source: str) -> str:
+    """Describe a refined model and the next commands."""
+    losses = ", ".join(f"{loss:.3f}" for loss in model.manifest["trained"]["losses"])
     evaluating = shlex.join(["wildcat", "evaluate", str(folder), source, "--crf"])
     predicting = shlex.join(["wildcat", "predict", str(folder), "IMAGE", "--crf", "--save", "masks", "--out", "DIR"])
-    return (
-        f"{folder}: a segmenter on {made.base.config.backbone}; loss {losses}\nNext: {evaluating}   or   {predicting}"
-    )
+    first = f"{folder}: a segmenter on {model.runs[0].config.backbone}; loss {losses}"
+    return f"{first}\nNext: {evaluating}   or   {predicting}"

@@ -56,7 +56,8 @@ def run_train(command: Train) -> int:
 def train_command(command: Train) -> int:
     """What each process does."""
     from wildcat.device import choose_device
-    from wildcat.models.run import MANIFEST, check_resumable, create_run, discard_unused
+    from wildcat.models.manifest import MANIFEST
+    from wildcat.models.run import check_resumable, create_run, discard_unused
     from wildcat.progress import ProgressBar
     from wildcat.train.distributed import from_first, launch_name, rank, together, world_size
     from wildcat.train.loop import train
@@ -116,7 +117,8 @@ def run_to_go_on_with(command: Train) -> Run | None:
     Raises:
         RunError: there is one, or something else, and nobody asked to go on with it; or it is damaged.
     """
-    from wildcat.models.run import MANIFEST, open_run, refuse_taken, tidy_run
+    from wildcat.models.manifest import MANIFEST
+    from wildcat.models.run import open_run, refuse_taken, tidy_run
     from wildcat.train.distributed import launch_name
 
     if command.resume:

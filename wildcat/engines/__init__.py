@@ -1,8 +1,8 @@
-"""What computes a backbone's features: torch, torch compiled, onnxruntime or OpenVINO.
+"""Engines that compute a backbone's features: torch, torch.compile, onnxruntime or OpenVINO.
 
-An engine takes over the part that costs, images (B, 3, S, S) -> features (B, D, h, w). What follows (1x1 convolution,
-poolings: a hundredth of the work) stays in torch, in full precision, so that every pooling, architecture, mirrored view
-and the M modality maps come out of any engine, and nothing is written twice.
+An engine is one function, images (B, 3, S, S) -> features (B, D, h, w): nearly all of the cost. The layers after it
+(1x1 convolution and pooling, about 1 %) run in torch in full precision, so every head, mirrored view and modality map
+works with any engine.
 """
 
 from __future__ import annotations
@@ -13,26 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wildcat.config import EngineChoice, EngineName, Precision
-from wildcat.engines.graph_cache import calibrate_int8, fp32_graph, int8_graph, read_pick, write_pick
+from wildcat.config import EngineName, Precision
+from wildcat.engines.graph_cache import calibrate_int8, fp32_graph, int8_graph
 from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.engines.runtimes import PRECISIONS, check_runtime, open_onnxruntime, open_openvino
-from wildcat.engines.torch_backend import open_compiled, open_torch
+from wildcat.engines.torch_backend import fold, open_compiled, open_torch
 from wildcat.errors import ConfigError, EngineError, did_you_mean
 from wildcat.nn.backbones import Backbone
 
-__all__ = ["PRECISIONS", "Engine", "calibrate_int8", "open_engine", "read_pick", "write_pick"]
+__all__ = ["PRECISIONS", "Engine", "calibrate_int8", "fold", "open_engine"]
 
-ROUGH = 0.5
-"""Largest relative error of features in bf16 or int8 on an image; another network's are off by about 1.4."""
+ROUGH = 0.5  # largest relative error of features in bf16 or int8; those of another network differ by about 1.4
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What computes the features of one backbone.
+    """Computes the features of one backbone.
 
     Attributes:
-        features: (B, 3, S, S) float32 images -> (B, D, h, w) float32 features, on the images' device.
+        features: (B, 3, S, S) float32 images -> (B, D, h, w) float32 features, on the device of the images.
     """
 
     name: EngineName
@@ -40,28 +39,22 @@ class Engine:
     features: Callable[[Tensor], Tensor]
 
 
-def open_engine(
-    name: EngineChoice, precision: Precision, backbone: Backbone, size: int, device: torch.device
-) -> Engine:
-    """An engine for a backbone, checked against it on an image.
+def open_engine(name: EngineName, precision: Precision, backbone: Backbone, size: int, device: torch.device) -> Engine:
+    """Open an engine for a backbone and compare its features with torch's on an image.
 
     Args:
-        name: "torch", "compile" (torch.compile), "onnx", "openvino", or "auto": what `wildcat bench --pick` found here,
-            whatever the precision.
-        precision: "fp32", "bf16" or "int8", see `PRECISIONS`; int8 takes a graph that `calibrate_int8` has made.
+        name: "torch", "compile" (torch.compile), "onnx" or "openvino".
+        precision: "fp32", "bf16" or "int8", see `PRECISIONS`; int8 needs a graph made by `calibrate_int8`.
         size: side of the images in pixels; torch takes any other as well.
 
     Raises:
         ConfigError: no such engine, or not in this precision.
         MissingExtra: its package is not installed.
-        EngineError: it cannot run this network or device, or gives other features than the network does.
+        EngineError: it cannot run this network or device, or its features differ from torch's.
     """
-    if name == "auto":
-        name, precision = read_pick(backbone, size, device.type)
     if name not in PRECISIONS:
         raise ConfigError(
-            f"there is no engine {name!r}.",
-            did_you_mean(name, PRECISIONS) or "Give torch, compile, onnx, openvino or auto.",
+            f"there is no engine {name!r}.", did_you_mean(name, PRECISIONS) or "Give torch, compile, onnx or openvino."
         )
     if precision not in PRECISIONS[name]:
         raise ConfigError(f"{name} has no precision {precision}.", f"It has: {', '.join(PRECISIONS[name])}.")
@@ -71,10 +64,10 @@ def open_engine(
         engine = Engine(name, precision, open_compiled(backbone, precision, device, size))
         return _accepted(engine, _error(engine, backbone, probe(size, 2, seed=2).to(device)), "Use --engine torch.")
     check_runtime(name, device)
-    remedy = "Make its graph again with wildcat bench RUN IMAGES." if precision == "int8" else "Use --engine torch."
+    remedy = "Create its graph again: wildcat bench RUN IMAGES." if precision == "int8" else "Use --engine torch."
     for again in (False, True):
         try:
-            # Ranges of int8 were measured on images; anything else may lie outside them.
+            # int8 is compared on a real image: random ones may lie outside the calibrated ranges.
             if precision == "int8":
                 graph, images = int8_graph(backbone, size)
             else:
@@ -84,7 +77,7 @@ def open_engine(
             error = _error(engine, backbone, images.to(device))
         except (ConfigError, EngineError, ImportError):
             raise
-        except Exception as reason:  # a kept graph that is damaged; each runtime has kinds of its own for that
+        except Exception as reason:  # the cached graph is damaged; each runtime raises types of its own for that
             if again:
                 what = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
                 raise EngineError(f"{name} cannot run this network in {precision}: {what}.", remedy) from reason
@@ -100,7 +93,7 @@ def _error(engine: Engine, backbone: Backbone, images: Tensor) -> float:
 
 
 def _accepted(engine: Engine, error: float, remedy: str) -> Engine:
-    """The engine, where its features are those of the network but for rounding."""
+    """The engine, if its features are those of torch up to rounding."""
     if error > _tolerance(engine.precision):
         raise EngineError(
             f"{engine.name} in {engine.precision} gives features that differ from torch's "

@@ -1,32 +1,34 @@
-"""A network as an ONNX graph of one image size and any number of images, checked against torch."""
+"""Export a network as an ONNX graph for one image size and any batch size, compare it with torch, quantise it."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wildcat.errors import EngineError, MissingExtra
+from wildcat.errors import ConfigError, EngineError, MissingExtra, WildcatError
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-EXACT = 1e-3
-"""Largest relative error of a float32 graph against torch: rounding, and no more."""
+EXACT = 1e-3  # largest relative error of float32 features against torch, from rounding
+FEWEST = 16  # images for int8 calibration; a few hundred are usual
 
 
 def relative_error(values: Tensor, reference: Tensor) -> float:
-    """Root mean square of the difference, in units of the reference's; infinite where values are not finite.
+    """Root mean square of the difference relative to that of the reference; infinite if values are not finite.
 
     >>> relative_error(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0]))  # doctest: +ELLIPSIS
     0.08...
@@ -38,28 +40,23 @@ def relative_error(values: Tensor, reference: Tensor) -> float:
 
 
 def probe(size: int, count: int = 1, seed: int = 0) -> Tensor:
-    """(count, 3, size, size) of smooth random images, normalised: what a graph is checked on. Always the same."""
+    """(count, 3, size, size) smooth random images, normalised, for comparisons; the same for a seed."""
     draws = torch.from_numpy(np.random.default_rng(seed).normal(size=(count, 3, 16, 16)).astype(np.float32))
     return nn.functional.interpolate(draws, (size, size), mode="bilinear", align_corners=False)
 
 
-def trace(network: nn.Module, size: int, outputs: Sequence[str], reference: nn.Module | None = None) -> onnx.ModelProto:
-    """The graph of a network, images (B, 3, size, size) to `outputs`, for any B; checked against torch.
-
-    The network itself is left as it is. Batch normalisation is folded into convolutions whose weights are used once.
-
-    Args:
-        reference: the network to check against, where it is not the one that is traced.
+def trace(network: nn.Module, size: int, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Export a network, images (B, 3, size, size) -> `outputs` for any B, and compare the graph with torch.
 
     Raises:
         MissingExtra: the exporter's packages are not installed.
-        EngineError: an operation has no ONNX form, or the graph does not compute what the network does.
+        EngineError: an operation has no ONNX form, or the outputs of the graph differ from the network's.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtra(package, "export")
     plain = _on_cpu(network)
-    # Two images, not one: a batch of one would be taken for a constant.
+    # Two images: a batch size of one would be exported as a constant.
     batch: dict[int, object] = {0: torch.export.Dim("batch")}
     try:
         with quiet(), torch.no_grad():
@@ -72,16 +69,16 @@ def trace(network: nn.Module, size: int, outputs: Sequence[str], reference: nn.M
                 output_names=list(outputs),
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises kinds of its own for each thing it cannot do
+    except Exception as error:  # the exporter raises many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EngineError(
             f"this network has no ONNX form: {reason}.", "Use --engine torch, or another backbone."
         ) from error
-    assert program is not None  # noqa: S101  # it is None for files only
+    assert program is not None  # noqa: S101  # it is None only when writing a file
     model: onnx.ModelProto = program.model_proto
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    check(model, plain if reference is None else _on_cpu(reference), size)
+    check(model, plain, size)
     return model
 
 
@@ -91,7 +88,7 @@ def _on_cpu(network: nn.Module) -> nn.Module:
 
 
 def check(model: onnx.ModelProto, network: nn.Module, size: int) -> None:
-    """Compare a graph with its network, on three images together and on one alone.
+    """Compare a graph with its network on a batch of three images and on a single one.
 
     Raises:
         EngineError: an output differs by more than rounding.
@@ -113,7 +110,7 @@ def check(model: onnx.ModelProto, network: nn.Module, size: int) -> None:
 
 
 def session_of(model: bytes, threads: int = 0, device: str = "cpu") -> onnxruntime.InferenceSession:
-    """An onnxruntime session; 0 threads: as many as it likes.
+    """An onnxruntime session; 0 threads: its default.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -130,7 +127,7 @@ def session_of(model: bytes, threads: int = 0, device: str = "cpu") -> onnxrunti
 
 
 def describe(model: onnx.ModelProto, properties: Mapping[str, str]) -> None:
-    """Add properties to a graph's metadata."""
+    """Add properties to the metadata of a graph."""
     for key, value in properties.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
@@ -143,7 +140,7 @@ def run_graph(session: onnxruntime.InferenceSession, images: NDArray[np.float32]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's chatter from the user; what fails raises anyway."""
+    """Silence the warnings of the exporter; failures still raise."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -152,3 +149,80 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor]:
+    """Post-training static quantisation to int8 (QDQ, per-channel weights; Jacob et al., CVPR 2018).
+
+    Args:
+        graph: a serialised ONNX graph with the input "images".
+        images: preprocessed batches (B, 3, S, S), from which the ranges of activations are measured; read once.
+
+    Returns:
+        The serialised graph, the number of images, and the first of them, (1, 3, S, S).
+
+    Raises:
+        ConfigError: fewer than 16 images.
+        EngineError: the graph cannot be quantised.
+        MissingExtra: onnxruntime is not installed.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise MissingExtra("onnxruntime", "export")
+    import onnx  # noqa: PLC0415  # optional
+    from onnxruntime.quantization import (  # noqa: PLC0415
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    count, first = 0, Tensor()
+
+    class ImageDataset(CalibrationDataReader):  # type: ignore[misc]  # untyped
+        def __init__(self) -> None:
+            self.batches: Iterator[Tensor] = iter(images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            nonlocal count, first
+            batch = next(self.batches, None)
+            if batch is None:
+                return None
+            first = batch[:1].clone() if count == 0 else first
+            count += len(batch)
+            return {"images": batch.numpy()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(graph)
+        try:
+            with quiet():
+                quantize_static(
+                    source,
+                    target,
+                    ImageDataset(),
+                    quant_format=QuantFormat.QDQ,
+                    per_channel=True,
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=CalibrationMethod.MinMax,
+                )
+        except WildcatError:  # an image that cannot be read
+            raise
+        except Exception as error:  # onnxruntime raises many types, also without any image
+            if count < FEWEST:
+                raise _too_few(count) from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise EngineError(
+                f"this network cannot be quantised: {reason}.", "Use --precision bf16 or fp32."
+            ) from error
+        if count < FEWEST:
+            raise _too_few(count)
+        made = onnx.load(target)
+    return made.SerializeToString(), count, first
+
+
+def _too_few(count: int) -> ConfigError:
+    return ConfigError(
+        f"{count} images are too few to calibrate int8 with.", f"Give at least {FEWEST}; a few hundred are usual."
+    )

@@ -1,4 +1,4 @@
-"""onnxruntime and OpenVINO as engines: both run the same ONNX graph."""
+"""onnxruntime and OpenVINO as engines; both run the same ONNX graph."""
 
 from __future__ import annotations
 
@@ -26,18 +26,14 @@ PRECISIONS: dict[EngineName, tuple[Precision, ...]] = {
     "onnx": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-"""What each engine can compute in."""
-
-
 DEVICES: dict[EngineName, tuple[str, ...]] = {"onnx": ("cpu", "cuda"), "openvino": ("cpu",)}
-"""Where the runtimes run."""
 
 
 def check_runtime(name: EngineName, device: torch.device) -> None:
-    """Refuse a runtime that cannot be used here, before a graph is made for it.
+    """Check that a runtime can be used here, before a graph is exported for it.
 
     Raises:
-        EngineError: a device it does not run on.
+        EngineError: it does not run on the device.
         MissingExtra: it is not installed.
     """
     if device.type not in DEVICES[name]:
@@ -51,13 +47,13 @@ def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], T
     """(B, 3, S, S) -> (B, D, h, w) by onnxruntime.
 
     Raises:
-        EngineError: its installed build does not know the device.
+        EngineError: the installed build does not support the device.
     """
     session = session_of(graph, engine_threads(), device.type)
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise EngineError(
-            "the installed onnxruntime knows no CUDA.",
-            "pip install onnxruntime-gpu in its place, or give --device cpu.",
+            "the installed onnxruntime does not support CUDA.",
+            "Install onnxruntime-gpu instead, or give --device cpu.",
         )
 
     def features(images: Tensor) -> Tensor:
@@ -68,10 +64,10 @@ def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], T
 
 @cache
 def openvino_core() -> openvino.Core:
-    """The one OpenVINO of the process, kept as long as that lives.
+    """One OpenVINO core for the life of the process.
 
-    Its CPU plugin gives the thread that makes it a stack for signals, and frees it with itself. Of several the thread
-    may keep one that is freed: the next signal, such as that a child process has ended, then ends the process.
+    Its CPU plugin installs a signal stack in the thread that creates it, and frees it when it is destroyed. With
+    several cores the thread may be left with a freed stack, and the next signal crashes the process.
     """
     import openvino  # noqa: PLC0415  # optional
 
@@ -84,15 +80,15 @@ def open_openvino(graph: bytes, precision: Precision) -> Callable[[Tensor], Tens
     settings = {
         "INFERENCE_NUM_THREADS": engine_threads(),
         "PERFORMANCE_HINT": "LATENCY",
-        # Left to itself it takes bfloat16 wherever the processor has it, and says nothing.
+        # By default it silently uses bfloat16 if the processor has it.
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
     }
     compiled = core.compile_model(core.read_model(graph), "CPU", settings)
-    lock = threading.Lock()  # a compiled model answers one at a time
+    lock = threading.Lock()  # a compiled model runs one batch at a time
 
     def features(images: Tensor) -> Tensor:
         with lock:
-            found = np.array(compiled(images.contiguous().numpy())[0])  # a copy: the next answer overwrites its memory
+            found = np.array(compiled(images.contiguous().numpy())[0])  # a copy: the next batch reuses the memory
         return torch.from_numpy(found)
 
     return features

@@ -1,4 +1,4 @@
-"""Divide the cores between networks that run at the same time."""
+"""Share the cores between forward passes that run at the same time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from wildcat.device import available_cores
 
 
 def engine_threads() -> int:
-    """Threads for an engine: as many as torch would take (it heeds OMP_NUM_THREADS), where they are there."""
+    """Threads for an engine: torch's number (which follows OMP_NUM_THREADS), at most the available cores."""
     return min(torch.get_num_threads(), available_cores())
 
 
 class Shares:
-    """Torch's threads, shared by what runs at the same time in threads of Python.
+    """Shares torch's threads between Python threads that compute at the same time.
 
-    A pass through a network that is spread over all cores waits at every layer for the slowest of them, and one that
-    decodes an image beside it is slow. Several passes with a core each do not wait for each other.
+    A forward pass on all cores waits at every layer for the slowest core, which may be busy decoding an image. Several
+    passes with a core each do not wait for each other.
 
     Attributes:
-        total: threads there are.
-        taken: how many hold a share.
+        total: number of threads to share.
+        taken: number of shares in use.
     """
 
     def __init__(self, total: int) -> None:
@@ -32,14 +32,14 @@ class Shares:
 
     @contextmanager
     def take(self) -> Iterator[int]:
-        """Torch computes with this thread's share: all cores if nothing else runs, an equal part of them otherwise.
+        """Let torch compute in this thread with its share: `total` divided by the number of shares in use.
 
-        The share, which is given, is that at the beginning; who comes later does not change it.
+        Yields the share. It stays the same when others are taken or returned later.
         """
         with self.lock:
             self.taken += 1
             share = max(1, self.total // self.taken)
-            torch.set_num_threads(share)  # of the thread that asks, in torch's OpenMP
+            torch.set_num_threads(share)  # a setting per thread in torch's OpenMP
         try:
             yield share
         finally:

@@ -1,13 +1,14 @@
-"""Torch as an engine: batch normalisation folded into the convolutions before it, channels last; compiled if asked."""
+"""Torch as an engine: channels last, compiled on request; and folding batch normalisation into convolutions."""
 
 from __future__ import annotations
 
-import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -16,30 +17,41 @@ from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.errors import EngineError
 from wildcat.nn.backbones import Backbone
 
-COMPILER = "inductor"
-"""torch.compile's backend."""
+log = logging.getLogger(__name__)
 
-CHECK_SIDE = 64
-"""Pixels of the image on which folding is checked: it is exact at any size, and small ones cost nothing."""
+COMPILER = "inductor"  # backend of torch.compile
 
 
 def open_torch(backbone: Backbone, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """(B, 3, H, W) -> (B, D, h, w) features of any image size, by torch.
+    """(B, 3, H, W) -> (B, D, h, w) features in float32, for any image size."""
+    return _features_of(backbone, precision, device)
+
+
+def open_compiled(
+    backbone: Backbone, precision: Precision, device: torch.device, size: int
+) -> Callable[[Tensor], Tensor]:
+    """As `open_torch`, compiled by torch.compile for any batch size: takes minutes, then runs faster.
 
     Raises:
-        EngineError: int8, which torch does not do here.
+        EngineError: it cannot be compiled here; on a CPU that needs a C++ compiler.
     """
-    if precision == "int8":
-        raise EngineError("torch has no int8 here.", "Give --engine openvino or onnx, or --precision bf16.")
-    network = fold(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _features_of(network, precision, device)
+    compiled = torch.compile(backbone, dynamic=True, backend=COMPILER)
+    features: Callable[[Tensor], Tensor] = torch.inference_mode()(_features_of(compiled, precision, device))
+    try:
+        features(probe(size, 2).to(device))  # with one image, the batch size would be compiled in as a constant
+    except Exception as error:  # errors of the compiler and of the C++ compiler it calls have many types
+        inner = getattr(error, "inner_exception", error)  # the error of the backend
+        reason = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
+        raise EngineError(
+            f"torch cannot compile {backbone.name} here: {reason}.",
+            "It needs a C++ compiler on a CPU, and Triton on a GPU; or use --engine torch.",
+        ) from error
+    return features
 
 
 def _features_of(
     network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """A network as an engine runs it: images channels last, in bfloat16 if asked, features in float32."""
-
     def features(images: Tensor) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -49,49 +61,35 @@ def _features_of(
     return features
 
 
-def open_compiled(
-    backbone: Backbone, precision: Precision, device: torch.device, size: int
-) -> Callable[[Tensor], Tensor]:
-    """As `open_torch`, by torch.compile, for any number of images: some minutes of compiling, then faster.
+def fold(backbone: Backbone, size: int) -> Backbone:
+    """Fold batch normalisation into the convolutions before it, for inference: the same features in fewer passes.
 
-    Raises:
-        EngineError: it cannot be compiled here; on a CPU that takes a C++ compiler.
+    The result shares all other layers with `backbone`, which is not changed: keep only one of them. `backbone` itself
+    is returned if there is nothing to fold, if its code cannot be traced (some transformers), or if the folded network
+    would compute other features.
+
+    Args:
+        backbone: in evaluation mode.
+        size: side in pixels of an image that it takes, for the comparison.
     """
-    network = fold(backbone).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = torch.compile(network, dynamic=True, backend=COMPILER)
-    features: Callable[[Tensor], Tensor] = torch.inference_mode()(_features_of(compiled, precision, device))
-    try:
-        features(probe(size, 2).to(device))  # one image would be taken for the only number there is
-    except Exception as error:  # the compiler raises kinds of its own, and those of the C++ compiler it calls
-        inner = getattr(error, "inner_exception", error)  # what the backend raised
-        reason = (str(inner).strip().splitlines() or [type(inner).__name__])[0]
-        raise EngineError(
-            f"torch cannot compile {backbone.name} here: {reason}.",
-            "It needs a C++ compiler on a CPU, and Triton on a GPU; or use --engine torch.",
-        ) from error
-    return features
-
-
-def fold(backbone: Backbone) -> Backbone:
-    """A copy for inference whose convolutions do what the batch normalisation after them did: a pass less each.
-
-    The backbone itself comes back where it has nothing to fold, or where its code cannot be followed without running
-    it (some transformers), or where the copy would not compute the same.
-    """
-    if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+    if not hasattr(backbone, "network") or not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         return backbone
     try:
-        folded = Backbone(backbone.name, _Folded(backbone.network))
-        images = probe(CHECK_SIDE).to(next(backbone.parameters()).device)
-        with torch.inference_mode():
-            same = relative_error(folded(images), backbone(images)) <= EXACT
-    except Exception:  # tracing raises anything on code it cannot follow; the network itself works
+        folded = Backbone(backbone.name, _Folded(backbone.network)).eval()
+    except (TraceError, TypeError, NotImplementedError) as error:
+        log.debug("%s is not folded: %s", backbone.name, error)
         return backbone
-    return folded if same else backbone
+    images = probe(size).to(next(backbone.parameters()).device)
+    with torch.inference_mode():
+        error_size = relative_error(folded(images), backbone(images))
+    if error_size > EXACT:
+        log.debug("%s is not folded: its features would differ by %.1e", backbone.name, error_size)
+        return backbone
+    return folded
 
 
 class _Folded(nn.Module):
-    """A timm network's features, traced and folded, under the names by which `Backbone` knows them."""
+    """A folded timm network, with the attributes that `Backbone` reads."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -99,7 +97,7 @@ class _Folded(nn.Module):
         self.num_features: Any = network.num_features
         self.output_fmt = getattr(network, "output_fmt", "NCHW")
         self.num_prefix_tokens: Any = getattr(network, "num_prefix_tokens", 0)
-        self.graph = fold_graph(_Features(copy.deepcopy(network).eval()))
+        self.graph = fold_graph(_Features(network))
 
     def forward_features(self, images: Tensor) -> Tensor:
         features: Tensor = self.graph(images)
@@ -117,14 +115,17 @@ class _Features(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Convolutions (some compute their padding from the image's size) and normalisations stay whole."""
+    """Does not trace into convolutions (some compute their padding from the image size) and normalisations."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, (nn.Conv2d, _BatchNorm)) or super().is_leaf_module(module, name)
 
 
 def fold_graph(network: nn.Module) -> fx.GraphModule:
-    """Trace a network in evaluation mode and fold each normalisation whose only input is a convolution's output."""
+    """Trace a network in evaluation mode and fold each batch normalisation that is the only user of a convolution.
+
+    The network is not changed: folded convolutions are new modules, all others are shared.
+    """
     graph = fx.GraphModule(network, _Tracer().trace(network))
     modules = dict(graph.named_modules())
     for node in graph.graph.nodes:
@@ -136,8 +137,8 @@ def fold_graph(network: nn.Module) -> fx.GraphModule:
         if not isinstance(conv, nn.Conv2d) or len(before.users) > 1:
             continue
         graph.set_submodule(str(before.target), fuse_conv_bn_eval(conv, norm))
-        # timm's normalisations bring dropout and activation along.
+        # A normalisation of timm contains dropout and activation.
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
         graph.set_submodule(str(node.target), nn.Sequential(*rest))
     graph.recompile()
-    return graph.eval()
+    return graph

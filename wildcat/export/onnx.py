@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,13 +11,10 @@ from torch import Tensor, nn
 from wildcat._version import __version__
 from wildcat.config import Flip
 from wildcat.engines.onnx_graph import describe, trace
-from wildcat.engines.torch_backend import fold
 from wildcat.errors import ConfigError
 from wildcat.files import refuse_existing, remove_leftovers, write_bytes, writing
-from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import Wildcat
-from wildcat.nn.segmenter import Segmenter
-from wildcat.predictor import Predictor, mean_over_views
+from wildcat.models.member import Member
+from wildcat.predictor import Predictor
 
 OUTPUTS = ("scores", "class_maps")
 
@@ -47,12 +45,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
     if path.exists():
         refuse_existing(path)
     preprocess = predictor.preprocess
-    plain, segmenter = predictor.model.backbone, predictor.members[0].segmenter
-    network, folded = (
-        _ScoresAndMaps(predictor.model, backbone, segmenter, predictor.flip)
-        for backbone in (plain, fold(plain) if segmenter is None else plain)  # a folded network has no inner levels
-    )
-    model = trace(folded, preprocess.size, OUTPUTS, network)
+    model = trace(_ScoresAndMaps(predictor.members[0], predictor.flip), preprocess.size, OUTPUTS)
     describe(
         model,
         {
@@ -75,23 +68,14 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
 
 
 class _ScoresAndMaps(nn.Module):
-    """What the file computes: the features once, their scores, and their maps or those of a segmenter."""
+    """The network of the file: images -> scores and class maps."""
 
-    def __init__(self, model: Wildcat, backbone: Backbone, segmenter: Segmenter | None, flip: Flip) -> None:
+    def __init__(self, member: Member, flip: Flip) -> None:
         super().__init__()
-        self.model = model
-        self.backbone = backbone
-        self.segmenter = segmenter
+        self.member = replace(member, engine=None)
+        self.networks = nn.ModuleList(n for n in (member.model, member.segmenter) if n is not None)
         self.flip = flip
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, *refined = mean_over_views(self.look, images, self.flip)
-        maps = self.model.class_maps_of(features)
-        return self.model.score(features, maps), refined[0] if refined else maps
-
-    def look(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, D, h, w) features of one view, and the maps of a segmenter."""
-        if self.segmenter is None:
-            return (self.backbone(images),)
-        levels = self.backbone.levels(images)
-        return levels[-1], self.segmenter(levels)
+        outputs = self.member.scores_and_maps(*self.member.features(images, self.flip))
+        return outputs.scores, outputs.class_maps

@@ -1,8 +1,10 @@
-"""Which engine is fastest here, and what it costs in exactness: `wildcat bench`."""
+"""Compare the engines that can run a model here, in speed and in accuracy: `wildcat bench`."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,20 +15,19 @@ from torch import Tensor
 from wildcat.config import EngineName, Precision
 from wildcat.data.image_ref import ImageInput, load_image
 from wildcat.device import machine
-from wildcat.engines import PRECISIONS, calibrate_int8, write_pick
+from wildcat.engines import PRECISIONS, calibrate_int8
 from wildcat.engines.onnx_graph import probe
 from wildcat.errors import ConfigError, EngineError, MissingExtra
-from wildcat.fitting.timing import speedups, time_in_turn
-from wildcat.models.run import versions
-from wildcat.predictor import Member, Outputs, Predictor
+from wildcat.models.manifest import versions
+from wildcat.models.member import Member, Outputs
+from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
 
 REFERENCE = "torch fp32"
 
-CALIBRATION = 200
-"""Images int8 ranges are measured on, at most."""
-
-COMPARED = 64
-"""Images whose scores and points are compared, at most."""
+CALIBRATION = 200  # images for int8 calibration, at most
+COMPARED = 64  # images whose scores and points are compared, at most
+ACCEPTED = 0.1  # largest score error, in standard deviations of the scores, of the engine that `fastest` returns
 
 
 def bench_engines(
@@ -35,36 +36,40 @@ def bench_engines(
     rounds: int = 10,
     batch_size: int = 8,
     compiled: bool = False,
-    progress: Callable[[str], object] = lambda what: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Time every engine that runs here, in turn, on one batch, and compare what it says with torch in float32.
+    """Time every engine that runs here, in turn, on one batch, and compare its outputs with torch's in float32.
 
     Args:
-        images: of the kind to come: int8 graphs are made with them (and kept, for `--precision int8`), and scores
-            compared on them. Without any, only times are taken, of random images.
-        compiled: time torch.compile too, which takes minutes to be ready.
-        progress: called with what is done next.
+        images: typical images: int8 graphs are calibrated with them (and cached for `--precision int8`), and scores are
+            compared on them. Without any, random images are timed.
+        compiled: also time torch.compile, which takes minutes to compile.
+        progress: counts engines.
 
     Returns:
-        Plain values for JSON. `engines`, by "ENGINE PRECISION": `seconds` an image, `speedup` over torch fp32 with its
-        `quartiles`, and with images `score_error` (root mean square of the change of scores, in units of their
-        standard deviation over images and classes), `same_class` and `same_point` (shares of the images whose
-        highest class, and whose point of that class, are the same). `left_out`: the others, with reasons. `settings`,
-        `machine`, `versions`.
+        Plain values for JSON. `engines`, by "ENGINE PRECISION": `seconds` per image, `speedup` over torch fp32 with its
+        `quartiles`, and with images `score_error` (root mean square of the change of the scores, in units of their
+        standard deviation over images and classes), `same_class` and `same_point` (fractions of the images whose
+        highest class, and its point, are the same). `left_out`: other engines, with reasons. `settings`, `machine`,
+        `versions`.
 
     Raises:
-        ConfigError: numbers below 1, or images too few to make int8 graphs with.
+        ConfigError: numbers below 1, or too few images for int8 calibration.
         ImageError: an image cannot be read.
     """
     if rounds < 1 or batch_size < 1:
         raise ConfigError(f"rounds={rounds}, batch_size={batch_size}: both must be at least 1.")
+    candidates = [(n, p) for n, precisions in PRECISIONS.items() for p in precisions if n != "compile" or compiled]
     left_out: dict[str, str] = {}
-    ready = {REFERENCE: _with_engine(predictor, "torch", "fp32")}
-    for name, precision in ((n, p) for n, all_of in PRECISIONS.items() for p in all_of):
-        if name == "compile" and not compiled:
-            continue
+    ready: dict[str, Predictor] = {}
+    refined = any(member.segmenter is not None for member in predictor.members)
+    progress.start("preparing engines", len(candidates))
+    for name, precision in candidates:
         label = f"{name} {precision}"
-        progress(f"preparing {label}")
+        progress.advance(1, label)
+        if refined and label != REFERENCE:
+            left_out[label] = "a refined model runs on torch in fp32 only."
+            continue
         try:
             if precision == "int8" and images and name == "onnx":  # both runtimes take the same graph
                 calibrate(predictor, images, batch_size)
@@ -74,13 +79,15 @@ def bench_engines(
     compared = _evenly(images, COMPARED)
     rows: dict[str, dict[str, Any]] = {label: {} for label in ready}
     if compared:
-        progress("comparing scores and points")
-        expected = _outputs(ready[REFERENCE], compared, batch_size)
-        rows = {label: _differences(_outputs(p, compared, batch_size), expected) for label, p in ready.items()}
+        progress.start("comparing scores and points", len(ready))
+        outputs = {}
+        for label, other in ready.items():
+            outputs[label] = [found for _, found in other.outputs(compared, batch_size=batch_size)]
+            progress.advance()
+        rows = {label: _differences(found, outputs[REFERENCE]) for label, found in outputs.items()}
     inputs = _batch(predictor.members, _evenly(images, batch_size), batch_size)
-    progress("timing")
-    runs = {label: _runner(p, inputs) for label, p in ready.items()}
-    timed = speedups(time_in_turn(runs, rounds), REFERENCE, batch_size)
+    runs = {label: _runner(other, inputs) for label, other in ready.items()}
+    timed = speedups(time_in_turn(runs, rounds, progress=progress), REFERENCE, batch_size)
     return {
         "engines": {label: timed[label] | rows[label] for label in ready},
         "left_out": left_out,
@@ -99,43 +106,19 @@ def bench_engines(
     }
 
 
-def pick(predictor: Predictor, result: Mapping[str, Any], tolerance: float) -> str:
-    """Keep the fastest engine whose score error is within `tolerance` as what `--engine auto` takes; returns its label.
+def fastest(result: Mapping[str, Any]) -> str:
+    """The fastest engine, "ENGINE PRECISION", of those with the same scores as torch fp32 up to `ACCEPTED`.
 
-    Raises:
-        ConfigError: the tolerance is negative, or nothing was compared.
+    Where no scores were compared, of those in fp32.
     """
-    check_tolerance(tolerance)
-    rows = {k: row for k, row in result["engines"].items() if row.get("score_error", np.inf) <= tolerance}
-    if not rows:
-        raise ConfigError("engines are picked by what they say of images.", "Name images of the kind to come.")
-    label: str = max(rows, key=lambda k: rows[k]["speedup"])
-    name, precision = label.split()
-    record = {"tolerance": tolerance, **rows[label], "settings": result["settings"], "versions": result["versions"]}
-    for member in predictor.members:
-        write_pick(
-            member.model.backbone,
-            member.preprocess.size,
-            predictor.device.type,
-            name,  # type: ignore[arg-type]  # a label is made of them
-            precision,  # type: ignore[arg-type]
-            record,
-        )
+    rows = result["engines"]
+    accepted = [k for k, row in rows.items() if row.get("score_error", 0.0 if "fp32" in k else np.inf) <= ACCEPTED]
+    label: str = max(accepted, key=lambda label: rows[label]["speedup"])
     return label
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Refuse a tolerance that no engine can meet.
-
-    Raises:
-        ConfigError: negative, or no number.
-    """
-    if not tolerance >= 0:
-        raise ConfigError(f"tolerance={tolerance}: give a number of at least 0, such as 0.1.")
-
-
 def engine_versions() -> dict[str, str]:
-    """Versions of the runtimes that are installed."""
+    """Versions of the installed runtimes."""
     found = {}
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         try:
@@ -160,7 +143,7 @@ def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -
 
 
 def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: int = 8) -> int:
-    """Make int8 graphs for every member with at most 200 of the images, spread over them; returns how many.
+    """Create int8 graphs for every member with at most 200 of the images, evenly spaced; returns their number.
 
     Raises:
         ConfigError, EngineError, MissingExtra: see `wildcat.engines.calibrate_int8`.
@@ -179,13 +162,13 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
 
 
 def _evenly(images: Sequence[ImageInput], most: int) -> list[ImageInput]:
-    """At most `most` of the images, spread over all of them: a list often goes class by class."""
+    """At most `most` of the images, evenly spaced: lists are often sorted by class."""
     count = min(most, len(images))
     return [images[i * len(images) // count] for i in range(count)]
 
 
 def _batch(members: Sequence[Member], paths: Sequence[ImageInput], batch_size: int) -> list[Tensor]:
-    """One batch for each member: of the images, again from the first where they are fewer, or random ones."""
+    """One batch for each member: of the images, repeated if they are too few, or of random ones."""
     if not paths:
         return [probe(member.preprocess.size, batch_size) for member in members]
     read = [load_image(paths[i % len(paths)]) for i in range(batch_size)]
@@ -193,11 +176,7 @@ def _batch(members: Sequence[Member], paths: Sequence[ImageInput], batch_size: i
 
 
 def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Callable[[], object]:
-    return lambda: predictor.run(images, modalities=False)
-
-
-def _outputs(predictor: Predictor, paths: Sequence[ImageInput], batch_size: int) -> list[Outputs]:
-    return list(predictor.stream_outputs(paths, batch_size))
+    return lambda: predictor.forward(images, modalities=False)
 
 
 def _differences(found: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[str, float]:
@@ -211,3 +190,58 @@ def _differences(found: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[
         "same_class": round(float(np.mean(scores.argmax(axis=1) == top)), 4),
         "same_point": round(float(np.mean(cells == true_cells)), 4),
     }
+
+
+Times = Mapping[str, Sequence[float]]  # name -> seconds of each round
+
+
+def time_in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 2,
+    progress: Progress = SILENT,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each alternative in each round; they take turns, so that other load on the machine affects all alike.
+
+    The order rotates from round to round. On CUDA a run ends when its kernels do.
+
+    Args:
+        warmup: rounds that are not timed, for memory allocation and the choice of kernels.
+        progress: counts rounds.
+    """
+    names = list(runs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    progress.start("timing", warmup + rounds)
+    for index in range(warmup + rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            start = clock()
+            runs[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken = clock() - start
+            if index >= warmup:
+                times[name].append(taken)
+        progress.advance()
+    return times
+
+
+def speedups(times: Times, reference: str, images: int = 1) -> dict[str, dict[str, Any]]:
+    """For each alternative the median seconds per image, and the speedup over the reference.
+
+    Ratios are computed per round; `speedup` is their median, `quartiles` their spread.
+
+    >>> speedups({"a": [4.0, 6.0, 4.0], "b": [2.0, 2.0, 2.0]}, "a")["b"]
+    {'seconds': 2.0, 'speedup': 2.0, 'quartiles': [2.0, 3.0]}
+    """
+    rows = {}
+    for name, taken in times.items():
+        ratios = sorted(base / own for base, own in zip(times[reference], taken, strict=True))
+        quarter = len(ratios) // 4
+        rows[name] = {
+            "seconds": round(statistics.median(taken) / images, 6),
+            "speedup": round(statistics.median(ratios), 3),
+            "quartiles": [round(ratios[quarter], 3), round(ratios[-1 - quarter], 3)],
+        }
+    return rows

@@ -1,12 +1,13 @@
-"""How a model draws masks, fitted on training images: from their tags, and from their masks where there are any.
+"""Fit a model's thresholds and mask settings on training images: `wildcat calibrate`.
 
-Which classes are drawn comes from the tags. Where a class ends and the background begins cannot be told from tags:
-without masks the background stays at its default.
+Per-class thresholds are fitted on labels; they decide which classes are predicted and drawn. Where a class ends and the
+background begins cannot be learned from labels: it is fitted on the masks of the images, and stays at its default
+without any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -29,25 +30,18 @@ from wildcat.metrics import mean_iou
 from wildcat.models.calibration import fitted_samples
 from wildcat.prediction import Prediction, default_mask_params
 from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
 from wildcat.regions.masks import BackgroundRule, MaskParams
 
-GATES = np.arange(1, 100) / 100
-"""Probabilities tried as gates."""
+GATES = np.arange(1, 100) / 100  # thresholds tried
+PRIOR_IMAGES = 10  # weight of the pooled counts of all classes, in images, when the threshold of a class is chosen
 
-PRIOR_IMAGES = 10
-"""How many images with a class the counts of all classes together weigh, when its gate is chosen."""
-
+# Masks used at most, evenly spaced: a constant is found with fewer, and their class maps are held in memory.
 MOST_MASKS, MOST_MASKS_CRF = 1000, 200
-"""Masks used at most, evenly spread: a constant is found with fewer, and their class maps are held in memory."""
 
-FITTED_RULES: tuple[BackgroundRule, ...] = ("score", "constant")
-"""Rules that differ without a CRF; each is fitted, in the order of `_candidates`."""
-
-CRF_THRESHOLDS = (0.1, 0.2, 0.3, 0.4)
-"""Thresholds tried under a CRF for "constant" and "power"."""
-
-CRF_SCORES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)
-"""Scores tried under a CRF, which runs once for each of them and of `CRF_THRESHOLDS`."""
+FITTED_RULES: tuple[BackgroundRule, ...] = ("score", "constant")  # without a CRF "power" is equivalent to "constant"
+CRF_THRESHOLDS = (0.1, 0.2, 0.3, 0.4)  # tried with a CRF for "constant" and "power"
+CRF_SCORES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0)  # tried with a CRF, which runs once for each candidate
 
 
 def calibrate(
@@ -55,49 +49,50 @@ def calibrate(
     data: DataSet,
     split: str = "train",
     crf: bool = False,
-    progress: Callable[[int], object] = lambda steps: None,
+    progress: Progress = SILENT,
 ) -> tuple[MaskParams, dict[str, Any]]:
-    """Fit how masks are drawn on the images of a split, to be stored by `wildcat.models.calibration`.
+    """Fit thresholds and mask settings on a split; `wildcat.models.calibration.write_calibration` stores them.
 
     Args:
-        split: one the model was trained on, never one it is measured on. Of a data set without `val`, the part of
-            `train` that stands in for it is left out.
-        crf: fit the background for masks that are then sharpened by a CRF. Rules "score" and "constant" are tried, and
-            with a CRF also "power", which without one is "constant" again.
-        progress: called with the number of steps done since the last call, of `count_steps`.
+        split: of the training data, never one to evaluate on. In a data set without `val`, the images of `train` that
+            are held out for it are left out.
+        crf: fit the background for masks that are sharpened by a CRF. The rules "score" and "constant" are tried, with
+            a CRF also "power".
+        progress: counts images, then masks.
 
     Returns:
-        The settings, one gate a class in the order of the model; and what to record: `data`, `split`, `images`,
-        `masks` (how many were used), `crf`, and of each class `prior` (its share of the images) and `f1`.
+        The settings, with one threshold per class in the order of the model; and the record: `data`, `split`, `images`,
+        `masks` (number used), `crf`, and per class `prior` (its share of the images) and `f1`.
 
     Raises:
-        DataError: the data set's classes are not the model's, or none of its images has a known tag.
+        DataError: the data set's classes are not the model's, or none of its images has a label.
         ImageError: an image cannot be read.
     """
     order = class_order(predictor, data)
     samples = fitted_samples(data, split)
     masked = set(_masked(samples, crf))
-    scored, kept = [], []
+    probs, with_masks = [], []
+    progress.start("predicting", len(samples))
     for i, prediction in enumerate(predictor.stream([s.path for s in samples], modalities=False)):
-        scored.append(prediction.class_probs[order])
+        probs.append(prediction.class_probs[order])
         if i in masked:
-            kept.append((prediction, samples[i]))
-        progress(1)
+            with_masks.append((prediction, samples[i]))
+        progress.advance()
     labels = label_matrix(samples)
     if not (labels == PRESENT).any():
-        raise DataError(f"no image of {split} of {data.name} has a tag.", "Name a split with tagged images.")
-    gates, f1 = fit_gates(np.stack(scored), labels)
+        raise DataError(f"no image of {split} of {data.name} has a label.", "Give a split with labelled images.")
+    gates, f1 = fit_gates(np.stack(probs), labels)
     prior = (labels == PRESENT).mean(axis=0)
     by_model = [0.5] * len(predictor.classes)
     for c, index in enumerate(order):
         by_model[index] = float(gates[c])
     params = replace(default_mask_params(data.task), gate=tuple(by_model))
-    params, tried = fit_background(params, kept, order, crf, progress)
+    params, tried = fit_background(params, with_masks, order, crf, progress)
     record = {
         "data": data.name,
         "split": split,
         "images": len(samples),
-        "masks": len(kept),
+        "masks": len(with_masks),
         "crf": crf,
         "flip": predictor.flip,
         "prior": {c: round(float(v), 4) for c, v in zip(data.classes, prior, strict=True)},
@@ -107,26 +102,19 @@ def calibrate(
     return params, record
 
 
-def count_steps(data: DataSet, split: str, crf: bool) -> int:
-    """How many steps of `progress` a calibration takes."""
-    samples = fitted_samples(data, split)
-    rounds = len(_candidates(MaskParams(), crf)) if crf else len(FITTED_RULES)
-    return len(samples) + len(_masked(samples, crf)) * rounds
-
-
 def fit_gates(probs: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The probability above which each class is taken to be there, by F1 on tags.
+    """The threshold on the probability of each class with the highest F1 on the labels.
 
-    Probabilities of images the network learned from are surer than those of others, and a rare class has few of
-    them. So the counts of all classes together, scaled to `PRIOR_IMAGES` images with a class, join those of each;
-    and of gates that are equally good the one nearest to 0.5 is taken.
+    Probabilities on training images are overconfident, and a rare class has few images. So the counts of all classes,
+    scaled to `PRIOR_IMAGES` images, are added to those of each class, and of equally good thresholds the one nearest to
+    0.5 is chosen.
 
     Args:
         probs: (N, C) predicted probabilities.
         labels: (N, C) of 1 present, 0 ignored, -1 absent.
 
     Returns:
-        (C,) gates, among `GATES`; and (C,) F1 of each class at its gate, without the prior (0 for an absent class).
+        (C,) thresholds, among `GATES`; and (C,) F1 of each class at its threshold, without the prior (0 if absent).
 
     >>> gates, f1 = fit_gates(np.array([[0.9], [0.4], [0.35], [0.1]]), np.array([[1], [1], [-1], [-1]]))
     >>> gates.tolist(), f1.tolist()
@@ -152,31 +140,33 @@ def fit_gates(probs: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[NDA
 
 def fit_background(
     params: MaskParams,
-    kept: Sequence[tuple[Prediction, Sample]],
+    with_masks: Sequence[tuple[Prediction, Sample]],
     order: Sequence[int],
     crf: bool,
-    progress: Callable[[int], object],
+    progress: Progress = SILENT,
 ) -> tuple[MaskParams, list[dict[str, Any]]]:
     """`params` with the background of the highest mean IoU on images with masks, and the IoU of each one tried.
 
-    Without images `params` come back as they are. Of equally good ones the one nearest to the default is taken.
+    Without images `params` is returned unchanged. Of equally good backgrounds the nearest to the default is chosen.
     """
-    if not kept:
+    if not with_masks:
         return params, []
     candidates = _candidates(params, crf)
     classes = len(order) + 1
     confusions: Sequence[NDArray[np.int64]]
     if crf:
         confusions = [np.zeros((classes, classes), dtype=np.int64) for _ in candidates]
-        for prediction, sample in kept:
+        progress.start("fitting the background", len(with_masks))
+        for prediction, sample in with_masks:
             truth = true_mask(prediction, sample)
             for k, candidate in enumerate(candidates):
                 confusions[k] += mask_confusion(prediction, truth, order, True, candidate)
-                progress(1)
+            progress.advance()
     else:
         confusions = []
+        progress.start("fitting the background", len(FITTED_RULES) * len(with_masks))
         for rule in FITTED_RULES:
-            histograms = _histograms(replace(params, rule=rule), kept, order, progress)
+            histograms = _histograms(replace(params, rule=rule), with_masks, order, progress)
             confusions = [*confusions, *confusions_by_threshold(reduce(np.add, histograms))]
     tried = [
         {"rule": p.rule, "threshold": round(p.threshold or 0.0, 4), "miou": round(mean_iou(confusion), 6)}
@@ -190,27 +180,27 @@ def fit_background(
 
 def _histograms(
     params: MaskParams,
-    kept: Sequence[tuple[Prediction, Sample]],
+    with_masks: Sequence[tuple[Prediction, Sample]],
     order: Sequence[int],
-    progress: Callable[[int], object],
+    progress: Progress,
 ) -> Iterator[NDArray[np.int64]]:
-    for prediction, sample in kept:
+    for prediction, sample in with_masks:
         yield strength_histogram(prediction, true_mask(prediction, sample), order, params)
-        progress(1)
+        progress.advance()
 
 
 def _candidates(params: MaskParams, crf: bool) -> list[MaskParams]:
-    """The backgrounds that are tried, rule by rule; s = (1 - s)^a has a = log(s) / log(1 - s)."""
+    """The backgrounds to try, rule by rule; s = (1 - s)^a is solved by a = log(s) / log(1 - s)."""
     scores, constants = (CRF_SCORES, CRF_THRESHOLDS) if crf else (SCORES, THRESHOLDS)
-    made = [replace(params, rule="score", score=t) for t in scores]
-    made += [replace(params, rule="constant", constant=t) for t in constants]
+    candidates = [replace(params, rule="score", score=t) for t in scores]
+    candidates += [replace(params, rule="constant", constant=t) for t in constants]
     if crf:
         powers = [float(np.log(t) / np.log(1 - t)) for t in CRF_THRESHOLDS]
-        made += [replace(params, rule="power", exponent=a) for a in powers]
-    return made
+        candidates += [replace(params, rule="power", exponent=a) for a in powers]
+    return candidates
 
 
 def _masked(samples: Sequence[Sample], crf: bool) -> list[int]:
-    """Positions of the images with masks that are used."""
+    """Indices of the images whose masks are used."""
     found = [i for i, sample in enumerate(samples) if sample.mask is not None]
     return found[:: -(-len(found) // (MOST_MASKS_CRF if crf else MOST_MASKS)) or 1]

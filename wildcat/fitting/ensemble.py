@@ -1,14 +1,13 @@
-"""Several trained networks as one model: per-class scores side by side, a linear classifier on top (Object Bank).
+"""Combine several runs into one model with a linear classifier on all their scores: `wildcat ensemble`.
 
-The paper trains one network for each of several input sizes and combines them so (section 4.1; Li et al., Object Bank,
-NIPS 2010). Maps are averaged on the finest grid, so that points and masks profit as well.
+The paper combines networks of several input sizes this way (section 4.1; Li et al., Object Bank, NIPS 2010). Maps are
+averaged on the finest grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ from torch import Tensor
 
 from wildcat.data.dataset import DataSet, Task, label_matrix
 from wildcat.errors import ConfigError, DataError
-from wildcat.models.ensemble import Combine, Ensemble, check_members, write_ensemble
+from wildcat.models.folder import Combination, Combine, Model, check_members, write_ensemble
+from wildcat.models.member import Member
 from wildcat.models.run import Run, refuse_taken
-from wildcat.predictor import Combination, Member, Predictor
+from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
 from wildcat.train.optim import multiclass_loss, multilabel_loss
 
-STRENGTH = 0.1
-"""Default pull of the linear classifier towards plain averaging."""
+STRENGTH = 0.1  # default regularisation of the linear classifier towards the average
 
 
 def create_ensemble(
@@ -34,19 +34,19 @@ def create_ensemble(
     split: str = "train",
     strength: float = STRENGTH,
     device: str = "auto",
-    progress: Callable[[int], object] = lambda images: None,
-) -> Ensemble:
-    """Combine runs into one model, a folder that every command takes.
+    progress: Progress = SILENT,
+) -> Model:
+    """Combine runs into one model folder.
 
     Args:
-        combine: "linear" trains a classifier on the members' scores of `split`; "average" takes their mean.
-        data, split: labelled images to train the linear classifier on: those the members were trained on, as in the
-            paper. Never those it is measured on.
+        combine: "linear" trains a classifier on the scores of the runs for `split`; "average" uses their mean.
+        data, split: labelled images to train the linear classifier on: the training images of the runs, as in the
+            paper. Never a split to evaluate on.
         strength: see `fit_combination`.
-        progress: called with the number of images done since the last call.
+        progress: counts images.
 
     Raises:
-        RunError: the folder exists, or the runs have other classes.
+        RunError: the folder exists, or the runs differ in classes.
         ConfigError: a linear combination without data, or a strength out of range.
         DataError: the data has other classes than the runs.
     """
@@ -65,33 +65,34 @@ def create_ensemble(
     predictor = Predictor("members", members, runs[0].classes, runs[0].task, device)
     samples = data.split(split)
     scores = []
-    for outputs in predictor.stream_outputs([s.path for s in samples]):
+    progress.start("scoring", len(samples))
+    for images, outputs in predictor.outputs([s.path for s in samples]):
         scores.append(outputs.member_scores)
-        progress(len(outputs.scores))
+        progress.advance(len(images))
     fitted = fit_combination(np.concatenate(scores), label_matrix(samples), runs[0].task, strength)
     record = {"data": data.name, "split": split, "images": len(samples), "strength": strength}
-    return write_ensemble(folder, runs, (fitted.weight, fitted.bias), record)
+    return write_ensemble(folder, runs, fitted, record)
 
 
 def fit_combination(
     scores: NDArray[np.float32], labels: NDArray[np.int8], task: Task, strength: float = STRENGTH
 ) -> Combination:
-    """Train the linear classifier over the members' scores, all classes of all members side by side.
+    """Train the linear classifier on the scores of all members for all classes.
 
-    It minimises the mean loss of training plus `strength / 2 * ||W - W0||^2`, where W0 averages the members. With
-    scores of the very images the members learned from, which they fit too well, a plain classifier would trust them
-    too much: pulled towards the average it changes only what the images insist on. Deterministic.
+    It minimises the mean training loss plus `strength / 2 * ||W - W0||^2`, where W0 averages the members. The members
+    overfit the images that they were trained on, and a plain classifier would trust them too much; this regularisation
+    keeps it near the average. Deterministic.
 
     Args:
         scores: (N, S, C) raw scores of the members.
         labels: (N, C) of 1 present, 0 ignored, -1 absent.
-        strength: at least 0; 0 is the plain classifier, large is averaging.
+        strength: at least 0; 0: a plain classifier; large values: the average.
 
     Raises:
         ConfigError: a negative or infinite strength.
     """
     if not (np.isfinite(strength) and strength >= 0):
-        raise ConfigError(f"strength={strength}: give a number of at least 0; 0.01 to 1 is customary.")
+        raise ConfigError(f"strength={strength}: give a number of at least 0; 0.01 to 1 is usual.")
     _, members, classes = scores.shape
     inputs = torch.from_numpy(scores.reshape(len(scores), -1)).double()
     targets = torch.from_numpy(labels)
@@ -111,9 +112,3 @@ def fit_combination(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return Combination(weight.detach().float().numpy(), bias.detach().float().numpy())
-
-
-def describe_ensemble(ensemble: Ensemble) -> dict[str, Any]:
-    """What to say of an ensemble in tables: its members' backbone and size, and how they are combined."""
-    members = [f"{run.config.backbone} {run.preprocess.size}" for run in ensemble.runs]
-    return {"members": members, "combine": ensemble.manifest["combine"]}

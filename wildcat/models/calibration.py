@@ -1,11 +1,11 @@
-"""calibration.json in the folder of a run or an ensemble: how its masks are drawn, fitted on training images.
+"""calibration.json in a model folder: per-class thresholds and mask settings, fitted on training images.
 
-data, split, images, masks   what it was fitted on: so many images with tags, of which so many with masks
-weights                        digest of the weights it was fitted for: others need another calibration
-gate, prior, f1                of each class: see `wildcat.fitting.calibrate.fit_gates`
-crf_settings                   of `wildcat.regions.CrfParams`, where the model's maps ask for other than the defaults
-background                     rule, score, constant and exponent of `wildcat.regions.MaskParams`
-tried                          mean IoU of each background tried, on those masks; empty where there were none
+data, split, images, masks   what they were fitted on: the number of labelled images, and of those with masks
+weights                      digest of the weights they were fitted for
+gate, prior, f1              per class: threshold, share of the images, F1; see `wildcat.fitting.calibrate`
+background                   rule, score, constant and exponent of `wildcat.regions.MaskParams`
+crf_settings                 of `wildcat.regions.CrfParams`, or null for the defaults
+tried                        mean IoU of each background tried; empty without masks
 """
 
 from __future__ import annotations
@@ -13,33 +13,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from wildcat.data.dataset import DataSet, Sample
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import read_json, remove_leftovers, write_json
-from wildcat.models.ensemble import COMBINATION
-from wildcat.models.refined import BASE, SEGMENTER
-from wildcat.models.run import WEIGHTS, versions
+from wildcat.models.manifest import SCHEMA, timestamp, versions
 from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 
-SCHEMA = 2
-"""Version of the file's layout."""
-
 CALIBRATION = "calibration.json"
+WEIGHT_FILES = ("model.safetensors", "combination.safetensors", "segmenter.safetensors")
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """How a model's masks are drawn, and what that was fitted on.
+    """Fitted thresholds and mask settings of a model.
 
     Attributes:
-        params: with one gate a class, in the order of the model's classes.
-        crf: settings of the dense CRF that go with the model's maps; None for the defaults.
-        record: what calibration.json holds.
+        params: with one threshold (`gate`) per class, in the order of the model's classes.
+        record: the content of calibration.json.
+        crf: settings of the dense CRF for this model; None for the defaults.
     """
 
     params: MaskParams
@@ -54,24 +49,23 @@ def write_calibration(
     record: Mapping[str, Any],
     crf: CrfParams | None = None,
 ) -> Calibration:
-    """Write calibration.json into the folder of a run or an ensemble, in place of an earlier one; atomic.
+    """Write calibration.json into a model folder, atomically; it replaces an earlier one.
 
     Args:
-        params: with one gate a class.
-        record: data, split, images, masks, and what else there is to say; plain values.
-        crf: settings of the dense CRF for this model; None leaves them at their defaults.
+        params: with one threshold per class, or one for all.
+        record: data, split, images, masks and other entries; plain values.
+        crf: settings of the dense CRF for this model; None for the defaults.
 
     Raises:
         RunError: the file cannot be written.
     """
     gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(classes)
-    background = {name: getattr(params, name) for name in ("rule", "score", "constant", "exponent")}
     content = {
         "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": timestamp(),
         **record,
         "gate": dict(zip(classes, gates, strict=True)),
-        "background": background,
+        "background": {name: getattr(params, name) for name in ("rule", "score", "constant", "exponent")},
         "crf_settings": None if crf is None else asdict(crf),
         "weights": weights_digest(folder),
         "versions": versions(),
@@ -82,7 +76,7 @@ def write_calibration(
 
 
 def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None:
-    """The calibration of the model in `folder`, or None where it has none.
+    """Read the calibration of a model folder; None if it has none.
 
     Raises:
         RunError: the file is damaged, or was fitted for other classes or weights.
@@ -90,15 +84,15 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
     path = folder / CALIBRATION
     if not path.is_file():
         return None
-    again = f"Type: wildcat calibrate {folder} DATA, or delete the file for masks at the default settings."
+    again = f"Type: wildcat calibrate {folder} DATA, or delete the file for the default thresholds and masks."
     try:
         record = read_json(path, again)
-        schema = record["schema"]
-        if schema != SCHEMA:
-            raise RunError(f"{path} has layout version {schema!r}; this version reads {SCHEMA}.", again)
+        if record["schema"] != SCHEMA:
+            raise RunError(f"{path} has layout version {record['schema']!r}; this version reads {SCHEMA}.", again)
         gates, background = dict(record["gate"]), record["background"]
         crf = None if record["crf_settings"] is None else CrfParams(**record["crf_settings"])
-        fitted = str(record["data"]), str(record["split"]), int(record["images"]), int(record["masks"])
+        fitted = {"data": str(record["data"]), "split": str(record["split"])}
+        counts = {"images": int(record["images"]), "masks": int(record["masks"])}
         if set(gates) == set(classes):
             params = MaskParams(
                 gate=tuple(float(gates[name]) for name in classes),
@@ -114,19 +108,18 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
         raise RunError(f"{path} is of a model with other classes ({len(gates)}; here {len(classes)}).", again)
     if record.get("weights") != weights_digest(folder):
         raise RunError(f"{path} was fitted for other weights than those now in {folder}.", again)
-    data, split, images, masks = fitted
-    return Calibration(params, {**record, "data": data, "split": split, "images": images, "masks": masks}, crf)
+    return Calibration(params, {**record, **fitted, **counts}, crf)
 
 
 def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:
-    """The images to fit on: those of `split`; of `train`, without those that stand in for a `val` there is not."""
+    """The images of `split` to fit on; of a `train` without a `val` split, those that are not held out for `val`."""
     if split == "train" and "val" not in data.readers:
         return data.training_split("train", "val")[0]
     return data.split(split)
 
 
 def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
-    """How many images of a split a calibration was fitted on: figures of its masks there flatter the model."""
+    """How many images of a split a calibration was fitted on: mask metrics on them are optimistic."""
     if record["data"] != data.name or record["split"] not in (*data.readers, "val"):
         return 0
     fitted = {sample.name for sample in fitted_samples(data, record["split"])}
@@ -134,12 +127,9 @@ def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over the weights of a run, of an ensemble's members and combination, or of a refined model."""
-    refined = [folder / BASE / WEIGHTS, folder / SEGMENTER]
-    files = [folder / WEIGHTS, folder / COMBINATION, *refined, *sorted((folder / "members").glob(f"*/{WEIGHTS}"))]
+    """SHA-256 over all weights in a model folder, including those of its members or its base."""
     digests = []
-    for path in files:
-        if path.is_file():
-            with path.open("rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    for path in sorted(path for path in folder.rglob("*.safetensors") if path.name in WEIGHT_FILES):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()

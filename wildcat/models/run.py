@@ -1,12 +1,15 @@
-"""The run folder: settings, classes, weights and history of one training. A run folder IS a model.
+"""The run folder: settings, manifest, weights and history of one training. It is a model folder.
 
-    config.yaml        the settings, as given
-    run.json           what the weights need to be used: classes, task, preprocessing; and where they came from
+    config.yaml        the settings of the training
+    model.json         the manifest, see `wildcat.models.manifest`; a run adds
+                       preprocess: size, mean, std and interpolation of its input
+                       data: source, reader options, name, format and number of images of the training data
+                       launch: the torchrun launch that created it, or ""
     model.safetensors  the best weights so far
-    state.pt           everything needed to go on exactly where training stopped
-    metrics.jsonl      one line an epoch
+    state.pt           the state of the training, from which it resumes exactly
+    metrics.jsonl      one line per epoch
 
-Every file is written beside itself and moved into place, so a reader never sees half of one.
+Every file is written atomically.
 """
 
 from __future__ import annotations
@@ -16,51 +19,36 @@ import dataclasses
 import io
 import json
 import math
-import platform
 import reprlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy
-import PIL
 import safetensors
 import safetensors.torch
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from wildcat._version import __version__
 from wildcat.config import TrainConfig, config_text, read_config, to_dict
 from wildcat.data.dataset import DataSet, Task
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ConfigError, RunError, did_you_mean
-from wildcat.files import next_free, read_json, refuse_existing, remove_leftovers, write_bytes, write_json, writing
+from wildcat.errors import ConfigError, RunError
+from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
+from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.model import Wildcat, model_from_config
 
-SCHEMA = 1
-"""Version of the run folder's layout."""
+CONFIG, WEIGHTS, STATE, METRICS = "config.yaml", "model.safetensors", "state.pt", "metrics.jsonl"
 
-CONFIG, MANIFEST, WEIGHTS, STATE, METRICS = "config.yaml", "run.json", "model.safetensors", "state.pt", "metrics.jsonl"
-
-ENSEMBLE, REFINED = "ensemble.json", "refined.json"
-"""What makes a folder an ensemble (`wildcat.models.ensemble`) or a refined model (`wildcat.models.refined`)."""
-
-RESTORE = "Restore it from a copy, or train again."
-
-RESUMABLE = ("device", "workers", "save_minutes")
-"""Settings that may differ when a run goes on: they do not change what is computed."""
+RESUMABLE = ("device", "workers", "save_minutes")  # settings that --resume may change
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder that has been opened and checked."""
+    """An opened run folder."""
 
     folder: Path
     config: TrainConfig
@@ -70,32 +58,32 @@ class Run:
     manifest: Mapping[str, Any]
 
     def load_model(self, output_stride: int | None = None) -> Wildcat:
-        """The network with the run's best weights, on the CPU, ready to predict.
+        """Build the network and load the best weights; on the CPU, in evaluation mode.
 
         Args:
-            output_stride: of the maps; None for that of training. Strides change no weight.
+            output_stride: input pixels per cell of the maps; None: as in training. It does not change the weights.
 
         Raises:
             RunError: no weights yet, or they are damaged or of another network.
-            ConfigError: an output stride the network cannot give.
+            ConfigError: the backbone does not support the output stride.
         """
         path = self.folder / WEIGHTS
         if not path.is_file():
             raise RunError(
                 f"{self.folder} has no {WEIGHTS}: its training stopped before the first epoch ended.",
-                f"Go on with: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
+                f"Continue it: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
             )
         rows = len(self.classes) * self.config.num_maps
-        if weight_shapes(path).get("transfer.weight", ())[:1] != (rows,):  # before anything of that size is made
+        if weight_shapes(path).get("transfer.weight", ())[:1] != (rows,):  # before memory of that size is allocated
             raise _unfitting(path, ["transfer.weight"])
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+        with torch.random.fork_rng(devices=[]):  # the random initialisation is overwritten
             config = dataclasses.replace(self.config, output_stride=output_stride or self.config.output_stride)
             model = model_from_config(config, len(self.classes), weights="none")
         load_weights(model, path)
         return model.eval()
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl.
+        """The records of metrics.jsonl.
 
         Raises:
             RunError: the file is damaged.
@@ -117,10 +105,10 @@ def create_run(
     options: Sequence[str] = (),
     launch: str = "",
 ) -> Run:
-    """Make a new run folder for a training on `data`.
+    """Create the run folder of a new training on `data`.
 
     Args:
-        source, options: the data set and its reader options as given on the command line, for the record.
+        source, options: the data set and its reader options as given on the command line.
         launch: the torchrun launch that creates the run, see `wildcat.train.distributed.launch_name`.
 
     Raises:
@@ -138,52 +126,47 @@ def create_run(
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
     preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
-    manifest = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "classes": list(data.classes),
-        "task": data.task,
-        "preprocess": dataclasses.asdict(preprocess),
-        "data": {
-            "source": source or str(data.root),
-            "options": list(options),
-            "name": data.name,
-            "format": data.format,
-            "images": {"train": len(samples), "val": len(val_samples)},
-        },
-        "versions": versions(),
-        "launch": launch,
-    }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG, config_text(config).encode())
-        write_json(folder / MANIFEST, manifest)
+        write_manifest(
+            folder,
+            "run",
+            data.classes,
+            data.task,
+            preprocess=dataclasses.asdict(preprocess),
+            data={
+                "source": source or str(data.root),
+                "options": list(options),
+                "name": data.name,
+                "format": data.format,
+                "images": {"train": len(samples), "val": len(val_samples)},
+            },
+            launch=launch,
+        )
     return open_run(folder)
 
 
 def refuse_taken(folder: Path) -> None:
-    """Refuse to make a run where something is already.
+    """Refuse to create a run in a folder that is in use.
 
     Raises:
         RunError: the folder exists and is not empty, or is a file.
     """
-    resumable = (folder / MANIFEST).is_file()
-    refuse_existing(
-        folder,
-        f"Add --resume to continue it, or give another --out (for example {next_free(folder)})." if resumable else "",
-    )
+    hint = f"Add --resume to continue it, or give another --out (for example {next_free(folder)})."
+    refuse_existing(folder, hint if kind_of(folder) == "run" else "")
 
 
 def discard_unused(run: Run) -> None:
-    """Remove a run folder that holds nothing but its settings, so that the same --out can be given again."""
+    """Remove a run folder that holds only settings, so that the same --out can be given again."""
     if run.folder.is_dir() and {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
         shutil.rmtree(run.folder)
 
 
 def tidy_run(folder: Path) -> None:
-    """Remove what a training that was killed has left half-written in its run folder, before it goes on.
+    """Remove the half-written files of a training that was killed, before it is resumed.
 
-    Settings without a manifest go as well: they are of a run that was killed while it was made.
+    A config without a manifest is removed as well: the run was killed while it was created.
     """
     with writing(folder):
         for name in (CONFIG, MANIFEST, WEIGHTS, STATE, METRICS):
@@ -201,28 +184,24 @@ def copy_run(run: Run, folder: Path) -> None:
 
 
 def open_run(folder: Path) -> Run:
-    """Open a run folder and check what it says of itself.
+    """Open a run folder.
 
     Raises:
         RunError: not a run folder, a damaged file, or a layout of another version.
     """
-    if not folder.is_dir():
-        near = did_you_mean(folder.name, _siblings(folder))
-        raise RunError(f"there is no run folder {folder}.", near or "Give a folder that wildcat train wrote.")
-    if (folder / ENSEMBLE).is_file():
+    manifest = read_manifest(folder)
+    if manifest["kind"] == "ensemble":
         raise RunError(
             f"{folder} is an ensemble, not a single run.",
-            f"Name one of its members, such as {folder / 'members' / '1'}.",
+            f"Give one of its members, such as {folder / 'members' / '1'}.",
         )
-    if (folder / REFINED).is_file():
-        raise RunError(f"{folder} is a refined model, not a run.", f"Name the run in it: {folder / 'base'}.")
-    for name in (MANIFEST, CONFIG):
-        if not (folder / name).is_file():
-            raise RunError(
-                f"{folder} is not a run folder: it has no {name}.", "Give the folder named with --out in wildcat train."
-            )
-    manifest = _read_manifest(folder / MANIFEST)
-    preprocess = manifest["preprocess"]
+    if manifest["kind"] == "refined":
+        raise RunError(f"{folder} is a refined model, not a run.", f"Give the run in it: {folder / 'base'}.")
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} is not a run folder: it has no {CONFIG}.", RESTORE)
+    path, preprocess = folder / MANIFEST, manifest.get("preprocess")
+    if not isinstance(manifest.get("data"), dict) or "source" not in manifest["data"]:
+        raise RunError(f"{path} is damaged: missing or invalid data.", RESTORE)
     try:
         config = read_config(folder / CONFIG)
         return Run(
@@ -235,16 +214,15 @@ def open_run(folder: Path) -> Run:
         )
     except ConfigError as error:
         raise RunError(error.message, error.hint) from error
-    except (TypeError, ValueError, OverflowError) as error:
-        said = reprlib.repr(preprocess)
-        raise RunError(f"{folder / MANIFEST} is damaged: its preprocess is {said}.", RESTORE) from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise RunError(f"{path} is damaged: its preprocess is {reprlib.repr(preprocess)}.", RESTORE) from error
 
 
-def _read_preprocess(said: Mapping[str, Any], image_size: int, folder: Path) -> Preprocess:
-    size, interpolation = int(said["size"]), str(said["interpolation"])
-    mean, std = (tuple(map(float, said[name])) for name in ("mean", "std"))
-    sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-    if not sound or interpolation not in ("bicubic", "bilinear"):
+def _read_preprocess(entry: Any, image_size: int, folder: Path) -> Preprocess:
+    size, interpolation = int(entry["size"]), str(entry["interpolation"])
+    mean, std = (tuple(map(float, entry[name])) for name in ("mean", "std"))
+    valid = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if not valid or interpolation not in ("bicubic", "bilinear"):
         raise ValueError("out of range")
     if size != image_size:
         raise RunError(
@@ -254,47 +232,11 @@ def _read_preprocess(said: Mapping[str, Any], image_size: int, folder: Path) -> 
     return Preprocess(size, mean, std, interpolation)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path, RESTORE)
-    if not isinstance(manifest, dict):
-        raise RunError(f"{path} is damaged: it holds no settings.", RESTORE)
-    schema = manifest.get("schema")
-    if schema != SCHEMA:
-        writer = _entries(manifest, "versions").get("wildcat")
-        raise RunError(
-            f"{path} has layout version {schema!r}; this is wildcat {__version__}, which reads version {SCHEMA}.",
-            f"It was written by wildcat {writer}: use that one." if writer else RESTORE,
-        )
-    sound = {
-        "classes": are_classes(manifest.get("classes")),
-        "task": manifest.get("task") in get_args(Task),
-        "preprocess": {"size", "mean", "std", "interpolation"} <= set(_entries(manifest, "preprocess")),
-        "data": "source" in _entries(manifest, "data"),
-    }
-    if not all(sound.values()):
-        raise RunError(f"{path} is damaged: look at {', '.join(k for k in sound if not sound[k])}.", RESTORE)
-    return manifest
-
-
-def _entries(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    value = manifest.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def are_classes(value: object) -> bool:
-    """Whether a value read from a file can be the names of classes: texts, none of them twice."""
-    return isinstance(value, list) and {type(c) for c in value} == {str} and len(set(value)) == len(value)
-
-
-def _siblings(path: Path) -> list[str]:
-    return [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-
-
 def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[str, ...]) -> None:
-    """Refuse to continue a run with settings or data that would make another result.
+    """Refuse to resume a run with settings or data that would change its result.
 
     Raises:
-        RunError: names each difference.
+        RunError: lists each difference.
     """
     old, new = to_dict(run.config), to_dict(config)
     changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
@@ -304,25 +246,12 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",
-            f"Type: wildcat train {source} --out {run.folder} --resume (its own settings are taken), "
+            f"Type: wildcat train {source} --out {run.folder} --resume (its own settings are used), "
             "or give another --out.",
         )
 
 
-def versions() -> dict[str, str]:
-    """What decides numbers: this package and what it computes with."""
-    return {
-        "wildcat": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-# --- files -----------------------------------------------------------------------------------------------------
+# --- weights and training state --------------------------------------------------------------------------------------
 
 
 def write_history(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -336,7 +265,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def copied_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A network's weights as they are now, on the CPU."""
+    """A copy of a network's weights, on the CPU."""
     return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
 
 
@@ -346,21 +275,21 @@ def write_weights(state: dict[str, Tensor], path: Path) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read a network's weights; every key and shape must fit.
+    """Load a network's weights; every key and shape must match.
 
     Raises:
         RunError: the file is damaged, or of another network.
     """
     own, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, weight_shapes(path)
     if wrong := [k for k in {**own, **found} if own.get(k) != found.get(k)]:
-        raise _unfitting(path, wrong)  # before they are read
+        raise _unfitting(path, wrong)  # before the tensors are read
     with _reading_weights(path):
         state = safetensors.torch.load_file(path)
     adopt_state(model, state, path)
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a safetensors file, of which only the header is read.
+    """Name and shape of every tensor of a safetensors file, from its header alone.
 
     Raises:
         RunError: the file is damaged.
@@ -381,10 +310,10 @@ def _reading_weights(path: Path) -> Iterator[None]:
 
 
 def adopt_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict whose keys and shapes must all fit.
+    """Load a state dict; every key and shape must match.
 
     Raises:
-        RunError: names the first key that does not fit.
+        RunError: names the first key that does not match.
     """
     own = model.state_dict()
     wrong = [
@@ -413,7 +342,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read the trainer's state without unpickling objects, nor unpacking anything: it is never compressed.
+    """Read the trainer's state; neither arbitrary objects nor compressed data are unpacked.
 
     Raises:
         RunError: missing, damaged or half-written.
@@ -427,6 +356,6 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises anything on damaged files
         raise RunError(
             f"{path} is damaged or half-written ({type(error).__name__}).",
-            "The best weights in the run folder are still usable; to train on, give another --out.",
+            "The best weights in the run folder are still usable; to train further, give another --out.",
         ) from error
     return state

@@ -30,7 +30,8 @@ from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import class_order, evaluate
 from wildcat.files import next_free, remove_leftovers, write_bytes, writing
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
-from wildcat.models.run import MANIFEST, open_run
+from wildcat.models.manifest import kind_of
+from wildcat.models.run import open_run
 from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
@@ -174,7 +175,7 @@ def model_info(source: str, split: str = "", data: DataSet | None = None, views:
     """
     folder = Path(source).expanduser()
     extra = {"Views": views} if views else {}
-    if not (folder / MANIFEST).is_file():
+    if kind_of(folder) != "run":
         return ModelInfo({"Model": _short(source)} | extra)
     run = open_run(folder)
     config, trained_on = run.config, run.manifest["data"].get("name", "")

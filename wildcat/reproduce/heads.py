@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -10,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
+from wildcat.config import Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, label_matrix
 from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
-from wildcat.models.ensemble import Combine
+from wildcat.models.folder import Combine
+from wildcat.models.member import Member, Outputs, mean_over_views
 from wildcat.models.run import create_run
 from wildcat.prediction import Prediction
-from wildcat.predictor import Outputs, Predictor, load
+from wildcat.predictor import LoadedImage, Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.train.feature_cache import Features, cached_features
 from wildcat.train.loop import train
@@ -71,7 +72,9 @@ def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) 
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", config, data)
         train(run, data, progress=progress)
-        return load(run.folder, config.device)
+        # Not `load`, which folds batch normalisation: the features cached for this backbone would not be found.
+        members = [Member(run.load_model(), run.preprocess)]
+        return Predictor(str(run.folder), members, run.classes, run.task, config.device)
 
 
 def outputs_from_features(
@@ -86,13 +89,13 @@ def outputs_from_features(
     for start in range(0, len(samples), BATCH):
         batch = range(start, min(start + BATCH, len(samples)))
         inputs = [_mean_over_views(f, batch, flip).to(predictor.device) for f in features]
-        yield predictor.run_features(inputs, modalities=False)
+        yield predictor.forward_features(inputs)
 
 
 def _mean_over_views(features: Features, batch: Sequence[int], flip: Flip) -> Tensor:
-    """(B, D, h, w): the mean of the features of all views, each mirrored back."""
-    views = [features.batch(batch, [v] * len(batch)).flip(axes) for v, axes in enumerate(FLIP_VIEWS[flip])]
-    return views[0] if len(views) == 1 else torch.stack(views).mean(dim=0)
+    """(B, D, h, w): the mean of the cached features of all views, each mirrored back."""
+    (mean,) = mean_over_views(flip, lambda view, _: (features.batch(batch, [view] * len(batch)),))
+    return mean
 
 
 def predictions_from_features(
@@ -101,20 +104,9 @@ def predictions_from_features(
     """Predictions of the samples, in order, from cached features; no image is decoded."""
     remaining = iter(samples)
     for outputs in outputs_from_features(predictor, samples, amp, flip):
-        for scores, class_maps in zip(outputs.scores, outputs.class_maps, strict=True):
-            path = next(remaining).path
-            width, height = image_size(path)
-            yield Prediction(
-                path=str(path),
-                width=width,
-                height=height,
-                classes=predictor.classes,
-                task=predictor.task,
-                class_scores=scores,
-                class_maps=class_maps,
-                modality_maps=None,
-                image=path,
-            )
+        batch = itertools.islice(remaining, len(outputs.scores))
+        images = [LoadedImage(str(s.path), image_size(s.path), s.path) for s in batch]
+        yield from predictor.predictions(images, outputs)
 
 
 @cache

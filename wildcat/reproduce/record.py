@@ -13,7 +13,7 @@ import numpy as np
 from wildcat.config import TrainConfig, to_dict
 from wildcat.device import machine
 from wildcat.files import write_json
-from wildcat.models.run import versions
+from wildcat.models.manifest import versions
 
 
 def write_result(path: Path, command: str, settings: Mapping[str, Any], results: Any) -> None:

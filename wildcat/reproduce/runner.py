@@ -24,8 +24,9 @@ from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
 from wildcat.files import write_json
 from wildcat.fitting.ensemble import create_ensemble
-from wildcat.models.ensemble import Combine
-from wildcat.models.run import MANIFEST, RESUMABLE, Run, create_run, open_run, versions
+from wildcat.models.folder import Combine
+from wildcat.models.manifest import MANIFEST, versions
+from wildcat.models.run import RESUMABLE, Run, create_run, open_run
 from wildcat.predictor import load
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment

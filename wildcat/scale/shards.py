@@ -24,7 +24,7 @@ from typing import Any
 from wildcat.config import PartFormat
 from wildcat.errors import MissingExtra, RunError
 from wildcat.files import next_free, read_json, refuse_existing, write_bytes, write_json, writing
-from wildcat.models.run import RESTORE, versions
+from wildcat.models.manifest import RESTORE, versions
 from wildcat.prediction import SCHEMA
 
 MANIFEST, DONE, SUMMARY = "manifest.json", "done.jsonl", "summary.json"

@@ -158,7 +158,7 @@ def cached_features(
         if need := tuple(v for v in range(len(views)) if images[i] not in found[v]):
             by_need.setdefault(need, []).append(i)
     by_need = gather(by_need)[0]  # the first process decides: another may look after one has begun to write
-    network = fold(backbone) if by_need else backbone
+    network = fold(backbone, preprocess.size) if by_need else backbone
     with together():
         for need, missing in by_need.items():
             mine = [missing[k] for k in share_of(len(missing))]

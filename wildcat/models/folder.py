@@ -1,0 +1,222 @@
+"""Open any kind of model folder, and write those that are made of runs: ensembles and refined models.
+
+An ensemble combines the scores of several runs:
+
+    model.json                the manifest; an ensemble adds
+                              members: the run folders it was made of
+                              combine: "linear" or "average"
+                              fitted: what a linear combination was fitted on
+    combination.safetensors   weight (C, S*C) and bias (C,) of the linear combination; absent for "average"
+    members/1, members/2, ... copies of the run folders, without the training state
+
+A refined model is a run with a segmenter, trained on masks of the run:
+
+    model.json                the manifest; a refined model adds
+                              base: the run folder it was made of
+                              channels, width: of the segmenter, see `wildcat.nn.segmenter.Segmenter`
+                              trained: the settings, data and losses of its training
+    segmenter.safetensors     weights of the segmenter
+    base/                     a copy of the run folder, whose backbone feeds the segmenter
+
+All of them may hold calibration.json, see `wildcat.models.calibration`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from wildcat.data.dataset import Task
+from wildcat.errors import RunError
+from wildcat.files import making, write_bytes, writing
+from wildcat.models.calibration import Calibration, write_calibration
+from wildcat.models.manifest import MANIFEST, RESTORE, Kind, read_manifest, write_manifest
+from wildcat.models.run import Run, copy_run, load_weights, open_run, refuse_taken, save_weights
+from wildcat.nn.segmenter import Segmenter
+
+COMBINATION, SEGMENTER, BASE = "combination.safetensors", "segmenter.safetensors", "base"
+
+Combine = Literal["linear", "average"]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A linear layer from the scores of S networks to one score per class (Li et al., Object Bank, NIPS 2010).
+
+    Attributes:
+        weight: (C, S*C) float32; input s*C + c is the score of class c by network s.
+        bias: (C,) float32.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, S, C) scores of the networks -> (B, C)."""
+        return np.asarray(scores.reshape(len(scores), -1) @ self.weight.T + self.bias, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model folder of any kind.
+
+    Attributes:
+        runs: the run itself; the members of an ensemble; the base of a refined model.
+        combination: of the scores of an ensemble; None averages them.
+    """
+
+    folder: Path
+    kind: Kind
+    runs: tuple[Run, ...]
+    classes: tuple[str, ...]
+    task: Task
+    manifest: Mapping[str, Any]
+    combination: Combination | None = None
+
+    def load_segmenter(self) -> Segmenter | None:
+        """The segmenter of a refined model, on the CPU, in evaluation mode; None for other kinds.
+
+        Raises:
+            RunError: its weights are missing, damaged or of another network.
+        """
+        if self.kind != "refined":
+            return None
+        try:
+            channels, width = tuple(int(c) for c in self.manifest["channels"]), int(self.manifest["width"])
+            if min(*channels, width) < 1:
+                raise ValueError("channels below 1")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise RunError(
+                f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
+            ) from error
+        segmenter = Segmenter(channels, len(self.classes), width)
+        load_weights(segmenter, self.folder / SEGMENTER)
+        return segmenter.eval()
+
+
+def open_model(folder: Path) -> Model:
+    """Open a model folder of any kind and check that its files belong together.
+
+    Raises:
+        RunError: not a model folder, a damaged or missing file, or a layout of another version.
+    """
+    manifest = read_manifest(folder)
+    kind, classes, combination = manifest["kind"], tuple(manifest["classes"]), None
+    runs: tuple[Run, ...]
+    if kind == "run":
+        runs = (open_run(folder),)
+    elif kind == "refined":
+        runs = (open_run(folder / BASE),)
+    else:
+        try:
+            count, combine = len(manifest["members"]), manifest["combine"]
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
+        runs = tuple(open_run(folder / "members" / str(number)) for number in range(1, count + 1))
+        check_members(runs)
+        if combine == "linear":
+            combination = _read_combination(folder / COMBINATION, len(runs[0].classes), count)
+    if runs[0].classes != classes:
+        raise RunError(f"{folder / MANIFEST} names other classes than {runs[0].folder}.", RESTORE)
+    return Model(folder, kind, runs, classes, runs[0].task, manifest, combination)
+
+
+def check_members(runs: Sequence[Run]) -> None:
+    """Refuse runs that cannot form an ensemble.
+
+    Raises:
+        RunError: fewer than two, or they differ in classes or task.
+    """
+    if len(runs) < 2:
+        raise RunError(f"an ensemble of {len(runs)} run has nothing to combine.", "Give at least two run folders.")
+    first = runs[0]
+    for run in runs[1:]:
+        if run.task != first.task or run.classes != first.classes:
+            difference = "task" if run.task != first.task else "classes"
+            raise RunError(
+                f"{run.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
+                "Combine runs that were trained on the same data set.",
+            )
+
+
+def write_ensemble(
+    folder: Path, runs: Sequence[Run], combination: Combination | None, fitted: Mapping[str, Any]
+) -> Model:
+    """Write an ensemble of copies of the runs, atomically.
+
+    Args:
+        combination: None averages the scores.
+        fitted: what the combination was fitted on; plain values.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    check_members(runs)
+    refuse_taken(folder)
+    with making(folder) as unfinished:
+        with writing(folder):
+            for number, run in enumerate(runs, 1):
+                copy_run(run, unfinished / "members" / str(number))
+        if combination is not None:
+            arrays = {"weight": combination.weight, "bias": combination.bias}
+            write_bytes(unfinished / COMBINATION, safetensors.numpy.save(arrays))
+        write_manifest(
+            unfinished,
+            "ensemble",
+            runs[0].classes,
+            runs[0].task,
+            members=[str(run.folder) for run in runs],
+            combine="average" if combination is None else "linear",
+            fitted=dict(fitted),
+        )
+    return open_model(folder)
+
+
+def write_refined(
+    folder: Path, run: Run, segmenter: Segmenter, trained: Mapping[str, Any], calibration: Calibration
+) -> Model:
+    """Write a refined model with a copy of its run, atomically.
+
+    Args:
+        trained: settings, data and losses of the training of the segmenter; plain values.
+        calibration: of the refined model.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    with making(folder) as unfinished:
+        with writing(folder):
+            copy_run(run, unfinished / BASE)
+        save_weights(segmenter, unfinished / SEGMENTER)
+        write_manifest(
+            unfinished,
+            "refined",
+            run.classes,
+            run.task,
+            channels=list(segmenter.channels),
+            width=segmenter.classify.in_channels,
+            base=str(run.folder),
+            trained=dict(trained),
+        )
+        write_calibration(unfinished, run.classes, calibration.params, calibration.record, calibration.crf)
+    return open_model(folder)
+
+
+def _read_combination(path: Path, classes: int, members: int) -> Combination:
+    try:
+        arrays = safetensors.numpy.load_file(path)
+        weight, bias = arrays["weight"], arrays["bias"]
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path} is damaged or missing ({type(error).__name__}).", RESTORE) from error
+    if weight.shape != (classes, members * classes) or bias.shape != (classes,):
+        raise RunError(
+            f"{path} does not fit {members} members of {classes} classes: its weight is {weight.shape}.", RESTORE
+        )
+    return Combination(weight.astype(np.float32), bias.astype(np.float32))

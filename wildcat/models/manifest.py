@@ -1,0 +1,114 @@
+"""The manifest of a model folder: model.json, one format for every kind of model.
+
+    schema      version of the layout of model folders
+    kind        "run": one trained network; "ensemble": several of them; "refined": a run and a segmenter
+    classes     names, in the order of the scores
+    task        "multilabel" or "multiclass"
+    created, versions
+
+Each kind adds its own entries, see `wildcat.models.run` and `wildcat.models.folder`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy
+import PIL
+import timm
+import torch
+import torchvision
+
+from wildcat._version import __version__
+from wildcat.data.dataset import Task
+from wildcat.errors import RunError, did_you_mean
+from wildcat.files import read_json, write_json
+
+MANIFEST = "model.json"
+SCHEMA = 2
+RESTORE = "Restore it from a copy, or train again."
+
+Kind = Literal["run", "ensemble", "refined"]
+
+
+def write_manifest(folder: Path, kind: Kind, classes: Sequence[str], task: Task, **entries: Any) -> None:
+    """Write model.json, atomically; `entries` are plain values."""
+    common = {"schema": SCHEMA, "kind": kind, "created": timestamp(), "classes": list(classes), "task": task}
+    write_json(folder / MANIFEST, {**common, **entries, "versions": versions()})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a model folder and check its common entries.
+
+    Raises:
+        RunError: not a model folder, a damaged manifest, or one of another version.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        near = did_you_mean(folder.name, _siblings(folder))
+        raise RunError(f"there is no model folder {folder}.", near or "Give a folder that wildcat train wrote.")
+    if not path.is_file():
+        old = [name for name in ("run.json", "ensemble.json", "refined.json") if (folder / name).is_file()]
+        hint = f"Its {old[0]} is of an older version of wildcat: train again." if old else ""
+        raise RunError(
+            f"{folder} is not a model folder: it has no {MANIFEST}.",
+            hint or "Give the folder named with --out in wildcat train.",
+        )
+    manifest = read_json(path, RESTORE)
+    if not isinstance(manifest, dict):
+        raise RunError(f"{path} is damaged: it is not a JSON object.", RESTORE)
+    if manifest.get("schema") != SCHEMA:
+        writer = manifest.get("versions")
+        version = writer.get("wildcat") if isinstance(writer, dict) else None
+        raise RunError(
+            f"{path} has layout version {manifest.get('schema')!r}; this is wildcat {__version__}, which reads "
+            f"version {SCHEMA}.",
+            f"It was written by wildcat {version}: use that one." if version else RESTORE,
+        )
+    classes = manifest.get("classes")
+    valid = {
+        "kind": manifest.get("kind") in get_args(Kind),
+        "classes": isinstance(classes, list)
+        and {type(c) for c in classes} == {str}
+        and len(set(classes)) == len(classes),
+        "task": manifest.get("task") in get_args(Task),
+    }
+    if wrong := [name for name in valid if not valid[name]]:
+        raise RunError(f"{path} is damaged: missing or invalid {', '.join(wrong)}.", RESTORE)
+    return manifest
+
+
+def kind_of(folder: Path) -> Kind | None:
+    """The kind of model in a folder; None if it holds none, or its manifest cannot be read."""
+    try:
+        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return kind if kind in get_args(Kind) else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of those that determine its numbers."""
+    return {
+        "wildcat": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": numpy.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def timestamp() -> str:
+    """The current time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _siblings(path: Path) -> list[str]:
+    return [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
