@@ -1,4 +1,4 @@
-"""The images a command is given: files, folders, globs, or a split of a data set."""
+"""The images of a command line: files, folders, globs, or a split of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
-    """Refuse a batch of nothing, or fewer images than none.
+    """Refuse a batch size below 1 or a negative limit.
 
     Raises:
         ConfigError: names both.
@@ -24,7 +24,7 @@ def check_amounts(batch_size: int, limit: int) -> None:
 
 
 def refuse_vanished(image: object) -> None:
-    """Stop at an image whose whole folder is gone: a disk that was taken away, not one broken file.
+    """Stop at an image whose whole folder is gone: a disk was removed, not one broken file.
 
     Raises:
         DataError: names the folder.
@@ -32,18 +32,18 @@ def refuse_vanished(image: object) -> None:
     if isinstance(image, Path) and not image.parent.is_dir():
         raise DataError(
             f"{image.parent} has vanished.",
-            "Bring it back and give another --out; of many images predict parts, which go on: --part-rows 1000.",
+            "Restore it and give another --out; predict many images with --part-rows 1000, which can --resume.",
         )
 
 
 def find_images(
     paths: Sequence[str], split: str | None, limit: int, data: DataCommand
 ) -> list[tuple[Path | ImageRef, str]]:
-    """The images a command names, each with the relative path that names its files.
+    """The images of a command line, each with the relative path that names its output files.
 
     Args:
-        paths: images, folders of images, or globs; with `split`, one data set, opened as `data` says.
-        limit: the most there may be; 0: all.
+        paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data`.
+        limit: maximum number of images; 0: all.
 
     Raises:
         ConfigError: no path, or a split of several.
@@ -51,7 +51,7 @@ def find_images(
     """
     found: list[tuple[Path | ImageRef, str]]
     if not paths:
-        raise ConfigError("there is nothing to predict.", "Name images, folders of images, or globs in quotes.")
+        raise ConfigError("no images are given.", "Name images, folders of images, or globs in quotes.")
     if split is not None:
         if len(paths) != 1:
             raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
@@ -67,6 +67,7 @@ def _images_at(text: str) -> list[tuple[Path, str]]:
     import glob
 
     from wildcat.data.images import list_images
+    from wildcat.data.remote import glob_files
 
     path = Path(text).expanduser()
     if path.is_dir():
@@ -78,9 +79,8 @@ def _images_at(text: str) -> list[tuple[Path, str]]:
     if path.exists():
         return [(path, path.name)]
     if glob.has_magic(text):
-        found_here = glob.glob(text, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns
-        if matches := sorted(Path(m) for m in found_here if Path(m).is_file()):
-            return [(p, p.name) for p in matches]
+        if matches := glob_files(text):
+            return [(Path(match), Path(match).name) for match in matches]
         raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
     near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
     raise DataError(f"{path} does not exist.", near or "Give an image, a folder of images, or a glob in quotes.")

@@ -1,6 +1,6 @@
-"""Data sets: images with image-level labels, and boxes and masks where there are some, whatever their layout on disk.
+"""Data sets: images with image-level labels, and boxes and masks if the layout has them.
 
-`open_dataset` reads any of them into the `DataSet` of `sample.py`, which is all that the other rooms know of data.
+`open_dataset` reads any layout into a `DataSet` (`dataset.py`).
 """
 
 from wildcat.data.cache import cache_folder

@@ -1,4 +1,4 @@
-"""Batches of images: the same images in the same order with the same crops, whatever reads them."""
+"""Batches of images: the same images, order and crops for any number of worker processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wildcat.errors import ImageError
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes of training images; every choice follows from (seed, epoch, index)."""
+    """Random augmentation of training images, determined by (seed, epoch, index)."""
 
     seed: int
     crop_scale: float = 0.5
@@ -35,7 +35,7 @@ Item = tuple[Tensor, Tensor]
 class ImageDataset(Dataset[Item | ImageError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
-    An image that cannot be read is given back as its error: raised in a reading process it would lose its sentence.
+    An image that cannot be read is returned as its error: raised in a worker process it would lose its message.
     """
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
@@ -66,12 +66,12 @@ class ImageDataset(Dataset[Item | ImageError]):
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order of `count` samples in an epoch: a permutation that follows from (seed, epoch) alone."""
+    """The order of `count` samples in an epoch: a permutation determined by (seed, epoch) alone."""
     return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]
 
 
 def batch_indices(order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """`order` cut into batches; a last batch of one joins the one before it (batch normalisation cannot take one)."""
+    """`order` cut into batches; a last batch of one joins the one before it (batch normalisation needs two)."""
     batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
         batches[-2].extend(batches.pop())
@@ -129,7 +129,7 @@ def load_batches(
 
 
 def load_batch(images: ImageDataset, batch: Sequence[int], epoch: int = 0) -> Item:
-    """(images (B, 3, S, S), labels (B, C)) of one batch, read by the thread that asks.
+    """(images (B, 3, S, S), labels (B, C)) of one batch, read in the calling thread.
 
     Raises:
         ImageError: an image cannot be read.
@@ -147,20 +147,20 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    # Images lie channels last (see Preprocess.normalise) and so does the batch.
+    # Images are channels last in memory (see Preprocess.normalise), and so is the batch.
     batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
     return batch, torch.stack(labels)
 
 
 def _ignore_interrupt(_worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; only the trainer may act on it, after its step."""
+    """Ignore Ctrl-C, which reaches every process of the terminal: only the trainer handles it, after its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def suggested_workers(device_type: str, processes: int = 1) -> int:
-    """Reading processes for each of `processes` on this machine, which share its cores.
+    """Worker processes for each of `processes` on this machine, which share its cores.
 
-    Half of the cores, at most 4, beside a busy CPU; up to 8 beside a GPU.
+    Half of the cores, at most 4, if the CPU computes; up to 8 with a GPU.
     """
     cores = max(1, available_cores() // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

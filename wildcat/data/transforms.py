@@ -1,4 +1,4 @@
-"""From an image to the tensor a network reads, and back: warping, normalisation, random crops and flips."""
+"""From an image to the input tensor of a network: resizing, normalisation, random crops and flips."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ from torch import Tensor
 
 from wildcat.config import Flip
 
-DETAIL = 2
-"""Pixels per input pixel, each way, that are enough of an image: with more of them the input hardly changes."""
+DETAIL = 2  # image pixels per input pixel and side that decoding keeps: with more, the input hardly changes
 
-Size = tuple[int, int]
-"""(width, height)."""
+Size = tuple[int, int]  # (width, height)
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a network wants its images; travels with the weights.
+    """The preprocessing that a network was trained with.
 
     Attributes:
-        size: side in pixels of the square the whole image is warped to (the paper's release does the same).
+        size: side in pixels of the square that the whole image is resized to (as in the paper's release).
         mean, std: per-channel normalisation of images in [0, 1].
         interpolation: "bicubic" or "bilinear".
     """
@@ -49,13 +47,13 @@ class Preprocess:
     def augmented(
         self, image: Image.Image, rng: np.random.Generator, crop_scale: float, flip: Flip, size: Size | None = None
     ) -> Tensor:
-        """A random crop of at least `crop_scale` of the area, warped to the square and perhaps mirrored.
+        """A random crop of at least `crop_scale` of the area, resized to the square and perhaps flipped.
 
-        Only `rng` decides: the same generator state gives the same tensor in any process.
+        The same state of `rng` gives the same tensor in any process.
 
         Args:
-            size: (width, height) that the image is stored with, where `image` is a smaller copy of it; the crop is
-                that of the stored one, to the nearest pixels.
+            size: (width, height) of the stored image, if `image` is a downscaled copy; the crop is that of the stored
+                image, to the nearest pixels.
         """
         size = size or image.size
         left, top, width, height = random_crop(size, rng, crop_scale)
@@ -73,20 +71,20 @@ class Preprocess:
         return torch.from_numpy(np.array(image.resize((self.size, self.size), resampling))).permute(2, 0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, 3, size, size) uint8 -> float32 as the network takes it, channels last in memory."""
+        """(B, 3, size, size) uint8 -> normalised float32, channels last in memory."""
         std = np.asarray(self.std)
-        # A line of pixels lies as r g b r g b ...: scaled as a whole, by factors that repeat, it takes no strides.
+        # A row of pixels is r g b r g b ... in memory: scaling it by repeated factors needs no strides.
         scale, offset = (
             torch.from_numpy(np.tile(values, self.size).astype(np.float32)).to(pixels.device)
             for values in (1 / (255 * std), -np.asarray(self.mean) / std)
         )
-        lines = pixels.permute(0, 2, 3, 1).reshape(len(pixels), self.size, 3 * self.size)
-        scaled = lines.float().mul_(scale).add_(offset)
+        rows = pixels.permute(0, 2, 3, 1).reshape(len(pixels), self.size, 3 * self.size)
+        scaled = rows.float().mul_(scale).add_(offset)
         return scaled.reshape(len(pixels), self.size, self.size, 3).permute(0, 3, 1, 2)
 
 
 def smallest_side(smallest: float) -> float:
-    """The part of the image's width, or height, that every `random_crop` covers at least.
+    """Smallest fraction of the image's width, or height, of a `random_crop`.
 
     >>> smallest_side(1.0), smallest_side(0.48)
     (1.0, 0.6)
