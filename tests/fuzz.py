@@ -1,4 +1,4 @@
-"""The readers of files a stranger may have written, each on its own; and with Atheris, a session on one of them.
+"""The readers of untrusted files, one by one; with Atheris, a coverage-guided session on one of them.
 
     python -m tests.fuzz READER --seconds 120        # pip install atheris; Python 3.11
 
@@ -19,14 +19,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Reader:
-    """A file, relative to a place that `make_places` has made, and what reads it there."""
+    """A file in the folder that `make_places` fills, and the function that reads it."""
 
     file: str
     read: Callable[[Path], object]
 
 
 def read_data(place: Path, *parts: str) -> None:
-    """Open a data set and look at all of its splits."""
+    """Open a data set and read all of its splits."""
     from wildcat.data import open_dataset
 
     data = open_dataset(str(place.joinpath(*parts)))
@@ -93,11 +93,10 @@ READERS = {
     "manifest.json": Reader("parts/manifest.json", read_parts),
     "done.jsonl": Reader("parts/done.jsonl", read_parts),
 }
-"""Name -> what a stranger may have written, and its reader."""
 
 
 def make_places(place: Path) -> None:
-    """A small sound file of each kind."""
+    """Write a small valid file for each reader."""
     import json
 
     from wildcat.cli import main

@@ -1,4 +1,4 @@
-"""Files of any content: every reader gives what it holds or an error of our own, and never runs or allocates it.
+"""Files of any content: every reader returns their content or a WildcatError, and never executes or over-allocates.
 
 What Hypothesis makes follows from the tests alone. `tests/fuzz.py` goes on from the same readers with coverage.
 """
@@ -32,7 +32,7 @@ few = settings(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a small file of each kind in its surroundings, which a test may write anew."""
+    """A folder with a small valid file for each reader, which a test may overwrite."""
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("fuzz")
         patch.setenv("WILDCAT_CACHE", str(place / "cache"))
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def mutations(content: bytes) -> st.SearchStrategy[bytes]:
-    """Cuts, flips, repeats and strange words in a sound file, and bytes that follow no file at all."""
+    """Cuts, edits and odd words in a valid file, and arbitrary bytes."""
     words = st.sampled_from(
         [b"\0", b"\xff", b"1e999", b"-1", b"null", b"[]", b"{}", b'"', b"9" * 5000, b"&a", b"a" * 300]
     )

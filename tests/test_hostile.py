@@ -1,4 +1,4 @@
-"""Broken images, hundreds of them: every reader gives an image or one sentence, never a traceback, hang or crash.
+"""Hundreds of broken images: every reader returns an image or one sentence, never a traceback, hang or crash.
 
 The corpus is made of small crops of real photographs, by mutations that follow from a seed.
 """
@@ -34,7 +34,7 @@ Mutation = Callable[[bytes, np.random.Generator], bytes]
 
 
 def sound() -> dict[str, bytes]:
-    """Small real images in every format that is read, plain and with what makes readers stumble."""
+    """Small real images in every format, plain and with features that break readers."""
     photo = Image.fromarray(skimage.data.astronaut()[40:104, 190:270])
     other = Image.fromarray(skimage.data.coffee()[100:164, 200:280])
     grey16 = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
@@ -122,7 +122,7 @@ MUTATIONS: tuple[Mutation, ...] = (cut, cut_header, flip_bits, flip_bits, spoil_
 
 
 def with_size(name: str, content: bytes, width: int, height: int) -> bytes:
-    """The same image, whose header claims another size."""
+    """The same image with another size in its header."""
     kind = name.rpartition(".")[2]
     spoiled = bytearray(content)
     if kind == "png":
@@ -148,7 +148,7 @@ def with_size(name: str, content: bytes, width: int, height: int) -> bytes:
 
 
 def bombs() -> dict[str, bytes]:
-    """Small files that would become large: pixels, text, frames."""
+    """Small files that would expand: pixels, text, frames."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -172,7 +172,7 @@ def bombs() -> dict[str, bytes]:
 
 
 def corpus() -> dict[str, bytes]:
-    """Name -> content of more than 500 files that are not what their names say."""
+    """Name -> content of more than 500 broken files."""
     made: dict[str, bytes] = {}
     images = sound()
     for k, (name, content) in enumerate(images.items()):
@@ -242,7 +242,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def answers(folder: Path) -> dict[str, list[str]]:
-    """What each reader says of each file: of `read_image`, `decode_bytes`, the reader of training, and the service."""
+    """The message of each reader for each file: `read_image`, `decode_bytes`, training and the service."""
     read = subprocess.run(
         [sys.executable, "-c", READERS, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
@@ -255,14 +255,14 @@ def answers(folder: Path) -> dict[str, list[str]]:
     return dict(json.loads(read.stdout))
 
 
-def test_every_reader_gives_an_image_or_one_sentence_that_names_the_file(
+def test_every_reader_returns_an_image_or_one_sentence_that_names_the_file(
     folder: Path, answers: dict[str, list[str]]
 ) -> None:
     assert len(answers) == len(list(folder.iterdir())) >= 500
     failures = {name: said for name, said in answers.items() if isinstance(said, str)}
     assert not failures, list(failures.items())[:3]
     refused = {name for name, said in answers.items() if said[0] != "image"}
-    assert 200 < len(refused) < len(answers) - 50  # some damage leaves an image; most does not
+    assert 200 < len(refused) < len(answers) - 50  # some damaged files are still images; most are not
     for name, (file, content, training, _) in answers.items():
         assert file == content == training, name
         if name in refused:
@@ -284,7 +284,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield place / "tiny"
 
 
-def test_one_stream_goes_through_all_of_them_and_names_each(
+def test_one_stream_reads_all_of_them_and_names_each(
     run: Path, folder: Path, answers: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["predict", str(run), str(folder), "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""What is kept is bounded; what a process has in use stays, and of the rest what was used last."""
+"""The cache limit: least recently used folders are removed, held ones stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wildcat.errors import ConfigError
 
 @pytest.fixture
 def folders(tmp_path: Path) -> list[Path]:
-    """Three folders of 1,000 bytes, the first the longest unused."""
+    """Three folders of 1,000 bytes, least recently used first."""
     made = []
     for i, name in enumerate(("old", "older", "new")):
         folder = tmp_path / "cache" / name
@@ -31,13 +31,13 @@ def there(folders: list[Path]) -> list[bool]:
 
 
 @pytest.mark.parametrize(("limit", "left"), [(3000, 3), (2999, 2), (2000, 2), (1999, 1), (0, 0)])
-def test_the_longest_unused_goes_first(folders: list[Path], limit: int, left: int) -> None:
+def test_the_least_recently_used_is_removed_first(folders: list[Path], limit: int, left: int) -> None:
     assert make_room(folders[0].parent, limit) == folders[: 3 - left]
     assert there(folders) == [False] * (3 - left) + [True] * left
     assert make_room(folders[0].parent, limit) == []
 
 
-def test_what_is_held_counts_as_used_and_stays(folders: list[Path]) -> None:
+def test_a_held_folder_counts_as_used_and_stays(folders: list[Path]) -> None:
     held = hold(folders[0])
     assert held is not None
     assert make_room(folders[0].parent, 0) == folders[1:]
@@ -45,7 +45,7 @@ def test_what_is_held_counts_as_used_and_stays(folders: list[Path]) -> None:
     assert make_room(folders[0].parent, 0) == folders[:1]
 
 
-def test_used_and_let_go_is_the_last_to_go(folders: list[Path]) -> None:
+def test_a_released_folder_is_removed_last(folders: list[Path]) -> None:
     for _ in range(2):  # several may hold it
         held = hold(folders[0])
         assert held is not None
@@ -53,7 +53,7 @@ def test_used_and_let_go_is_the_last_to_go(folders: list[Path]) -> None:
     assert make_room(folders[0].parent, 1000) == folders[1:]
 
 
-def test_another_process_holds_until_it_is_gone(folders: list[Path]) -> None:
+def test_a_folder_held_by_another_process_stays_until_it_ends(folders: list[Path]) -> None:
     holding = (
         "import sys; from pathlib import Path; from wildcat.data.cache import hold; held = hold(Path(sys.argv[1]))"
     )
@@ -68,7 +68,7 @@ def test_another_process_holds_until_it_is_gone(folders: list[Path]) -> None:
     assert make_room(folders[0].parent, 0) == [folders[1]]
 
 
-def test_a_folder_may_be_held_before_it_is_there(tmp_path: Path) -> None:
+def test_a_folder_may_be_held_before_it_exists(tmp_path: Path) -> None:
     held = hold(tmp_path / "cache" / "coming")
     assert held is not None
     (tmp_path / "cache" / "coming").mkdir()
@@ -76,7 +76,7 @@ def test_a_folder_may_be_held_before_it_is_there(tmp_path: Path) -> None:
     assert make_room(tmp_path / "cache", 0) == []
 
 
-def test_what_cannot_be_locked_is_used_all_the_same(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_locked_is_usable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert hold(tmp_path / "file" / "folder") is None
     (tmp_path / "cache" / "folder").mkdir(parents=True)

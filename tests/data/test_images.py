@@ -1,4 +1,4 @@
-"""Images are read as a person sees them, and whatever is no image is refused in one sentence."""
+"""Decoding to RGB as viewers show it, masks, and one sentence for every broken file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from wildcat.data.images import decode_bytes, decode_file, list_images, read_image, read_mask, to_rgb
 from wildcat.errors import DataError, ImageError
 
-# EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 lie in the image as seen.
+# EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 are in the upright image.
 ROW_0_COLUMN_0 = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -28,7 +28,7 @@ ROW_0_COLUMN_0 = {
 
 
 def stored_pixels(seen: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores for the image `seen`, pixel by pixel from the table of the standard."""
+    """The pixels that a camera stores for the upright image `seen`, by the table of the standard."""
     row_side, column_side = ROW_0_COLUMN_0[orientation]
     height, width = seen.shape[:2]
     swapped = row_side in ("left", "right")
@@ -72,12 +72,12 @@ def test_jpeg_orientation(tmp_path: Path) -> None:
     assert result[:, 24:].max() < 15
 
 
-def test_broken_exif_is_read_as_it_lies(tmp_path: Path) -> None:
+def test_broken_exif_is_ignored(tmp_path: Path) -> None:
     Image.new("RGB", (4, 2), (9, 8, 7)).save(tmp_path / "a.png", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert read_image(tmp_path / "a.png").size == (4, 2)
 
 
-def test_transparency_lies_on_white(tmp_path: Path) -> None:
+def test_transparency_is_on_white(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     rgba = rng.integers(0, 256, (6, 7, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
@@ -153,7 +153,7 @@ def test_extreme_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     assert image.getpixel((size[0] - 1, size[1] - 1)) == (3, 3, 3)
 
 
-def test_to_rgb_leaves_the_original_alone() -> None:
+def test_to_rgb_does_not_change_the_original() -> None:
     original = Image.new("RGB", (2, 2), "red")
     original.info["dpi"] = (72, 72)
     copy = to_rgb(original)
@@ -206,7 +206,7 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str, str]]:
 @pytest.mark.parametrize(
     "kind", ["missing", "folder", "empty", "text", "cut jpg", "cut png", "bomb", "float", "32 bit"]
 )
-def test_what_is_no_image_is_refused(tmp_path: Path, kind: str) -> None:
+def test_broken_files_are_refused(tmp_path: Path, kind: str) -> None:
     path, reason, remedy = bad_files(tmp_path)[kind]
     with pytest.raises(ImageError) as caught:
         read_image(path)
@@ -236,14 +236,14 @@ def test_damage_anywhere_is_an_image_error_or_an_image(tmp_path: Path, byte: int
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Red rises to the right, green downwards: a pixel's colour is its place."""
+    """Red increases to the right, green downwards: a pixel's colour encodes its position."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 90)], axis=-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("factor", "scale"), [(1.99, 1), (2.0, 2), (3.9, 2), (4.1, 4), (8, 8), (100, 8)])
-def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, factor: float, scale: int) -> None:
+def test_a_jpeg_is_downscaled_as_far_as_allowed(tmp_path: Path, orientation: int, factor: float, scale: int) -> None:
     seen = gradient(320, 240)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -255,10 +255,10 @@ def test_a_jpeg_comes_as_small_as_is_allowed(tmp_path: Path, orientation: int, f
         assert (size, image.size) == ((320, 240), (320 // scale, 240 // scale))
         expected = np.asarray(seen.resize(image.size, Image.Resampling.BOX)).astype(int)
         assert np.abs(np.asarray(image) - expected).max() <= 6
-    assert set(asked) == {(320, 240)}, "the size of the image as it is seen"
+    assert set(asked) == {(320, 240)}, "the upright size"
 
 
-def test_sides_of_a_reduced_jpeg_are_rounded_up_and_other_formats_come_in_full(tmp_path: Path) -> None:
+def test_sides_of_a_downscaled_jpeg_are_rounded_up_and_other_formats_are_full_size(tmp_path: Path) -> None:
     for name, expected in (("a.jpg", (26, 19)), ("a.png", (101, 75)), ("a.webp", (101, 75))):
         gradient(101, 75).save(tmp_path / name)
         image, size = decode_file(tmp_path / name, lambda _: 4.0)
@@ -287,7 +287,7 @@ def test_mask_indices(tmp_path: Path) -> None:
         assert np.array_equal(mask, indices)
 
 
-def test_mask_that_is_none(tmp_path: Path) -> None:
+def test_invalid_masks_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "rgb.png")
     with pytest.raises(ImageError, match="colour mode RGB") as caught:
         read_mask(tmp_path / "rgb.png")

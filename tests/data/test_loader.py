@@ -1,4 +1,4 @@
-"""The same images in the same order with the same crops, whatever reads them."""
+"""Batches: the same images, order and crops for any number of workers, which stay alive between epochs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(samples: list[Sample], a
 
 
 def test_an_image_is_the_same_in_any_batch(samples: list[Sample]) -> None:
-    """Its crop follows from (seed, epoch, index): going on in the middle of an epoch repeats it."""
+    """Its crop depends on (seed, epoch, index) alone, so that a training resumed within an epoch repeats it."""
     images = ImageDataset(samples, PREPROCESS, Augment(seed=3))
     large = {
         int(y.argmax()): x
@@ -79,7 +79,7 @@ def test_crops_change_with_seed_and_epoch_only(samples: list[Sample]) -> None:
 
 
 def test_reading_draws_nothing_from_the_global_generator(samples: list[Sample]) -> None:
-    """Otherwise dropout would differ between a training that goes through and one that is resumed."""
+    """Otherwise dropout would differ between an uninterrupted and a resumed training."""
     before = torch.get_rng_state()
     for workers in (0, 1):
         list(load_batches(ImageDataset(samples, PREPROCESS, Augment(0)), [[0, 1], [2]], workers=workers))
@@ -109,7 +109,9 @@ def test_batches_hold_every_index_in_order(count: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_keeps_its_sentence(samples: list[Sample], tmp_path: Path, workers: int) -> None:
+def test_the_error_of_an_unreadable_image_keeps_its_message(
+    samples: list[Sample], tmp_path: Path, workers: int
+) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"<html>not found</html>")
     bad = Sample("broken", broken, samples[0].labels)
@@ -121,7 +123,7 @@ def test_an_unreadable_image_keeps_its_sentence(samples: list[Sample], tmp_path:
     assert "Convert it to JPEG or PNG" in caught.value.hint
 
 
-def test_a_missing_image_keeps_its_sentence(samples: list[Sample], tmp_path: Path) -> None:
+def test_the_error_of_a_missing_image_keeps_its_message(samples: list[Sample], tmp_path: Path) -> None:
     gone = Sample("gone", tmp_path / "gone.jpg", samples[0].labels)
     with pytest.raises(ImageError, match=r"gone\.jpg does not exist"):
         list(load_batches(ImageDataset([gone], PREPROCESS), [[0]], workers=1))
@@ -165,7 +167,7 @@ def test_an_unreadable_image_leaves_the_loader_usable(samples: list[Sample], tmp
     assert len(list(batch_loader.batches([[0], [1], [2]]))) == 3
 
 
-def test_no_batches_are_no_batches(samples: list[Sample]) -> None:
+def test_no_batches(samples: list[Sample]) -> None:
     assert list(load_batches(ImageDataset(samples, PREPROCESS), [], workers=2)) == []
 
 
@@ -176,10 +178,10 @@ def test_suggested_workers_leave_cores_to_a_busy_cpu(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("crop_scale", "scale"), [(None, 4), (0.5, 2), (0.01, 1)])
-def test_large_jpegs_are_decoded_as_small_as_the_view_of_them_allows(
+def test_large_jpegs_are_downscaled_as_far_as_the_crop_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crop_scale: float | None, scale: int
 ) -> None:
-    """What comes of it is the image's own tensor, nearly; of small crops, every pixel is decoded."""
+    """The tensor nearly equals that of the full image; for small crops every pixel is decoded."""
     path = tmp_path / "large.jpg"
     colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     Image.fromarray(colours).resize((192, 144), Image.Resampling.BICUBIC).save(path, quality=95)

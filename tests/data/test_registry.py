@@ -1,4 +1,4 @@
-"""The way in: what a path or a name is taken for, and what is said where it is nothing."""
+"""open_dataset: recognition of layouts, packaged names, options and errors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_unknown_options_and_formats(tmp_path: Path) -> None:
         open_dataset(root, format="shapes")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_path(tmp_path: Path) -> None:
     fill(tmp_path, "photos/cats/1.jpg")
     with pytest.raises(DataError) as caught:
         open_dataset(tmp_path / "photso" / "cats")
@@ -113,7 +113,7 @@ def test_tree_by_hand(tmp_path: Path) -> None:
     assert describe_tree(tmp_path) == "\n".join(["  a/", "    x/", "    y.txt", "  b/", "    1.txt", "  z.txt"])
 
 
-def test_forced_format_complains_itself(tmp_path: Path) -> None:
+def test_a_forced_format_raises_its_own_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no VOC devkit"):
         open_dataset(fill(tmp_path, "a/1.jpg", "b/2.jpg"), format="voc")
 

@@ -1,4 +1,4 @@
-"""Images reach the network without a shift of half a pixel, and crops stay inside the bounds they promise."""
+"""Resizing without a shift of half a pixel, crops within their bounds, flips and normalisation."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def ramps(width: int, height: int) -> Image.Image:
-    """Red rises from left to right, green from top to bottom: a pixel's colour is its place."""
+    """Red increases to the right, green downwards: a pixel's colour encodes its position."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([4 * x, 4 * y, np.zeros_like(x)], axis=-1).astype(np.uint8))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (24, 60)])
-def test_the_warp_maps_pixel_centres(width: int, height: int, interpolation: str) -> None:
-    """Pixel j of S covers the image from j W/S to (j+1) W/S, so its centre lies at (j + 1/2) W/S - 1/2."""
+def test_resizing_maps_pixel_centres(width: int, height: int, interpolation: str) -> None:
+    """Pixel j of S covers the image from j W/S to (j+1) W/S, so its centre is at (j + 1/2) W/S - 1/2."""
     size = 20
     tensor = Preprocess(size, *PLAIN, interpolation)(ramps(width, height))
     places = np.arange(size) + 0.5
@@ -64,7 +64,7 @@ def test_normalisation_follows_the_weights() -> None:
     seed=st.integers(0, 2**32),
 )
 @example(width=1, height=1, smallest=1 - 2**-53, seed=0)
-def test_crops_are_inside_and_cover_what_they_promise(width: int, height: int, smallest: float, seed: int) -> None:
+def test_crops_are_inside_and_cover_the_smallest_area(width: int, height: int, smallest: float, seed: int) -> None:
     left, top, crop_width, crop_height = random_crop((width, height), np.random.default_rng(seed), smallest)
     assert 0 <= left <= left + crop_width <= width
     assert 0 <= top <= top + crop_height <= height
@@ -72,7 +72,7 @@ def test_crops_are_inside_and_cover_what_they_promise(width: int, height: int, s
     assert crop_height >= 1
     assert min(crop_width / width, crop_height / height) >= smallest_side(smallest) * (1 - 1e-9)
     assert crop_width * crop_height >= smallest * width * height * (1 - 1e-9)
-    # Sides are rounded up to whole pixels: the true ones lie between a pixel less and what is given.
+    # Sides are rounded up to whole pixels: the true ones are between a pixel less and the result.
     assert crop_width / width >= 3 / 4 * (crop_height - 1) / height
     assert (crop_width - 1) / width <= 4 / 3 * crop_height / height
 
@@ -90,7 +90,7 @@ def test_crops_reach_every_size_and_corner() -> None:
     assert random_crop((400, 200), rng, 1.0) == (0, 0, 400, 200)
 
 
-def test_only_the_generator_decides() -> None:
+def test_the_generator_determines_the_crop() -> None:
     preprocess, image = Preprocess(16, *PLAIN), ramps(40, 30)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -101,7 +101,7 @@ def test_only_the_generator_decides() -> None:
 
 
 @pytest.mark.parametrize(("flip", "expected"), [("none", {"as is"}), ("horizontal", {"as is", "mirrored"})])
-def test_flips_asked_for(flip: str, expected: set[str]) -> None:
+def test_flips(flip: str, expected: set[str]) -> None:
     assert views_seen(flip) == expected
 
 
@@ -121,7 +121,7 @@ def views_seen(flip: str) -> set[str]:
     return seen
 
 
-def test_a_crop_is_the_warp_of_its_rectangle() -> None:
+def test_a_crop_is_its_resized_rectangle() -> None:
     preprocess, image = Preprocess(16, *PLAIN), ramps(60, 40)
     for seed in range(10):
         left, top, width, height = random_crop(image.size, np.random.default_rng(seed), 0.2)
@@ -131,7 +131,7 @@ def test_a_crop_is_the_warp_of_its_rectangle() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(500, 375), (90, 64), (20, 500), (1, 1), (3000, 40)])
-def test_the_warp_is_pillows(size: tuple[int, int], interpolation: str) -> None:
+def test_resizing_equals_pillow(size: tuple[int, int], interpolation: str) -> None:
     coarse = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize(size, Image.Resampling.BILINEAR)
     oracle = image.resize((64, 64), Image.Resampling[interpolation.upper()])
@@ -140,7 +140,7 @@ def test_the_warp_is_pillows(size: tuple[int, int], interpolation: str) -> None:
     assert np.abs(warped.permute(1, 2, 0).numpy().astype(int) - np.asarray(oracle)).max() <= 1
 
 
-def test_a_batch_is_normalised_as_its_images_are_and_lies_channels_last() -> None:
+def test_a_batch_is_normalised_like_its_images_and_is_channels_last() -> None:
     preprocess = Preprocess(16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
     images = [ramps(30, 20), ramps(16, 16).transpose(Image.Transpose.ROTATE_90)]
     batch = preprocess.normalise(torch.stack([preprocess.warp(image) for image in images]))
@@ -153,7 +153,7 @@ def test_a_batch_is_normalised_as_its_images_are_and_lies_channels_last() -> Non
 
 
 @pytest.mark.parametrize("flip", ["none", "both"])
-def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_image(flip: str) -> None:
+def test_a_crop_of_a_downscaled_copy_is_the_crop_of_the_image(flip: str) -> None:
     stored = ramps(60, 40).resize((600, 400), Image.Resampling.BICUBIC)
     copy = stored.reduce(4)
     preprocess = Preprocess(20, *PLAIN)
@@ -165,7 +165,7 @@ def test_a_crop_of_a_smaller_copy_is_the_crop_of_the_image(flip: str) -> None:
         assert (one - other).abs().max() < 5 / 255, "half a pixel of the copy is 0.8 of the 255 levels, and a filter"
 
 
-def test_how_much_smaller_an_image_may_come() -> None:
+def test_maximum_downscale_factor() -> None:
     assert Preprocess(100, *PLAIN).max_downscale((1600, 800)) == 4.0
     assert Preprocess(100, *PLAIN).max_downscale((150, 800)) < 1
     assert Preprocess(100, *PLAIN).max_downscale((1600, 800), crop_scale=0.48) == pytest.approx(2.4)

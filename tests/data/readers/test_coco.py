@@ -1,4 +1,4 @@
-"""COCO annotations: against a table worked by hand, the VOC reader on the same images, and damage."""
+"""COCO annotations: against a table worked by hand, the VOC reader on the same images, and damaged files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wildcat.data.readers.voc import read_voc
 from wildcat.data.registry import open_dataset
 from wildcat.errors import ConfigError, DataError
 
-# Ids with gaps and out of order, names out of alphabetical order: the order of the json is that of the classes.
+# Ids with gaps and out of order, names out of alphabetical order: classes are in the order of the JSON.
 BY_HAND: dict[str, Any] = {
     "categories": [{"id": 7, "name": "dog"}, {"id": 2, "name": "cat"}, {"id": 90, "name": "bus"}],
     "images": [
@@ -45,7 +45,7 @@ BY_HAND: dict[str, Any] = {
 
 
 def lay(root: Path, content: object = BY_HAND, table: str = "annotations.json", images: str = "images") -> Path:
-    """A json and empty images a.jpg, b.jpg, c.jpg; returns the json."""
+    """Write a JSON and empty images a.jpg, b.jpg, c.jpg; return the JSON."""
     (root / images).mkdir(parents=True, exist_ok=True)
     for name in "abc":
         (root / images / f"{name}.jpg").touch()
@@ -80,7 +80,7 @@ def test_labels_and_boxes_by_hand(tmp_path: Path) -> None:
 
 
 def test_same_images_as_voc_read_alike(tmp_path: Path) -> None:
-    # The miniature draws the images of write_shapes: two independent writers and readers must tell the same.
+    # Both writers draw the same images: two independent writers and readers must agree.
     coco = read_coco(write_coco(tmp_path / "coco", train=30, val=5, size=(48, 64), year=2014))
     voc = read_voc(write_shapes(tmp_path / "voc", train=30, val=5, size=(48, 64)))
     assert coco.classes == voc.classes == SHAPE_CLASSES
@@ -120,7 +120,7 @@ def test_years(tmp_path: Path) -> None:
         read_coco(lay(tmp_path / "mine"), year=2014)
 
 
-def test_images_may_lie_in_images(tmp_path: Path) -> None:
+def test_images_in_a_folder_of_images(tmp_path: Path) -> None:
     root = write_coco(tmp_path / "coco", train=2, val=1, size=(32, 32), year=2017)
     (root / "images").mkdir()
     for split in ("train2017", "val2017"):
@@ -176,7 +176,7 @@ def test_annotations_without_boxes(tmp_path: Path) -> None:
     assert found["a.jpg"].labels.tolist() == [1, 1, -1]
 
 
-def test_folders_of_other_things_are_not_taken(tmp_path: Path) -> None:
+def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
     assert not recognise_coco(tmp_path)
     for index in range(9):
         (tmp_path / f"{index}.json").write_text('{"shapes": [], "imagePath": "0.jpg"}')
@@ -314,7 +314,7 @@ def test_no_image_folder(tmp_path: Path) -> None:
         data.split("train")
 
 
-def test_polygons_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polygons_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     load = json.load
 

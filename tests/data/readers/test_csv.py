@@ -1,4 +1,4 @@
-"""Tables: against a plain re-reading of the same cells, and against every mistake that a table can hold."""
+"""Tables: layouts, options and every kind of mistake."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_several_labels(tmp_path: Path) -> None:
     assert data.notes == ("Label 'dog' occurs once.",)
 
 
-def test_one_label_a_row_is_multiclass_unless_said_otherwise(tmp_path: Path) -> None:
+def test_one_label_per_row_is_multiclass_by_default(tmp_path: Path) -> None:
     path = table(tmp_path, "image,label\na.jpg,x\nb.jpg,y\nc.jpg,x\n")
     data = read_table(path)
     assert data.task == "multiclass"
@@ -175,12 +175,12 @@ WORD = st.text("abcdefgh é'\"-,", min_size=1, max_size=8).map(str.strip).filter
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.lists(st.frozensets(WORD, max_size=4), min_size=1, max_size=12), separator=st.sampled_from(";|"))
-def test_any_labels_come_back(rows: list[frozenset[str]], separator: str) -> None:
+def test_any_labels_survive_a_round_trip(rows: list[frozenset[str]], separator: str) -> None:
     names = sorted(set().union(*rows))
     if not names:
         return
     with tempfile.TemporaryDirectory() as folder:
-        # Quoted by hand, so that no csv writer has to be right: every quote is doubled.
+        # Quoted by hand, independent of a csv writer: every quote is doubled.
         cells = [separator.join(sorted(row)).replace('"', '""') for row in rows]
         text = "image,labels\r\n" + "".join(f'{i}.jpg,"{cell}"\r\n' for i, cell in enumerate(cells))
         path = table(Path(folder), text, " ".join(f"{i}.jpg" for i in range(len(rows))))

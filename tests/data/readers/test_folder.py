@@ -1,4 +1,4 @@
-"""One folder per class: what is a class, what is a split, what is a mistake."""
+"""One folder per class: classes, splits and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wildcat.errors import DataError
 
 
 def fill(root: Path, *files: str) -> Path:
-    """Empty files under `root`: the readers go by names, not by content."""
+    """Create empty files under `root`: readers use names, not content."""
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -55,7 +55,7 @@ def test_split_folders(tmp_path: Path) -> None:
     assert data.notes == ("valid/b is empty.",)
 
 
-def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
+def test_without_val_some_of_train_is_held_out(tmp_path: Path) -> None:
     data = read_folder(fill(tmp_path, *(f"train/{c}/{i}.jpg" for c in "ab" for i in range(20))))
     assert data.splits == ("train",)
     train, val = data.training_split("train", "val")
@@ -69,7 +69,7 @@ def test_a_class_called_train(tmp_path: Path) -> None:
     assert data.splits == ("train", "val", "all")
 
 
-def test_a_flat_test_folder_is_left_out(tmp_path: Path) -> None:
+def test_a_flat_test_folder_is_ignored(tmp_path: Path) -> None:
     data = read_folder(fill(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"))
     assert data.splits == ("train",)
     assert "test/ holds no class folders" in data.notes[0]
@@ -123,7 +123,7 @@ def test_stratified_indices(strata: list[int], fraction: float, seed: int) -> No
 
 
 @given(strata=st.lists(st.integers(0, 3), min_size=1, max_size=40))
-def test_default_splits_part_the_samples(strata: list[int]) -> None:
+def test_default_splits_are_a_partition(strata: list[int]) -> None:
     samples = [Sample(str(i), Path(str(i)), one_label(stratum, 4)) for i, stratum in enumerate(strata)]
     readers = default_splits(samples)
     parts = [s.name for split in ("train", "val") for s in readers[split]()]

@@ -1,4 +1,4 @@
-"""Solar cells: against labels.csv itself, or a small made-up one where the package is absent."""
+"""Solar cells: against labels.csv itself, or a small made-up one if the package is missing."""
 
 from __future__ import annotations
 

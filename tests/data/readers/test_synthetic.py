@@ -1,4 +1,4 @@
-"""Synthetic scenes: tags, boxes and masks must tell the same story as the pixels."""
+"""Synthetic scenes: labels, boxes and masks agree with the pixels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_labels_follow_from_the_objects(shapes: DataSet) -> None:
     assert values == {1, 0, -1}, "present, difficult and absent must all occur"
 
 
-def test_shapes_stand_out_and_colour_tells_nothing(shapes: DataSet) -> None:
+def test_colour_is_independent_of_the_class(shapes: DataSet) -> None:
     colours: dict[int, list[np.ndarray]] = {index: [] for index in range(len(SHAPE_CLASSES))}
     for sample in shapes.split("train"):
         assert sample.mask is not None
@@ -107,7 +107,7 @@ def test_palette_is_that_of_the_devkit(shapes: DataSet) -> None:
     assert palette[255].tolist() == [224, 224, 192]
 
 
-def test_packaged_set_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packaged_set_is_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache"
     calls = []
@@ -130,7 +130,7 @@ def test_default_cache_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) ->
     assert cache_folder() == Path.home() / ".cache" / "wildcat"
 
 
-def test_nothing_is_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

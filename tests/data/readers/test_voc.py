@@ -67,7 +67,7 @@ def test_mini_annotation_by_hand(real_data: Path) -> None:
 
 
 def test_mini_boxes_bound_the_masks(real_data: Path) -> None:
-    # An independent witness of the off-by-one: between a segmented object and its box lie the 255 border and the
+    # An independent check of the off-by-one: between a segmented object and its box are the 255 border and the
     # annotators' care, on all four sides alike. With x1 = xmin the left gap would be a pixel narrower than the right.
     gaps = []
     for sample in read_voc(real_data).split("seg-val"):
@@ -101,7 +101,7 @@ def test_mini_is_read_fast(real_data: Path) -> None:
     assert time.process_time() - start < 1
 
 
-def test_every_way_in(kit: Path, tmp_path: Path) -> None:
+def test_every_folder_of_a_devkit_opens(kit: Path, tmp_path: Path) -> None:
     devkit = tmp_path / "data" / "VOCdevkit"
     shutil.copytree(kit, devkit / "VOC2007")
     for root in (devkit / "VOC2007", devkit, devkit.parent):

@@ -1,4 +1,4 @@
-"""VOC actions: people's labels gathered into those of images, by hand and on a miniature."""
+"""VOC actions: labels of people combined into labels of images, by hand and on a small data set."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_labels_by_hand(devkit: Path) -> None:
     assert all((s.labels == -1).sum() == 10 - len(present[n]) - len(ignored[n]) for n, s in found.items())
 
 
-def test_boxes_are_those_of_who_does_it(devkit: Path) -> None:
+def test_boxes_are_those_of_people_who_do_the_action(devkit: Path) -> None:
     found = {s.name: s for s in read_action(devkit).split("train")}
     second = found["2010_2"]
     assert second.boxes is not None and second.box_classes is not None and second.box_difficult is not None
@@ -80,7 +80,7 @@ def test_boxes_are_those_of_who_does_it(devkit: Path) -> None:
     assert {s.name: s for s in read_action(devkit).split("train")}["2010_2"].boxes is None
 
 
-def test_objects_are_what_a_devkit_of_both_is_read_for(devkit: Path, tmp_path: Path) -> None:
+def test_a_devkit_with_both_lists_is_read_for_objects(devkit: Path, tmp_path: Path) -> None:
     assert open_dataset(tmp_path).format == "voc-action", "a devkit of actions alone"
     (devkit / "ImageSets" / "Main").mkdir()
     (devkit / "ImageSets" / "Main" / "train.txt").write_text("2010_2\n")
@@ -90,7 +90,7 @@ def test_objects_are_what_a_devkit_of_both_is_read_for(devkit: Path, tmp_path: P
     assert recognise_action(tmp_path) and not recognise_action(devkit / "JPEGImages")
 
 
-def test_miniature(tmp_path: Path) -> None:
+def test_a_small_data_set_equals_voc(tmp_path: Path) -> None:
     # The same images as write_shapes: an image has the action of each of its easy shapes.
     data = open_dataset(write_action(tmp_path / "actions", train=12, val=4, size=(48, 64)))
     voc = read_voc(write_shapes(tmp_path / "voc", train=12, val=4, size=(48, 64)))

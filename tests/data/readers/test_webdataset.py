@@ -1,4 +1,4 @@
-"""Shards with labels: what WebDataset users have is read, each image where it lies; the rest is refused by name."""
+"""Tar shards with labels: layouts of WebDataset users, exact epochs, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shards(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- what is written is what is read ----------------------------------------------------------------------------------
+# --- written and read again ----------------------------------------------------------------------------------
 
 
 def test_shards_hold_the_same_data(shapes: DataSet, shards: Path) -> None:
@@ -73,7 +73,7 @@ def test_the_same_data_gives_the_same_bytes_and_nothing_is_overwritten(
         write_webdataset(shapes, tmp_path / "none", images=0)
 
 
-def test_a_pattern_a_shard_and_an_address_are_data_sets(shards: Path) -> None:
+def test_a_pattern_a_shard_and_a_url_are_data_sets(shards: Path) -> None:
     pattern = f"{shards}/{{train,val}}-{{000000..000001}}.tar"
     assert {split: len(open_dataset(pattern).split(split)) for split in ("train", "val")} == {"train": 16, "val": 10}
     assert open_dataset(f"{shards}/val-*.tar").splits == ("val",)
@@ -81,7 +81,7 @@ def test_a_pattern_a_shard_and_an_address_are_data_sets(shards: Path) -> None:
     assert open_dataset(f"file://{shards}/val-000000.tar").splits == ("val",)
 
 
-def test_an_epoch_is_a_permutation_whatever_the_processes(shards: Path) -> None:
+def test_an_epoch_is_a_permutation_for_any_number_of_processes(shards: Path) -> None:
     samples = open_dataset(shards).split("train")
     for size in (1, 2, 3, 4):
         order = epoch_order(len(samples), seed=3, epoch=5)
@@ -90,7 +90,7 @@ def test_an_epoch_is_a_permutation_whatever_the_processes(shards: Path) -> None:
 
 
 def test_features_of_images_in_shards_are_those_of_files(shapes: DataSet, shards: Path, tmp_path: Path) -> None:
-    """And they are known again by the shard and the place in it."""
+    """The cache identifies an image by its shard and byte range."""
     backbone = create_backbone("test_resnet", "none").eval()
     preprocess = Preprocess(32, backbone.mean, backbone.std)
     files, stored = shapes.split("val"), open_dataset(shards).split("val")
@@ -105,7 +105,7 @@ def test_features_of_images_in_shards_are_those_of_files(shapes: DataSet, shards
         done.clear()
 
 
-# --- what others write ------------------------------------------------------------------------------------------------
+# --- shards of other writers ------------------------------------------------------------------------------------------
 
 
 def labels_of(folder: Path, members: dict[str, bytes], **options: str) -> tuple[DataSet, list[list[int]]]:
@@ -150,7 +150,7 @@ def test_json_and_text_hold_any_number_of_names(tmp_path: Path) -> None:
     assert [s.name for s in data.split("train")][:2] == ["train-0.tar#d/0.png", "train-0.tar#e/0.png"]
 
 
-def test_shards_that_name_no_split_are_split_by_class(tmp_path: Path) -> None:
+def test_shards_without_split_names_are_split_by_class(tmp_path: Path) -> None:
     for n in range(2):
         members = {
             f"{i}.{kind}": png(i) if kind == "png" else str(i % 2).encode()
@@ -188,13 +188,13 @@ def test_shards_that_name_no_split_are_split_by_class(tmp_path: Path) -> None:
         ({"readme": b"x"}, "holds no images"),
     ],
 )
-def test_what_cannot_be_labels_is_named(tmp_path: Path, members: dict[str, bytes], says: str) -> None:
+def test_invalid_labels_are_named(tmp_path: Path, members: dict[str, bytes], says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         labels_of(tmp_path / "a", members)
     assert caught.value.hint
 
 
-def test_a_label_that_is_no_class_and_shards_that_are_not_there(tmp_path: Path) -> None:
+def test_unknown_labels_and_missing_shards(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     shard(tmp_path / "train-0.tar", {"0.png": png(0), "0.cls": b"2"})
     with pytest.raises(DataError, match=r"train-0.tar#0.png: label 2 is none of the 2 classes"):
@@ -221,7 +221,7 @@ def test_a_link_for_a_label_is_not_followed(tmp_path: Path) -> None:
 def test_commands_take_shards(
     shapes: DataSet, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is learned and measured is what files would give."""
+    """Training and evaluation match those on image files."""
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
     tiny = "--backbone test_resnet --weights none --image-size 64 --workers 0 --device cpu --epochs 1 --lr 0.02"
     source = f"{shards}/{{train,val}}-*.tar"
