@@ -239,7 +239,9 @@ def test_no_connection(server: Server, tmp_path: Path) -> None:
     made = source(server)
     server.shutdown()
     server.server_close()
-    with pytest.raises(DataError, match=r"could not be downloaded from http://127.*: no connection\.") as caught:
+    with pytest.raises(
+        DataError, match=r"could not be downloaded from http://127.*: no connection \(ConnectionError\)\."
+    ) as caught:
         fetch_dataset(made, tmp_path)
     assert "when you are connected" in caught.value.hint
     assert f"by hand: Get {server.url('set.tar')} (see http://home)" in caught.value.hint

@@ -216,6 +216,11 @@ def test_broken_files_are_refused(tmp_path: Path, kind: str) -> None:
     assert remedy in caught.value.hint
 
 
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="cannot be read: File name too long"):
+        read_image(tmp_path / ("a" * 300))
+
+
 def test_to_rgb_refuses_too() -> None:
     with pytest.raises(ImageError, match="no pixels"):
         to_rgb(Image.new("RGB", (0, 4)))

@@ -158,7 +158,8 @@ def _reason(error: requests.RequestException) -> str:
         return f"the server answers {error.response.status_code}"
     if isinstance(error, requests.Timeout):
         return "no answer"
-    return "no connection" if isinstance(error, requests.ConnectionError) else "the connection broke"
+    name = type(error).__name__  # SSLError, ProxyError, ...
+    return f"no connection ({name})" if isinstance(error, requests.ConnectionError) else "the connection broke"
 
 
 def unpack(archive: Path, folder: Path) -> None:

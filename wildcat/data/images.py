@@ -169,10 +169,10 @@ def _walk(folder: str, recursive: bool, parents: frozenset[str]) -> Iterator[str
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[Image.Image]:
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.")
     try:
         file = path.open("rb")
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.") from error
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.") from error
     except PermissionError as error:

@@ -81,6 +81,12 @@ def test_a_pattern_a_shard_and_a_url_are_data_sets(shards: Path) -> None:
     assert open_dataset(f"file://{shards}/val-000000.tar").splits == ("val",)
 
 
+def test_shards_in_the_working_directory_keep_their_names(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards)
+    data = open_dataset("train-000001.tar")
+    assert (data.name, data.split("train")[0].name) == ("shards", "train-000001.tar#00000008.jpg")
+
+
 def test_an_epoch_is_a_permutation_for_any_number_of_processes(shards: Path) -> None:
     samples = open_dataset(shards).split("train")
     for size in (1, 2, 3, 4):

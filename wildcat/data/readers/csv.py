@@ -160,7 +160,7 @@ def _read(path: Path, image_column: str) -> _Table:
     header = text.splitlines()[0] if text.strip() else ""
     if not header.strip() or len(header) > csv.field_size_limit():
         raise DataError(
-            f"{path} {f'has a first line of {len(header):,} letters' if header else 'is empty'}.",
+            f"{path} is empty or begins with {'a line of too many letters' if header.strip() else 'an empty line'}.",
             "Its first line names the columns.",
         )
     parsed = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}

@@ -107,7 +107,7 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
         labels = np.full(len(names), ABSENT, np.int8)
         labels[[index[label] for label in one.ignored]] = IGNORED
         labels[[index[label] for label in one.present]] = PRESENT
-        name = one.image.name[len(folder) :].lstrip("/")
+        name = one.image.name.removeprefix(f"{folder}/")
         splits.setdefault(_split_of(one.image.file), []).append(Sample(name, one.image, labels))
     if "" in splits and len(splits) > 1:
         raise DataError(
