@@ -37,9 +37,8 @@ from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.report.charts import confusion_table, draw_curves, draw_training
 from wildcat.report.gallery import Example, Gallery, Kind, check_limits, printable
-from wildcat.viz.colors import colormap_table
+from wildcat.viz.colors import encode_colormaps
 
-COLORMAPS = ("inferno", "viridis", "cividis")
 GAME_TOLERANCE = 15  # pixels, the default of `wildcat.metrics.pointing_game`
 HEADINGS: dict[Kind, tuple[str, str]] = {
     "hit": ("Highest scores where present", "confident hits"),
@@ -243,7 +242,7 @@ def _render(gallery: Gallery, context: Mapping[str, Any], examples: Sequence[Exa
     images = {id(card.image): card.image for card in cards}
     number = {key: i for i, key in enumerate(images)}
     store = {
-        "colormaps": {c: base64.b64encode(colormap_table(c).tobytes()).decode() for c in COLORMAPS if cards},
+        "colormaps": encode_colormaps() if cards else {},
         "images": [vars(image) for image in images.values()],
         "cards": [vars(c) | {"image": number[id(c.image)], "description": c.description} for c in cards],
     }

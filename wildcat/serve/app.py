@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -36,7 +35,7 @@ from wildcat.serve.schemas import (
     PredictQuery,
 )
 from wildcat.serve.service import Service
-from wildcat.viz.colors import MARK_COLORS, colormap_table
+from wildcat.viz.colors import MARK_COLORS, encode_colormaps
 
 # File name -> package, path and media type; the page shares scripts and styles with the HTML report.
 ASSETS = {
@@ -45,8 +44,6 @@ ASSETS = {
     "maps.js": ("wildcat.viz", "static/maps.js", "text/javascript; charset=utf-8"),
     "report.css": ("wildcat.report", "report.css", "text/css; charset=utf-8"),
 }
-
-COLORMAPS = ("inferno", "viridis", "cividis")
 
 
 def create_app(
@@ -191,8 +188,7 @@ def _add_page(app: FastAPI) -> None:
 
 def page_colors() -> dict[str, Any]:
     """Colours of the page: each colour map as base64 of 256 RGB triples, and the colours of the mask's classes."""
-    maps = {name: base64.b64encode(colormap_table(name).tobytes()).decode() for name in COLORMAPS}
-    return {"colormaps": maps, "marks": [list(color) for color in MARK_COLORS]}
+    return {"colormaps": encode_colormaps(), "marks": [list(color) for color in MARK_COLORS]}
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -8,6 +8,8 @@ for wildcat: lightness decreases in equal steps on both sides of near-white.
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -41,6 +43,7 @@ _TABLES = {
 }
 
 COLORMAPS: tuple[str, ...] = tuple(_TABLES)
+HEAT_COLORMAPS = ("inferno", "viridis", "cividis")  # the choices in the report and the page of the service
 
 # Seven colours that readers with colour blindness can distinguish (Okabe and Ito, 2008), for points, boxes and masks.
 MARK_COLORS: tuple[tuple[int, int, int], ...] = (
@@ -73,6 +76,11 @@ def colormap_table(name: str) -> NDArray[np.uint8]:
     steps = np.arange(256)
     channels = [np.interp(steps, steps[::5], channel) for channel in points.T]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def encode_colormaps() -> dict[str, str]:
+    """The `HEAT_COLORMAPS` for maps.js: base64 of 256 RGB triples each."""
+    return {name: base64.b64encode(colormap_table(name).tobytes()).decode() for name in HEAT_COLORMAPS}
 
 
 def unit_range(
