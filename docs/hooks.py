@@ -33,9 +33,9 @@ def command_reference() -> Iterator[str]:
                 parser = tyro.extras.get_parser(kind, prog=f"wildcat {name}", config=(FlagCreatePairsOff,))
             yield "| argument | default | description |"
             yield "| --- | --- | --- |"
-            for action in parser._actions:
-                if action.dest != "help":
-                    yield argument_row(action)
+            actions = [action for action in parser._actions if action.dest != "help"]
+            for action in sorted(actions, key=lambda action: bool(action.option_strings)):  # positional ones first
+                yield argument_row(action)
             yield ""
 
 
@@ -46,7 +46,10 @@ def argument_row(action: argparse.Action) -> str:
         text, default = text[: found.start()], found[2] if found[2] is not None else found[1]
     metavar = str(action.metavar or "").replace("{None}|", "")
     flag = " ".join([*action.option_strings, metavar] if action.option_strings else [metavar or action.dest])
-    default = "" if default in ("None", "", "''") else f"`{default}`" if default != "required" else default
+    if default in ("None", "False", "", "''"):
+        default = ""
+    elif default not in ("required", "repeatable"):
+        default = f"`{default}`"
     return f"| {code(flag.strip())} | {default.replace('|', '&#124;')} | {html.escape(text).replace('|', '&#124;')} |"
 
 

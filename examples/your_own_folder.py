@@ -1,13 +1,13 @@
 # %% [markdown]
-# # Your own folder of tagged images
+# # Your own folder of labelled images
 #
-# You have images and know *what* is in each. From these tags alone we train a network that also says *where*, look at
-# what it found, and write it down as annotations to correct or to train a detector with.
+# You have images with labels for the whole image. This script trains a model on these labels alone, measures it, shows
+# where it finds the classes, and writes annotations to correct or to train a detector with.
 #
 #     python examples/your_own_folder.py [DATA] [OUT]
 #
-# DATA is one folder per class, a CSV with the columns `image,labels`, or any other layout of `wildcat datasets`.
-# Without it, 500 synthetic images of shapes are made and used. In a notebook, write your folder into the next cell.
+# DATA is one folder per class, a CSV file with the columns `image,labels`, or any other layout of `wildcat datasets`.
+# Without it, the script generates 500 synthetic images of shapes. In a notebook, set DATA in the next cell.
 
 # %%
 import sys
@@ -32,7 +32,7 @@ OUT = Path(given[1] if given[1:] else tempfile.mkdtemp(prefix="wildcat-"))
 # %% [markdown]
 # ## Read
 #
-# The layout is recognised from its structure. Where the data has no split of its own, a part is held out to measure on.
+# The layout is recognised from its structure. Of data without splits, a fixed fifth is held out to measure on.
 
 # %%
 data = open_dataset(DATA)
@@ -42,8 +42,8 @@ print(f"{data.name}: {len(train_samples)} + {len(val_samples)} images; {', '.joi
 # %% [markdown]
 # ## Train
 #
-# `tune="head"` runs the ImageNet network over each image once and then trains only the layers after it, which takes
-# seconds. `tune="all"` fine-tunes every layer: better, and slow without a GPU. Larger images find smaller things.
+# `tune="head"` computes the features of the ImageNet network once and trains only the layers after it, which takes
+# seconds. `tune="all"` fine-tunes every layer, which is slow without a GPU. Larger images show smaller objects.
 
 # %%
 config = TrainConfig(tune="head", image_size=224, epochs=15)
@@ -53,27 +53,27 @@ train(run, data)
 # %% [markdown]
 # ## Measure
 #
-# On the images held out (they chose the best epoch, which flatters it a little): the tags, and points and masks too
-# where the data has boxes and masks to compare with. Before that, calibration learns from the training images how
-# likely a class must be to be drawn in a mask.
+# Calibration first fits, on the training images, the probability from which a class counts as predicted. Then the model
+# is evaluated on the held-out images: classification, and points and masks if the data has boxes and masks. These
+# images also chose the best epoch, so the metrics are slightly optimistic.
 
 # %%
 model = wildcat.load(run.folder)
 write_calibration(run.folder, model.classes, *calibrate(model, data))
 model = wildcat.load(run.folder)
 
-figures = evaluate(model, data, "val")
-print(f"tags    {figures['classification']['map']:.1%} mean average precision")
-if "pointing" in figures:
-    print(f"points  {figures['pointing']['map']:.1%} mean average precision")
-if "segmentation" in figures:
-    print(f"masks   {figures['segmentation']['miou']:.1%} mean IoU")
+metrics = evaluate(model, data, "val")
+print(f"labels  {metrics['classification']['map']:.1%} mean average precision")
+if "pointing" in metrics:
+    print(f"points  {metrics['pointing']['map']:.1%} mean average precision")
+if "segmentation" in metrics:
+    print(f"masks   {metrics['segmentation']['miou']:.1%} mean IoU")
 
 # %% [markdown]
-# ## Look
+# ## Predict
 #
-# A prediction knows its classes, a point and boxes for each, heatmaps and a mask. A notebook shows it as an image when
-# it is the last line of a cell.
+# A prediction holds the classes, a point and boxes per class, heatmaps and a mask. A notebook displays it as an image
+# if it is the last line of a cell.
 
 # %%
 images = [sample.path for sample in val_samples[:6]]
@@ -85,23 +85,23 @@ for name in first.labels:
 
 
 # %%
-views = []  # of each image: itself, the heatmap and point of its likeliest class, the mask of all its classes
+views = []  # per image: the image, the heatmap and point of the most likely class, the mask of all classes
 for prediction in predictions:
     image = prediction.load_image()
     views += [image, prediction.plot(), overlay_mask(image, prediction.mask())]
 sheet = side_by_side(views, columns=6, height=240)
-sheet.save(OUT / "seen.png")
+sheet.save(OUT / "predictions.png")
 sheet
 
 # %% [markdown]
-# ## Use
+# ## Export
 #
-# As COCO, YOLO, Pascal VOC or Label Studio annotations: open them in your labelling tool, or train a detector.
+# Write COCO, YOLO, Pascal VOC or Label Studio annotations: open them in your labelling tool, or train a detector.
 
 # %%
 with ANNOTATION_FORMATS["coco"](OUT / "annotations", model.classes, model="your_own_folder") as writer:
     for prediction, path in zip(predictions, images, strict=True):
         writer.add(prediction, path.name)
 
-print(f"Look at {OUT / 'seen.png'}; annotations are in {OUT / 'annotations'}.")
+print(f"Open {OUT / 'predictions.png'}; annotations are in {OUT / 'annotations'}.")
 print(f"Try your own images: wildcat serve {run.folder}")

@@ -1,4 +1,4 @@
-"""The examples run as written, on small data, and leave what they say they leave."""
+"""The examples run as written on small data and write the files they announce."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Run = Callable[[str, Path], str]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run(name, data)`: what the example printed; its files are in `tmp_path / "out"`."""
+    """`run(name, data)` returns what the example printed; its files are in `tmp_path / "out"`."""
 
     def ran(name: str, data: Path) -> str:
         monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
@@ -35,17 +35,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_your_own_folder(run: Run, tmp_path: Path) -> None:
-    """Bright and dark images, one folder each, are told apart, drawn and annotated."""
+    """Bright and dark images, one folder each, are classified, drawn and annotated."""
     rng = np.random.default_rng(0)
     for name, level in (("bright", 200), ("dark", 50)):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(12):
             noise = rng.integers(level - 40, level + 40, (60, 80, 3), dtype=np.uint8)
             Image.fromarray(noise).save(tmp_path / "images" / name / f"{i}.png")
-    said = run("your_own_folder", tmp_path / "images")
-    assert "20 + 4 images; bright, dark" in said
-    assert "tags    100.0% mean average precision" in said and "points" not in said
-    shown = Image.open(tmp_path / "out" / "seen.png")
+    printed = run("your_own_folder", tmp_path / "images")
+    assert "20 + 4 images; bright, dark" in printed
+    assert "labels  100.0% mean average precision" in printed and "points" not in printed
+    shown = Image.open(tmp_path / "out" / "predictions.png")
     assert shown.width > 3 * shown.height / 2, "four images, three views each, in two rows"
     (written,) = (tmp_path / "out" / "annotations").glob("*.json")
     coco = json.loads(written.read_text(encoding="utf-8"))
@@ -54,12 +54,13 @@ def test_your_own_folder(run: Run, tmp_path: Path) -> None:
 
 def test_compare_pooling(run: Run, tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "shapes", train=24, val=8)
-    said = run("compare_pooling", data)
+    printed = run("compare_pooling", data)
     rows = {
-        name: (float(tags), float(points)) for name, tags, points in re.findall(r"\| (\w+) \| (\S+) \| (\S+) \|", said)
+        name: (float(labels), float(points))
+        for name, labels, points in re.findall(r"\| (\w+) \| (\S+) \| (\S+) \|", printed)
     }
     assert list(rows) == ["max", "average", "weldon", "wildcat"]
     assert len(set(rows.values())) > 1 and all(0 < value <= 100 for row in rows.values() for value in row)
-    assert (tmp_path / "out" / "poolings.md").read_text() in said
+    assert (tmp_path / "out" / "poolings.md").read_text() in printed
     shown = Image.open(tmp_path / "out" / "poolings.png")
     assert shown.width / shown.height == pytest.approx(160 / 128, rel=0.1), "four images of four poolings"
