@@ -123,7 +123,7 @@ def test_cells_are_the_raw_maps(connect: Connect, predictor: Predictor) -> None:
 def test_masks_follow_the_calibration(
     connect: Connect, predictor: Predictor, rule: Any, own: dict[str, float], other: float, changed: dict[str, float]
 ) -> None:
-    """The gates allow a class that is not predicted and exclude one that is."""
+    """The thresholds exclude a class above 0.5 and include one below."""
     likely = predictor.predict(image()).probabilities
     assert likely["red"] > 0.5 > likely["blue"]
     params = MaskParams(gate=(1.0, 0.4, likely["blue"] - 0.01), rule=rule, **own)

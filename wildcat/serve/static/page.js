@@ -187,7 +187,7 @@
   const createClassList = () => {
     const names = Object.keys(row.cells.classes).sort((a, b) => row.scores[b] - row.scores[a]), all = model.classes.length;
     find("#classes-note").textContent = names.length < all ? `The ${names.length} most probable of ${number(all)}.`
-      : row.labels.length ? "" : "No class reaches 50 %.";
+      : row.labels.length ? "" : "No class is predicted.";
     find("#classes").replaceChildren(...names.map((name, i) => {
       const item = create("li"), button = create("button", row.labels.includes(name) ? "row predicted" : "row");
       const bar = create("span", "length"), filled = create("i");
