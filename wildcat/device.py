@@ -1,4 +1,4 @@
-"""The device to compute on, and what the machine offers: cores, vector instructions."""
+"""Devices, and facts about the machine: cores, vector instructions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import torch
 
 from wildcat.errors import ConfigError
 
-CGROUP = Path("/sys/fs/cgroup")
-"""The CPU limits of the container that this process runs in (Linux)."""
+CGROUP = Path("/sys/fs/cgroup")  # CPU limits of the container of this process (Linux)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device a name means; auto is CUDA, then Apple's MPS, then the CPU.
+    """The device of a name; auto is CUDA if available, then Apple's MPS, then the CPU.
 
     Raises:
-        ConfigError: not a device, or not one of this machine.
+        ConfigError: this machine has no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -28,7 +27,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # not only named, but there: "meta" has a name and holds nothing
+        torch.zeros(1, device=device).item()  # "meta" and absent devices fail here
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
@@ -37,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its vector instructions, cores and torch's threads; timings mean nothing without them."""
+    """The processor, its vector instructions, the cores and torch's threads, to be recorded with timings."""
     name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():

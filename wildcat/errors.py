@@ -1,4 +1,4 @@
-"""The error tree. Every error a user can mend is a `WildcatError`: one sentence that names the value, and a hint."""
+"""The error tree. Errors that a user can fix are `WildcatError`s: one sentence that names the value, and a hint."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 
 
 class WildcatError(Exception):
-    """Base of all errors a user can mend; `hint` says what to do next.
-
-    The command line prints `message` and `hint` without a traceback.
-    """
+    """Base of all errors that a user can fix; the command line prints `message` and `hint` without a traceback."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(f"{message}\n{hint}" if hint else message)
@@ -20,12 +17,12 @@ class WildcatError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors travel between processes; some are made of other things than a message and a hint."""
-        return _remade, (type(self), self.message, self.hint)
+        """Pickle by message and hint: subclasses have constructors of their own."""
+        return _restore_error, (type(self), self.message, self.hint)
 
 
-def _remade(kind: type[WildcatError], message: str, hint: str) -> WildcatError:
-    error = kind.__new__(kind)
+def _restore_error(error_class: type[WildcatError], message: str, hint: str) -> WildcatError:
+    error = error_class.__new__(error_class)
     WildcatError.__init__(error, message, hint)
     return error
 
@@ -39,7 +36,7 @@ class ShapeError(WildcatError, ValueError):
 
 
 class DataError(WildcatError):
-    """A data set, table, list or annotation cannot be used as it is."""
+    """A data set, table, list or annotation is invalid."""
 
 
 class ImageError(DataError):
@@ -47,15 +44,15 @@ class ImageError(DataError):
 
 
 class RunError(WildcatError):
-    """A run folder or checkpoint cannot be used as it is."""
+    """A model folder or checkpoint is invalid, or cannot be written."""
 
 
 class TrainingError(WildcatError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class EngineError(WildcatError):
-    """What runs a network cannot do so here, or does not give what the network gives."""
+    """An engine cannot run a network here, or computes other features than torch."""
 
 
 class MissingExtra(WildcatError, ImportError):
@@ -69,9 +66,10 @@ class MissingExtra(WildcatError, ImportError):
 
 
 class OutOfMemory(WildcatError):
-    """The machine, or its GPU, has no memory left for what was asked."""
+    """The machine or its GPU is out of memory."""
 
 
+# Texts in errors of torch: a RuntimeError, or a DataLoader worker killed by the system.
 _SHORTAGES = (
     "out of memory",
     "allocate memory",
@@ -80,28 +78,27 @@ _SHORTAGES = (
     "shared memory",
     "DataLoader worker",
 )
-"""What torch says where memory ends: a RuntimeError, or a reading process that the system has killed."""
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """The sentence for an error that means that memory has run out; None for any other.
+    """Convert an error that means that memory has run out; None for any other.
 
     >>> out_of_memory(MemoryError()).message
     'there is not enough memory.'
     """
-    said = (str(error).splitlines() or [""])[0]
+    text = (str(error).splitlines() or [""])[0]
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
     short = short or (isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES))
     if not short and not isinstance(error, MemoryError):
         return None
     return OutOfMemory(
-        f"there is not enough memory{f' ({said[:200].rstrip(chr(46))})' if said else ''}.",
-        "Close other programs, or do less at once: a smaller --batch-size, fewer --workers.",
+        f"there is not enough memory{f' ({text[:200].rstrip(chr(46))})' if text else ''}.",
+        "Close other programs, or reduce --batch-size or --workers.",
     )
 
 
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:
-    """`"did you mean X?"` for the nearest allowed names, or an empty string.
+    """`"did you mean X?"` for the most similar allowed names, or an empty string.
 
     >>> did_you_mean("resnet5", ["resnet50", "lite0"])
     'did you mean resnet50?'

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there: written beside their names and moved to them when they are done."""
+"""Atomic writes of files and folders: written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -15,27 +15,24 @@ from typing import Any
 
 from wildcat.errors import RunError
 
-PART = ".part"
-"""Suffix of a hidden file or folder that is being written, and is moved to its name when it is whole."""
-
-LEFT_ALONE = 3600.0
-"""Seconds in which what is half-written may still be another command's at work."""
+PART = ".part"  # suffix of the hidden temporary files and folders
+LEFT_ALONE = 3600.0  # seconds for which a temporary file may belong to a command that is still running
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure to write at `path` into one sentence."""
+    """Turn an OSError into a RunError that names `path`."""
     try:
         yield
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}.",
-            "Check the space and the rights there; what was written before is intact.",
+            "Check the free space and the permissions there; files written before are intact.",
         ) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one."""
+    """Write a file atomically: after a crash it is either the old or the new one."""
     with writing(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
@@ -52,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A folder in the making: it gets the name of `folder` when the block ends, and nothing is left where that fails.
+    """Write a folder atomically: the temporary folder it yields is renamed at the end, or removed on an error.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
@@ -61,26 +58,26 @@ def making(folder: Path) -> Iterator[Path]:
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
     try:
-        yield made
+        yield temporary
         with writing(folder):
-            made.chmod(0o755)
-            if folder.exists():  # and is empty: not every system renames onto a folder
+            temporary.chmod(0o755)
+            if folder.exists():  # it is empty; not every system can rename onto a folder
                 folder.rmdir()
-            made.replace(folder)
+            temporary.replace(folder)
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def remove_leftovers(path: Path, seconds: float = LEFT_ALONE) -> None:
-    """Remove what commands that were killed while they wrote `path` have left beside it.
+    """Remove the temporary files of commands that were killed while writing `path`.
 
-    Another command may be writing it at this moment: what has changed in the last `seconds` stays.
+    Files modified in the last `seconds` stay: another command may be writing them.
     """
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????{PART}"):
-        with contextlib.suppress(OSError):  # another command was quicker
+        with contextlib.suppress(OSError):  # another command removed it
             if time.time() - left.stat().st_mtime >= seconds:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -91,10 +88,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        RunError: it cannot be read, or is no JSON; with `hint`.
+        RunError: it cannot be read or is not JSON; with `hint`.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -103,10 +100,10 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def refuse_existing(folder: Path, hint: str = "") -> None:
-    """Refuse to write where something is already.
+    """Refuse to overwrite a folder.
 
     Args:
-        hint: what to do instead; by default, to take the first free name.
+        hint: what to do instead; by default it suggests the first free name.
 
     Raises:
         RunError: the folder exists and is not empty, or is a file.

@@ -107,22 +107,22 @@ def open_data(command: DataCommand, source: str) -> DataSet:
 
 
 @contextmanager
-def gone_on_with(how: Callable[[], str]) -> Iterator[None]:
-    """Let an error that the surroundings have caused (disk, memory, sources) say how the work within is gone on with.
+def resume_hint(hint: Callable[[], str]) -> Iterator[None]:
+    """Add how to resume to the hint of errors that the machine or the sources cause: disk, memory, missing images.
 
     Args:
-        how: a sentence, asked for when the work has ended.
+        hint: returns a sentence; called when the error occurs.
     """
     try:
         yield
     except Exception as error:
-        told = error if isinstance(error, WildcatError) else out_of_memory(error)
-        if told is None:
+        reported = error if isinstance(error, WildcatError) else out_of_memory(error)
+        if reported is None:
             raise
-        surroundings = isinstance(told, DataError | OutOfMemory) or isinstance(error.__cause__, OSError)
-        if surroundings and "--resume" not in told.hint:
-            told.hint = f"{told.hint} {how()}"
-        raise told from error.__cause__
+        external = isinstance(reported, DataError | OutOfMemory) or isinstance(error.__cause__, OSError)
+        if external and "--resume" not in reported.hint:
+            reported.hint = f"{reported.hint} {hint()}"
+        raise reported from error.__cause__
 
 
 def _plain(value: str) -> str | float | int:
@@ -152,21 +152,20 @@ def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> No
 
 
 def check_readable(images: Sequence[Path | ImageRef]) -> None:
-    """Refuse data with images whose first bytes are no image, before hours are spent on it.
-
-    Of several processes each looks at its share.
+    """Check the first bytes of all images before a long computation; several processes share the images.
 
     Raises:
-        DataError: how many, and the first few.
+        DataError: names the number of unreadable images and the first few.
     """
     from wildcat.data.image_ref import input_error
     from wildcat.train.distributed import gather, share_of
 
-    found = [(i, fault) for i in share_of(len(images)) if (fault := input_error(images[i]))]
-    faults = sorted(itertools.chain(*gather(found)))
-    if faults:
-        listed = "; ".join(f"{Path(str(images[i])).name}: {fault}" for i, fault in faults[:5])
+    found = [(i, reason) for i in share_of(len(images)) if (reason := input_error(images[i]))]
+    unreadable = sorted(itertools.chain(*gather(found)))
+    if unreadable:
+        listed = "; ".join(f"{Path(str(images[i])).name}: {reason}" for i, reason in unreadable[:5])
+        more = "; ..." if len(unreadable) > 5 else ""
         raise DataError(
-            f"{len(faults)} of {len(images)} images cannot be read: {listed}{'; ...' if len(faults) > 5 else ''}.",
-            f"Mend or remove them; the first is {images[faults[0][0]]}.",
+            f"{len(unreadable)} of {len(images)} images cannot be read: {listed}{more}.",
+            f"Repair or remove them; the first is {images[unreadable[0][0]]}.",
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts
-from wildcat.cli.options import DataCommand, ModelCommand, gone_on_with, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, ModelCommand, open_data, parse_sizes, resume_hint
 from wildcat.config import PartFormat
 from wildcat.errors import ConfigError
 
@@ -81,7 +81,7 @@ def run_parts_command(command: PartsCommand) -> int:
     print(f"{command.run}: images of {sources}; device {device.type}; parts of {rows} rows in {out}", flush=True)
 
     how = "Then give the same command with --resume; finished parts stay."
-    with gone_on_with(lambda: how), progress_bar(None, "predicting") as bar:
+    with resume_hint(lambda: how), progress_bar(None, "predicting") as bar:
 
         def heard(done: Done, before: bool) -> None:
             if before:  # not counted into the rate

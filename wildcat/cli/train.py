@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.allocator import share_one_arena
-from wildcat.cli.options import DataCommand, check_readable, describe, gone_on_with, open_data
+from wildcat.cli.options import DataCommand, check_readable, describe, open_data, resume_hint
 from wildcat.config import METHODS, TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 
@@ -91,7 +91,7 @@ def train_command(command: Train) -> int:
         return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
 
     try:
-        with gone_on_with(go_on_later), ProgressBar() as progress:
+        with resume_hint(go_on_later), ProgressBar() as progress:
             outcome = train(run, data, resume=resume, progress=progress)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
         print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
