@@ -155,7 +155,7 @@ class AnnotationWriter(ABC):
         folder, source = self.partial / self.image_folder, prediction.image
         if isinstance(source, Path):
             if not source.is_file():
-                raise ImageError(f"{source} no longer exists.", "Restore it and export again.")
+                raise ImageError(f"{source} does not exist any more.", "Restore it and export again.")
             if suffix := portable_suffix(source):
                 target = folder / f"{stem}{suffix}"
                 if self.images == "link":
