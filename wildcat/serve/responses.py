@@ -20,7 +20,7 @@ from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams
 from wildcat.export.predictions import draw_heatmap, draw_modalities
 from wildcat.prediction import OPACITY, Prediction, file_name
-from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams, gate_classes
+from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams
 from wildcat.serve.limits import Limits, RequestError
 from wildcat.serve.schemas import AnnotationQuery, MapQuery, PredictQuery
 from wildcat.viz.colors import class_palette, unit_range
@@ -136,19 +136,22 @@ def with_threshold(params: MaskParams, threshold: float) -> MaskParams:
 
 
 def cells(prediction: Prediction, count: int) -> dict[str, Any]:
-    """The maps of the `count` most probable classes, the predicted classes and those of the mask; see `Cells`."""
+    """The maps of the `count` most probable classes and of the predicted classes; see `schemas.Cells`."""
     order = np.argsort(-prediction.class_scores, kind="stable")
     params = prediction.mask_params()
-    masked = [prediction.classes[i] for i in gate_classes(prediction.class_probs, params.gate).tolist()]
     most_probable = (prediction.classes[i] for i in order[:count].tolist())
     column = {name: i for i, name in enumerate(prediction.classes)}
     return {
         "grid": list(prediction.class_maps.shape[1:]),
         "classes": {
             name: _class_cells(prediction, name, column[name])
-            for name in dict.fromkeys([*most_probable, *prediction.labels, *masked])
+            for name in dict.fromkeys([*most_probable, *prediction.labels])
         },
-        "mask": {"classes": masked, "rule": params.rule, "threshold": params.threshold},
+        "mask": {
+            "classes": [name for name in prediction.classes if name in prediction.labels],
+            "rule": params.rule,
+            "threshold": params.threshold,
+        },
     }
 
 

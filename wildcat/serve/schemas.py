@@ -79,7 +79,7 @@ class ClassCells(BaseModel):
 class MaskRule(BaseModel):
     """How the model computes its mask: the class with the highest map value, where that is above the threshold."""
 
-    classes: list[str] = Field(description="The classes that the mask may contain.")
+    classes: list[str] = Field(description="The predicted classes, in the order of the model.")
     rule: Literal["score", "constant", "power"] = Field(
         description="score: compare raw maps; otherwise divide each map by its maximum first."
     )
@@ -90,7 +90,7 @@ class Cells(BaseModel):
     """Raw class maps in the resolution of the network; the grid covers the whole image."""
 
     grid: tuple[int, int] = Field(description="(h, w)")
-    classes: dict[str, ClassCells] = Field(description="The most probable first, then the others of the mask.")
+    classes: dict[str, ClassCells] = Field(description="The most probable first, then the other predicted ones.")
     mask: MaskRule
 
 
