@@ -1,113 +1,99 @@
 """Memory, open files and threads of one process over 50,000 predictions of real images, repeated.
 
-    python benchmarks/long_run.py RUN IMAGES --out benchmarks/results/long-run.json
+    python benchmarks/long_run.py --run RUN --images FOLDER --out benchmarks/results/long-run.json
 
-Both sinks of `wildcat predict`: parts of 1,000 rows, and the one predictions.jsonl. The network may be tiny: what is
-looked at is what stays after an image is done with. Figures are taken every --every images; growth is what the last
-has over the first, which is taken when all caches are warm.
+Measured for both outputs of `wildcat predict`: shards of 1,000 rows, and the single predictions.jsonl. The network may
+be tiny: this measures what remains after an image is finished. Counts are taken every --every images; growth is the
+difference between the last and the first, which is taken when all caches are filled.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from script import argument_parser, log, save_result, settings_of
+
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
-from wildcat.data.image_ref import ImageLocation, ImageRef
+from wildcat.data.image_ref import ImageLocation
 from wildcat.export.predictions import PredictionWriter
-from wildcat.predictor import Predictor
-from wildcat.reproduce.record import write_result
+from wildcat.predictor import BATCH_SIZE, Predictor
+from wildcat.progress import Progress
 from wildcat.scale.inputs import find_sources, list_images
-from wildcat.scale.shards import Done, PartFolder, split_parts
-from wildcat.scale.worker import PartMaker, run_parts
+from wildcat.scale.shards import ShardFolder, predict_here, split_shards, write_shards
 
-PART_ROWS = 1000
-
-
-def repeated(source: str, count: int) -> Iterator[ImageLocation]:
-    """`count` images: those of a source, over and over."""
-    return itertools.islice(itertools.cycle(list(list_images(find_sources([source])))), count)
+SHARD_ROWS = 1000
 
 
-def figures(done: int, written: int, begun: float) -> dict[str, Any]:
-    """Of this process, as the kernel of Linux has them."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "images": done,
-        "rss_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1),
-        "open_files": len(list(Path("/proc/self/fd").iterdir())),
-        "threads": len(list(Path("/proc/self/task").iterdir())),
-        "bytes_a_image": round(written / done, 1),
-        "seconds": round(time.monotonic() - begun, 1),
-    }
+class Counts(Progress):
+    """Counts of this process every so many images, as the Linux kernel has them."""
+
+    def __init__(self, every: int, folder: Path) -> None:
+        self.every, self.folder, self.done, self.began = every, folder, 0, time.monotonic()
+        self.rows: list[dict[str, Any]] = []
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        if self.done % self.every:
+            return
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        written = sum(path.stat().st_size for path in self.folder.iterdir())
+        self.rows.append(
+            {
+                "images": self.done,
+                "rss_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1),
+                "open_files": len(list(Path("/proc/self/fd").iterdir())),
+                "threads": len(list(Path("/proc/self/task").iterdir())),
+                "bytes_a_image": round(written / self.done, 1),
+                "seconds": round(time.monotonic() - self.began, 1),
+            }
+        )
+        log(self.rows[-1])
 
 
-def in_parts(predictor: Predictor, images: Iterator[ImageRef], folder: Path, every: int) -> list[dict[str, Any]]:
-    """Figures while parts are written."""
-    rows: list[dict[str, Any]] = []
-    begun, done = time.monotonic(), 0
-
-    def heard(part: Done, _: bool) -> None:
-        nonlocal done
-        done += part.rows
-        if done % every == 0:
-            rows.append(figures(done, sum(path.stat().st_size for path in folder.iterdir()), begun))
-            print("parts", rows[-1], file=sys.stderr, flush=True)
-
-    make = partial(map, partial(PartMaker(folder, "jsonl"), predictor))
-    run_parts(split_parts(images, PART_ROWS), PartFolder(folder, {"format": "jsonl"}, resume=False), make, heard)
-    return rows
+def into_shards(predictor: Predictor, images: Iterator[ImageLocation], counts: Counts) -> None:
+    folder = ShardFolder(counts.folder, {"format": "jsonl"}, resume=False)
+    write_shards(split_shards(images, SHARD_ROWS), folder, partial(predict_here, predictor, None, BATCH_SIZE), counts)
 
 
-def in_one_file(predictor: Predictor, images: Iterator[ImageRef], folder: Path, every: int) -> list[dict[str, Any]]:
-    """Figures while predictions.jsonl is written."""
-    rows: list[dict[str, Any]] = []
-    begun = time.monotonic()
-    with PredictionWriter(folder, ()) as writer:
-        for done, prediction in enumerate(predictor.stream(images, modalities=False), 1):
-            writer.add(prediction, f"{done:06d}.jpg")
-            if done % every == 0:
-                rows.append(figures(done, sum(path.stat().st_size for path in folder.iterdir()), begun))
-                print("one file", rows[-1], file=sys.stderr, flush=True)
-    return rows
-
-
-def growth(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What the last figures have over the first."""
-    names = ("rss_mb", "open_files", "threads")
-    return {name: round(rows[-1][name] - rows[0][name], 1) for name in names}
+def into_one_file(predictor: Predictor, images: Iterator[ImageLocation], counts: Counts) -> None:
+    with PredictionWriter(counts.folder, ()) as writer:
+        for number, prediction in enumerate(predictor.stream(images, modalities=False)):
+            writer.add(prediction, f"{number:06d}.jpg")
+            counts.advance()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("images")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--run", required=True, help="a run folder")
+    parser.add_argument("--images", required=True, help="a folder of images, which are repeated")
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--every", type=int, default=5000)
-    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     keep_freed_memory()
     predictor = wildcat.load(arguments.run, "cpu")
+    found = list(list_images(find_sources([arguments.images])))
     results: dict[str, Any] = {}
+    outputs: dict[str, Callable[[Predictor, Iterator[ImageLocation], Counts], None]] = {
+        "shards": into_shards,
+        "one file": into_one_file,
+    }
     with tempfile.TemporaryDirectory() as name:
-        for sink, write in (("parts", in_parts), ("one file", in_one_file)):
-            images = repeated(arguments.images, arguments.count)
-            rows = write(predictor, images, Path(name) / sink, arguments.every)
-            results[sink] = {"growth": growth(rows), "figures": rows}
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "run", "images")}
-    settings |= {"run": Path(arguments.run).name, "images": Path(arguments.images).name}
-    write_result(
-        arguments.out, f"python benchmarks/long_run.py RUN IMAGES --out {arguments.out.name}", settings, results
-    )
+        for output, write in outputs.items():
+            counts = Counts(arguments.every, Path(name) / output)
+            write(predictor, itertools.islice(itertools.cycle(found), arguments.count), counts)
+            first, last = counts.rows[0], counts.rows[-1]
+            growth = {key: round(last[key] - first[key], 1) for key in ("rss_mb", "open_files", "threads")}
+            results[output] = {"growth": growth, "counts": counts.rows}
+    settings = settings_of(arguments) | {"run": Path(arguments.run).name, "images": Path(arguments.images).name}
+    save_result(arguments, settings, results)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Kills prediction, training and every command that writes, hundreds of times, and looks at what is left.
+"""Kill prediction, training and every command that writes, hundreds of times, and check what is left.
 
     python benchmarks/soak.py --out benchmarks/results/soak.json    # or: make soak
 
-These are the tests of `make test` with "killed" in their names, with more kills: SIGKILL after a random time and before
-a random operation on files. A prediction that is gone on with has each row once and the bytes of one left alone; a
-training ends with the weights, optimiser, random numbers and history of one left alone; other commands leave what was
-there before or the new, whole. The figures are what the tests counted; where one fails there is no result.
+Runs the tests with "killed" in their names with more kills: SIGKILL after a random time, before a random operation on
+a file, or in the middle of a write. A resumed prediction has one row per image and the bytes of one without kills; a
+training ends with the same weights, optimiser state, random numbers and history; any other command leaves either the
+old or the new content. The result holds what the tests counted; if a test fails there is none.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -19,36 +18,29 @@ import tempfile
 import time
 from pathlib import Path
 
-from wildcat.reproduce.record import write_result
+from script import argument_parser, save_result, settings_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=300, help="of prediction in parts")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=300, help="of prediction in shards")
+    parser.add_argument("--ray-kills", type=int, default=10, help="of prediction with Ray")
     parser.add_argument("--training-kills", type=int, default=50, help="half of them while features are cached")
     parser.add_argument("--command-kills", type=int, default=30, help="of each other command")
-    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    begun = time.monotonic()
+    settings, began = settings_of(arguments), time.monotonic()
     with tempfile.TemporaryDirectory() as name:
-        told = Path(name) / "record"
-        environment = {
-            **os.environ,
-            "WILDCAT_SOAK_RECORD": str(told),
-            "WILDCAT_SOAK_KILLS": str(arguments.kills),
-            "WILDCAT_SOAK_TRAINING_KILLS": str(arguments.training_kills),
-            "WILDCAT_SOAK_COMMAND_KILLS": str(arguments.command_kills),
-        }
-        tests = [sys.executable, "-m", "pytest", "-k", "killed", "--ignore", "tests/bulk/test_rays.py"]
-        code = subprocess.run(tests, cwd=REPOSITORY, env=environment, check=False).returncode
-        if code:
+        counts = Path(name) / "counts"
+        kills = {f"WILDCAT_SOAK_{key.upper()}": str(value) for key, value in settings.items()}
+        environment = {**os.environ, **kills, "WILDCAT_SOAK_RECORD": str(counts)}
+        tests = [sys.executable, "-m", "pytest", "-k", "killed"]
+        if code := subprocess.run(tests, cwd=REPOSITORY, env=environment, check=False).returncode:
             raise SystemExit(code)
-        rows = [json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()]
-    results = {"minutes": round((time.monotonic() - begun) / 60, 1), **{row.pop("test"): row for row in rows}}
-    settings = {k: v for k, v in vars(arguments).items() if k != "out"}
-    write_result(arguments.out, f"python benchmarks/soak.py --out {arguments.out.name}", settings, results)
+        rows = [json.loads(line) for line in counts.read_text(encoding="utf-8").splitlines()]
+    results = {"minutes": round((time.monotonic() - began) / 60, 1), **{row.pop("test"): row for row in rows}}
+    save_result(arguments, settings, results)
     print(json.dumps(results, indent=2))
 
 

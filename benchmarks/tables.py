@@ -153,7 +153,6 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
     "Scale and robustness": {
         "ray-predict.json": ("Prediction with Ray", speed_tables.ray_predict),
         "billion.json": ("Cost per image at scale", scale_tables.billion),
-        "failures.json": ("Simulated failures", scale_tables.failures),
         "long-run.json": ("Memory in long runs", scale_tables.long_run),
         "soak.json": ("Killed processes", scale_tables.soak),
     },

@@ -15,6 +15,10 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wildcat.scale.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,17 @@ def read_settings(place: Path) -> None:
     load_recipe(str(place / "recipe.yaml"))
 
 
-def read_parts(place: Path) -> None:
-    from wildcat.scale.shards import PartFolder
+def read_shards(place: Path) -> None:
+    from wildcat.scale.shards import ShardFolder
 
-    PartFolder(place / "parts", {"format": "jsonl"}, resume=True)
+    ShardFolder(place / "rows", {"format": "jsonl"}, resume=True).read_errors(shard_of_one())
+
+
+def shard_of_one() -> Shard:
+    from wildcat.data.image_ref import ImageLocation
+    from wildcat.scale.shards import split_shards
+
+    return next(split_shards([ImageLocation("a.png")], 1))
 
 
 def read_ensemble(place: Path) -> None:
@@ -90,8 +101,8 @@ READERS = {
     "state.pt": Reader("run/state.pt", read_state),
     "calibration.json": Reader("run/calibration.json", read_masks),
     "ensemble": Reader("both/model.json", read_ensemble),
-    "manifest.json": Reader("parts/manifest.json", read_parts),
-    "done.jsonl": Reader("parts/done.jsonl", read_parts),
+    "manifest.json": Reader("rows/manifest.json", read_shards),
+    "shard-00000.jsonl": Reader("rows/shard-00000.jsonl", read_shards),
 }
 
 
@@ -102,7 +113,8 @@ def make_places(place: Path) -> None:
     from wildcat.cli import main
     from wildcat.config import TrainConfig, config_text
     from wildcat.data import write_shapes
-    from wildcat.scale.shards import Done, PartFolder
+    from wildcat.scale.rows import error_row
+    from wildcat.scale.shards import ShardFolder
 
     shapes = write_shapes(place / "shapes", train=4, val=2, size=(32, 40))
     names = [path.name for path in sorted((shapes / "JPEGImages").iterdir())]
@@ -123,7 +135,8 @@ def make_places(place: Path) -> None:
     assert main(["calibrate", str(place / "run"), str(shapes), "--device", "cpu"]) == 0
     both = ["ensemble", str(place / "run"), str(place / "other"), "--combine", "average", "--out", str(place / "both")]
     assert main(both) == 0
-    PartFolder(place / "parts", {"format": "jsonl"}, resume=False).add(Done(0, 3, 1, "ab", ["one"]))
+    shard = shard_of_one()
+    ShardFolder(place / "rows", {"format": "jsonl"}, resume=False).write(shard, [error_row(*shard.images[0], "broken")])
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from PIL import Image, ImageCms
 
 from wildcat.cli import main
 from wildcat.data import write_shapes
-from wildcat.scale.shards import read_part
+from wildcat.scale.rows import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -288,8 +288,8 @@ def test_one_stream_reads_all_of_them_and_names_each(
     run: Path, folder: Path, answers: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["predict", str(run), str(folder), "--device", "cpu"]
-    assert main([*line, "--out", str(tmp_path / "parts"), "--part-rows", "100"]) == 0
-    rows = [row for path in sorted((tmp_path / "parts").glob("part-*")) for row in read_part(path)]
+    assert main([*line, "--out", str(tmp_path / "rows"), "--shard-rows", "100"]) == 0
+    rows = [row for path in sorted((tmp_path / "rows").glob("shard-*")) for row in read_rows(path)]
     assert [Path(row["image"]).name for row in rows] == sorted(answers)
     for row in rows:
         assert row.get("error", "image") == answers[Path(row["image"]).name][0]

@@ -1,4 +1,4 @@
-"""Commands that write a file or a folder and are killed: the old is there or the new, whole, and never half of it."""
+"""A killed command leaves either the old or the new content of the file or folder it writes, never a part of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with `data`, runs `a`, `b` and `c`, and `before`, the calibration that `c` has."""
+    """A folder with `data`, the runs `a`, `b` and `c`, and `before`, a copy of the calibration of `c`."""
     place = tmp_path_factory.mktemp("killed")
     data = write_shapes(place / "data", train=8, val=4, size=(40, 60))
     tiny = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --batch-size 8 --epochs 1"
@@ -42,15 +42,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("WILDCAT_CACHE", str(place / "cache"))
         for seed, name in enumerate("ab"):
             assert main(["train", str(data), "--out", str(place / name), "--seed", str(seed), *tiny.split()]) == 0
-            draw_something(place / name / "model.safetensors")
+            raise_scores(place / name / "model.safetensors")
         shutil.copytree(place / "a", place / "c")
         assert main(["calibrate", str(place / "c"), str(data), "--device", "cpu"]) == 0
         shutil.copyfile(place / "c" / "calibration.json", place / "before")
         yield place
 
 
-def draw_something(weights: Path) -> None:
-    """One epoch leaves every map negative, and there is nothing to draw: raise all classes."""
+def raise_scores(weights: Path) -> None:
+    """After one epoch all maps are negative and nothing is predicted: raise the bias of all classes."""
     values = load_file(weights)
     values["transfer.bias"] += 3
     save_file(values, weights)
@@ -62,12 +62,12 @@ def killed(place: Path) -> dict[str, Killed]:
 
 
 def contents(path: Path) -> dict[str, object]:
-    """What is in a file or a folder, hidden files aside; of JSON without the time it was written at."""
+    """The content of a file or the files of a folder, without hidden files and without times in JSON."""
     files = [p for p in path.rglob("[!.]*") if p.is_file()] if path.is_dir() else [path] if path.exists() else []
-    return {str(p.relative_to(path)): timeless(p) if p.suffix == ".json" else p.read_bytes() for p in files}
+    return {str(p.relative_to(path)): without_time(p) if p.suffix == ".json" else p.read_bytes() for p in files}
 
 
-def timeless(path: Path) -> Any:
+def without_time(path: Path) -> Any:
     found = json.loads(path.read_text(encoding="utf-8"))
     return {k: v for k, v in found.items() if k != "created"} if isinstance(found, dict) else found
 
@@ -80,7 +80,7 @@ def test_killed_at_any_moment_a_command_leaves_the_old_or_the_new(
     job, done = JOBS[name], killed[name]
     assert done.kills == KILLS and done.operations > 2
     new = contents(place / job.target)
-    old = {**new, job.keep: timeless(place / "before")} if job.keep else {}
+    old = {**new, job.keep: without_time(place / "before")} if job.keep else {}
     assert old != new and new
     lefts = [contents(place / left) for left in done.lefts]
     assert all(left in (old, new) for left in lefts)

@@ -58,7 +58,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 COMMANDS: dict[str, tuple[str, int]] = {
     "evaluate": ("evaluate a data --curves curves.csv", 100),
     "predict": ("predict a data/JPEGImages --out new --save none", 4000),
-    "parts": ("predict a data/JPEGImages --out new --part-rows 5", 1500),
+    "shards": ("predict a data/JPEGImages --out new --shard-rows 5", 1500),
     "calibrate": ("calibrate a data", 500),
     "report": ("report a data --out new.html", 20_000),
     "refine": ("refine a data --out new --rounds 1 --epochs 1", 20_000),
@@ -107,11 +107,11 @@ def test_a_full_disk_costs_nothing_that_was_there(here: Path, capsys: pytest.Cap
     if name == "predict":  # what it has written is whole
         rows = after.pop("new/predictions.jsonl").splitlines()
         assert 3 < len(rows) < 24 and all(json.loads(row)["scores"] for row in rows)
-    elif name == "parts":
+    elif name == "shards":
         assert "--resume" in hint
         after = {path: content for path, content in after.items() if not path.startswith("new/")}
         assert main([*line.split(), "--device", "cpu", "--resume"]) == 0
-        assert len(b"".join(v for k, v in files(here).items() if k.startswith("new/part-")).splitlines()) == 24
+        assert len(b"".join(v for k, v in files(here).items() if k.startswith("new/shard-")).splitlines()) == 24
         return
     assert after == before
     shutil.rmtree(here / "new", ignore_errors=True)
@@ -161,7 +161,7 @@ def test_a_folder_that_may_not_be_written(here: Path, capsys: pytest.CaptureFixt
     if not Path("/sys/kernel").is_dir():
         pytest.skip("needs Linux")
     before = files(here)
-    for name in ("predict", "parts", "report", "refine", "ensemble", "export"):
+    for name in ("predict", "shards", "report", "refine", "ensemble", "export"):
         line = [word.replace("new", "/sys/new") for word in COMMANDS[name][0].split()]
         failed([*line, "--device", "cpu"], capsys, UNWRITABLE)
     failed(["train", "data", "--out", "/sys/new", *TINY], capsys, UNWRITABLE)
@@ -206,22 +206,22 @@ def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], obj
     monkeypatch.setattr(Predictor, "forward", running)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "shards", "calibrate", "report", "ensemble", "export"])
 def test_images_that_vanish_while_they_are_read(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     images, line = here / "data" / "JPEGImages", COMMANDS[name][0].split()
-    line += ["--batch-size", "1"] if name in ("predict", "parts", "export") else []
+    line += ["--batch-size", "1"] if name in ("predict", "shards", "export") else []
     monkeypatch.setattr("wildcat.predictor.BATCH_SIZE", 1)
     for method in (Predictor.stream, Predictor.outputs):
         monkeypatch.setattr(method, "__kwdefaults__", {**(method.__kwdefaults__ or {}), "batch_size": 1})
     before = files(here)
     with monkeypatch.context() as patch:
         after_first_batch(patch, lambda: images.rename(here / "away"))
-        says = "has vanished" if name in ("predict", "parts") else VANISHED
+        says = "has vanished" if name in ("predict", "shards") else VANISHED
         hint = failed([*line, "--device", "cpu"], capsys, says)
     (here / "away").rename(images)
-    if name == "parts":
+    if name == "shards":
         assert "--resume" in hint and main([*line, "--device", "cpu", "--resume"]) == 0
         return
     assert {k: v for k, v in files(here).items() if k != "new/predictions.jsonl"} == before
@@ -239,7 +239,7 @@ def torch_shortage() -> RuntimeError:
     return caught.value
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "parts", "calibrate", "report", "ensemble", "export"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "shards", "calibrate", "report", "ensemble", "export"])
 def test_memory_that_runs_out(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -251,7 +251,7 @@ def test_memory_that_runs_out(
 
         monkeypatch.setattr(Predictor, "forward", run)
         hint = failed([*COMMANDS[name][0].split(), "--device", "cpu"], capsys, MEMORY)
-        assert "--batch-size" in hint and ("--resume" in hint) == (name == "parts")
+        assert "--batch-size" in hint and ("--resume" in hint) == (name == "shards")
         shutil.rmtree(here / "new", ignore_errors=True)
         assert files(here) == before
 

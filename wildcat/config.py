@@ -21,7 +21,7 @@ Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "head"]
 Flip = Literal["none", "horizontal", "both"]
 EngineName = Literal["torch", "compile", "onnx", "openvino"]
-PartFormat = Literal["jsonl", "parquet"]
+ShardFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
 
 FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {

@@ -1,4 +1,4 @@
-"""Sources: what is listed, in which order, that it is the image that was put there, and what is refused."""
+"""Sources: which images are listed, in which order, with which bytes, and what is refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wildcat.data import remote as places
 from wildcat.data.image_ref import ImageLocation
 from wildcat.data.remote import expand_braces
 from wildcat.errors import ConfigError, DataError, ImageError
-from wildcat.scale.inputs import find_sources, hold_images, list_images
+from wildcat.scale.inputs import find_sources, list_images, load_cells
 
 fsspec = pytest.importorskip("fsspec")
 pa = pytest.importorskip("pyarrow")
@@ -198,7 +198,7 @@ def table(path: Path, columns: dict[str, Any], rows_in_group: int = 1000) -> Pat
 def held(column: str | None, *texts: object, only: slice = slice(None)) -> list[Image.Image | str]:
     found = list(list_images(find_sources([str(t) for t in texts]), column))[only]
     seen: list[Image.Image | str] = []
-    for one in hold_images(found, column):
+    for one in load_cells(found, column):
         try:
             seen.append(one.read())
         except ImageError as error:
@@ -271,7 +271,7 @@ def test_a_store_gives_what_a_disk_gives(tmp_path: Path, memory: Any) -> None:
     texts = ("", "/s-{0..0}.tar", "/*.parquet", "/**/*.png")
     for root in (str(local), f"file://{local}", "memory://set"):
         found = list(list_images(find_sources([root + text for text in texts])))
-        read = [np.asarray(one.read()) for one in hold_images(found)]
+        read = [np.asarray(one.read()) for one in load_cells(found)]
         assert [Path(one.name).name for one in found][:5] == [
             "a.png",
             "b.png",

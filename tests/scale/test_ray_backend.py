@@ -1,35 +1,43 @@
-"""Parts made by Ray: the same files, whatever dies."""
+"""Prediction with Ray Data: the files of one process, whatever dies."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import random
 import shutil
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.killing import record, soak_kills
 from tests.scale.conftest import png, shard
 from wildcat.cli import main
-from wildcat.errors import DataError, RunError
+from wildcat.data.image_ref import ImageLocation
+from wildcat.errors import DataError, ImageError, RunError
 from wildcat.predictor import Predictor, load
-from wildcat.scale import scheduler as crew
+from wildcat.scale import ray_backend
 from wildcat.scale.inputs import find_sources, list_images
-from wildcat.scale.ray_backend import RayPool, import_ray
-from wildcat.scale.shards import Done, Part, PartFolder, read_part, split_parts
-from wildcat.scale.worker import PartMaker, run_parts
+from wildcat.scale.ray_backend import RayOptions, Worker, import_ray, predict_with_ray
+from wildcat.scale.rows import NumberedImage, read_rows
+from wildcat.scale.shards import Shard, ShardFolder, split_shards, write_shards
 
 ray = pytest.importorskip("ray")
+pa = pytest.importorskip("pyarrow")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def started() -> Iterator[None]:
     import_ray().init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # tests are not installed where workers run
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     yield
     ray.shutdown()
 
@@ -39,90 +47,165 @@ def images(tmp_path: Path) -> Path:
     return shard(tmp_path / "s.tar", {f"{i:03}.png": png(i) if i % 10 else b"no image" for i in range(60)})
 
 
-def parts_of(images: Path, rows: int = 3) -> Iterator[Part]:
-    return split_parts(list_images(find_sources([str(images)])), rows)
+def names(images: Path) -> list[str]:
+    return [f"{images}#{i:03}.png" for i in range(60)]
 
 
-def pool(run: Path, maker: PartMaker, workers: int = 2) -> RayPool:
-    return RayPool(partial(load, str(run), "cpu"), maker, workers)
+def shards_of(images: Path, rows: int = 3) -> Iterator[Shard]:
+    return split_shards(list_images(find_sources([str(images)])), rows)
 
 
-def test_the_command_writes_the_files_that_one_process_writes(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def rows_in(out: Path) -> list[dict[str, Any]]:
+    return [row for path in sorted(out.glob("shard-*")) for row in read_rows(path)]
+
+
+# --- a worker, without Ray --------------------------------------------------------------------------------------------
+
+
+class LonelyWorker(Worker):
+    """A worker before which others died in every task and image."""
+
+    deaths = 0
+
+    def __init__(self, load: Any) -> None:
+        self.options, self.predictor, self.deadly = RayOptions(load, 1), None, 0
+
+    def start(self, key: str) -> int:
+        return 1 + self.deaths
+
+    def finish(self, key: str) -> None:
+        pass
+
+
+def test_images_that_always_end_their_worker_get_error_rows(run: Path, tmp_path: Path) -> None:
+    worker = LonelyWorker(partial(load, str(run), "cpu"))
+    images = [NumberedImage(i, ImageLocation(str(tmp_path / f"{i}.png"))) for i in range(3)]
+    (tmp_path / "0.png").write_bytes(png(0))
+    in_batch = worker.predict_task(images)
+    worker.deaths = 1
+    alone = worker.predict_task(images)
+    assert [row.error for row in in_batch] == [row.error for row in alone]
+    assert alone[0].error == "" and "1.png does not exist" in alone[1].error
+    worker.deaths = ray_backend.IMAGE_ATTEMPTS
+    first, second = worker.predict_task(images[:2])
+    assert first.number == 0 and first.error == f"{tmp_path}/0.png ended the process that read it."
+    assert second.number == 1 and "1.png ended" in second.error
+    with pytest.raises(RunError, match=r"the workers die on every image, such as .*2\.png"):
+        worker.predict_task(images[2:])
+
+
+def test_errors_of_a_worker_reach_the_driver(run: Path, images: Path, tmp_path: Path) -> None:
+    tables = ray_backend._task_tables(list(shards_of(images, rows=25)), batch_size=8)
+    assert len(tables) == 3
+    with pytest.raises(RunError, match="there is no run folder"):
+        list(ray_backend._rows_of([LonelyWorker(partial(load, str(tmp_path / "none"), "cpu"))(tables[0])]))
+    worker = LonelyWorker(partial(load, str(run), "cpu"))
+    assert [row.number for row in ray_backend._rows_of(map(worker, tables))] == list(range(60))
+    images.unlink()
+    with pytest.raises(DataError, match=r"s\.tar cannot be read") as caught:
+        list(ray_backend._rows_of([worker(tables[0])]))
+    assert not isinstance(caught.value, ImageError)
+    worker.predictor = None
+    worker.options = RayOptions(lambda: 1 / 0, 1)  # type: ignore[arg-type,return-value]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        list(ray_backend._rows_of([worker(tables[0])]))
+
+
+def test_what_is_listed_before_an_error_of_the_sources_is_predicted(images: Path) -> None:
+    images.write_bytes(images.read_bytes()[:40_000])
+    chunks = []
+    with pytest.raises(DataError, match="is cut"):
+        chunks.extend(ray_backend._chunks(shards_of(images)))
+    (chunk,) = chunks
+    assert [shard.number for shard in chunk] == list(range(len(chunk))) and len(chunk) > 3
+
+
+# --- with Ray ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("started")
+def test_the_command_writes_the_files_of_one_process_and_resumes_them(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # Ray was started elsewhere
-    line = ["predict", str(run), images.name, "--part-rows", "7", "--device", "cpu"]
+    monkeypatch.chdir(tmp_path)  # Ray was started in another folder
+    monkeypatch.setattr(ray_backend, "TASK_IMAGES", 7)
+    line = ["predict", str(run), images.name, "--shard-rows", "10", "--device", "cpu", "--batch-size", "3"]
     assert main([*line, "--out", str(tmp_path / "one")]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "ray")
-    for number in (0, 1, 3, 4, 5, 8):
-        (tmp_path / "ray" / f"part-0000{number}.jsonl").unlink()
+    for number in (0, 1, 3, 5):
+        (tmp_path / "ray" / f"shard-0000{number}.jsonl").unlink()
+    capsys.readouterr()
     assert main([*line, "--out", str(tmp_path / "ray"), "--engine", "ray", "--workers", "2", "--resume"]) == 0
-    one = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("part-*")}
-    assert len(one) == 9
-    assert {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("part-*")} == one
+    output = capsys.readouterr()
+    assert "60 rows in 6 shards" in output.out and "6 of 60 images could not be read" in output.err
+    one = {path.name: path.read_bytes() for path in (tmp_path / "one").glob("shard-*")}
+    assert len(one) == 6
+    assert {path.name: path.read_bytes() for path in (tmp_path / "ray").glob("shard-*")} == one
 
 
-def test_workers_that_are_killed_cost_no_row_and_no_more_than_their_share_is_taken(
-    run: Path, images: Path, tmp_path: Path
-) -> None:
-    folder = PartFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
-    taken = finished = 0
+def load_deadly(run: str, folder: str) -> Predictor:
+    """A predictor whose process crashes on image 037.png, and is killed when it first reads image 005.png."""
+    predictor = load(run, "cpu")
+    prepare = predictor.prepare
 
-    def counted() -> Iterator[Part]:
-        nonlocal taken
-        for part in parts_of(images):
-            taken += 1
-            assert taken - finished <= 2
-            yield part
+    def deadly(image: Any) -> Any:
+        if image.name.endswith("037.png"):
+            ctypes.string_at(0)  # a segmentation fault
+        if image.name.endswith("005.png") and not Path(folder, "killed").exists():
+            Path(folder, "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(image)
 
-    with pool(run, PartMaker(tmp_path / "out", "jsonl")) as workers:
-        pids = workers.processes()
-
-        def heard(done: Done, _: bool) -> None:
-            nonlocal finished
-            finished += 1
-            if finished in (2, 9):
-                os.kill(pids.pop(), signal.SIGKILL)
-
-        totals = run_parts(counted(), folder, workers.make_all, heard)
-    assert not pids
-    assert (totals.parts, totals.rows, totals.failed) == (20, 60, 6)
-    rows = [row for path in sorted((tmp_path / "out").glob("part-*")) for row in read_part(path)]
-    assert [row["row"] for row in rows] == list(range(60))
-    assert [row["image"] for row in rows] == [f"{images}#{i:03}.png" for i in range(60)]
+    predictor.prepare = deadly  # type: ignore[method-assign]
+    return predictor
 
 
-@dataclass(frozen=True)
-class Deadly(PartMaker):
-    """Part 2 kills whoever makes it."""
-
-    def __call__(self, predictor: Predictor, part: Part, careful: bool = False) -> Done:
-        if part.number == 2:
-            with (self.folder / "tries").open("a") as file:
-                file.write(".")
-            os._exit(1)
-        return super().__call__(predictor, part, careful)
-
-
-def test_a_part_that_kills_its_worker_is_named_and_the_others_under_way_are_kept(
+@pytest.mark.usefixtures("started")
+def test_dead_workers_are_restarted_and_every_image_has_one_row(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "RETRIES", 1)
-    folder = PartFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
-    with (
-        pool(run, Deadly(tmp_path / "out", "jsonl"), 1) as workers,
-        pytest.raises(RunError, match=r"part 2 \(.*s\.tar#006\.png and what follows\) could not be made in 2 attempts"),
-    ):
-        run_parts(parts_of(images), folder, workers.make_all)
-    assert (tmp_path / "out" / "tries").read_text() == ".."
-    assert sorted(folder.done) == [0, 1]
-    assert all(folder.path_of(number).is_file() for number in folder.done)
+    monkeypatch.setattr(ray_backend, "TASK_IMAGES", 4)
+    folder = ShardFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
+    options = RayOptions(partial(load_deadly, str(run), str(tmp_path)), 2)
+    summary = write_shards(shards_of(images), folder, partial(predict_with_ray, options=options))
+    assert (tmp_path / "killed").exists()
+    assert (summary.shards, summary.rows, summary.failed) == (20, 60, 7)
+    rows = rows_in(tmp_path / "out")
+    assert [row["image"] for row in rows] == names(images) and [row["row"] for row in rows] == list(range(60))
+    assert rows[37]["error"] == f"{images}#037.png ended the process that read it."
+    assert [row["row"] for row in rows if "error" in row] == [0, 10, 20, 30, 37, 40, 50]
 
 
-def test_a_source_that_fails_leaves_what_is_under_way_whole(run: Path, images: Path, tmp_path: Path) -> None:
-    folder = PartFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
-    images.write_bytes(images.read_bytes()[:40_000])
-    with pool(run, PartMaker(tmp_path / "out", "jsonl"), 1) as workers, pytest.raises(DataError, match="is cut"):
-        run_parts(parts_of(images), folder, workers.make_all)
-    assert sorted(folder.done) == list(range(len(folder.done)))
-    assert len(folder.done) == len(list((tmp_path / "out").glob("part-*"))) > 3
+@pytest.mark.usefixtures("started")
+def test_a_killed_driver_resumes_to_one_row_per_image(run: Path, images: Path, tmp_path: Path) -> None:
+    kills, moments = soak_kills("RAY_KILLS", 1), random.Random(0)
+    out = tmp_path / "out"
+    line = ["predict", str(run), str(images), "--out", str(out), "--shard-rows", "1", "--device", "cpu", "--resume"]
+    for _ in range(kills):
+        before = len(rows_in(out))
+        driver = subprocess.Popen(
+            [sys.executable, "-c", SLOW_COMMAND, *line, "--engine", "ray", "--workers", "1"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while driver.poll() is None and len(rows_in(out)) == before:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 0.5))
+        driver.kill()
+        assert driver.wait() == -signal.SIGKILL
+        assert before < len(rows_in(out)) < 60
+    assert main(line) == 0
+    rows = rows_in(out)
+    assert [row["image"] for row in rows] == names(images) and [row["row"] for row in rows] == list(range(60))
+    record("prediction with Ray", kills=kills, rows=len(rows), missing=0, twice=0)
+
+
+SLOW_COMMAND = """
+import sys, time
+from wildcat.cli import main
+from wildcat.scale import shards
+write = shards.ShardFolder.write
+shards.ShardFolder.write = lambda *arguments: (time.sleep(0.1), write(*arguments))[1]
+sys.exit(main(sys.argv[1:]))
+"""

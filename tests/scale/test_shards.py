@@ -1,11 +1,10 @@
-"""Parts: one row for each image, whatever is broken, killed, lost or tried again."""
+"""Output in shards: one row per image, whatever is broken, killed, lost or repeated."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,12 +14,10 @@ from typing import Any
 import pytest
 
 import wildcat
-from tests.killing import record, soak_kills
+from tests.killing import Job, kill_commands, record, soak_kills
 from tests.scale.conftest import png, shard
 from wildcat.cli import main
-from wildcat.scale.shards import read_part
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from wildcat.scale.rows import read_rows
 
 
 def predict(*arguments: object) -> int:
@@ -31,11 +28,11 @@ def predict(*arguments: object) -> int:
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("part-*")) for row in read_part(path)]
+    return [row for path in sorted(folder.glob("shard-*")) for row in read_rows(path)]
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("part-*")}
+    return {path.name: path.read_bytes() for path in folder.glob("shard-*")}
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +62,17 @@ BROKEN = [0, 4, 8, *range(16, 23)]
 @pytest.mark.parametrize(
     ("kind", "rows"), [("jsonl", 4), ("parquet", 4), ("jsonl", 1), ("jsonl", 23), ("parquet", 1000)]
 )
-def test_each_image_has_one_row_and_what_is_broken_says_why(
+def test_each_image_has_one_row_and_unreadable_ones_have_an_error(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, rows: int
 ) -> None:
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / "out"
-    assert predict(run, *sources(images), "--out", out, "--part-rows", rows, "--part-format", kind) == 0
-    told = capsys.readouterr()
-    parts = [read_part(path) for path in sorted(out.glob("part-*"))]
-    assert [len(part) for part in parts[:-1]] == [rows] * (-(-23 // rows) - 1)
-    found = [row for part in parts for row in part]
+    assert predict(run, *sources(images), "--out", out, "--shard-rows", rows, "--shard-format", kind) == 0
+    output = capsys.readouterr()
+    shards = [read_rows(path) for path in sorted(out.glob("shard-*"))]
+    assert [len(shard_rows) for shard_rows in shards[:-1]] == [rows] * (-(-23 // rows) - 1)
+    found = [row for shard_rows in shards for row in shard_rows]
     assert [row["row"] for row in found] == list(range(23))
     assert [row["image"] for row in found] == names(images)
     assert [row["row"] for row in found if "error" in row] == BROKEN
@@ -87,15 +84,15 @@ def test_each_image_has_one_row_and_what_is_broken_says_why(
             assert row["labels"] == expected["labels"] and (row["width"], row["height"]) == (24, 16)
             assert row["scores"] == pytest.approx(expected["scores"], abs=1e-4)
             assert row["points"] == expected["points"]
-    assert "10 of 23 images could not be read" in told.err
-    assert all(f"{names(images)[i]} is " in told.err for i in BROKEN)
-    assert f"23 rows in {len(parts)} parts" in told.out
+    assert "10 of 23 images could not be read" in output.err
+    assert all(f"{names(images)[i]} is " in output.err for i in BROKEN)
+    assert f"23 rows in {len(shards)} shards" in output.out
 
 
-def test_an_image_has_the_row_it_has_alone_whatever_is_broken_before_it(run: Path, tmp_path: Path) -> None:
+def test_rows_equal_single_predictions_whatever_is_broken_before_them(run: Path, tmp_path: Path) -> None:
     contents = {f"{i}.png": png(i) if i % 3 else b"broken" for i in range(12)}
     shard(tmp_path / "s.tar", contents | {"1.png": png(1)})
-    assert predict(run, tmp_path / "s.tar", "--out", tmp_path / "out", "--part-rows", 5, "--batch-size", 2) == 0
+    assert predict(run, tmp_path / "s.tar", "--out", tmp_path / "out", "--shard-rows", 5, "--batch-size", 2) == 0
     predictor = wildcat.load(run, "cpu")
     for row in rows_in(tmp_path / "out"):
         assert ("error" in row) == (row["row"] % 3 == 0)
@@ -105,20 +102,18 @@ def test_an_image_has_the_row_it_has_alone_whatever_is_broken_before_it(run: Pat
             assert row["scores"] == pytest.approx(alone["scores"], abs=1e-4)
 
 
-def test_finished_parts_are_not_made_again_and_lost_ones_are(run: Path, images: Path, tmp_path: Path) -> None:
+def test_existing_shards_are_not_written_again_and_lost_ones_are(run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = (run, *sources(images), "--out", out, "--part-rows", 4)
+    line = (run, *sources(images), "--out", out, "--shard-rows", 4)
     assert predict(*line) == 0
-    before, times = files_in(out), {p: p.stat().st_mtime_ns for p in out.glob("part-*")}
-    (out / "part-00002.jsonl").unlink()
-    with (out / "done.jsonl").open("ab") as file:
-        file.write(b'{"part": 9, "ro')  # killed while it was writing
-    (out / ".part-00003.jsonl.x7").write_bytes(b"half of it")
+    before, times = files_in(out), {p: p.stat().st_mtime_ns for p in out.glob("shard-*")}
+    (out / "shard-00002.jsonl").unlink()
+    (out / ".shard-00003.jsonl.x7.part").write_bytes(b"half of it")  # killed while it was writing
     (out / "summary.json").unlink()
     assert predict(*line, "--resume") == 0
     assert files_in(out) == before
-    assert not list(out.glob(".part-*")) and (out / "summary.json").is_file()
-    assert [p.name for p, t in times.items() if p.stat().st_mtime_ns != t] == ["part-00002.jsonl"]
+    assert not list(out.glob(".shard-*")) and (out / "summary.json").is_file()
+    assert [p.name for p, t in times.items() if p.stat().st_mtime_ns != t] == ["shard-00002.jsonl"]
 
 
 Change = Callable[[Path], Sequence[object]]
@@ -142,23 +137,23 @@ def _remove(folder: Path) -> Sequence[object]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_add, "other images: those of part-00000"),
+        (_add, "other images: shard-00000"),
         (_append, "other images: "),
         (_remove, "other images: "),
-        (lambda _: ("--part-rows", 5), "other settings: part_rows (part_rows 4 -> 5)"),
+        (lambda _: ("--shard-rows", 5), "other settings: shard_rows (shard_rows 4 -> 5)"),
         (lambda _: ("--flip", "both"), "other settings: settings"),
         (lambda _: ("--limit", 3), "other settings: limit"),
     ],
 )
-def test_what_would_mix_two_sets_of_rows_is_refused(
+def test_resume_refuses_what_would_mix_two_sets_of_rows(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, says: str
 ) -> None:
     folder = Path(shutil.copytree(images, tmp_path / "images"))
-    line = (run, *sources(folder), "--out", tmp_path / "out", "--part-rows", 4)
+    line = (run, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
     assert predict(*line) == 0
     before = files_in(tmp_path / "out")
     assert predict(*line) == 1
-    assert "Add --resume to go on" in capsys.readouterr().err
+    assert "Add --resume to continue" in capsys.readouterr().err
     assert predict(*line, *change(folder), "--resume") == 1
     assert says in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before
@@ -166,7 +161,7 @@ def test_what_would_mix_two_sets_of_rows_is_refused(
 
 def test_another_model_is_refused(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "run"))
-    line = (copy, images / "in", "--out", tmp_path / "out", "--part-rows", 4)
+    line = (copy, images / "in", "--out", tmp_path / "out", "--shard-rows", 4)
     assert predict(*line) == 0
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-2] ^= 1
@@ -175,17 +170,17 @@ def test_another_model_is_refused(run: Path, images: Path, tmp_path: Path, capsy
     assert "other settings: weights" in capsys.readouterr().err
 
 
-def test_a_cut_shard_stops_the_command_and_costs_nothing_that_is_finished(
+def test_a_truncated_tar_stops_the_command_and_finished_shards_stay(
     run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(images, tmp_path / "images"))
-    line = (run, *sources(folder), "--out", tmp_path / "out", "--part-rows", 4)
+    line = (run, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
     whole = (folder / "s-1.tar").read_bytes()
     (folder / "s-1.tar").write_bytes(whole[:3000])
     assert predict(*line) == 1
-    told = capsys.readouterr().err
-    assert "s-1.tar (3,000 bytes) is cut or damaged" in told and "--resume" in told and "Traceback" not in told
-    assert len(rows_in(tmp_path / "out")) == 16  # the parts before the one it breaks
+    output = capsys.readouterr().err
+    assert "s-1.tar (3,000 bytes) is cut or damaged" in output and "--resume" in output and "Traceback" not in output
+    assert len(rows_in(tmp_path / "out")) == 16  # the output shards before the truncation
     (folder / "s-1.tar").write_bytes(whole)
     assert predict(*line, "--resume") == 0
     assert [row["image"] for row in rows_in(tmp_path / "out")] == names(folder)
@@ -194,18 +189,18 @@ def test_a_cut_shard_stops_the_command_and_costs_nothing_that_is_finished(
 @pytest.mark.parametrize(
     ("flags", "says", "code"),
     [
-        (("--part-rows", 4), "Add --out DIR", 2),
-        (("--part-rows", 0, "--out", "o"), "--part-rows 0: give at least 1", 2),
-        (("--part-rows", 4, "--out", "o", "--save", "masks"), "parts hold rows", 2),
-        (("--part-rows", 4, "--out", "o", "--report"), "parts hold rows", 2),
-        (("--out", "o", "--resume"), "Add --part-rows 1000", 2),
-        (("--out", "o", "--part-format", "parquet"), "Add --part-rows 1000", 2),
+        (("--shard-rows", 4), "Add --out DIR", 2),
+        (("--shard-rows", 0, "--out", "o"), "--shard-rows 0: give at least 1", 2),
+        (("--shard-rows", 4, "--out", "o", "--save", "masks"), "shards hold rows", 2),
+        (("--shard-rows", 4, "--out", "o", "--report"), "shards hold rows", 2),
+        (("--out", "o", "--resume"), "Add --shard-rows 1000", 2),
+        (("--out", "o", "--shard-format", "parquet"), "Add --shard-rows 1000", 2),
         (("--out", "o", "--workers", 2), "Add --engine ray", 2),
-        (("--out", "o", "--part-rows", 4, "--workers", 2), "Add --engine ray", 2),
+        (("--out", "o", "--shard-rows", 4, "--workers", 2), "Add --engine ray", 2),
         (("--out", "o", "--engine", "ray", "--precision", "int8"), "Give --precision fp32", 2),
-        (("s.tar", "--out", "o"), "s.tar is for predictions in parts", 2),
-        (("gone.tar", "--out", "o", "--part-rows", 4), "gone.tar does not exist", 1),
-        (("s3x://a/b.tar", "--out", "o", "--part-rows", 4), "no kind of store", 2),
+        (("s.tar", "--out", "o"), "s.tar needs output in shards", 2),
+        (("gone.tar", "--out", "o", "--shard-rows", 4), "gone.tar does not exist", 1),
+        (("s3x://a/b.tar", "--out", "o", "--shard-rows", 4), "unknown scheme s3x", 2),
     ],
 )
 def test_misuse_is_one_sentence(
@@ -221,12 +216,12 @@ def test_misuse_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     paths = [] if not str(flags[0]).startswith("-") else [images / "in"]
     assert predict(run, *paths, *flags) == code
-    told = capsys.readouterr().err
-    assert says in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert says in output and "Traceback" not in output
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("package", ["pyarrow", "fsspec", "ray"])
+@pytest.mark.parametrize("package", ["pyarrow", "ray"])
 def test_an_extra_that_is_missing_is_named(
     run: Path,
     images: Path,
@@ -239,75 +234,33 @@ def test_an_extra_that_is_missing_is_named(
     (tmp_path / "t.parquet").write_bytes(b"x")
     source, extra, flags = {
         "pyarrow": (tmp_path / "t.parquet", "scale", ()),
-        "fsspec": ("memory://a.tar", "scale", ()),
         "ray": (images / "in", "ray", ("--engine", "ray")),
     }[package]
-    assert predict(run, source, "--out", tmp_path / "o", "--part-rows", 4, *flags) == 1
+    assert predict(run, source, "--out", tmp_path / "o", "--shard-rows", 4, *flags) == 1
     assert f"pip install 'wildcat-vision[{extra}]'" in capsys.readouterr().err
-    assert predict(run, images / "in", "--out", tmp_path / "p", "--part-rows", 4, "--part-format", "parquet") == (
+    assert predict(run, images / "in", "--out", tmp_path / "p", "--shard-rows", 4, "--shard-format", "parquet") == (
         1 if package == "pyarrow" else 0
     )
 
 
 # --- killed at any moment ---------------------------------------------------------------------------------------------
 
-KILLER = """
-import os, random, signal, sys, time
-import torch, wildcat.cli
-import wildcat.scale.worker, wildcat.cli.predict_sharded, wildcat.predictor, wildcat.progress, wildcat.export
-line, kills, seed = sys.argv[3:], int(sys.argv[1]), int(sys.argv[2])
-random.seed(seed)
-span, done, midway, out = 1.0, 0, 0, 0
-while done < kills:
-    folder = f"{out}"
-    start = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os._exit(wildcat.cli.main([*line, "--out", folder, "--resume"]))
-    time.sleep(random.uniform(0, span))
-    gone, status = os.waitpid(child, os.WNOHANG)
-    if gone:
-        assert status == 0, status
-        out, span = out + 1, span / 2
-        continue
-    os.kill(child, signal.SIGKILL)
-    midway += os.path.exists(f"{folder}/part-00000.jsonl") and not os.path.exists(f"{folder}/summary.json")
-    done += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-    span *= 1.02
-for n in range(out + 1):
-    assert wildcat.cli.main([*line, "--out", f"{n}", "--resume"]) == 0
-print("kills", done, "midway", midway, "folders", out + 1)
-"""
-"""Starts the command again and again by forking a process that has imported torch but used nothing of it, which takes
-milliseconds, and kills it after a random time; when it ends before, it begins another folder and waits less."""
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_every_row_is_there_once(run: Path, images: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_every_image_has_one_row(run: Path, images: Path, tmp_path: Path) -> None:
     kills = soak_kills("KILLS", 24)
     shard(tmp_path / "s.tar", {f"{i:03}.png": png(i) if i % 10 else b"no image" for i in range(200)})
-    line = ["predict", run, *sources(images), tmp_path / "s.tar", "--part-rows", 3, "--device", "cpu"]
-    told = subprocess.run(
-        [sys.executable, "-c", KILLER, str(kills), "0", *map(str, line)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=100 + 20 * kills,
-        check=False,
-    )
-    assert told.returncode == 0, told.stderr
-    killed, midway, folders = (int(word) for word in told.stdout.splitlines()[-1].split()[1::2])
-    assert killed == kills and midway > 4
-    assert predict(*line[1:], "--out", tmp_path / "undisturbed") == 0
+    line = ["predict", run, *sources(images), tmp_path / "s.tar", "--shard-rows", 3, "--device", "cpu"]
+    job = Job("predict", [*map(str, line), "--out", "rows-{n}", "--resume"], "rows-{n}", kills, resume=True)
+    (killed,) = kill_commands([job], tmp_path, timeout=100 + 20 * kills)
+    assert killed.kills == kills and killed.started > 4
     expected = names(images) + [f"{tmp_path}/s.tar#{i:03}.png" for i in range(200)]
-    for folder in [tmp_path / str(n) for n in range(folders)]:
+    for folder in [tmp_path / f"rows-{n}" for n in range(killed.targets)]:
         rows = rows_in(folder)
         assert Counter(row["image"] for row in rows) == Counter(expected)
         assert [row["row"] for row in rows] == list(range(223))
-        assert files_in(folder) == files_in(tmp_path / "undisturbed")
+        assert files_in(folder) == files_in(tmp_path / "rows-0")  # target 0 was not killed
         assert json.loads((folder / "summary.json").read_text())["rows"] == 223
         assert not list(folder.glob(".*"))
-    record("prediction", kills=killed, midway=midway, folders=folders, rows=223 * folders, missing=0, twice=0, half=0)
+    counts = {"kills": killed.kills, "midway": killed.started, "folders": killed.targets}
+    record("prediction", **counts, rows=223 * killed.targets, missing=0, twice=0, half=0)

@@ -1,4 +1,4 @@
-"""A training that is killed again and again, anywhere, ends with the same bits as one that is left alone."""
+"""A training that is killed again and again and resumed ends with the same bits as one without kills."""
 
 from __future__ import annotations
 
@@ -39,17 +39,19 @@ def test_killed_at_any_moment_a_training_ends_with_the_same_bits(
 ) -> None:
     line = ["train", str(shapes.root), "--out", "run-{n}", "--resume", "--weights", weights, "--tune", tune]
     kills = soak_kills("TRAINING_KILLS", 8) // 2
-    job = Job(tune, [*line, *TINY.split()], "run-{n}", kills, goes_on=True, forget=str(cache))
+    job = Job(tune, [*line, *TINY.split()], "run-{n}", kills, resume=True, forget=str(cache))
     (killed,) = kill_commands([job], tmp_path, timeout=60 + 20 * kills)
-    assert killed.kills == kills and killed.begun > kills // 2
-    alone = tmp_path / "run-0"
-    expected = tensors(load_state(alone / STATE))
-    assert len(expected) > 10 and [line["epoch"] for line in history(alone)] == [1, 2, 3]
+    assert killed.kills == kills and killed.started > kills // 2
+    undisturbed = tmp_path / "run-0"
+    expected = tensors(load_state(undisturbed / STATE))
+    assert len(expected) > 10 and [line["epoch"] for line in history(undisturbed)] == [1, 2, 3]
     for n in range(1, killed.targets):
         run = tmp_path / f"run-{n}"
-        assert {path.name for path in run.iterdir()} == {CONFIG, MANIFEST, WEIGHTS, STATE, METRICS}, "nothing is left"
-        assert (run / WEIGHTS).read_bytes() == (alone / WEIGHTS).read_bytes()
-        assert history(run) == history(alone)
+        assert {path.name for path in run.iterdir()} == {CONFIG, MANIFEST, WEIGHTS, STATE, METRICS}, (
+            "no temporary files"
+        )
+        assert (run / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
+        assert history(run) == history(undisturbed)
         found = tensors(load_state(run / STATE))
         assert found.keys() == expected.keys()
         assert [name for name in found if not torch.equal(found[name], expected[name])] == []

@@ -32,7 +32,7 @@ def refuse_vanished(image: object) -> None:
     if isinstance(image, Path) and not image.parent.is_dir():
         raise DataError(
             f"{image.parent} has vanished.",
-            "Restore it and give another --out; predict many images with --part-rows 1000, which can --resume.",
+            "Restore it and give another --out; or predict with --shard-rows 1000, which --resume continues.",
         )
 
 

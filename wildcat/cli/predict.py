@@ -1,4 +1,4 @@
-"""wildcat predict: classes, points, boxes and heatmaps for images."""
+"""wildcat predict: predict classes, points, boxes and heatmaps of images."""
 
 from __future__ import annotations
 
@@ -10,36 +10,45 @@ from typing import Any
 
 from wildcat.cli.images import check_amounts, find_images, refuse_vanished
 from wildcat.cli.options import load_model
-from wildcat.cli.predict_sharded import PartsCommand, refuse_parts_flags, run_parts_command
+from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
 from wildcat.errors import ConfigError, WildcatError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(PartsCommand):
-    """Classes, points, boxes and heatmaps for images."""
+class Predict(ShardedCommand):
+    """Predict classes, points, boxes and heatmaps of images."""
 
     save: str | None = None
-    """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none for no
+    """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none: no
     images."""
     crf: bool = False
-    """Sharpen masks with a dense CRF."""
+    """Refine masks with a dense CRF."""
     report: bool = False
-    """Also write report.html into --out: one page with the most telling images of each class."""
+    """Also write report.html into --out: one page with representative images of each class."""
     classes: str = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
 
 
 def run_predict(command: Predict) -> int:
     """wildcat predict"""
+    if command.workers and command.engine != "ray":
+        raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
+    if command.shard_rows is not None or command.engine == "ray":
+        refuse_drawing(command)
+        return run_sharded(command)
+    refuse_sharded_flags(command)
+    return run_into_folder(command)
+
+
+def run_into_folder(command: Predict) -> int:
+    """Print predictions, and write predictions.jsonl and images into --out."""
     from contextlib import ExitStack
 
-    from wildcat.export.predictions import PredictionWriter, parse_save
-    from wildcat.progress import progress_bar
+    from tqdm import tqdm
 
-    if command.in_parts:
-        refuse_drawing(command)
-        return run_parts_command(command)
-    refuse_parts_flags(command)
+    from wildcat.export.predictions import PredictionWriter, parse_save
+    from wildcat.progress import ProgressBar
+
     save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
@@ -53,8 +62,7 @@ def run_predict(command: Predict) -> int:
         )
     drawn = named_classes(command.classes, predictor.classes)
     names = {str(image): name for image, name in images}
-    skipped: list[str] = []
-    written = 0
+    skipped = written = 0
     gallery = None
     if command.report:
         from wildcat.report import Gallery, model_info, write_report
@@ -62,10 +70,11 @@ def run_predict(command: Predict) -> int:
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
 
     def skip(image: object, error: WildcatError) -> None:
+        nonlocal skipped
         refuse_vanished(image)
-        skipped.append(str(image))
-        bar.write(f"skipped {error.message}", file=sys.stderr)
-        bar.update(1)
+        skipped += 1
+        tqdm.write(f"skipped {error.message}", file=sys.stderr)
+        progress.advance()
 
     with ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
@@ -74,7 +83,8 @@ def run_predict(command: Predict) -> int:
             f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",
             flush=True,
         )
-        bar = stack.enter_context(progress_bar(len(images), "predicting"))
+        progress = stack.enter_context(ProgressBar())
+        progress.start("predicting", len(images))
         stream = predictor.stream(
             [path for path, _ in images],
             modalities=command.report or bool({"modalities", "arrays"} & set(save)),
@@ -87,39 +97,56 @@ def run_predict(command: Predict) -> int:
             if gallery:
                 gallery.add(prediction)
             if not writer or len(images) <= 10:
-                bar.write(prediction_line(prediction), file=sys.stdout)
+                tqdm.write(prediction_line(prediction))
             written += 1
-            bar.update(1)
+            progress.advance()
     if skipped:
-        print(f"{len(skipped)} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
+        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
         if gallery and written:
-            seen = Path(command.paths[0]).name or command.paths[0]
-            title = f"{Path(predictor.name).name} on {seen}{' and others' if len(command.paths) > 1 else ''}"
+            source = Path(command.paths[0]).name or command.paths[0]
+            title = f"{Path(predictor.name).name} on {source}{' and others' if len(command.paths) > 1 else ''}"
             page = write_report(command.out / "report.html", gallery, title, info=model_info(command.run))
             print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} examples")
     return 0 if written else 1
 
 
+def refuse_sharded_flags(command: Predict) -> None:
+    """Refuse flags and sources that need --shard-rows.
+
+    Raises:
+        ConfigError: names the flag, or the source.
+    """
+    needs_shards = {
+        "--resume": command.resume,
+        f"--shard-format {command.shard_format}": command.shard_format != "jsonl",
+        f"--image-column {command.image_column}": command.image_column is not None,
+    }
+    if command.split is None:
+        needs_shards |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
+    if flag := next((flag for flag, given in needs_shards.items() if given), None):
+        raise ConfigError(f"{flag} needs output in shards.", "Add --shard-rows 1000 --out DIR.")
+
+
 def refuse_drawing(command: Predict) -> None:
-    """Refuse images beside parts.
+    """Refuse flags that draw images, which shards do not hold.
 
     Raises:
         ConfigError: names the flag.
     """
-    drawn = {
+    draws = {
         "--report": command.report,
         "--crf": command.crf,
         "--classes": bool(command.classes),
         f"--save {command.save}": command.save not in (None, "", "none"),
     }
-    if flag := next((flag for flag, given in drawn.items() if given), None):
-        raise ConfigError(f"{flag} draws images; parts hold rows.", "Leave it out, or leave --part-rows out.")
+    if flag := next((flag for flag, given in draws.items() if given), None):
+        raise ConfigError(f"{flag} draws images; shards hold rows only.", "Leave it out, or leave --shard-rows out.")
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
-    """The classes a comma-separated list names; a name may itself hold commas.
+    """The classes in a comma-separated list; the name of a class may contain commas.
 
     Raises:
         ConfigError: an unknown class.
@@ -127,26 +154,26 @@ def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     >>> named_classes("table, chair, stool", ["table", "chair, stool", "chair"])
     ('table', 'chair, stool')
     """
-    parts, found = text.split(",") if text.strip() else [], []
-    while parts:
-        ends = [n for n in range(len(parts), 0, -1) if ",".join(parts[:n]).strip() in classes]
+    words, found = text.split(",") if text.strip() else [], []
+    while words:
+        ends = [n for n in range(len(words), 0, -1) if ",".join(words[:n]).strip() in classes]
         if not ends:
-            name = parts[0].strip()
+            name = words[0].strip()
             few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
             raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, classes) or f"It has: {few}.")
-        found.append(",".join(parts[: ends[0]]).strip())
-        parts = parts[ends[0] :]
+        found.append(",".join(words[: ends[0]]).strip())
+        words = words[ends[0] :]
     return tuple(found)
 
 
 def prediction_line(prediction: Any) -> str:
-    """One line for a person: the image, its likeliest classes, and where they are."""
+    """One line of text: the image, its most likely classes, and their points."""
     names = list(prediction.labels) or [prediction.top]
     if prediction.task == "multiclass":
         names = sorted(prediction.classes, key=lambda c: -prediction.probabilities[c])[:3]
-    found = [
+    texts = [
         f"{c} {prediction.probabilities[c]:.0%} at ({prediction.points[c][0]:.0f}, {prediction.points[c][1]:.0f})"
         for c in names
     ]
     none = "" if prediction.labels else "(below 50%) "
-    return f"{prediction.path}: {none}{', '.join(found)}"
+    return f"{prediction.path}: {none}{', '.join(texts)}"

@@ -1,1 +1,1 @@
-"""Prediction of any number of images: sources that stream, parts that are written once, processes that share them."""
+"""Batch prediction of any number of images: streamed sources, output in shards, Ray Data for several processes."""

@@ -1,7 +1,7 @@
-"""What a user names, as a stream of images in a fixed order: files, folders, patterns, tar shards, Parquet tables.
+"""Sources as a stream of image references in a fixed order: files, folders, globs, tar shards, Parquet tables.
 
-An image is listed before it is read: an `ImageLocation` is a few hundred bytes, so that any process can be handed any
-of them. The order follows from the sources alone.
+A reference says where the bytes of its image are and takes a few hundred bytes itself, so that it can be sent to any
+process. The order depends on the sources alone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from wildcat.data import shards
 from wildcat.data.image_ref import ImageLocation, ImageRef, check_size
@@ -26,53 +27,28 @@ from wildcat.data.remote import (
     walk_files,
 )
 from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
-from wildcat.scale import parquet as tables
-
-
-@dataclass(frozen=True, slots=True)
-class Held(ImageRef):
-    """An image whose bytes are at hand: a cell of a table."""
-
-    listed: ImageLocation
-    content: bytes | None
-    fault: str = ""
-
-    @property
-    def name(self) -> str:
-        """As that of the listed image."""
-        return self.listed.name
-
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
-        """As `ImageRef.decode`.
-
-        Raises:
-            ImageError: the cell holds none.
-        """
-        if self.content is None:
-            raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
-        check_size(self.name, len(self.content))
-        return decode_bytes(self.content, self.name, max_downscale)
+from wildcat.scale import parquet
 
 
 @dataclass(frozen=True)
 class Source:
-    """One thing a user named.
+    """One source that the user named.
 
     Attributes:
-        place: a file or folder.
-        kind: "image", "folder", "shard" or "table".
+        path: a file or folder, or its address.
+        kind: how its images are listed.
     """
 
-    place: str
-    kind: str
+    path: str
+    kind: Literal["image", "folder", "tar", "table"]
 
 
 def find_sources(texts: Sequence[str]) -> list[Source]:
-    """What the texts stand for, in their order, each once: braces and patterns replaced by the files they mean.
+    """The sources that the texts name, in order, each once; braces and globs are replaced by the files they match.
 
     Raises:
-        ConfigError: no text, braces that make millions, an unknown store.
-        DataError: nothing is there, or a pattern fits no file.
+        ConfigError: no text, braces that make millions of files, or an unknown store.
+        DataError: a source that does not exist, or a glob without a match.
     """
     if not texts:
         raise ConfigError("there is nothing to predict.", "Name images, folders, globs in quotes, shards or tables.")
@@ -80,90 +56,108 @@ def find_sources(texts: Sequence[str]) -> list[Source]:
     return list(dict.fromkeys(found))
 
 
-def _sources_at(place: str) -> Iterator[Source]:
-    kind = path_type(place)
+def _sources_at(path: str) -> Iterator[Source]:
+    kind = path_type(path)
     if kind == "folder":
-        yield Source(place, "folder")
+        yield Source(path, "folder")
     elif kind == "file":
-        yield Source(place, _kind_of_file(place))
-    elif glob.has_magic(place):
-        files = glob_files(place)
+        yield _file_source(path)
+    elif glob.has_magic(path):
+        files = glob_files(path)
         if not files:
-            raise DataError(f"no file matches {place}.", "Check the pattern; ** stands for any depth of folders.")
-        yield from (Source(file, _kind_of_file(file)) for file in files)
+            raise DataError(f"no file matches {path}.", "Check the pattern; ** stands for any depth of folders.")
+        yield from map(_file_source, files)
     else:
-        folder = Path(place).parent
-        there = [] if is_url(place) or not folder.is_dir() else [p.name for p in folder.iterdir()]
+        folder = Path(path).parent
+        names = [] if is_url(path) or not folder.is_dir() else [path.name for path in folder.iterdir()]
         raise DataError(
-            f"{place} does not exist.",
-            did_you_mean(file_name(place), there) or "Give an image, a folder, a glob in quotes, a .tar or a .parquet.",
+            f"{path} does not exist.",
+            did_you_mean(file_name(path), names) or "Give an image, a folder, a glob in quotes, a .tar or a .parquet.",
         )
 
 
-def _kind_of_file(place: str) -> str:
-    name = file_name(place).lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+def _file_source(path: str) -> Source:
+    if file_name(path).lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DataError(
-            f"{place} is a compressed archive, in which no image can be found without reading all before it.",
+            f"{path} is a compressed archive, whose members cannot be read one by one.",
             "Unpack it to a plain .tar; images are compressed already.",
         )
-    return {".tar": "shard", ".parquet": "table", ".pq": "table"}.get(file_suffix(place), "image")
+    suffix = file_suffix(path)
+    return Source(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
 
 
 def list_images(sources: Iterable[Source], column: str | None = None) -> Iterator[ImageLocation]:
-    """The images of the sources, in order, in bounded memory; nothing but names, headers and counts is read.
+    """The images of the sources, in order and in bounded memory; only names, headers and row counts are read.
 
     Args:
-        column: of tables, the one with the images; None: the one that can only be it.
+        column: the column of Parquet tables with the images; None: the only possible one.
 
     Raises:
-        DataError: a folder without images, a shard that is cut, a table without images.
+        DataError: a folder without images, a truncated tar shard, a table without images.
         MissingExtra: a table, and pyarrow is not installed.
     """
     for source in sources:
         if source.kind == "image":
-            yield ImageLocation(source.place)
-        elif source.kind == "shard":
-            yield from shards.list_members(source.place)
+            yield ImageLocation(source.path)
+        elif source.kind == "tar":
+            yield from shards.list_members(source.path)
         elif source.kind == "table":
-            for row in range(tables.count_rows(source.place, column)):
-                yield ImageLocation(source.place, str(row))
+            for row in range(parquet.count_rows(source.path, column)):
+                yield ImageLocation(source.path, str(row))
         else:
-            yield from _images_below(source.place)
+            yield from _images_below(source.path)
 
 
 def _images_below(folder: str) -> Iterator[ImageLocation]:
-    images, others = 0, set()
-    for place in walk_files(folder):
-        suffix = file_suffix(place)
+    empty, others = True, set()
+    for path in walk_files(folder):
+        suffix = file_suffix(path)
         if suffix in IMAGE_SUFFIXES:
-            images += 1
-            yield ImageLocation(place)
+            empty = False
+            yield ImageLocation(path)
         elif suffix in (".tar", ".parquet"):
             others.add(suffix)
-    if not images:
+    if empty:
         hint = "Give a folder with .jpg, .png, ... files, or the files themselves."
         if others:
             hint = f"It holds {' and '.join(sorted(others))} files: name them, such as '{folder}/*{min(others)}'."
         raise DataError(f"{folder} holds no images.", hint)
 
 
-def hold_images(listed: Sequence[ImageLocation], column: str | None = None) -> Iterator[ImageRef]:
-    """The same images, ready to be read in threads: rows of tables with their bytes, which come one after another.
+def load_cells(images: Sequence[ImageLocation], column: str | None = None) -> Iterator[ImageRef]:
+    """The same images, ready to be read in threads: for rows of tables, their bytes are read here, in order.
 
     Raises:
         DataError: a table is gone or damaged.
     """
-    for (place, is_cell), group in itertools.groupby(listed, lambda one: (one.file, _is_cell(one))):
+    for (path, is_cell), group in itertools.groupby(images, lambda image: (image.file, _is_cell(image))):
         if not is_cell:
             yield from group
             continue
         cells = list(group)
-        for one, (content, fault) in zip(
-            cells, tables.read_cells(place, [int(one.member) for one in cells], column), strict=True
-        ):
-            yield Held(one, content, fault)
+        contents = parquet.read_cells(path, [int(image.member) for image in cells], column)
+        for image, (content, fault) in zip(cells, contents, strict=True):
+            yield TableImage(image, content, fault)
 
 
-def _is_cell(listed: ImageLocation) -> bool:
-    return bool(listed.member) and listed.size < 0
+def _is_cell(image: ImageLocation) -> bool:
+    return bool(image.member) and image.size < 0
+
+
+@dataclass(frozen=True, slots=True)
+class TableImage(ImageRef):
+    """An image in a cell of a table, whose bytes are in memory; None: `fault` says why there are none."""
+
+    location: ImageLocation
+    content: bytes | None
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.location.name
+
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        if self.content is None:
+            raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
+        check_size(self.name, len(self.content))
+        return decode_bytes(self.content, self.name, max_downscale)

@@ -1,7 +1,8 @@
-"""Parquet tables with a column of images: bytes, or a struct of bytes and path as Hugging Face datasets writes it."""
+"""Images in Parquet tables: a column of bytes, or of structs with bytes and path as Hugging Face datasets writes it."""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,18 +10,16 @@ from typing import Any
 from wildcat.data.remote import open_file
 from wildcat.errors import DataError, MissingExtra, did_you_mean
 
-CHUNK = 16
-"""Rows that are read together: their images are in memory at once."""
+CHUNK = 16  # rows that are decoded at a time: their images are in memory together
 
-Cell = tuple[bytes | None, str]
-"""The bytes of an image; or None, and why there are none."""
+Cell = tuple[bytes | None, str]  # the bytes of an image; or None, and why there are none
 
 
 def count_rows(table: str, column: str | None = None) -> int:
-    """The rows of a table that has a column of images.
+    """The number of rows of a table with a column of images.
 
     Raises:
-        DataError: it has none, or several and `column` does not say which; or it is damaged.
+        DataError: as `image_column`, or the table is damaged.
         MissingExtra: pyarrow is not installed.
     """
     with _opened(table) as file:
@@ -29,34 +28,30 @@ def count_rows(table: str, column: str | None = None) -> int:
 
 
 def read_cells(table: str, rows: Sequence[int], column: str | None = None) -> Iterator[Cell]:
-    """The images of some rows, which must rise, a few at a time.
+    """The images of some rows, in increasing order; only the row groups that hold one of them are read.
 
-    Only row groups that hold one of them are read, each from its first row on: row groups much longer than a part
-    are read again for each part.
+    Each of these row groups is decoded from its start, so long row groups cost time.
 
     Raises:
-        DataError: the table is damaged, or was changed since its rows were counted.
+        DataError: the table is damaged, or has fewer rows than when it was listed.
         MissingExtra: pyarrow is not installed.
     """
+    wanted = collections.deque(rows)
     with _opened(table) as file:
-        path = image_column(table, file.schema_arrow, column)
-        wanted, first = iter(rows), 0
-        row = next(wanted, None)
+        name = image_column(table, file.schema_arrow, column)
+        end = 0
         for group in range(file.metadata.num_row_groups):
-            end = first + file.metadata.row_group(group).num_rows
-            if row is None:
-                return
-            if row < end:
-                for batch in file.iter_batches(CHUNK, row_groups=[group], columns=[path], use_threads=False):
-                    while row is not None and row < first + len(batch):
-                        yield _cell(batch.column(0)[row - first].as_py())
-                        row = next(wanted, None)
-                    first += len(batch)
-                    if row is None or row >= end:
-                        break
-            first = end
-        if row is not None:
-            raise DataError(f"{table} has no row {row} any more.", "Give the table it was, or another --out.")
+            first, end = end, end + file.metadata.row_group(group).num_rows
+            if not wanted or wanted[0] >= end:
+                continue
+            for batch in file.iter_batches(CHUNK, row_groups=[group], columns=[name], use_threads=False):
+                while wanted and wanted[0] < first + len(batch):
+                    yield _cell(batch.column(0)[wanted.popleft() - first].as_py())
+                first += len(batch)
+                if not wanted or wanted[0] >= end:
+                    break
+    if wanted:
+        raise DataError(f"{table} no longer has row {wanted[0]}.", "Restore the table, or give another --out.")
 
 
 def image_column(table: str, schema: Any, column: str | None) -> str:
@@ -111,11 +106,7 @@ def _cell(value: Any) -> Cell:
 
 @contextmanager
 def _opened(table: str) -> Iterator[Any]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415  # an extra
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "scale") from error
+    pa, pq = import_parquet()
     with open_file(table) as raw:
         try:
             with pq.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 20) as file:
@@ -123,5 +114,19 @@ def _opened(table: str) -> Iterator[Any]:
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise DataError(
-                f"{table} is cut or damaged: {reason}.", "Copy it again from its source, then go on with --resume."
+                f"{table} is cut or damaged: {reason}.", "Copy it again from its source, then continue with --resume."
             ) from error
+
+
+def import_parquet() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+    """
+    try:
+        import pyarrow  # noqa: PLC0415  # an extra
+        from pyarrow import parquet  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "scale") from error
+    return pyarrow, parquet

@@ -243,6 +243,6 @@ def test_commands_take_shards(
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert [row["image"] for row in rows] == [f"{s.path}" for s in open_dataset(source).split("val")]
     assert len(list(out.glob("overlays/val-*/*"))) == sum(len(row["labels"]) or 1 for row in rows)
-    parts = ["--split", "val", "--part-rows", "4", "--out", str(tmp_path / "rows"), "--device", "cpu"]
-    assert main(["predict", str(tmp_path / "run"), source, *parts]) == 0
+    flags = ["--split", "val", "--shard-rows", "4", "--out", str(tmp_path / "rows"), "--device", "cpu"]
+    assert main(["predict", str(tmp_path / "run"), source, *flags]) == 0
     assert json.loads((tmp_path / "rows" / "summary.json").read_text())["rows"] == 10
