@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
+from wildcat.data.remote import file_suffix, walk_files
 from wildcat.errors import DataError, ImageError
 
 # Files with these suffixes (lower case) are listed as images; reading goes by content.
@@ -139,32 +139,21 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     """The image files of `folder`, sorted by path; skips hidden files and folders, follows links.
 
     Raises:
-        DataError: `folder` is not a folder.
+        DataError: `folder` is not a folder, or cannot be listed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.", "Give a folder that holds images.")
-    return [Path(name) for name in sorted(_walk(str(folder), recursive, frozenset()))]
+    if recursive:
+        paths = (path for path in walk_files(str(folder)) if file_suffix(path) in IMAGE_SUFFIXES)
+        return [Path(path) for path in sorted(paths)]
+    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in files if not p.is_dir())
 
 
 def holds_images(folder: Path) -> bool:
     """Whether `folder` holds an image at any depth."""
-    return next(_walk(str(folder), True, frozenset()), None) is not None
-
-
-def _walk(folder: str, recursive: bool, parents: frozenset[str]) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in parents:  # a link to a parent folder
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if recursive:
-                    yield from _walk(entry.path, recursive, parents | {real})
-            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
-                yield entry.path
+    return any(file_suffix(path) in IMAGE_SUFFIXES for path in walk_files(str(folder)))
 
 
 @contextmanager
