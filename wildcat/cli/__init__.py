@@ -136,7 +136,9 @@ def help_text() -> str:
         lines += ["", f"{group}:"]
         for name, (kind, _) in commands.items():
             summary = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
-            lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
+            lines += textwrap.wrap(
+                summary, 100, initial_indent=f"  {name:11}", subsequent_indent=" " * 13, break_on_hyphens=False
+            )
     return "\n".join([*lines, "", "wildcat COMMAND --help lists the flags of a command; wildcat --version."])
 
 
