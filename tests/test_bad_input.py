@@ -50,13 +50,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, trained: Path) -> Path:
-    """A run folder that a test may spoil."""
+    """A run folder that a test may damage."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Run a command that must fail; what it says, once it is certain that it says it well and changes no file."""
+    """Run a command that must fail: it returns the message, after checking its form and that no file has changed."""
 
     def contents() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -161,7 +161,7 @@ def test_files_that_are_no_images(
     refused("predict", trained, bad, names="bad.jpg", hint=False)
 
 
-def test_an_image_cut_in_the_middle_is_named_and_training_goes_on_once_it_is_mended(
+def test_a_truncated_image_is_named_and_training_resumes_once_it_is_repaired(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = image(classes_in(tmp_path / "pets") / "cat" / "half.png", (200, 200))
@@ -394,7 +394,7 @@ def test_a_full_disk_while_training_and_predicting(
     assert "cannot be written: No space left on device." in told and "Traceback" not in told
 
 
-def test_a_disk_that_fills_up_later_leaves_the_former_weights(
+def test_a_disk_that_fills_up_later_leaves_the_old_weights(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = Path(shutil.copy(trained / runs.WEIGHTS, tmp_path))
@@ -413,14 +413,14 @@ def test_a_disk_that_fills_up_later_leaves_the_former_weights(
     assert list(tmp_path.iterdir()) == [weights]
 
 
-# --- inventions -----------------------------------------------------------------------------------------------------
+# --- other misuse ---------------------------------------------------------------------------------------------------
 
 
-def test_a_file_of_weights_is_not_a_run(refused: Refused, tmp_path: Path, run: Path) -> None:
+def test_a_file_of_weights_is_not_a_model_folder(refused: Refused, tmp_path: Path, run: Path) -> None:
     refused("predict", run / runs.WEIGHTS, image(tmp_path / "a.png"), names="model.safetensors")
 
 
-def test_masks_of_more_classes_than_an_image_can_number(refused: Refused, tmp_path: Path) -> None:
+def test_masks_of_more_classes_than_a_png_can_hold(refused: Refused, tmp_path: Path) -> None:
     a = image(tmp_path / "a.png")
     told = refused("predict", "imagenet-lite0", a, "--save", "masks", "--out", tmp_path / "o", names="1000", code=2)
     assert "254" in told and not (tmp_path / "o").exists()  # said before the first image
@@ -437,7 +437,7 @@ def test_a_file_name_that_is_not_unicode(tmp_path: Path, trained: Path, capsys: 
     assert Path(row["image"]) == tmp_path / "in" / name
 
 
-def test_class_folders_that_learn_from_the_same_images_twice(tmp_path: Path, refused: Refused) -> None:
+def test_nested_and_linked_class_folders_use_each_image_once(tmp_path: Path, refused: Refused) -> None:
     """A class folder inside a class folder belongs to the outer one; a link to itself does not loop."""
     pets = classes_in(tmp_path / "pets")
     (pets / "cat" / "loop").symlink_to(pets / "cat", target_is_directory=True)

@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn, tables worked by hand, and a model that knows every answer."""
+"""Metrics against scikit-learn, tables worked by hand, and a perfect model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wildcat.regions.masks import MaskParams
 
 
 class Scripted:
-    """Stands in for a predictor: says of each file what it was told to say."""
+    """Stands in for a predictor: returns given scores and maps for each file."""
 
     def __init__(self, classes: Sequence[str], said: dict[str, tuple[Any, Any]], task: Task = "multilabel") -> None:
         self.name, self.classes, self.said, self.task = "script", tuple(classes), said, task
@@ -70,7 +70,7 @@ def truth_as_maps(sample: Sample, classes: int) -> NDArray[np.float32]:
 
 
 def knows_all(data: DataSet, split: str, order: Sequence[int] | None = None) -> Scripted:
-    """A model that is right in everything, with its classes in another order than the data's."""
+    """A perfect model, with its classes in another order than the data's."""
     order = list(range(len(data.classes)) if order is None else order)
     said = {
         s.path.name: (10.0 * s.labels[order], truth_as_maps(s, len(data.classes))[order]) for s in data.split(split)
@@ -78,11 +78,11 @@ def knows_all(data: DataSet, split: str, order: Sequence[int] | None = None) -> 
     return Scripted([data.classes[i] for i in order], said)
 
 
-# --- the model that knows all ---------------------------------------------------------------------------------------
+# --- the perfect model ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (4, 2, 0, 1, 3)])
-def test_a_model_that_knows_all_has_full_marks(shapes: DataSet, order: tuple[int, ...]) -> None:
+def test_a_perfect_model_has_perfect_scores(shapes: DataSet, order: tuple[int, ...]) -> None:
     result = score(knows_all(shapes, "val", order), shapes, "val")
     assert result["data"] == "shapes" and result["split"] == "val" and result["images"] == 12
     assert result["classification"]["map"] == 1.0
@@ -93,7 +93,7 @@ def test_a_model_that_knows_all_has_full_marks(shapes: DataSet, order: tuple[int
     assert list(result["segmentation"]["iou"]) == ["background", *shapes.classes]
 
 
-def test_one_wrong_answer_counts_where_it_was_given(shapes: DataSet) -> None:
+def test_one_wrong_prediction_affects_its_class_alone(shapes: DataSet) -> None:
     model = knows_all(shapes, "val")
     sample = next(s for s in shapes.split("val") if (s.labels == 1).any())
     c = int(np.flatnonzero(sample.labels == 1)[0])
@@ -124,7 +124,7 @@ def test_classes_are_matched_by_name(shapes: DataSet) -> None:
     assert 0 < expected["classification"]["map"] < 1
 
 
-def test_other_classes_are_one_sentence_that_names_them(shapes: DataSet) -> None:
+def test_different_classes_are_refused_and_named(shapes: DataSet) -> None:
     for classes, named in (
         (("cross", "disc", "ring", "square", "cube"), ("only the model has cube", "only the data has triangle")),
         (("cross", "disc"), ("only the data has ring, square, triangle",)),
@@ -149,7 +149,7 @@ def table(tmp_path: Path, labels: NDArray[np.int8], task: Task, **known: Any) ->
     return DataSet("table", "csv", tmp_path, classes, task, {"test": lambda: samples})
 
 
-def test_multilabel_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
+def test_multilabel_metrics_equal_scikit_learn(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     labels = rng.choice(np.array([-1, 0, 1], np.int8), (60, 3), p=[0.5, 0.2, 0.3])
     scores = np.round(rng.normal(size=(60, 3)), 1).astype(np.float32)  # rounded: some are equal
@@ -167,7 +167,7 @@ def test_multilabel_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
     assert "accuracy" not in result["classification"]
 
 
-def test_multiclass_figures_are_those_of_scikit_learn(tmp_path: Path) -> None:
+def test_multiclass_metrics_equal_scikit_learn(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     targets = rng.choice(4, 80, p=[0.55, 0.25, 0.15, 0.05])
     scores = (rng.normal(size=(80, 4)) + 1.5 * np.eye(4)[targets] + rng.normal(0, 5, (80, 1))).astype(np.float32)
@@ -309,7 +309,7 @@ def test_a_model_that_draws_nothing(shapes: DataSet) -> None:
 # --- a real network -------------------------------------------------------------------------------------------------
 
 
-def test_figures_do_not_depend_on_the_batch_and_progress_counts_images(shapes: DataSet) -> None:
+def test_metrics_do_not_depend_on_the_batch_and_progress_counts_images(shapes: DataSet) -> None:
     torch.manual_seed(0)
     model = create_model("test_resnet", num_classes=5, pretrained=False)
     predictor = Predictor(

@@ -1,4 +1,4 @@
-"""What a prediction says follows from its scores and maps by hand calculation, and what it saves is all or nothing."""
+"""The results of a prediction follow from its scores and maps by hand calculation; it is saved atomically."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def prediction(**changes: Any) -> Prediction:
 # --- scores, probabilities, labels ----------------------------------------------------------------------------------
 
 
-def test_multilabel_classes_are_those_of_at_least_one_half() -> None:
+def test_multilabel_labels_have_a_probability_of_at_least_one_half() -> None:
     p = prediction()
     assert dict(p.scores) == {"cat": 0.5, "dog": -2.0, "fish": 3.0}
     np.testing.assert_allclose(list(p.probabilities.values()), expit([0.5, -2.0, 3.0]), rtol=1e-6)
@@ -157,7 +157,7 @@ def test_boxes_surround_the_upper_half_of_the_range_of_the_map() -> None:
     assert larger.x1 < box.x1 and larger.x2 > box.x2 and larger.y1 < box.y1 and larger.y2 > box.y2
 
 
-def test_an_unknown_class_is_answered_with_the_nearest() -> None:
+def test_an_unknown_class_suggests_the_most_similar() -> None:
     with pytest.raises(ConfigError) as caught:
         prediction().heatmap("fsh")
     assert caught.value.message == "this model has no class 'fsh'."
@@ -239,7 +239,7 @@ def test_save_writes_raw_arrays_overlays_and_a_manifest(tmp_path: Path) -> None:
     assert {f.name for f in folder.iterdir()} == listed
 
 
-def test_save_leaves_nothing_behind_where_something_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_leaves_nothing_behind_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plot = Prediction.plot
 
     def fail_at_the_second(self: Prediction, name: str | None = None, *, boxes: bool = False) -> Image.Image:
@@ -261,7 +261,7 @@ def test_save_never_overwrites(tmp_path: Path) -> None:
     assert [f.read_text() for f in (tmp_path / "a").iterdir()] == ["mine"]
 
 
-def test_classes_with_like_names_get_a_file_each(tmp_path: Path) -> None:
+def test_classes_with_similar_names_get_separate_files(tmp_path: Path) -> None:
     p = prediction(classes=("a/b", "a_b", "A/B"), class_scores=np.array([2, 1, 3], np.float32))
     overlays = json.loads((p.save(tmp_path / "x") / "prediction.json").read_text())["files"]["overlays"]
     assert len({name.casefold() for name in overlays.values()}) == 3
@@ -277,7 +277,7 @@ def test_a_file_name_is_one_visible_entry_of_a_folder(name: str) -> None:
 
 
 @given(st.lists(st.text(alphabet="aAbB/_. é", max_size=4), unique=True))
-def test_file_names_differ_also_where_case_does_not_count(names: list[str]) -> None:
+def test_file_names_differ_on_case_insensitive_disks(names: list[str]) -> None:
     made = file_names(names)
     assert list(made) == names
     assert len({name.casefold() for name in made.values()}) == len(names)

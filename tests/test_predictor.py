@@ -1,4 +1,4 @@
-"""From images to predictions: where things are found, in which pixels, from any kind of input, in bounded memory."""
+"""From images to predictions: locations in pixels, kinds of input, memory bounds, views, tiles, loading."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def predictor() -> Predictor:
     return colour_finder()
 
 
-# --- where things are -----------------------------------------------------------------------------------------------
+# --- locations ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (7, 7), (2, 5), (6, 1), (0, 7)])
@@ -134,7 +134,7 @@ class InAnArchive(ImageRef):
         return decode_bytes(self.content, self.name, max_downscale)
 
 
-def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(
+def test_a_large_jpeg_is_decoded_small_but_located_and_drawn_at_full_size(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "photo.jpg"
@@ -159,7 +159,7 @@ def test_a_large_photograph_is_read_small_and_found_and_drawn_in_its_own_pixels(
     assert set(warped[3:]) == {(500, 500)}, "tiles are cut from all pixels"
 
 
-# --- what is said ---------------------------------------------------------------------------------------------------
+# --- scores and maps ------------------------------------------------------------------------------------------------
 
 
 def test_maps_and_scores_follow_from_the_image(predictor: Predictor) -> None:
@@ -184,7 +184,7 @@ def test_architecture_b_scores_pooled_features() -> None:
     np.testing.assert_allclose(p.class_scores, expected, atol=1e-5)
 
 
-def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
+def test_results_do_not_depend_on_the_batch(predictor: Predictor) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (60 + i, 90 - i, 3), np.uint8) for i in range(7)]
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_numbers_do_not_depend_on_the_batch(predictor: Predictor) -> None:
 # --- kinds of input -------------------------------------------------------------------------------------------------
 
 
-def test_path_image_and_array_are_one_image(predictor: Predictor, tmp_path: Path) -> None:
+def test_path_image_and_array_give_the_same_prediction(predictor: Predictor, tmp_path: Path) -> None:
     array = block(4, 3)
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
@@ -214,7 +214,7 @@ def test_path_image_and_array_are_one_image(predictor: Predictor, tmp_path: Path
         assert np.array_equal(np.asarray(p.load_image()), array)
 
 
-def test_a_list_gives_a_list_in_order_and_a_tuple_too(predictor: Predictor) -> None:
+def test_a_list_or_tuple_gives_a_list_in_order(predictor: Predictor) -> None:
     cells = [(i % 8, (3 * i) % 8) for i in range(2 * BATCH_SIZE + 3)]
     images = [block(r, c) for r, c in cells]
     for given in (images, tuple(images)):
@@ -224,7 +224,7 @@ def test_a_list_gives_a_list_in_order_and_a_tuple_too(predictor: Predictor) -> N
     assert predictor.predict([]) == []
 
 
-def test_an_iterator_gives_an_iterator_that_reads_ahead_only_a_little(predictor: Predictor) -> None:
+def test_an_iterator_gives_an_iterator_that_reads_few_images_ahead(predictor: Predictor) -> None:
     pulled = 0
 
     def endless() -> Iterator[NDArray[np.uint8]]:
@@ -260,7 +260,7 @@ def test_a_long_stream_keeps_few_images_alive(predictor: Predictor) -> None:
     assert most <= 4 * BATCH_SIZE
 
 
-def test_grey_arrays_are_grey_images(predictor: Predictor) -> None:
+def test_grey_arrays_are_accepted(predictor: Predictor) -> None:
     grey = block(2, 2)[:, :, 0]
     p = predictor.predict(grey)
     assert p.points == dict.fromkeys(COLOURS, (2.5 * 40, 2.5 * 20))  # bright in all three channels
@@ -278,7 +278,7 @@ def test_grey_arrays_are_grey_images(predictor: Predictor) -> None:
         (None, "NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(predictor: Predictor, image: Any, named: str) -> None:
+def test_inputs_that_are_not_images_are_refused(predictor: Predictor, image: Any, named: str) -> None:
     with pytest.raises(ConfigError, match="is not an image") as caught:
         predictor.predict(image)
     assert named in caught.value.message
@@ -286,7 +286,7 @@ def test_what_is_no_image_is_refused_by_name(predictor: Predictor, image: Any, n
         predictor.predict([block(0, 0), image])
 
 
-def test_a_broken_file_is_raised_or_reported_and_the_stream_goes_on(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_broken_file_raises_or_is_reported_and_skipped(predictor: Predictor, tmp_path: Path) -> None:
     for i in range(5):
         Image.fromarray(block(0, i)).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"")
@@ -301,7 +301,7 @@ def test_a_broken_file_is_raised_or_reported_and_the_stream_goes_on(predictor: P
     assert [p for p, _ in told] == [paths[1], paths[3]]
 
 
-def test_the_callers_image_stays_as_it_was(predictor: Predictor) -> None:
+def test_the_input_image_is_not_modified(predictor: Predictor) -> None:
     image = Image.fromarray(block(1, 1)[:, :, 0]).convert("P")
     before = image.tobytes()
     predictor.predict(image)
@@ -316,7 +316,7 @@ def classifier() -> Predictor:
     return wildcat.load("imagenet-lite0", device="cpu")
 
 
-def test_the_packaged_model_knows_a_cat_and_where_it_is(classifier: Predictor) -> None:
+def test_the_packaged_model_classifies_and_localizes_a_cat(classifier: Predictor) -> None:
     photograph = skimage.data.chelsea()  # 451 x 300, a cat's face that fills most of the image
     p = classifier.predict(photograph)
     (label,) = p.labels
@@ -337,7 +337,7 @@ def test_imagenet_names_are_short_and_all_different(classifier: Predictor) -> No
     assert "crane n02012849" in names and "crane n03126707" in names  # the bird and the machine
 
 
-def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Path) -> None:
+def test_unknown_models_are_named_with_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="imagenet-lite9") as caught:
         load("imagenet-lite9")
     assert "imagenet-lite0" in caught.value.hint
@@ -349,7 +349,7 @@ def test_what_cannot_be_loaded_is_named_with_what_was_perhaps_meant(tmp_path: Pa
         load(tmp_path / "run")
 
 
-def test_mirrored_views_are_averaged_where_they_belong(predictor: Predictor) -> None:
+def test_mirrored_views_are_mirrored_back_and_averaged(predictor: Predictor) -> None:
     image = block(1, 3)
     one = predictor.predict(image)
     for flip, mirrored in (
@@ -386,7 +386,7 @@ def tiled(finder: Predictor, tile: int) -> Predictor:
     return Predictor("tiled", finder.members, finder.classes, finder.task, "cpu", tile=tile)
 
 
-def test_tiles_find_what_is_small() -> None:
+def test_tiles_find_small_objects() -> None:
     whole, parts = colour_finder(), tiled(colour_finder(), 128)
     found = parts.predict(large_image())
     assert found.class_maps.shape[1] >= 600 * CELLS / 128 and found.class_maps.shape[2] >= 900 * CELLS / 128
@@ -402,7 +402,7 @@ def test_tiles_find_what_is_small() -> None:
     assert with_red[0].class_maps.shape == (3, CELLS, CELLS)
 
 
-def test_an_image_no_larger_than_a_tile_is_looked_at_whole() -> None:
+def test_an_image_no_larger_than_a_tile_is_not_cut() -> None:
     image = block(2, 5)
     whole, parts = colour_finder().predict(image), tiled(colour_finder(), 320).predict(image)
     np.testing.assert_array_equal(parts.class_maps, whole.class_maps)
@@ -429,7 +429,7 @@ def test_small_and_large_images_in_one_stream() -> None:
         np.testing.assert_allclose(one.class_maps, parts.predict(image).class_maps, atol=1e-6)
 
 
-def test_prepared_images_are_predicted_like_any(predictor: Predictor) -> None:
+def test_prepared_images_give_the_same_predictions(predictor: Predictor) -> None:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (30, 40 + i, 3), dtype=np.uint8)) for i in range(3)]
     together = predictor.predict_prepared([predictor.prepare(image) for image in images])

@@ -331,10 +331,7 @@ def file_names(names: Iterable[str]) -> dict[str, str]:
     {'a/b': 'a_b', 'a_b': 'a_b-2'}
     """
     taken: dict[str, int] = {}
-    made = {}
-    for name in names:
-        made[name] = free_name(file_name(name), taken)
-    return made
+    return {name: free_name(file_name(name), taken) for name in names}
 
 
 def free_name(base: str, taken: dict[str, int]) -> str:

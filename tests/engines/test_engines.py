@@ -1,4 +1,4 @@
-"""Every engine gives what the network gives; nothing kept between commands is trusted; what cannot be is said."""
+"""Every engine computes the features of the network; cached graphs are verified; errors are one sentence."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def model() -> Any:
     return made
 
 
-# --- the same numbers -------------------------------------------------------------------------------------------------
+# --- the same features ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PRECISIONS if name != "compile"])
@@ -106,7 +106,7 @@ def test_torch_compile_takes_any_batch(model: Any, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(engine.features(images(count)), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_compiler_that_fails_is_told(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_compiler_is_reported(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise RuntimeError("no g++ here\nand a long trace")
 
@@ -116,7 +116,7 @@ def test_a_compiler_that_fails_is_told(model: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("settings", [{"pooling": "attention"}, {"architecture": "b"}, {"architecture": "c"}])
-def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, Any]) -> None:
+def test_views_sizes_and_modalities_work_with_any_engine(settings: dict[str, Any]) -> None:
     made = network(**settings)
     members = [Member(made, Preprocess(size, (0.5,) * 3, (0.5,) * 3)) for size in (SIZE, 96)]
     for chosen in (members, members[:1]):
@@ -132,7 +132,7 @@ def test_views_sizes_and_modalities_come_out_of_any_engine(settings: dict[str, A
                 np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max(), err_msg=f"{name} {field}")
 
 
-def test_answers_do_not_share_memory(model: Any) -> None:
+def test_results_do_not_share_memory(model: Any) -> None:
     for name, precision in GRAPHS:
         engine = open_engine(name, precision, model.backbone, SIZE, CPU)
         first = engine.features(images(1))
@@ -221,12 +221,10 @@ def test_a_loaded_model_holds_one_copy_of_its_backbone(tmp_path: Path) -> None:
     assert not [m for m in predictor.model.modules() if isinstance(m, _BatchNorm)], "and it is the folded one"
 
 
-# --- what is kept -----------------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_a_graph_is_made_once_and_again_for_other_weights_sizes_and_structures(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_graph_is_cached_by_weights_size_and_structure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
     made: list[int] = []
     trace = graph_cache.trace
@@ -247,7 +245,7 @@ def test_a_graph_is_made_once_and_again_for_other_weights_sizes_and_structures(
 
 
 @pytest.mark.parametrize(("name", "damage"), [("onnx", "cut"), ("openvino", "empty"), ("onnx", "of another network")])
-def test_a_damaged_or_swapped_graph_is_made_again(
+def test_a_damaged_or_swapped_graph_is_exported_again(
     name: Any, damage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
@@ -276,7 +274,7 @@ def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyP
         open_engine("openvino", "int8", network(1).backbone, SIZE, CPU)
 
 
-# --- what cannot be ---------------------------------------------------------------------------------------------------
+# --- misuse -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -289,7 +287,7 @@ def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyP
         ("onnx", "fp32", "mps", EngineError, "engine onnx does not run on mps"),
     ],
 )
-def test_misuse_is_answered_in_a_sentence(
+def test_misuse_is_one_sentence(
     name: Any, precision: Any, device: str, kind: type[Exception], said: str, model: Any
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -325,7 +323,7 @@ def test_a_missing_package_is_named(
 
 
 def test_signals_after_engines_are_gone() -> None:
-    """OpenVINO leaves a freed stack for signals behind where two are made and the first goes first."""
+    """OpenVINO leaves a freed signal stack behind if the first of two cores is destroyed first."""
     pytest.importorskip("openvino")
     script = (
         "import gc, signal, wildcat\n"

@@ -1,4 +1,4 @@
-"""Who computes at the same time shares the cores."""
+"""Threads that compute at the same time share the cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def torch_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_who_runs_at_the_same_time_gets_an_equal_part() -> None:
+def test_concurrent_threads_get_equal_shares() -> None:
     shares = Shares(4)
     counts = []
     with shares.take():
@@ -40,7 +40,7 @@ def in_a_share(shares: Shares) -> int:
 
 
 @pytest.mark.usefixtures("torch_threads")
-def test_a_share_is_given_back_where_the_work_fails() -> None:
+def test_a_share_is_returned_on_an_error() -> None:
     shares = Shares(2)
     with pytest.raises(ZeroDivisionError), shares.take():
         1 / 0  # noqa: B018

@@ -64,7 +64,7 @@ def test_alternatives_take_turns_and_each_goes_first() -> None:
     assert speedups(times, "a", images=2)["c"] == {"seconds": 0.5, "speedup": 4.0, "quartiles": [4.0, 4.0]}
 
 
-def test_ratios_are_taken_round_by_round() -> None:
+def test_ratios_are_computed_per_round() -> None:
     times = {"a": [1.0, 10.0, 2.0, 3.0, 8.0], "b": [0.5, 2.0, 2.0, 1.0, 2.0]}  # ratios 2, 5, 1, 3, 4
     assert speedups(times, "a")["b"] == {"seconds": 2.0, "speedup": 3.0, "quartiles": [2.0, 4.0]}
 
@@ -88,7 +88,7 @@ def test_the_command_times_and_compares(run: Path, shapes: Path, capsys: pytest.
     assert engine is not None and (engine.name, engine.precision) == ("openvino", "int8")
 
 
-def test_without_images_only_times_are_taken(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_images_engines_are_only_timed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rounds", "1", "--batch-size", "1", "--device", "cpu", "--sizes", "96", "--output-stride", "16"]
     assert main(["bench", str(run), *flags]) == 0
     table = capsys.readouterr().out
@@ -139,7 +139,7 @@ def levels_of(run: Run) -> tuple[torch.Tensor, ...]:
         (("{shapes}", "--split", "val"), 2, "4 images are too few to calibrate int8 with."),
     ],
 )
-def test_misuse_is_answered_in_a_sentence(
+def test_misuse_is_one_sentence(
     run: Path, shapes: Path, arguments: tuple[str, ...], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [a.format(shapes=shapes) for a in arguments]

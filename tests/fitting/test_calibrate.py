@@ -74,7 +74,7 @@ class Knows:
             yield Prediction(str(path), 64, 48, self.classes, "multilabel", *parts, None, path)
 
 
-# --- gates ----------------------------------------------------------------------------------------------------------
+# --- thresholds -----------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,8 +108,8 @@ def test_gates_against_the_loop(seed: int, images: int) -> None:
         assert f1[c] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0.0)
 
 
-def test_a_class_seen_once_has_the_gate_of_all() -> None:
-    """Alone, the image of class b would open its gate to 0.05; all others say 0.6."""
+def test_a_class_with_one_image_has_the_threshold_of_all() -> None:
+    """On its own the image of class b would lower its threshold to 0.05; all others suggest 0.6."""
     probs, labels = np.full((100, 2), 0.02, np.float32), np.full((100, 2), -1, np.int8)
     labels[:40, 0], probs[:40, 0], probs[40:, 0] = 1, 0.62, 0.58
     labels[99, 1], probs[99, 1] = 1, 0.05
@@ -135,7 +135,7 @@ def loop_miou(model: Knows, samples: Iterable[Sample], params: MaskParams, crf: 
     return float(np.mean(both[either > 0] / either[either > 0]))
 
 
-def test_the_background_is_the_best_on_the_masks_there_are(shapes: DataSet) -> None:
+def test_the_background_is_the_best_on_the_available_masks(shapes: DataSet) -> None:
     """Half of the images have no mask; the loop draws every mask at every threshold."""
     some = [s if i % 2 else dataclasses.replace(s, mask=None) for i, s in enumerate(shapes.split("train"))]
     data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
@@ -171,7 +171,7 @@ def test_under_a_crf_all_rules_are_tried(shapes: DataSet) -> None:
     assert progress.counts == progress.totals == {"predicting": 3, "fitting the background": 3}
 
 
-def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
+def test_without_masks_the_background_is_the_default(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, mask=None) for s in shapes.split("train")]
     data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
     params, record = calibrate(Knows(data), data)  # type: ignore[arg-type]
@@ -179,14 +179,14 @@ def test_without_masks_the_background_stays_as_it_is(shapes: DataSet) -> None:
     assert record["masks"] == 0 and record["tried"] == []
 
 
-def test_images_without_tags(shapes: DataSet) -> None:
+def test_images_without_labels(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, mask=None, labels=-np.abs(s.labels)) for s in shapes.split("train")]
     data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
     with pytest.raises(DataError, match="no image of train of shapes has a label"):
         calibrate(Knows(data), data)  # type: ignore[arg-type]
 
 
-def test_what_stands_in_for_val_is_not_fitted_on(shapes: DataSet) -> None:
+def test_images_held_out_for_val_are_not_fitted_on(shapes: DataSet) -> None:
     data = dataclasses.replace(shapes, readers={"train": shapes.readers["train"]}, _cache={})
     fitted, held = {s.name for s in fitted_samples(data, "train")}, {s.name for s in data.split("val")}
     assert held and not fitted & held
@@ -198,7 +198,7 @@ def test_what_stands_in_for_val_is_not_fitted_on(shapes: DataSet) -> None:
 FITTED = {"data": "shapes", "split": "train", "images": 24, "masks": 0}
 
 
-def test_what_is_written_is_read_and_draws(run: Path, shapes: DataSet) -> None:
+def test_a_written_calibration_is_read_and_used(run: Path, shapes: DataSet) -> None:
     path = shapes.split("val")[0].path
     before = load(run, "cpu").predict(path)
     classes = before.classes
@@ -260,7 +260,7 @@ def test_other_weights_need_another_calibration(run: Path) -> None:
         read_calibration(run, classes)
 
 
-def test_an_ensemble_is_calibrated_as_a_run_is(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+def test_an_ensemble_can_be_calibrated(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     write_ensemble(folder, [open_run(run), open_run(run)], None, {})
     assert main(["calibrate", str(folder), str(shapes.root), "--device", "cpu"]) == 0
@@ -293,7 +293,7 @@ def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.Capt
     assert "best background in hindsight" in said and "not deployable" in said and "note:" not in said
 
 
-def test_fitted_on_what_is_measured_is_said(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluating_fitted_images_prints_a_note(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["calibrate", str(run), str(shapes.root), "--device", "cpu", "--split", "val", "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["split"] == "val"
@@ -301,7 +301,7 @@ def test_fitted_on_what_is_measured_is_said(run: Path, shapes: DataSet, capsys: 
     assert "masks were fitted on 8 of the images evaluated here" in capsys.readouterr().out
 
 
-def test_no_other_split_is_taken_for_train(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_train_split_is_an_error(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
     listing = run.parent / "only_test.csv"
     sample = shapes.split("val")[0]
     labels = " ".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] == 1)
@@ -313,7 +313,7 @@ def test_no_other_split_is_taken_for_train(run: Path, shapes: DataSet, capsys: p
     assert not (run / "calibration.json").exists()
 
 
-# --- what a prediction draws ----------------------------------------------------------------------------------------
+# --- masks ----------------------------------------------------------------------------------------------------------
 
 
 def prediction(scores: list[float], maps: Any, task: Task, gates: tuple[float, ...] | None = None) -> Prediction:
@@ -342,6 +342,6 @@ def test_a_class_that_is_the_background() -> None:
 
 
 @pytest.mark.parametrize("crf", [False, True])
-def test_scores_that_are_no_numbers(crf: bool) -> None:
+def test_nan_scores_are_refused(crf: bool) -> None:
     with pytest.raises(ConfigError, match="outside"):
         prediction([float("nan"), 1], np.ones((2, 1, 4)), "multilabel").mask(crf)

@@ -1,4 +1,4 @@
-"""Several networks as one: scores combined by a linear layer or averaged, maps averaged, a folder like any other."""
+"""Ensembles: scores combined by a linear layer or averaged, maps averaged, a model folder like any other."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def image(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (70, 110, 3), dtype=np.uint8)
 
 
-# --- how scores and maps come together --------------------------------------------------------------------------------
+# --- merging scores and maps ------------------------------------------------------------------------------------------
 
 
 def test_averaged_scores_and_maps_are_those_of_the_members(runs: list[Run], tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_sizes_average_one_network_over_input_sizes(runs: list[Run]) -> None:
 
 
 def noisy_members(count: int = 400) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Scores of a good member and one that knows nothing, for three classes."""
+    """Scores of a good member and of a random one, for three classes."""
     rng = np.random.default_rng(3)
     labels = np.where(rng.random((count, 3)) < 0.4, 1, -1).astype(np.int8)
     good = labels + rng.normal(size=labels.shape)
@@ -106,7 +106,7 @@ def noisy_members(count: int = 400) -> tuple[NDArray[np.float32], NDArray[np.int
 
 
 def test_the_linear_classifier_equals_logistic_regression() -> None:
-    """Without the pull it is scikit-learn's, one class at a time."""
+    """Without regularisation it equals scikit-learn's, one class at a time."""
     from sklearn.linear_model import LogisticRegression
 
     scores, labels = noisy_members()
@@ -118,7 +118,7 @@ def test_the_linear_classifier_equals_logistic_regression() -> None:
         assert fitted.bias[c] == pytest.approx(oracle.intercept_[0], abs=2e-3)
 
 
-def test_it_trusts_the_better_member_and_a_strong_pull_averages() -> None:
+def test_it_weights_the_better_member_and_strong_regularisation_averages() -> None:
     scores, labels = noisy_members()
     fitted = fit_combination(scores, labels, "multilabel", strength=0.01)
     for c in range(3):
@@ -127,7 +127,7 @@ def test_it_trusts_the_better_member_and_a_strong_pull_averages() -> None:
     np.testing.assert_allclose(pulled.weight, np.tile(np.eye(3), 2) / 2, atol=1e-3)
 
 
-def test_ignored_labels_teach_nothing() -> None:
+def test_ignored_labels_have_no_effect() -> None:
     scores, labels = noisy_members()
     labels[:100] = 0
     all_of_it = fit_combination(scores, labels, "multilabel")
@@ -179,7 +179,7 @@ def test_an_ensemble_is_a_model_for_every_command(
     assert (tmp_path / "out" / "predictions.jsonl").is_file()
 
 
-def test_it_lives_on_without_the_runs(runs: list[Run], tmp_path: Path) -> None:
+def test_it_does_not_need_the_original_runs(runs: list[Run], tmp_path: Path) -> None:
     copies = [open_run(Path(shutil.copytree(run.folder, tmp_path / run.folder.name))) for run in runs]
     create_ensemble(tmp_path / "both", copies, "average")
     before = wildcat.load(tmp_path / "both", "cpu").predict(image()).class_scores
@@ -188,7 +188,7 @@ def test_it_lives_on_without_the_runs(runs: list[Run], tmp_path: Path) -> None:
     np.testing.assert_array_equal(wildcat.load(tmp_path / "both", "cpu").predict(image()).class_scores, before)
 
 
-def test_nothing_is_left_of_an_ensemble_that_fails(runs: list[Run], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_ensemble_leaves_nothing_behind(runs: list[Run], tmp_path: Path, monkeypatch: Any) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -198,7 +198,7 @@ def test_nothing_is_left_of_an_ensemble_that_fails(runs: list[Run], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_combined(runs: list[Run], shapes: DataSet, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_combined(runs: list[Run], shapes: DataSet, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="at least two"):
         create_ensemble(tmp_path / "a", runs[:1], "average")
     with pytest.raises(ConfigError, match="--data"):
@@ -240,7 +240,7 @@ def test_a_damaged_ensemble(runs: list[Run], shapes: DataSet, tmp_path: Path, ha
         wildcat.load(tmp_path / "both", "cpu")
 
 
-def test_an_ensemble_is_no_run_and_has_its_sizes(runs: list[Run], tmp_path: Path) -> None:
+def test_an_ensemble_is_not_a_run_and_has_its_own_sizes(runs: list[Run], tmp_path: Path) -> None:
     create_ensemble(tmp_path / "both", runs, "average")
     with pytest.raises(RunError, match="is an ensemble"):
         open_run(tmp_path / "both")

@@ -1,4 +1,4 @@
-"""Refining: labels from tags and images alone, a folder that is a model, and masks that become better."""
+"""Refining: targets from labels and images alone, a model folder, and better masks."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_masks_become_better(run: Path, refined: Path, shapes: DataSet) -> None:
     assert after["segmentation"]["rule"] == "score" and after["segmentation"]["calibration"]["masks"] == 0
 
 
-def test_no_true_mask_is_seen(run: Path, shapes: DataSet, refined: Path, tmp_path: Path) -> None:
-    """Images and tags alone give the same weights, to the bit."""
+def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, refined: Path, tmp_path: Path) -> None:
+    """Images and labels alone give bit-equal weights."""
     import dataclasses
 
     def bare(split: str) -> list[object]:
@@ -103,7 +103,7 @@ def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, 
     assert list((out / "masks").rglob("*.png"))
 
 
-def test_the_folder_says_what_it_was_trained_on(run: Path, refined: Path, shapes: DataSet) -> None:
+def test_the_manifest_records_the_training(run: Path, refined: Path, shapes: DataSet) -> None:
     model = open_model(refined)
     labelled = [s for s in shapes.split("train") if (s.labels == 1).any()]
     assert model.manifest["channels"] == [40, 112, 1280] and model.manifest["trained"]["images"] == len(labelled)
@@ -171,7 +171,7 @@ def test_other_data_and_wrong_rates(run: Path, shapes: DataSet, tmp_path: Path) 
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
 
 
-def test_levels_travel_as_one_vector() -> None:
+def test_inner_layers_are_restored_from_one_vector() -> None:
     backbone = create_backbone("test_resnet", "none").eval()
     flat, images = FlatLevels(backbone), torch.randn(2, 3, 64, 96)
     with torch.inference_mode():
@@ -180,7 +180,7 @@ def test_levels_travel_as_one_vector() -> None:
             torch.testing.assert_close(level, expected)
 
 
-def test_a_crf_is_scaled_to_what_it_sees(tmp_path: Path) -> None:
+def test_a_crf_is_scaled_to_the_image(tmp_path: Path) -> None:
     assert scaled_crf(CrfParams(), 10**7) == CrfParams()
     quarter = scaled_crf(CrfParams(appearance_sigma_xy=80, smoothness_sigma=3), 375 * 500 // 4)
     assert quarter.appearance_sigma_xy == 40 and quarter.smoothness_sigma == 1.5

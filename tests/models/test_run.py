@@ -48,10 +48,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- making and opening ---------------------------------------------------------------------------------------------
+# --- creating and opening -------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_what_it_was_made_of(run: Run, shapes: DataSet) -> None:
+def test_a_run_records_its_settings_and_data(run: Run, shapes: DataSet) -> None:
     opened = open_run(run.folder)
     assert opened == run
     assert opened.config == CONFIGURATION == read_config(run.folder / CONFIG)
@@ -72,7 +72,7 @@ def test_a_run_is_never_overwritten(run: Run, shapes: DataSet) -> None:
     assert content(run.folder) == before
 
 
-def test_nor_is_anything_else(tmp_path: Path, shapes: DataSet) -> None:
+def test_other_files_are_never_overwritten(tmp_path: Path, shapes: DataSet) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -96,7 +96,7 @@ def test_settings_out_of_range_make_no_folder(tmp_path: Path, shapes: DataSet) -
         assert not (tmp_path / "run").exists()
 
 
-def test_making_and_loading_leave_the_callers_random_numbers(run: Run, shapes: DataSet, tmp_path: Path) -> None:
+def test_creating_and_loading_do_not_change_the_random_state(run: Run, shapes: DataSet, tmp_path: Path) -> None:
     save_weights(model_from_config(CONFIGURATION, 5), run.folder / WEIGHTS)
     before = torch.get_rng_state()
     create_run(tmp_path / "other", CONFIGURATION, shapes)
@@ -159,7 +159,7 @@ def test_damaged_files(run: Run, name: str, damage: Callable[[bytes], bytes], sa
         open_run(run.folder)
 
 
-def test_another_layout_names_who_can_read_it(run: Run) -> None:
+def test_another_layout_names_the_version_that_wrote_it(run: Run) -> None:
     path = run.folder / MANIFEST
     path.write_bytes(changed(schema=9, versions={"wildcat": "7.1"})(path.read_bytes()))
     with pytest.raises(RunError) as caught:
@@ -183,10 +183,10 @@ def test_a_damaged_history(run: Run) -> None:
             run.history()
 
 
-# --- going on -------------------------------------------------------------------------------------------------------
+# --- resuming -------------------------------------------------------------------------------------------------------
 
 
-def test_what_may_change_when_a_run_goes_on(run: Run) -> None:
+def test_settings_that_may_change_on_resume(run: Run) -> None:
     check_resumable(run, replace(CONFIGURATION, device="cuda", workers=7), "shapes", run.classes)
     with pytest.raises(RunError) as caught:
         check_resumable(run, replace(CONFIGURATION, lr=0.5, seed=3), "here", run.classes)
@@ -272,7 +272,7 @@ def test_load_weights_of_a_missing_file(tmp_path: Path) -> None:
         load_weights(model_from_config(CONFIGURATION, 5), tmp_path / "none.safetensors")
 
 
-def test_what_killed_commands_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_commands_are_removed_and_nothing_else(tmp_path: Path) -> None:
     old = [tmp_path / ".out.abcdefgh.part", tmp_path / ".out.12345678.part"]
     young, others = tmp_path / ".out.zzzzzzzz.part", [tmp_path / ".out.d", tmp_path / "out", tmp_path / ".outer.part"]
     old[0].mkdir()
@@ -286,7 +286,7 @@ def test_what_killed_commands_left_is_removed_and_nothing_else(tmp_path: Path) -
     assert sorted(tmp_path.iterdir()) == sorted(others)
 
 
-def test_a_run_killed_while_it_was_made_is_begun_again_and_a_users_file_stays(tmp_path: Path) -> None:
+def test_a_run_killed_during_creation_is_tidied_and_user_files_stay(tmp_path: Path) -> None:
     for name in (CONFIG, f".{MANIFEST}.abcdefgh.part"):
         (tmp_path / name).touch()
     tidy_run(tmp_path)

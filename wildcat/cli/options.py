@@ -126,9 +126,9 @@ def resume_hint(hint: Callable[[], str]) -> Iterator[None]:
 
 
 def _plain(value: str) -> str | float | int:
-    for kind in (int, float):
+    for number in (int, float):
         try:
-            return kind(value)
+            return number(value)
         except ValueError:
             pass
     return value

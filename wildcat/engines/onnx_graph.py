@@ -218,8 +218,8 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
             ) from error
         if count < FEWEST:
             raise _too_few(count)
-        made = onnx.load(target)
-    return made.SerializeToString(), count, first
+        quantised = onnx.load(target)
+    return quantised.SerializeToString(), count, first
 
 
 def _too_few(count: int) -> ConfigError:
