@@ -243,7 +243,7 @@ def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Pa
     out = tmp_path / "out"
     assert "Did you mean disc?" in refused("predict", trained, a, "--classes", "dsc", names="'dsc'", code=2)
     assert "It has: cross, disc" in refused("predict", trained, a, "--classes", "x", names="'x'", code=2)
-    refused("predict", trained, a, "--out", out, "--save", "overlay", names="'overlay'", code=2)
+    refused("predict", trained, a, "--out", out, "--save", "overlay", names="overlay", code=2)
     refused("predict", trained, a, "--device", "tpu", names="device=tpu", code=2)
     refused("predict", trained, a, "--batch-size", 0, names="batch_size=0", code=2, hint=False)
     refused("predict", trained, names="nothing to predict", code=2)
