@@ -111,7 +111,7 @@ def main() -> None:
     def step() -> None:
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        multilabel_loss(model(images), labels).backward()
+        multilabel_loss(model(images), labels).mean().backward()
         optimizer.step()
 
     results["training step"] = shares(step, max(1, arguments.passes // 2))

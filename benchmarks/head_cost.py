@@ -47,7 +47,7 @@ def steps(backbone: str, size: int, batch: int, classes: int, num_maps: int) -> 
     def train_model() -> None:
         model.train()
         model_optimizer.zero_grad(set_to_none=True)
-        multilabel_loss(model(images), labels).backward()
+        multilabel_loss(model(images), labels).mean().backward()
         model_optimizer.step()
 
     def train_backbone() -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 # Tiny networks gain nothing from several threads, and on a busy machine threads that wait for each other take minutes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.torch
@@ -27,6 +28,10 @@ from wildcat.data.readers.voc import read_voc
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
+
+# Machines that run tests are shared: an example that takes long says nothing.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 # A shell that starts tests in the background has them ignore Ctrl-C; the tests of interruption need it to work.
 signal.signal(signal.SIGINT, signal.default_int_handler)

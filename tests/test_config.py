@@ -43,7 +43,7 @@ positive = st.floats(1e-8, 1e3)
         alpha=st.floats(0, 5),
         residual=st.floats(0, 5),
         temperature=positive | st.just(math.inf),
-        lr=st.none() | positive,
+        lr=positive,
         weight_decay=st.floats(0, 1),
         flip=st.sampled_from(["none", "horizontal", "both"]),
         val_split=st.sampled_from(["val", "none", "null", "été"]),
@@ -69,8 +69,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
     config = TrainConfig()
     config.validate()
     assert (config.pooling, config.architecture, config.num_maps, config.alpha) == ("wildcat", "a", 4, 0.7)
-    assert TrainConfig(lr=0.3).peak_lr == TrainConfig(lr=0.3, tune="head").peak_lr == 0.3
-    assert TrainConfig(tune="head").peak_lr > TrainConfig(tune="all").peak_lr > 0
+    assert (config.lr, config.backbone_lr_scale) == (0.01, 0.1)
 
 
 @pytest.mark.parametrize(

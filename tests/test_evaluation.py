@@ -25,7 +25,7 @@ from wildcat.errors import DataError
 from wildcat.evaluation import SCORES, THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
 from wildcat.metrics import mean_iou
 from wildcat.models.member import Member
-from wildcat.nn.model import create_model
+from wildcat.nn.factory import create_model
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams

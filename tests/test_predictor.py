@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import wildcat
+from wildcat.config import Architecture
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, ImageError, RunError
 from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import Architecture, Wildcat, create_model
-from wildcat.nn.pooling import create_pool
+from wildcat.nn.factory import ARCHITECTURES, create_model
+from wildcat.nn.heads import create_pool
 from wildcat.prediction import file_name
 from wildcat.predictor import BATCH_SIZE, Predictor, load
 from wildcat.regions.tiling import tile_image
@@ -45,11 +46,12 @@ class Cells(nn.Module):
 
 def colour_finder(architecture: Architecture = "a", pool: tuple[float, float] = (3, 0.7)) -> Predictor:
     """Class c is where channel c is bright; its first map says so doubly, its second less. 64 x 64 in, 8 x 8 out."""
-    model = Wildcat(Backbone("cells", Cells()), 3, 2, create_pool("wildcat", pool[0], alpha=pool[1]), architecture)
+    network = ARCHITECTURES[architecture]
+    model = network(Backbone("cells", Cells()), 3, 2, create_pool("wildcat", pool[0], alpha=pool[1]))
     with torch.no_grad():
         model.transfer.weight.copy_(torch.eye(3).repeat_interleave(2, 0)[:, :, None, None])
         model.transfer.weight[::2] *= 2
-        model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
+        model.transfer.bias.copy_(torch.tensor([-1.0, 0.5] * 3))
     preprocess = Preprocess(8 * CELLS, (0.0,) * 3, (1.0,) * 3, "bilinear")
     return Predictor("colours", [Member(model, preprocess)], COLOURS, "multilabel", "cpu")
 

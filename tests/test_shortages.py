@@ -21,6 +21,7 @@ from wildcat.data import loader, write_shapes
 from wildcat.errors import out_of_memory
 from wildcat.models.run import STATE, WEIGHTS, load_state
 from wildcat.predictor import Predictor
+from wildcat.train.checkpoint import Checkpoint
 from wildcat.train.loop import Trainer
 
 TINY = ["--backbone", "test_resnet", "--weights", "none", "--image-size", "32", "--batch-size", "8", "--lr", "0.01"]
@@ -120,15 +121,15 @@ def test_a_full_disk_costs_nothing_that_was_there(here: Path, capsys: pytest.Cap
 
 def after_first_epoch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Let something happen to a training when its first epoch is saved."""
-    save, saved = Trainer.save, []
+    save, saved = Checkpoint.save, []
 
-    def saving(trainer: Trainer) -> None:
-        save(trainer)
-        saved.append(trainer)
+    def saving(checkpoint: Checkpoint) -> None:
+        save(checkpoint)
+        saved.append(checkpoint)
         if len(saved) == 1:
             happens()
 
-    monkeypatch.setattr(wildcat.train.loop.Trainer, "save", saving)
+    monkeypatch.setattr(Checkpoint, "save", saving)
     monkeypatch.setattr(wildcat.train.loop, "SAVE_SECONDS", 0.0)
 
 

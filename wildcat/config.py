@@ -128,13 +128,13 @@ class TrainConfig:
     """Images per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    lr: float | None = None
-    """Peak learning rate of the layers after the backbone; None: 0.2, or 10 with --tune head."""
-    backbone_lr_scale: float = 0.05
-    """Learning rate of the backbone as a part of lr."""
+    lr: float = 0.01
+    """Peak learning rate of the layers after the backbone; each of the M maps receives 1/M of the gradient."""
+    backbone_lr_scale: float = 0.1
+    """Learning rate of the backbone as a fraction of lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 1e-4
+    weight_decay: float = 0.05
     """Weight decay of SGD (not on biases and normalisation layers)."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; step divides it by 10 after each third of the epochs."""
@@ -145,8 +145,8 @@ class TrainConfig:
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast); with --tune head, in the frozen backbone alone."""
     sync_bn: bool = True
-    """Of several processes: batch normalisation averages over the whole batch, so that they learn what one would
-    (--no-sync-bn: each over its share, which is faster, for large ones)."""
+    """Several GPUs: batch normalisation averages over the whole batch (--no-sync-bn: each over its share). On a CPU
+    each process averages over its share."""
 
     # --- machine -----------------------------------------------------------------------------------------------
     device: str = "auto"
@@ -157,11 +157,6 @@ class TrainConfig:
     """Minutes after which everything is saved within an epoch too; a crash loses no more."""
     seed: int = 0
     """Seed of the weights, the order and the crops."""
-
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate in force: `lr`, or the customary one of what is tuned."""
-        return self.lr if self.lr is not None else 10.0 if self.tune == "head" else 0.2
 
     def validate(self) -> None:
         """Check every value and how they fit each other.
@@ -181,7 +176,7 @@ class TrainConfig:
             )
         if self.output_stride not in (8, 16, 32):
             raise ConfigError(f"output_stride={self.output_stride}: give 8, 16 or 32.")
-        for name, number in (("lr", self.peak_lr), ("sharpness", self.sharpness)):
+        for name, number in (("lr", self.lr), ("sharpness", self.sharpness)):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
         for name in ("backbone_lr_scale", "weight_decay", "warmup"):

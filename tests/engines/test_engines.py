@@ -27,7 +27,7 @@ from wildcat.errors import ConfigError, EngineError, MissingExtra
 from wildcat.models.member import Member
 from wildcat.models.run import WEIGHTS, create_run, save_weights
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import create_model
+from wildcat.nn.factory import create_model
 from wildcat.predictor import Predictor
 
 SIZE = 64

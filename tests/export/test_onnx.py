@@ -18,7 +18,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, EngineError, MissingExtra, RunError
 from wildcat.export.onnx import export_onnx
 from wildcat.models.member import Member
-from wildcat.nn.model import create_model
+from wildcat.nn.factory import create_model
 from wildcat.predictor import Predictor
 
 CLASSES = ("cat", "dog", "müesli")
@@ -30,7 +30,7 @@ def predictor(flip: Any = "none", **settings: Any) -> Predictor:
     model = create_model("test_resnet", num_classes=3, pretrained=False, **settings)
     rng = np.random.default_rng(1)
     with torch.no_grad():  # no parameter keeps a value that would hide a mistake, such as zeros
-        model.standardize.measure(*(torch.from_numpy(rng.uniform(0.5, 2, (2, model.backbone.num_features))).float()))
+        model.transfer.standardize(*(torch.from_numpy(rng.uniform(0.5, 2, (2, model.backbone.num_features))).float()))
         for parameter in model.pool.parameters():
             parameter.copy_(torch.from_numpy(rng.normal(size=parameter.shape)))
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):

@@ -19,7 +19,7 @@ from wildcat.fitting.benchmark import fastest, speedups, time_in_turn
 from wildcat.models.calibration import Calibration
 from wildcat.models.folder import write_refined
 from wildcat.models.run import Run, create_run, open_run, save_weights
-from wildcat.nn.model import model_from_config
+from wildcat.nn.factory import model_from_config
 from wildcat.nn.segmenter import Segmenter
 from wildcat.regions import MaskParams
 

@@ -34,7 +34,7 @@ from wildcat.models.run import (
     tidy_run,
     write_history,
 )
-from wildcat.nn.model import create_model, model_from_config
+from wildcat.nn.factory import create_model, model_from_config
 
 CONFIGURATION = TrainConfig(backbone="test_resnet", weights="none", image_size=64, num_maps=2)
 
@@ -190,7 +190,7 @@ def test_settings_that_may_change_on_resume(run: Run) -> None:
     check_resumable(run, replace(CONFIGURATION, device="cuda", workers=7), "shapes", run.classes)
     with pytest.raises(RunError) as caught:
         check_resumable(run, replace(CONFIGURATION, lr=0.5, seed=3), "here", run.classes)
-    assert "lr None -> 0.5; seed 0 -> 3." in caught.value.message
+    assert "lr 0.01 -> 0.5; seed 0 -> 3." in caught.value.message
     assert f"wildcat train here --out {run.folder} --resume" in caught.value.hint
     with pytest.raises(RunError, match="classes 5 -> 4"):
         check_resumable(run, CONFIGURATION, "shapes", run.classes[:4])
@@ -203,7 +203,7 @@ def test_settings_that_may_change_on_resume(run: Run) -> None:
 
 def test_weights_come_back_bit_for_bit(run: Run) -> None:
     model = model_from_config(CONFIGURATION, 5)
-    model.standardize.measure(torch.rand(96), torch.rand(96).where(torch.arange(96) != 7, torch.tensor(0.0)))
+    model.transfer.standardize(torch.rand(96), torch.rand(96).where(torch.arange(96) != 7, torch.tensor(0.0)))
     save_weights(model, run.folder / WEIGHTS)
     loaded = run.load_model()
     assert not loaded.training

@@ -13,7 +13,8 @@ from torchvision.transforms import functional
 
 from wildcat.errors import ConfigError
 from wildcat.nn.backbones import _embedded_weights
-from wildcat.nn.model import Wildcat, imagenet_model
+from wildcat.nn.factory import imagenet_model
+from wildcat.nn.model import Wildcat
 
 PHOTOGRAPHS = {  # images inside scikit-image's wheel -> names of which one must be among the first three
     "chelsea": {"Egyptian cat", "tabby, tabby cat", "tiger cat"},
@@ -54,5 +55,5 @@ def test_scores_are_the_logits_of_timm(model: Wildcat) -> None:
 def test_only_embedded_networks_bring_a_classifier() -> None:
     with pytest.raises(ConfigError) as caught:
         imagenet_model("resnet50")
-    assert caught.value.message == "resnet50 brings no ImageNet classifier."
+    assert caught.value.message == "resnet50 has no ImageNet classifier in this package."
     assert "lite0" in caught.value.hint

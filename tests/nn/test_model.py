@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wildcat
-from wildcat.config import METHODS, TrainConfig, method_settings
+from wildcat.config import METHODS, Architecture, TrainConfig, method_settings
 from wildcat.errors import ConfigError, ShapeError
-from wildcat.nn.attention import AttentionPool
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import (
-    Architecture,
-    FeatureScale,
-    Wildcat,
-    against_the_others,
-    create_model,
-    model_from_config,
-)
-from wildcat.nn.pooling import class_wise_pool, create_pool
+from wildcat.nn.factory import ARCHITECTURES, create_model, model_from_config
+from wildcat.nn.heads import AttentionPool, AttentionWildcat, competing_logits, create_pool
+from wildcat.nn.model import Transfer, Wildcat
 
 
 class Identity(nn.Module):
@@ -43,7 +36,8 @@ def tiny(
 ) -> Wildcat:
     """A network of double precision on identity features, with random weights."""
     pool = AttentionPool(3, classes, size=5) if pooling == "attention" else create_pool(pooling, kmax)
-    model = Wildcat(Backbone("identity", Identity()), classes, num_maps, pool, architecture)
+    network = AttentionWildcat if pooling == "attention" else ARCHITECTURES[architecture]
+    model = network(Backbone("identity", Identity()), classes, num_maps, pool)
     rng = np.random.default_rng(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -57,8 +51,8 @@ def images(batch: int = 2, height: int = 4, width: int = 5) -> Tensor:
 
 def numpy_maps(model: Wildcat, features: np.ndarray) -> np.ndarray:
     """(B, D, h, w) -> (B, C, M, h, w): an explicit standardisation and a sum over channels, place by place."""
-    mean, std = model.standardize.mean.numpy(), model.standardize.std.numpy()
-    weight, bias = model.transfer.weight.detach().numpy()[:, :, 0, 0], model.bias().detach().numpy()
+    mean, std = model.transfer.mean.numpy(), model.transfer.std.numpy()
+    weight, bias = model.transfer.weight.detach().numpy()[:, :, 0, 0], model.transfer.bias.detach().numpy()
     batch, _, height, width = features.shape
     maps = np.zeros((batch, model.num_classes, model.num_maps, height, width))
     for c in range(model.num_classes):
@@ -79,20 +73,20 @@ def top_and_bottom(x: np.ndarray, k: int, alpha: float) -> np.ndarray:
 
 def test_architecture_a_classifies_and_then_pools() -> None:
     model, inputs = tiny(), images()
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     maps = numpy_maps(model, inputs.numpy())
     with torch.no_grad():
         np.testing.assert_allclose(model.maps(inputs).numpy(), maps, atol=1e-6)
-        np.testing.assert_allclose(model.class_maps(inputs).numpy(), maps.mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(model.head(inputs).class_maps.numpy(), maps.mean(axis=2), atol=1e-6)
         np.testing.assert_allclose(model(inputs).numpy(), top_and_bottom(maps.mean(axis=2), 3, 0.7), atol=1e-6)
 
 
 def test_architecture_b_pools_and_then_classifies() -> None:
     model, inputs = tiny(architecture="b"), images()
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
-    mean, std = (v.numpy()[:, None, None] for v in (model.standardize.mean, model.standardize.std))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    mean, std = (v.numpy()[:, None, None] for v in (model.transfer.mean, model.transfer.std))
     pooled = top_and_bottom((inputs.numpy() - mean) / std, 3, 0.7)  # (B, D)
-    scores = pooled @ model.transfer.weight.detach().numpy()[:, :, 0, 0].T + model.bias().detach().numpy()
+    scores = pooled @ model.transfer.weight.detach().numpy()[:, :, 0, 0].T + model.transfer.bias.detach().numpy()
     expected = scores.reshape(2, 2, 2).mean(axis=2)  # (B, C, M) -> (B, C)
     with torch.no_grad():
         np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-6)
@@ -101,13 +95,13 @@ def test_architecture_b_pools_and_then_classifies() -> None:
 
 def test_architecture_c_pools_each_map_and_then_averages_its_scores() -> None:
     model, inputs = tiny(classes=3, num_maps=4, architecture="c"), images()
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     maps = numpy_maps(model, inputs.numpy())
     expected = np.mean([top_and_bottom(maps[:, :, m], 3, 0.7) for m in range(4)], axis=0)
     with torch.no_grad():
         np.testing.assert_allclose(model(inputs).numpy(), expected, atol=1e-6)
         np.testing.assert_allclose(model.maps(inputs).numpy(), maps, atol=1e-6)
-        np.testing.assert_allclose(model.class_maps(inputs).numpy(), maps.mean(axis=2), atol=1e-6)
+        np.testing.assert_allclose(model.head(inputs).class_maps.numpy(), maps.mean(axis=2), atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["average", "attention"])
@@ -148,10 +142,10 @@ def test_residual_attention_is_the_papers_attention_over_features(temperature: f
     """Zhu & Wu attend to features, class by class, and classify what they attended to; we pool the class's map."""
     model, inputs = tiny(classes=3, num_maps=2), images(2, 3, 4)
     model.pool = create_pool("csra", residual=0.3, temperature=temperature)
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
-    mean, std = (v.numpy() for v in (model.standardize.mean, model.standardize.std))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    mean, std = (v.numpy() for v in (model.transfer.mean, model.transfer.std))
     weight = model.transfer.weight.detach().numpy()[:, :, 0, 0].reshape(3, 2, 3).mean(axis=1)  # (C, D), mean over M
-    bias = model.bias().detach().numpy().reshape(3, 2).mean(axis=1)
+    bias = model.transfer.bias.detach().numpy().reshape(3, 2).mean(axis=1)
     scores = np.zeros((2, 3))
     for b in range(2):
         x = [(inputs[b, :, i, j].numpy() - mean) / std for i in range(3) for j in range(4)]  # n features (D,)
@@ -167,26 +161,31 @@ def test_residual_attention_is_the_papers_attention_over_features(temperature: f
     np.testing.assert_allclose(model(inputs).detach().numpy(), scores, atol=1e-6)
 
 
-def test_the_mean_of_the_weights_gives_the_gradient_of_the_mean_of_the_maps() -> None:
-    """Class maps made of averaged weights teach each of the M maps as eq. 1 does: a true 1/M each."""
-    model, inputs = tiny(classes=3, num_maps=4), images()
-    model.pool(class_wise_pool(model.maps(inputs).flatten(1, 2), 4)).square().sum().backward()
-    expected = [p.grad.clone() for p in model.transfer.parameters()]
-    model.zero_grad()
-    model(inputs).square().sum().backward()
-    for parameter, gradient in zip(model.transfer.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+@pytest.mark.parametrize("architecture", ["a", "b", "c"])
+@pytest.mark.parametrize("pooling", ["wildcat", "lse", "attention"])
+def test_a_fused_network_gives_the_same_scores_and_class_maps(architecture: Architecture, pooling: str) -> None:
+    model, inputs = tiny(classes=3, num_maps=4, architecture=architecture, pooling=pooling), images()
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    before = torch.get_rng_state()
+    fused = model.fuse()
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.no_grad():
+        expected, found = model.head(inputs), fused.head(inputs)
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.class_maps, expected.class_maps)
+    assert fused.num_maps == (4 if architecture == "c" and pooling != "attention" else 1)
+    assert fused.backbone is model.backbone
+    assert (model.num_maps, model.transfer.out_channels) == (4, 12), "the network itself stays as it is"
 
 
 def test_gradcheck_of_the_network() -> None:
     model, inputs = tiny(), images(1, 3, 4)
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
 
     def scores(weight: Tensor, bias: Tensor) -> Tensor:
-        folded = model.standardize.fold_into(weight, bias)
-        return model.pool(nn.functional.conv2d(inputs, *folded).unflatten(1, (2, 2)).mean(2))
+        return torch.func.functional_call(model, {"transfer.weight": weight, "transfer.bias": bias}, inputs)
 
-    assert torch.autograd.gradcheck(scores, (model.transfer.weight, model.bias()))
+    assert torch.autograd.gradcheck(scores, (model.transfer.weight, model.transfer.bias))
 
 
 # --- standardisation and prior --------------------------------------------------------------------------------------
@@ -194,38 +193,38 @@ def test_gradcheck_of_the_network() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(0.01, 50)), min_size=1, max_size=6), st.integers(1, 5))
-def test_folding_equals_standardising(channels: list[tuple[float, float]], outputs: int) -> None:
-    scale = FeatureScale(len(channels)).double()
-    scale.measure(*(torch.tensor(v, dtype=torch.float64) for v in zip(*channels, strict=True)))
+def test_the_transfer_layer_is_a_convolution_on_standardised_features(
+    channels: list[tuple[float, float]], outputs: int
+) -> None:
     generator = torch.Generator().manual_seed(outputs)
-    weight = torch.randn(outputs, len(channels), 1, 1, generator=generator, dtype=torch.float64)
-    bias = torch.randn(outputs, generator=generator, dtype=torch.float64)
+    transfer = Transfer(len(channels), outputs).double()
+    transfer.standardize(*(torch.tensor(v, dtype=torch.float64) for v in zip(*channels, strict=True)))
     features = torch.randn(2, len(channels), 3, 4, generator=generator, dtype=torch.float64)
-    explicit = nn.functional.conv2d(scale(features), weight, bias)
-    folded = nn.functional.conv2d(features, *scale.fold_into(weight, bias))
-    torch.testing.assert_close(folded, explicit, atol=1e-9, rtol=1e-9)
+    mean, std = np.array(channels).T[:, :, None, None]
+    standardised = torch.from_numpy((features.numpy() - mean) / std)
+    torch.testing.assert_close(transfer.standardized(features), standardised, atol=1e-9, rtol=1e-9)
+    expected = nn.functional.conv2d(standardised, transfer.weight, transfer.bias)
+    torch.testing.assert_close(transfer(features), expected, atol=1e-9, rtol=1e-9)
 
 
-def test_measured_features_have_unit_length_and_dead_channels_no_say() -> None:
+def test_standardised_features_have_unit_variance_and_constant_channels_are_ignored() -> None:
     rng = np.random.default_rng(0)
     features = torch.from_numpy(rng.normal(3.0, [[[[0.1]], [[7.0]], [[0.0]], [[50.0]]]], (200, 4, 5, 5)))
-    scale = FeatureScale(4).double()
-    scale.measure(features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3), correction=0))
-    standardised = scale(features)
-    np.testing.assert_allclose(standardised.var(dim=(0, 2, 3), correction=0), [0.25, 0.25, 0, 0.25], atol=1e-9)
+    transfer = Transfer(4, 1).double()
+    transfer.standardize(features.mean(dim=(0, 2, 3)), features.std(dim=(0, 2, 3), correction=0))
+    standardised = transfer.standardized(features)
+    np.testing.assert_allclose(standardised.var(dim=(0, 2, 3), correction=0), [1, 1, 0, 1], atol=1e-9)
     np.testing.assert_allclose(standardised.mean(dim=(0, 2, 3)), 0, atol=1e-9)
-    weight = torch.ones(1, 4, 1, 1, dtype=torch.float64, requires_grad=True)
-    folded, bias = scale.fold_into(weight, torch.zeros(1, dtype=torch.float64))
-    assert folded[0, 2].item() == 0
-    (folded.sum() + bias.sum()).backward()
-    assert weight.grad is not None
-    assert weight.grad.isfinite().all()
-    assert weight.grad[0, 2].item() == 0
+    transfer(features).sum().backward()
+    assert transfer.weight.grad is not None
+    assert transfer.weight.grad.isfinite().all()
+    assert transfer.weight.grad[0, 2].item() == 0
+    assert transfer.folded()[0][0, 2].item() == 0
 
 
-def test_unmeasured_standardisation_is_the_identity() -> None:
+def test_unset_standardisation_is_the_identity() -> None:
     features = images()
-    assert torch.equal(FeatureScale(3).double()(features), features)
+    assert torch.equal(Transfer(3, 2).double().standardized(features), features)
 
 
 @pytest.mark.parametrize("pooling", ["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"])
@@ -235,11 +234,11 @@ def test_with_zero_weights_scores_start_at_the_prior(
     pooling: str, architecture: Architecture, multiclass: bool
 ) -> None:
     model = tiny(3, 4, architecture, pooling)
-    model.standardize.measure(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
+    model.transfer.standardize(torch.tensor([0.3, -0.2, 1.0]), torch.tensor([0.5, 2.0, 0.1]))
     frequencies = [0.02, 0.38, 0.6]
+    model.initialise(torch.tensor(frequencies, dtype=torch.float64), multiclass)
     with torch.no_grad():
         model.transfer.weight.zero_()
-    model.start_at_prior(torch.tensor(frequencies, dtype=torch.float64), multiclass)
     expected = [math.log(p) if multiclass else math.log(p / (1 - p)) for p in frequencies]
     np.testing.assert_allclose(model(images()).detach(), [expected] * 2, atol=1e-9)
 
@@ -272,7 +271,7 @@ def test_model_from_config_follows_every_setting() -> None:
         architecture="b",
     )
     model = model_from_config(config, num_classes=7)
-    assert (model.num_classes, model.num_maps, model.architecture) == (7, 3, "b")
+    assert (model.num_classes, model.num_maps, type(model)) == (7, 3, ARCHITECTURES["b"])
     assert str(model.pool) == "SpatialPool(kmax=2, kmin=5, alpha=1.0)"
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
     lse = model_from_config(TrainConfig("test_resnet", "none", 16, "lse", sharpness=2.5), 2)
@@ -284,7 +283,7 @@ def test_model_from_config_follows_every_setting() -> None:
     assert isinstance(attention.pool, AttentionPool)
     assert attention.pool.content.weight.shape == (9, attention.backbone.num_features, 1, 1)
     c = model_from_config(TrainConfig("test_resnet", "none", architecture="c"), 2)
-    assert c.architecture == "c"
+    assert type(c) is ARCHITECTURES["c"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -302,7 +301,7 @@ def test_every_method_in_every_architecture_gives_scores_that_teach(name: str, a
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (2, 3, 64)])
 def test_images_of_a_wrong_shape(shape: tuple[int, ...]) -> None:
     model = tiny()
-    for call in (model, model.maps, model.class_maps):
+    for call in (model, model.maps, model.features):
         with pytest.raises(ShapeError) as caught:
             call(torch.zeros(shape))
         assert caught.value.message.startswith(f"images of shape {shape}: give (batch, 3, height, width)")
@@ -336,9 +335,9 @@ def test_making_a_model_leaves_the_callers_random_numbers_usable(pooling: str) -
 # --- a background that competes ---------------------------------------------------------------------------------------
 
 
-def test_against_the_others_by_a_loop() -> None:
+def test_competing_logits_by_a_loop() -> None:
     maps = 6 * torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    found = against_the_others(maps)
+    found = competing_logits(maps)
     every = np.concatenate([maps.numpy(), np.zeros((2, 1, 3, 5))], axis=1)
     for c in range(5):
         rest = np.exp(np.delete(every, c, axis=1)).sum(axis=1)
@@ -347,22 +346,22 @@ def test_against_the_others_by_a_loop() -> None:
     torch.testing.assert_close(found.sigmoid(), probs)
 
 
-def test_against_the_others_far_apart_and_its_gradient() -> None:
+def test_competing_logits_far_apart_and_its_gradient() -> None:
     far = torch.tensor([500.0, -500.0, 0.0, 200.0]).reshape(1, 4, 1, 1)
-    assert against_the_others(far).isfinite().all()
-    assert against_the_others(far).flatten().tolist() == [300.0, -1000.0, -500.0, -300.0, -500.0]
+    assert competing_logits(far).isfinite().all()
+    assert competing_logits(far).flatten().tolist() == [300.0, -1000.0, -500.0, -300.0, -500.0]
     maps = torch.randn(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(against_the_others, (maps,))
+    assert torch.autograd.gradcheck(competing_logits, (maps,))
 
 
 def test_a_network_with_a_background() -> None:
     model = create_model("test_resnet", 3, pretrained=False, background=True).eval()
     features = model.features(torch.randn(2, 3, 96, 64))
     with torch.no_grad():
-        every, maps = model.training_scores(features), model.class_maps_of(features)
+        every, maps = model.training_scores(features), model.head(features).class_maps
         assert every.shape == (2, 4) and maps.shape == (2, 3, 3, 2)
-        torch.testing.assert_close(model.score(features), every[:, :3])
-        torch.testing.assert_close(every, model.pool(against_the_others(maps)))
+        torch.testing.assert_close(model.head(features).scores, every[:, :3])
+        torch.testing.assert_close(every, model.pool(competing_logits(maps)))
     plain = create_model("test_resnet", 3, pretrained=False)
     assert plain.training_scores(features).shape == (2, 3)
     assert plain.state_dict().keys() == model.state_dict().keys(), "the background has no weights of its own"

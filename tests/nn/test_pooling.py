@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wildcat.errors import ConfigError, ShapeError
-from wildcat.nn.pooling import (
-    ResidualAttentionPool,
-    SpatialPool,
-    class_wise_pool,
-    create_pool,
-    csra_pool,
-    log_sum_exp_pool,
-    region_count,
-    spatial_pool,
-)
+from wildcat.nn.heads import ResidualAttentionPool, create_pool, csra_pool, log_sum_exp_pool
+from wildcat.nn.pooling import SpatialPool, class_wise_pool, region_count, spatial_pool
 
 Doubles = NDArray[np.float64]
 
@@ -352,7 +344,7 @@ def test_unknown_pooling() -> None:
     assert caught.value.hint == "did you mean weldon?"
     with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Poolings are: wildcat, .*csra, attention\."):
         create_pool("xyz")
-    with pytest.raises(ConfigError, match=r"(?s)'attention' looks at the features too.*AttentionPool\(num_features"):
+    with pytest.raises(ConfigError, match=r"(?s)'attention' needs the features as well.*AttentionPool\(num_features"):
         create_pool("attention")
 
 

@@ -22,8 +22,8 @@ from wildcat.data.transforms import Preprocess
 from wildcat.models.calibration import Calibration
 from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
+from wildcat.nn.heads import create_pool
 from wildcat.nn.model import Wildcat
-from wildcat.nn.pooling import create_pool
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
@@ -70,7 +70,7 @@ def predictor() -> Predictor:
     with torch.no_grad():
         model.transfer.weight.copy_(torch.eye(3).repeat_interleave(2, 0)[:, :, None, None])
         model.transfer.weight[::2] *= 2
-        model.bias().copy_(torch.tensor([-1.0, 0.5] * 3))
+        model.transfer.bias.copy_(torch.tensor([-1.0, 0.5] * 3))
     member = Member(model, Preprocess(64, (0.0,) * 3, (1.0,) * 3, "bilinear"))
     return Predictor("/secret/folder/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
 

@@ -15,12 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import wildcat.train.checkpoint
 import wildcat.train.loop
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet
 from wildcat.errors import RunError
 from wildcat.models.run import METRICS, STATE, WEIGHTS, Run, create_run, load_state, open_run
-from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.nn.factory import model_from_config
+from wildcat.nn.model import Wildcat
 from wildcat.progress import Progress
 from wildcat.train.loop import Outcome, train
 
@@ -142,9 +144,9 @@ def test_a_crash_goes_back_to_the_end_of_the_last_epoch(
             raise MemoryError
         save(self)
 
-    save = wildcat.train.loop.Trainer.save
+    save = wildcat.train.checkpoint.Checkpoint.save
     with monkeypatch.context() as patch, pytest.raises(MemoryError):
-        patch.setattr(wildcat.train.loop.Trainer, "save", crash)
+        patch.setattr(wildcat.train.checkpoint.Checkpoint, "save", crash)
         train(run, shapes)
     assert [line["epoch"] for line in run.history()] == [1, 2]
     assert load_state(run.folder / STATE)["position"]["epoch"] == 1

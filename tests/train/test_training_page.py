@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
+import timm
 from PIL import Image
 
 from tests.train.processes import run_processes
@@ -31,8 +33,10 @@ def run_in(folder: Path, words: list[str]) -> int:
         return main(words)
 
 
-def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> None:
+def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    network = timm.create_model("test_vit", num_classes=0, img_size=32)  # without batch normalisation
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "vit.safetensors")
     rng = np.random.default_rng(0)
     for i in range(24):
         path = tmp_path / "images" / ("cat" if i % 2 else "dog") / f"{i}.png"
@@ -40,7 +44,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Image.fromarray(rng.integers(60, 255, (40, 48, 3), dtype=np.uint8) // (1 + i % 2)).save(path)
     exec(compile(block_with("images.md", "python", "write_webdataset"), "images.md", "exec"), {})
     block = block_with("training.md", "sh", "torchrun")
-    tiny = [*TINY.split(), "--backbone", "test_resnet", "--weights", weights]
+    tiny = [*TINY.split(), "--backbone", "test_vit", "--weights", str(tmp_path / "vit.safetensors")]
     for number, command in enumerate(block.strip().splitlines()):
         words = shlex.split(command, comments=True)
         launcher, words = words[: words.index("wildcat")], words[words.index("wildcat") + 1 :]

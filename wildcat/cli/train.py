@@ -59,16 +59,16 @@ def train_command(command: Train) -> int:
     from wildcat.models.manifest import MANIFEST
     from wildcat.models.run import check_resumable, create_run, discard_unused
     from wildcat.progress import ProgressBar
-    from wildcat.train.distributed import from_first, launch_name, rank, together, world_size
+    from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
     from wildcat.train.loop import train
 
     config, source = command.config, command.data
-    run = from_first(lambda: run_to_go_on_with(command))
+    run = broadcast_from_first(lambda: run_to_go_on_with(command))
     if run is not None:
         begun = run.manifest["data"]
         options = command.data_option or tuple(begun.get("options", ()))
         command = dataclasses.replace(command, data_option=options, format=command.format or begun.get("format"))
-    with together():
+    with shared_errors():
         data = open_data(command, command.data)
         samples, val_samples = data.training_split(config.train_split, config.val_split)
         device = choose_device(config.device)
@@ -77,7 +77,9 @@ def train_command(command: Train) -> int:
     if run is not None:
         check_resumable(run, config, source, data.classes)
     else:
-        run = from_first(lambda: create_run(command.out, config, data, source, command.data_option, launch_name()))
+        run = broadcast_from_first(
+            lambda: create_run(command.out, config, data, source, command.data_option, launch_name())
+        )
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"
     describe(data, images, f"{device.type}{processes}")

@@ -73,7 +73,7 @@ class _ScoresAndMaps(nn.Module):
     def __init__(self, member: Member, flip: Flip) -> None:
         super().__init__()
         self.member = replace(member, engine=None)
-        self.networks = nn.ModuleList(n for n in (member.model, member.segmenter) if n is not None)
+        self.networks = nn.ModuleList(n for n in (self.member.fused, member.segmenter) if n is not None)
         self.flip = flip
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

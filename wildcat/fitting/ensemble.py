@@ -99,13 +99,12 @@ def fit_combination(
     average = torch.eye(classes, dtype=torch.float64).repeat(1, members) / members  # (C, S*C)
     weight, bias = average.clone().requires_grad_(), torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     loss_of = multiclass_loss if task == "multiclass" else multilabel_loss
-    # The multi-label loss is a mean over classes; times their number, one strength suits any number of them.
-    scale = 1 if task == "multiclass" else classes
+    images = (targets != 0).sum() / classes  # ignored labels do not count
     optimizer = torch.optim.LBFGS((weight, bias), max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = scale * loss_of(inputs @ weight.T + bias, targets)
+        loss: Tensor = loss_of(inputs @ weight.T + bias, targets).sum() / images
         loss = loss + strength / 2 * (weight - average).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss

@@ -138,7 +138,7 @@ class Refinement:
             self.flip,
             cache_folder() / "features",
             feature_workers(self.device.type),
-            progress=self.progress.advance,
+            progress=self.progress,
             amp=run.config.amp,
         )
         self.shapes = flat.shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -62,14 +63,15 @@ class Member:
 
         Without `modalities` the M maps of each class are not computed, only their mean.
         """
+        scores, class_maps, maps = (self.model if modalities else self.fused).head(features)
         if segmented is not None:
-            return NetworkOutputs(self.model.score(features), segmented, segmented[:, :, None] if modalities else None)
-        if modalities:
-            maps = self.model.maps_of(features)
-            class_maps = maps.mean(dim=2)
-            return NetworkOutputs(self.model.score(features, class_maps), class_maps, maps)
-        class_maps = self.model.class_maps_of(features)
-        return NetworkOutputs(self.model.score(features, class_maps), class_maps, None)
+            class_maps, maps = segmented, segmented[:, :, None]
+        return NetworkOutputs(scores, class_maps, maps if modalities else None)
+
+    @cached_property
+    def fused(self) -> Wildcat:
+        """The network with one map per class, see `Wildcat.fuse`."""
+        return self.model.fuse()
 
 
 def mean_over_views(flip: Flip, compute: Callable[[int, Axes], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -39,7 +39,8 @@ from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
 from wildcat.nn.backbones import create_backbone
-from wildcat.nn.model import Wildcat, model_from_config
+from wildcat.nn.factory import model_from_config
+from wildcat.nn.model import Wildcat
 
 CONFIG, WEIGHTS, STATE, METRICS = "config.yaml", "model.safetensors", "state.pt", "metrics.jsonl"
 

@@ -1,15 +1,14 @@
 """The paper in code: read `pooling.py`, then `model.py`."""
 
-from wildcat.nn.attention import AttentionPool, attention_pool
 from wildcat.nn.backbones import Backbone, create_backbone, list_backbones
-from wildcat.nn.model import Wildcat, create_model, imagenet_model, model_from_config
-from wildcat.nn.pooling import class_wise_pool, create_pool, csra_pool, log_sum_exp_pool, region_count, spatial_pool
+from wildcat.nn.factory import create_model, imagenet_model, model_from_config
+from wildcat.nn.heads import create_pool, csra_pool, log_sum_exp_pool
+from wildcat.nn.model import Wildcat
+from wildcat.nn.pooling import class_wise_pool, spatial_pool
 
 __all__ = [
-    "AttentionPool",
     "Backbone",
     "Wildcat",
-    "attention_pool",
     "class_wise_pool",
     "create_backbone",
     "create_model",
@@ -19,6 +18,5 @@ __all__ = [
     "list_backbones",
     "log_sum_exp_pool",
     "model_from_config",
-    "region_count",
     "spatial_pool",
 ]

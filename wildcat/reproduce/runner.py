@@ -178,12 +178,12 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress
     """The record of a cell: read from its file, or trained, measured and stored."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
-    effective = plain_settings(config) | {"lr": config.peak_lr}  # the value of a default, which may change later
+    settings = plain_settings(config)
     identity = {
         "data": data.name,
         "images": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
-        "config": {k: v for k, v in effective.items() if k not in RESUMABLE},
+        "config": {k: v for k, v in settings.items() if k not in RESUMABLE},
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }

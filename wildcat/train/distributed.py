@@ -1,7 +1,7 @@
-"""Several processes at once: who does what, and how their parts come together again. Alone it costs nothing.
+"""Several training processes: what they exchange. With a single process every function returns at once.
 
-`torchrun` starts the processes and tells each its number by environment variables; nothing else has to be said. What is
-exchanged here are flags, scores and small objects, on the CPU; gradients are exchanged by `in_parallel`.
+`torchrun` starts the processes and numbers them by environment variables. Flags, scores and small objects are exchanged
+on the CPU; gradients are averaged by `DistributedDataParallel`, see `data_parallel`.
 """
 
 from __future__ import annotations
@@ -20,71 +20,68 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wildcat.errors import ConfigError, TrainingError, WildcatError
 
-Part = TypeVar("Part")
+T = TypeVar("T")
 
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, who may be reading slower disks; one that has died is noticed at once."""
+# How long a process waits for the others, which may read slower disks; a process that died is noticed at once.
+TIMEOUT = timedelta(hours=2)
 
 
 def rank() -> int:
-    """Number of this process, from 0; 0 where it is alone."""
+    """The number of this process, from 0; 0 for a single process."""
     return distributed.get_rank() if _started() else 0
 
 
 def world_size() -> int:
-    """How many processes work together; 1 where this one is alone."""
+    """The number of processes."""
     return distributed.get_world_size() if _started() else 1
 
 
 def local_size() -> int:
-    """How many of them are on this machine."""
+    """The number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _started() else 1
 
 
 def share_of(count: int) -> range:
-    """Which of `count` items this process takes: every world-th from its rank on; all shares cover each item once."""
+    """Indices of this process's share of `count` items: rank, rank + world_size, ...; the shares are disjoint."""
     return range(rank(), count, world_size())
 
 
-def gather(part: Part) -> list[Part]:
-    """The parts of all processes, in the order of their ranks, in every process."""
+def gather(item: T) -> list[T]:
+    """The items of all processes in the order of their ranks, in every process."""
     if world_size() == 1:
-        return [part]
-    parts: list[Part | None] = [None] * world_size()
-    distributed.all_gather_object(parts, part)
-    return cast("list[Part]", parts)
+        return [item]
+    items: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(items, item)
+    return cast("list[T]", items)
 
 
-def join_rows(rows: Tensor, count: int) -> Tensor:
-    """The `count` rows of which each process has those of `share_of(count)`, in order, in every process."""
+def gather_rows(rows: Tensor, count: int) -> Tensor:
+    """(count, ...) rows in order, in every process; each process gives its rows of `share_of(count)`."""
     joined = rows.new_empty(count, *rows.shape[1:])
     for number, part in enumerate(gather(rows)):
         joined[number :: world_size()] = part
     return joined
 
 
-def from_first(make: Callable[[], Part]) -> Part:
-    """What `make` gives in the first process, the only one to call it, in every process; its error as well."""
+def broadcast_from_first(compute: Callable[[], T]) -> T:
+    """The result of `compute`, called in the first process only, in every process; its error is raised in all."""
     if world_size() == 1:
-        return make()
-    made: list[Part | WildcatError | None] = [None]
+        return compute()
+    result: list[T | WildcatError | None] = [None]
     if rank() == 0:
         try:
-            made = [make()]
+            result = [compute()]
         except WildcatError as error:
-            made = [error]
-    distributed.broadcast_object_list(made)
-    if isinstance(made[0], WildcatError):
-        raise made[0]
-    return cast("Part", made[0])
+            result = [error]
+    distributed.broadcast_object_list(result)
+    if isinstance(result[0], WildcatError):
+        raise result[0]
+    return cast("T", result[0])
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What one process cannot do, none goes on from: its error, or Ctrl-C, is raised in all of them.
-
-    Nothing inside may wait for other processes.
-    """
+def shared_errors() -> Iterator[None]:
+    """Re-raise an error, or Ctrl-C, of any process in all of them. The block must not wait for other processes."""
     failed: WildcatError | KeyboardInterrupt | None = None
     try:
         yield
@@ -92,11 +89,11 @@ def together() -> Iterator[None]:
         if world_size() == 1:
             raise
         failed = error
-    if any(anyone(failed is not None)):
+    if any(any_process(failed is not None)):
         raise next(error for error in gather(failed) if error is not None)
 
 
-def anyone(*flags: bool) -> list[bool]:
+def any_process(*flags: bool) -> list[bool]:
     """For each flag, whether it is set in any process."""
     if world_size() == 1:
         return list(flags)
@@ -105,8 +102,8 @@ def anyone(*flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes]
 
 
-def total(value: float) -> float:
-    """The sum of the processes' values: the same bits in all of them."""
+def sum_over_processes(value: float) -> float:
+    """The sum of the processes' values, with the same bits in all of them."""
     if world_size() == 1:
         return value
     values = torch.tensor(value, dtype=torch.float64)
@@ -117,12 +114,12 @@ def total(value: float) -> float:
 # --- gradients ------------------------------------------------------------------------------------------------------
 
 
-def in_parallel(module: nn.Module, inputs: Tensor) -> nn.Module:
-    """`module` with the first process's weights, whose gradients become means over the processes; alone, itself.
+def data_parallel(module: nn.Module, inputs: Tensor) -> nn.Module:
+    """The module with the first process's weights, whose gradients are averaged over the processes.
 
     Args:
-        inputs: an example. Parameters its outputs do not depend on (some networks have such layers) are frozen, since
-            nobody may wait for their gradients.
+        inputs: an example. Parameters that the outputs do not depend on (some networks have such layers) are frozen,
+            because `DistributedDataParallel` would wait for their gradients.
     """
     if world_size() == 1:
         return module
@@ -135,7 +132,7 @@ def in_parallel(module: nn.Module, inputs: Tensor) -> nn.Module:
 
 @contextlib.contextmanager
 def accumulating(module: nn.Module, more: bool) -> Iterator[None]:
-    """With `more` to come, gradients made inside stay in this process and are exchanged with the last ones."""
+    """Keep the gradients computed in the block in this process if there is `more` to add before they are averaged."""
     if more and isinstance(module, DistributedDataParallel):
         with module.no_sync():
             yield
@@ -143,8 +140,8 @@ def accumulating(module: nn.Module, more: bool) -> Iterator[None]:
         yield
 
 
-def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, such as running averages of batch normalisation."""
+def broadcast_buffers(module: nn.Module) -> None:
+    """Copy the first process's buffers, such as running averages of batch normalisation, to all others."""
     if world_size() > 1:
         for buffer in module.buffers():
             distributed.broadcast(buffer, 0)
@@ -155,13 +152,13 @@ def share_buffers(module: nn.Module) -> None:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started together, and part from them at the end; alone, do nothing.
+    """Join the group of processes that `torchrun` started, and leave it at the end; a single process does nothing.
 
-    On GPUs each process has the one of its number on its machine.
+    On GPUs each process uses the one with its local rank.
 
     Raises:
-        ConfigError: the environment names a group that cannot be joined.
-        TrainingError: another process has ended in the middle.
+        ConfigError: the group that the environment variables describe cannot be joined.
+        TrainingError: another process has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _started():
         yield
@@ -170,39 +167,39 @@ def process_group() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not _lost_another(error):
+        if not _peer_died(error):
             raise
         raise TrainingError(
-            "another of the processes has ended, and this one cannot go on without it.",
-            "What was saved is intact. torchrun names the process; with --max-restarts 3 it starts them all again.",
+            "another process has died, and this one cannot continue without it.",
+            "All saved files are intact. torchrun names the process; with --max-restarts 3 it restarts all of them.",
         ) from error
     finally:
         distributed.destroy_process_group()
 
 
 def _join() -> None:
-    """Make the group, under a name of its own for each time `torchrun` has started its processes.
+    """Create the process group, with a separate key prefix for each restart by `torchrun`.
 
-    torchrun keeps one store for all of these times (pytorch issue 135712), and its count of restarts is that of one
-    machine: where machines must agree on the name, torchrun has to make a new store each time.
+    torchrun keeps one store across restarts (pytorch issue 135712), and its count of restarts is per machine: with
+    several machines, which must agree on the prefix, torchrun has to create a new store at each restart.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     machines, restarts = (os.environ.get(k, "0") for k in ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS"))
     if shared and int(machines) > 1 and int(restarts) > 0:
         raise ConfigError(
             f"torchrun --max-restarts {restarts} on {machines} machines would hang at the first restart: "
-            "processes would find what those before them have left in torchrun's store.",
-            "Give every torchrun the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.",
+            "processes would read old keys in torchrun's store.",
+            "Set for every torchrun the environment variable TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.",
         )
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        store, number, size = next(rendezvous("env://", timeout=PATIENCE))
+        store, number, size = next(rendezvous("env://", timeout=TIMEOUT))
         name = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0') if shared else ''}"
         named = distributed.PrefixStore(name, store)  # type: ignore[attr-defined]  # torch names it in no stub
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        distributed.init_process_group(backend, store=named, rank=number, world_size=size, timeout=PATIENCE)
+        distributed.init_process_group(backend, store=named, rank=number, world_size=size, timeout=TIMEOUT)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}, but the other processes cannot be joined: {error}.",
@@ -211,7 +208,7 @@ def _join() -> None:
 
 
 def check_device(device: torch.device) -> None:
-    """Refuse a device that processes of this machine would have to share.
+    """Refuse a device that several processes of this machine would have to share.
 
     Raises:
         ConfigError: fewer GPUs than processes, one GPU by its number for several, or Apple's MPS.
@@ -227,18 +224,15 @@ def check_device(device: torch.device) -> None:
 
 
 def launch_name() -> str:
-    """What names the start by `torchrun` that this process belongs to; the same where it started processes again.
-
-    Empty where `torchrun` did not start it.
-    """
+    """The name of the `torchrun` launch that this process belongs to, unchanged by restarts; "" without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{platform.node()}:{os.getppid()}" if name == "none" else name  # it was given no name: the agent's
+    return f"{platform.node()}:{os.getppid()}" if name == "none" else name  # no --rdzv-id was given
 
 
 def _started() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _lost_another(error: RuntimeError) -> bool:
-    """Whether a collective failed because a process at the other end has gone; gloo says so by text alone."""
+def _peer_died(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process died; gloo reports that only in the message."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,9 @@ from torch import Tensor
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, RunError, ShapeError
 from wildcat.models.run import load_weights, save_weights
-from wildcat.nn.attention import AttentionPool, attention_pool
-from wildcat.nn.model import Wildcat, create_model, model_from_config
+from wildcat.nn.factory import create_model, model_from_config
+from wildcat.nn.heads import AttentionPool, attention_pool
+from wildcat.nn.model import Wildcat
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -30,7 +30,7 @@ def network(classes: int = 3, num_maps: int = 2, size: int = 4) -> Wildcat:
     with torch.no_grad():
         for i, parameter in enumerate([*model.transfer.parameters(), *model.pool.parameters()]):
             parameter.copy_(random(i, *parameter.shape))
-    model.standardize.measure(random(7, channels), random(8, channels).abs() + 0.1)
+    model.transfer.standardize(random(7, channels), random(8, channels).abs() + 0.1)
     return model
 
 
@@ -41,20 +41,20 @@ def test_scores_are_the_classes_of_attended_features() -> None:
     """Eq. 9 of Ilse et al. for each class, region by region: the features are pooled first, and classified then."""
     model = network()
     features = random(0, 2, model.backbone.num_features, 2, 3)
-    mean, std = model.standardize.mean.numpy(), model.standardize.std.numpy()
+    mean, std = model.transfer.mean.numpy(), model.transfer.std.numpy()
     v, u, w = (p.detach().numpy()[:, :, 0, 0] for p in model.pool.parameters())
     weight = model.transfer.weight.detach().numpy()[:, :, 0, 0].reshape(3, 2, -1)  # (C, M, D)
-    bias = model.bias().detach().numpy().reshape(3, 2)
+    bias = model.transfer.bias.detach().numpy().reshape(3, 2)
     scores = np.zeros((2, 3))
     for b in range(2):
         h = [(features[b, :, i, j].numpy() - mean) / std for i in range(2) for j in range(3)]
         for c in range(3):
-            said = [w[c] @ (np.tanh(v @ region) / (1 + np.exp(-u @ region))) / 2 for region in h]  # L = 4
+            said = [w[c] @ (np.tanh(v @ region) / (1 + np.exp(-u @ region))) for region in h]
             attention = np.exp(said) / np.sum(np.exp(said))
             attended = sum(a * region for a, region in zip(attention, h, strict=True))
             scores[b, c] = np.mean([weight[c, m] @ attended + bias[c, m] for m in range(2)])
     with torch.no_grad():
-        np.testing.assert_allclose(model.score(features).numpy(), scores, atol=1e-9)
+        np.testing.assert_allclose(model.head(features).scores.numpy(), scores, atol=1e-9)
     assert np.ptp(scores, axis=0).min() > 0.01
 
 
@@ -93,7 +93,7 @@ def test_it_begins_as_average_pooling() -> None:
     average, attention = made
     attention.transfer.load_state_dict(average.transfer.state_dict())
     features = random(0, 2, average.backbone.num_features, 4, 5).float()
-    torch.testing.assert_close(attention.score(features), average.score(features))
+    torch.testing.assert_close(attention.head(features).scores, average.head(features).scores)
 
 
 @pytest.mark.parametrize("channels", [48, 1280])
@@ -101,7 +101,7 @@ def test_standardised_features_reach_the_bend_of_the_gates_for_any_number_of_cha
     """The usual start, 1/sqrt(D), would leave them in the linear part, where every region is gated alike."""
     torch.manual_seed(0)
     pool = AttentionPool(channels, 3)
-    features = random(0, 4, channels, 6, 6).float() / math.sqrt(channels)  # of length 1 on average
+    features = random(0, 4, channels, 6, 6).float()
     for layer in (pool.content, pool.gate):
         assert layer(features).std().item() == pytest.approx(1, abs=0.1)
 
@@ -126,7 +126,7 @@ def test_it_learns_to_look_where_the_average_drowns() -> None:
     labels, places = rng.choice([-1, 1], 512), rng.integers(0, 16, 512)
     votes[range(512), places], marks[range(512), places] = labels, 4
     features = np.concatenate([rng.normal(size=(512, 6, 16)), votes[:, None], marks[:, None]], axis=1)
-    x = torch.from_numpy(features.reshape(512, 8, 4, 4) / math.sqrt(8)).float()
+    x = torch.from_numpy(features.reshape(512, 8, 4, 4)).float()
     truth = torch.from_numpy(labels).float()
     losses = {}
     for rate in (0.0, 5.0):

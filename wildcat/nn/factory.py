@@ -1,0 +1,134 @@
+"""Build networks from names and settings."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import torch
+from torch import nn
+
+from wildcat.config import Architecture, Regions, TrainConfig
+from wildcat.errors import ConfigError
+from wildcat.nn.backbones import EMBEDDED, create_backbone, embedded_classifier
+from wildcat.nn.heads import (
+    AttentionPool,
+    AttentionWildcat,
+    BackgroundWildcat,
+    PoolEachMap,
+    PoolThenClassify,
+    create_pool,
+)
+from wildcat.nn.model import Wildcat
+
+# The order of pooling and classification, see `wildcat.nn.heads`.
+ARCHITECTURES: dict[Architecture, type[Wildcat]] = {"a": Wildcat, "b": PoolThenClassify, "c": PoolEachMap}
+
+
+def create_model(
+    backbone: str = "resnet101",
+    num_classes: int = 20,
+    num_maps: int = 4,
+    kmax: Regions = 0.2,
+    kmin: Regions | None = None,
+    alpha: float = 0.7,
+    pretrained: bool | str = True,
+    output_stride: int = 32,
+    pooling: str = "wildcat",
+    sharpness: float = 4.0,
+    architecture: Architecture = "a",
+    image_size: int = 224,
+    residual: float = 0.2,
+    temperature: float = math.inf,
+    attention_size: int = 128,
+    background: bool = False,
+) -> Wildcat:
+    """Build a WILDCAT network on any backbone; the defaults are the paper's.
+
+    Args:
+        backbone: `lite0`, `lite1`, `lite2` (weights come with the package) or any timm name.
+        num_classes: C.
+        num_maps: M, the maps per class.
+        kmax, kmin, alpha: of eq. 3, see `wildcat.nn.pooling.spatial_pool`.
+        pretrained: True for ImageNet weights, False for random ones, or a file of weights.
+        output_stride: input pixels per cell of the maps: 32, 16 or 8.
+        pooling: a row of Table 1 or `csra`, see `wildcat.nn.heads.create_pool`; or `attention`, see
+            `wildcat.nn.heads.AttentionPool`.
+        sharpness: r of log-sum-exp pooling.
+        architecture: "a" (classify, then pool), "b" (pool, then classify) or "c" (as "a", each map by itself).
+        image_size: input side in pixels, for transformers; convolutional backbones accept any size.
+        residual, temperature: lambda and T of residual attention, see `wildcat.nn.heads.csra_pool`.
+        attention_size: L, the hidden units of gated attention.
+        background: let the classes of a region compete, see `wildcat.nn.heads.BackgroundWildcat`.
+
+    Raises:
+        ConfigError: a setting is out of range, or the backbone is unknown.
+        MissingExtra, RunError: see `wildcat.nn.backbones.create_backbone`.
+
+    >>> model = create_model("test_resnet", num_classes=3, pretrained=False)
+    >>> images = torch.zeros(2, 3, 160, 96)
+    >>> model(images).shape, model.maps(images).shape
+    (torch.Size([2, 3]), torch.Size([2, 3, 4, 5, 3]))
+    """
+    if architecture not in get_args(Architecture):
+        raise ConfigError(
+            f"architecture={architecture!r}: give 'a' (classify, then pool), 'b' (pool, then classify) or "
+            "'c' (classify, then pool each of the M maps by itself)."
+        )
+    attention = pooling == "attention"
+    if background and (architecture != "a" or attention):
+        raise ConfigError(
+            "background=True goes with architecture 'a' and a pooling of class maps.",
+            "Leave it out, or architecture and pooling at their defaults.",
+        )
+    pool: nn.Module | None = None
+    if not attention:  # before any weights are read, so that a wrong setting is reported at once
+        pool = create_pool(pooling, kmax, kmin, alpha, sharpness, residual, temperature)
+    weights = pretrained if isinstance(pretrained, str) else "imagenet" if pretrained else "none"
+    features = create_backbone(backbone, weights, output_stride, image_size)
+    if pool is None:  # attention is linear in the maps, so all architectures are the same network
+        pool = AttentionPool(features.num_features, num_classes, attention_size)
+        return AttentionWildcat(features, num_classes, num_maps, pool)
+    network = BackgroundWildcat if background else ARCHITECTURES[architecture]
+    return network(features, num_classes, num_maps, pool)
+
+
+def model_from_config(config: TrainConfig, num_classes: int, weights: str | None = None) -> Wildcat:
+    """The network of a run's settings; `weights` replaces the initial weights of the backbone."""
+    return create_model(
+        backbone=config.backbone,
+        num_classes=num_classes,
+        num_maps=config.num_maps,
+        kmax=config.kmax,
+        kmin=config.kmin,
+        alpha=config.alpha,
+        pretrained=config.weights if weights is None else weights,
+        output_stride=config.output_stride,
+        pooling=config.pooling,
+        sharpness=config.sharpness,
+        architecture=config.architecture,
+        image_size=config.image_size,
+        residual=config.residual,
+        temperature=config.temperature,
+        attention_size=config.attention_size,
+        background=config.background,
+    )
+
+
+def imagenet_model(name: str, output_stride: int = 32) -> Wildcat:
+    """The ImageNet classifier of an embedded backbone as a WILDCAT network with 1,000 classes, without training.
+
+    Average pooling of class maps made by the classifier's own weights gives the classifier's own logits (Zhou et al.,
+    class activation maps, CVPR 2016).
+
+    Args:
+        output_stride: input pixels per cell of the maps: 32, 16 or 8; the weights are those of 32.
+    """
+    if name not in EMBEDDED:
+        raise ConfigError(f"{name} has no ImageNet classifier in this package.", f"Take one of: {', '.join(EMBEDDED)}.")
+    model = create_model(name, num_classes=1000, num_maps=1, pooling="average", output_stride=output_stride)
+    weight, bias = embedded_classifier(name)
+    with torch.no_grad():
+        model.transfer.weight.copy_(weight[:, :, None, None])
+        model.transfer.bias.copy_(bias)
+    return model
