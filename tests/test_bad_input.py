@@ -246,7 +246,7 @@ def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Pa
     refused("predict", trained, a, "--out", out, "--save", "overlay", names="overlay", code=2)
     refused("predict", trained, a, "--device", "tpu", names="device=tpu", code=2)
     refused("predict", trained, a, "--batch-size", 0, names="batch_size=0", code=2, hint=False)
-    refused("predict", trained, names="nothing to predict", code=2)
+    refused("predict", trained, names="no images are given", code=2)
     assert not out.exists()
 
 

@@ -219,7 +219,7 @@ def test_images_that_vanish_while_they_are_read(
     before = files(here)
     with monkeypatch.context() as patch:
         after_first_batch(patch, lambda: images.rename(here / "away"))
-        says = {"predict": "has vanished", "shards": "has vanished", "export": "no longer exists"}.get(name, VANISHED)
+        says = {"predict": "has vanished", "shards": "has vanished", "export": "exist"}.get(name, VANISHED)
         hint = failed([*line, "--device", "cpu"], capsys, says)
     (here / "away").rename(images)
     if name == "shards":
