@@ -51,7 +51,7 @@ def timed(
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--run", required=True, help="a run folder")
+    parser.add_argument("--run", required=True, help="a run folder, or the name of a packaged model")
     parser.add_argument("--images", required=True, help="a folder of images")
     parser.add_argument("--count", type=int, default=640, help="images per round; those of the folder are repeated")
     parser.add_argument("--shard-rows", type=int, default=64)
@@ -62,7 +62,8 @@ def main() -> None:
     found = list(list_images(find_sources([arguments.images])))
     images = [found[i % len(found)] for i in range(arguments.count)]
     shards = list(split_shards(images, arguments.shard_rows))
-    load_run = partial(load_in_worker, str(Path(arguments.run).absolute()))
+    run = Path(arguments.run)
+    load_run = partial(load_in_worker, str(run.absolute()) if run.is_dir() else arguments.run)
     predictor, options = load_run(), RayOptions(load_run, arguments.workers)
     rates: dict[str, list[float]] = {"one process": [], "ray": []}
     starts: dict[str, list[float]] = {"one process": [], "ray": []}
@@ -88,7 +89,7 @@ def main() -> None:
         "seconds to start": round(statistics.median(starts["ray"]) - statistics.median(starts["one process"]), 2),
     }
     settings = settings_of(arguments, without=("images",)) | {"cores": available_cores()}
-    save_result(arguments, settings | {"run": Path(arguments.run).name, "ray": import_ray().__version__}, results)
+    save_result(arguments, settings | {"run": run.name, "ray": import_ray().__version__}, results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A full disk, a folder that may not be written, sources that vanish, no memory: one sentence, and nothing is lost."""
+"""Full disks, read-only folders, vanishing sources, too little memory: one-sentence errors, and no lost data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the place that a test may spoil; the current folder."""
+    """A copy of `place` that a test may change; the working folder."""
     shutil.copytree(place, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -66,12 +66,12 @@ COMMANDS: dict[str, tuple[str, int]] = {
     "ensemble": ("ensemble a b --data data --out new", 20_000),
     "export": ("export a data/JPEGImages --format coco --out new", 300),
 }
-"""Commands that work, and a size that some file of theirs is larger than."""
+"""Commands, and a size in bytes that at least one of their files exceeds."""
 
 
 @contextlib.contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """No file may grow beyond `size` bytes: as on a full disk, a write ends in its middle."""
+    """Limit files to `size` bytes: as on a full disk, a write fails in the middle."""
     former = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
     try:
@@ -85,7 +85,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def failed(line: str | list[str], capsys: pytest.CaptureFixture[str], says: str) -> str:
-    """What a command that must fail says; it must be one sentence."""
+    """Run a command that must fail with one sentence; what it prints after that sentence."""
     capsys.readouterr()
     assert main([*(line.split() if isinstance(line, str) else line)]) == 1
     told = capsys.readouterr().err
@@ -98,7 +98,7 @@ def failed(line: str | list[str], capsys: pytest.CaptureFixture[str], says: str)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_full_disk_costs_nothing_that_was_there(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_full_disk_loses_no_existing_file(here: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     line, size = COMMANDS[name]
     before = files(here)
     with small_files(size):
@@ -120,7 +120,7 @@ def test_a_full_disk_costs_nothing_that_was_there(here: Path, capsys: pytest.Cap
 
 
 def after_first_epoch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen to a training when its first epoch is saved."""
+    """Call `happens` when a training saves its first epoch."""
     save, saved = Checkpoint.save, []
 
     def saving(checkpoint: Checkpoint) -> None:
@@ -137,8 +137,8 @@ def train_line(*more: str) -> list[str]:
     return ["train", "data", "--out", "new", "--epochs", "2", *TINY, *more]
 
 
-def went_on(here: Path, hint: str) -> None:
-    """The command that the hint names goes on from the first epoch to the weights of a training left alone."""
+def resumed(here: Path, hint: str) -> None:
+    """The command in the hint resumes after the first epoch and ends with the weights of an undisturbed training."""
     assert load_state(here / "new" / STATE)["position"]["epoch"] == 1
     command = hint.strip().splitlines()[-1].split()
     assert command == ["wildcat", "train", "data", "--out", "new", "--resume"]
@@ -154,11 +154,11 @@ def test_a_disk_that_fills_up_while_training(
         limits = (60_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1])
         after_first_epoch(patch, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
         hint = failed(train_line(), capsys, SMALLER)
-    went_on(here, hint)
+    resumed(here, hint)
 
 
 def test_a_folder_that_may_not_be_written(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """/sys belongs to the kernel, and takes no folder from root either."""
+    """/sys belongs to the kernel, and even root cannot create folders there."""
     if not Path("/sys/kernel").is_dir():
         pytest.skip("needs Linux")
     before = files(here)
@@ -180,7 +180,7 @@ def test_images_that_vanish_while_training(
         after_first_epoch(patch, lambda: images.rename(away))
         hint = failed(train_line(), capsys, VANISHED)
     away.rename(images)
-    went_on(here, hint)
+    resumed(here, hint)
 
 
 def test_a_run_folder_that_vanishes_while_training(
@@ -194,7 +194,7 @@ def test_a_run_folder_that_vanishes_while_training(
 
 
 def after_first_batch(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen when the first batch has gone through the network."""
+    """Call `happens` after the first forward pass."""
     run, done = Predictor.forward, []
 
     def running(predictor: Predictor, *arguments: Any, **options: Any) -> Any:
@@ -234,7 +234,7 @@ def test_images_that_vanish_while_they_are_read(
 
 
 def torch_shortage() -> RuntimeError:
-    """What torch says when it is asked for a pebibyte."""
+    """The error of torch for a pebibyte."""
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 50, dtype=torch.uint8)
     return caught.value
@@ -266,7 +266,7 @@ def test_memory_that_runs_out_while_training(
     with monkeypatch.context() as patch:
         after_first_epoch(patch, lambda: patch.setattr(Trainer, "take_step", no_step))
         hint = failed(train_line(), capsys, MEMORY)
-    went_on(here, hint)
+    resumed(here, hint)
 
 
 def test_a_reading_process_that_the_system_kills(

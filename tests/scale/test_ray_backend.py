@@ -97,7 +97,7 @@ def test_images_that_always_end_their_worker_get_error_rows(run: Path, tmp_path:
 def test_errors_of_a_worker_reach_the_driver(run: Path, images: Path, tmp_path: Path) -> None:
     tables = ray_backend._task_tables(list(shards_of(images, rows=25)), batch_size=8)
     assert len(tables) == 3
-    with pytest.raises(RunError, match="there is no run folder"):
+    with pytest.raises(RunError, match="there is no model folder"):
         list(ray_backend._rows_of([LonelyWorker(partial(load, str(tmp_path / "none"), "cpu"))(tables[0])]))
     worker = LonelyWorker(partial(load, str(run), "cpu"))
     assert [row.number for row in ray_backend._rows_of(map(worker, tables))] == list(range(60))
