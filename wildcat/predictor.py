@@ -89,8 +89,7 @@ class Predictor:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         if tile is not None:
             check_tile(tile)
-        self.name, self.classes, self.task = name, tuple(classes), task
-        self.members = tuple(members)
+        self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
         self.flip, self.tile = flip, tile
         self.combination, self.calibration = combination, calibration

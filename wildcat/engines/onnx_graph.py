@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wildcat.errors import ConfigError, EngineError, MissingExtra, WildcatError
@@ -131,11 +130,6 @@ def describe(model: onnx.ModelProto, properties: Mapping[str, str]) -> None:
     for key, value in properties.items():
         entry = model.metadata_props.add()
         entry.key, entry.value = key, value
-
-
-def run_graph(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """The outputs of a session for (B, 3, S, S) images."""
-    return [np.asarray(values) for values in session.run(None, {"images": images})]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
-from wildcat.engines.onnx_graph import run_graph, session_of
+from wildcat.engines.onnx_graph import session_of
 from wildcat.engines.threads import engine_threads
 from wildcat.errors import EngineError, MissingExtra
 
@@ -57,7 +57,8 @@ def open_onnxruntime(graph: bytes, device: torch.device) -> Callable[[Tensor], T
         )
 
     def features(images: Tensor) -> Tensor:
-        return torch.from_numpy(run_graph(session, images.cpu().contiguous().numpy())[0]).to(images.device)
+        (found,) = session.run(None, {"images": images.cpu().contiguous().numpy()})
+        return torch.from_numpy(np.asarray(found)).to(images.device)
 
     return features
 

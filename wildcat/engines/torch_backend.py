@@ -22,9 +22,18 @@ log = logging.getLogger(__name__)
 COMPILER = "inductor"  # backend of torch.compile
 
 
-def open_torch(backbone: Backbone, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
+def open_torch(
+    backbone: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
+) -> Callable[[Tensor], Tensor]:
     """(B, 3, H, W) -> (B, D, h, w) features in float32, for any image size."""
-    return _features_of(backbone, precision, device)
+
+    def features(images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            found = backbone(images)
+        return found.float()
+
+    return features
 
 
 def open_compiled(
@@ -36,7 +45,7 @@ def open_compiled(
         EngineError: it cannot be compiled here; on a CPU that needs a C++ compiler.
     """
     compiled = torch.compile(backbone, dynamic=True, backend=COMPILER)
-    features: Callable[[Tensor], Tensor] = torch.inference_mode()(_features_of(compiled, precision, device))
+    features: Callable[[Tensor], Tensor] = torch.inference_mode()(open_torch(compiled, precision, device))
     try:
         features(probe(size, 2).to(device))  # with one image, the batch size would be compiled in as a constant
     except Exception as error:  # errors of the compiler and of the C++ compiler it calls have many types
@@ -46,18 +55,6 @@ def open_compiled(
             f"torch cannot compile {backbone.name} here: {reason}.",
             "It needs a C++ compiler on a CPU, and Triton on a GPU; or use --engine torch.",
         ) from error
-    return features
-
-
-def _features_of(
-    network: Callable[[Tensor], Tensor], precision: Precision, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    def features(images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found = network(images)
-        return found.float()
-
     return features
 
 
