@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_splits_of_a_user(tmp_path: Path) -> None:
     other = copy.deepcopy(BY_HAND)
     other["categories"].reverse()
     lay(tmp_path / "named", other, table="val.json")
-    with pytest.raises(DataError, match=r"different categories, or in another order \(3 and 3\)"):
+    with pytest.raises(DataError, match=r"categories .* in another order \(3 and 3\)"):
         [open_dataset(tmp_path / "named").split(s) for s in ("train", "val")]
 
 
@@ -190,116 +191,54 @@ def test_other_folders_are_not_recognised(tmp_path: Path) -> None:
     assert "beside images/" in caught.value.hint
 
 
-def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+def put(table: str, row: int, **values: object) -> Callable[[Path], object]:
+    """Change values of a row; None removes a value."""
+
     def damage(path: Path) -> None:
         content = copy.deepcopy(BY_HAND)
-        change(content)
+        content[table][row] |= values
+        content[table][row] = {key: value for key, value in content[table][row].items() if value is not None}
         path.write_text(json.dumps(content))
 
     return damage
 
 
-def cut(path: Path) -> None:
-    path.write_text(path.read_text()[: path.stat().st_size // 2])
+def replaced(**tables: object) -> Callable[[Path], object]:
+    return lambda path: path.write_text(json.dumps(BY_HAND | tables))
 
 
-DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
-    ("cut in the middle", cut, ("annotations.json", "is cut or no JSON", "char"), "Restore it"),
-    ("not text", lambda p: p.write_bytes(b"\xff\x00"), ("annotations.json", "is cut or no JSON"), "Restore it"),
-    ("a list", lambda p: p.write_text("[]"), ("it holds no keys", "images, annotations, categories"), "instances"),
-    ("no categories", edited(lambda c: c.pop("categories")), ("it holds images, annotations",), "instances"),
-    ("no category", edited(lambda c: c.update(categories=[])), ("has no category",), "Export"),
-    (
-        "captions",
-        edited(lambda c: c["annotations"][1].pop("category_id")),
-        ("annotation 2 of 4", "lacks image_id or category_id"),
-        "not of captions",
-    ),
-    (
-        "unknown category",
-        edited(lambda c: c["annotations"][2].update(category_id=3)),
-        ("annotation 3 of 4", "category_id 3", "none of the 3 of categories"),
-        "remove the annotation",
-    ),
-    (
-        "unknown image",
-        edited(lambda c: c["annotations"][0].update(image_id=99)),
-        ("annotation 1 of 4", "image_id 99", "none of the 3 of images"),
-        "remove the annotation",
-    ),
-    ("image id twice", edited(lambda c: c["images"][0].update(id=10)), ("image id 10 2 times",), "each once"),
-    (
-        "file name twice",
-        edited(lambda c: c["images"][0].update(file_name="a.jpg")),
-        ("image file_name 'a.jpg' 2 times",),
-        "each once",
-    ),
-    ("category id twice", edited(lambda c: c["categories"][0].update(id=2)), ("category id 2 2 times",), "each once"),
-    (
-        "category name twice",
-        edited(lambda c: c["categories"][0].update(name="cat")),
-        ("category name 'cat' 2 times",),
-        "each once",
-    ),
-    (
-        "id that is none",
-        edited(lambda c: c["images"][0].update(id=[1])),
-        ("image id must be a number or text",),
-        "Export",
-    ),
-    (
-        "image without name",
-        edited(lambda c: c["images"][0].pop("file_name")),
-        ("image entries lack an id or file_name",),
-        "Export",
-    ),
-    (
-        "box of three",
-        edited(lambda c: c["annotations"][3].update(bbox=[1, 2, 3])),
-        ("annotation 4 of 4", "[1, 2, 3]", "1 are wrong"),
-        "[x, y, width, height]",
-    ),
-    (
-        "box of text",
-        edited(lambda c: c["annotations"][3].update(bbox=[1, 2, 3, "4x"])),
-        ("annotation 4 of 4", "'4x'"),
-        "[x, y, width, height]",
-    ),
-    (
-        "box reversed",
-        edited(lambda c: c["annotations"][1].update(bbox=[1, 2, -3, 4])),
-        ("annotation 2 of 4", "-3"),
-        "[x, y, width, height]",
-    ),
-    (
-        "box missing",
-        edited(lambda c: c["annotations"][1].pop("bbox")),
-        ("annotation 2 of 4", "the box None"),
-        "leave bbox out of all",
-    ),
-    (
-        "image missing",
-        lambda p: (p.parent / "images" / "b.jpg").unlink(),
-        ("1 of 3 images", "images", "'b.jpg'"),
-        "Restore the images",
-    ),
-    (
-        "image outside",
-        edited(lambda c: c["images"][0].update(file_name="../annotations.json")),
-        ("1 of 3 images", "'../annotations.json'"),
-        "remove them",
-    ),
+DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
+    (lambda p: p.write_text(p.read_text()[: p.stat().st_size // 2]), "json .* is cut or no JSON: .*char", "Restore it"),
+    (lambda p: p.write_bytes(b"\xff\x00"), "annotations.json .* is cut or no JSON", "Restore it"),
+    (lambda p: p.write_text("[]"), "it holds no keys, not lists of images, annotations, categories", "instances"),
+    (replaced(categories=None), "it holds categories, images, annotations", "instances"),
+    (replaced(categories=[]), "has no category", "Export"),
+    (put("annotations", 1, category_id=None), "annotation 2 of 4 has .*category_id None", "not of captions"),
+    (put("annotations", 2, category_id=3), "annotation 3 of 4 has .*category_id 3, .*the 3 of categories", "remove"),
+    (put("annotations", 0, image_id=99), "annotation 1 of 4 has image_id 99 .*of the 3 of images", "remove"),
+    (put("annotations", 0, image_id=[1]), r"annotation 1 of 4 has image_id \[1\]", "remove"),
+    (put("images", 0, id=10), "image with id 10 and file_name 'a.jpg' .*that of another", "each once"),
+    (put("images", 0, file_name="a.jpg"), "image with id 10 and file_name 'a.jpg' .*that of another", "each once"),
+    (put("categories", 0, id=2), "category with id 2 and name 'cat' .*that of another", "each once"),
+    (put("categories", 0, name="cat"), "category with id 2 and name 'cat' .*that of another", "each once"),
+    (put("images", 0, id=[1]), r"image with id \[1\]", "an id is a number or text"),
+    (put("images", 0, file_name=None), "image with id 30 and file_name None lacks one", "Export"),
+    (put("annotations", 3, bbox=[1, 2, 3]), r"annotation 4 of 4 has the box \[1, 2, 3\]", "[x, y, width, height]"),
+    (put("annotations", 3, bbox=[1, 2, 3, "4x"]), "annotation 4 of 4 has the box .*'4x'", "[x, y, width, height]"),
+    (put("annotations", 1, bbox=[1, 2, -3, 4]), "annotation 2 of 4 has the box .*-3", "[x, y, width, height]"),
+    (put("annotations", 1, bbox=None), "annotation 2 of 4 has the box None", "leave bbox out of all"),
+    (lambda p: (p.parent / "images" / "b.jpg").unlink(), "1 of 3 images .*images; .*'b.jpg'", "Restore the images"),
+    (put("images", 0, file_name="../annotations.json"), "1 of 3 images .*'../annotations.json'", "remove them"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "said", "remedy"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], object], said: tuple[str, ...], remedy: str) -> None:
+@pytest.mark.parametrize(("damage", "message", "remedy"), DAMAGE)
+def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], object], message: str, remedy: str) -> None:
     table = lay(tmp_path)
     damage(table)
     with pytest.raises(DataError) as caught:
         read_coco(table).split("all")
-    for part in said:
-        assert part in caught.value.message
+    assert re.search(message, caught.value.message)
     assert str(tmp_path) in caught.value.message
     assert remedy in caught.value.hint
     assert "\n" not in caught.value.message

@@ -48,7 +48,7 @@ def test_one_column_per_class(tmp_path: Path) -> None:
     assert data.task == "multilabel"
     assert label_matrix(data.split("all")).tolist() == [[1, -1], [0, 1], [-1, 1]]
     assert read_table(path, classes=["cat"]).classes == ("cat",)
-    with pytest.raises(DataError, match="line 3 has 1 labels and 1 empty cells") as caught:
+    with pytest.raises(DataError, match="line 3: 1 labels and 1 empty cells") as caught:
         read_table(path, task="multiclass")
     assert "multilabel" in caught.value.hint
 
@@ -115,8 +115,8 @@ MISTAKES = [
     ("image,labels\n", {}, ["no rows"], "one row per image"),
     ("", {}, ["is empty"], "names the columns"),
     ("image,labels\na.jpg,\nb.jpg,\n", {}, ["no label in any row"], "Fill the column 'labels'"),
-    ("image,labels\na.jpg,\nb.jpg,y\n", {"task": "multiclass"}, ["line 2 has 0 labels", "1 of 2 rows"], "multilabel"),
-    ("image,labels\na.jpg,x;y\nb.jpg,y\n", {"task": "multiclass"}, ["line 2 has 2 labels"], "multilabel"),
+    ("image,labels\na.jpg,\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 0 labels", "1 of 2 rows"], "multilabel"),
+    ("image,labels\na.jpg,x;y\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 2 labels"], "multilabel"),
     ("image,labels\na.jpg,cat\nb.jpg,dgo\n", {"classes": ["cat", "dog"]}, ["line 3", "'dgo'"], "did you mean dog?"),
     ("image,x,y\na.jpg,1,-1\n", {}, ["line 2", "column 'y'", "'-1'"], "leave a cell empty"),
     ("image,tags\na.jpg,cat\n", {}, ["line 2", "column 'tags'", "'cat'"], "label_column='tags'"),

@@ -57,7 +57,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str, str]] = [
     (
         "image twice",
         lambda r: (r / "TrainImages.txt").write_text("bar/z.jpg\nbakery/x.jpg\nbar/z.jpg\n"),
-        r"TrainImages.txt, line 3: image 'bar/z.jpg' appears already in line 1",
+        r"TrainImages.txt, line 3: 'bar/z.jpg' appears already in line 1",
         "Remove one",
     ),
     (
@@ -72,7 +72,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str, str]] = [
     (
         "outside",
         lambda r: (r / "TestImages.txt").write_text("../TrainImages.txt\n"),
-        r"TestImages.txt, line 1.*no image",
+        r"TestImages.txt, line 1: image .* is not in",
         "Restore",
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -154,12 +155,21 @@ def test_difficult_in_xml_is_ignored(kit: Path) -> None:
     assert samples[2].boxes is not None and samples[2].boxes.shape == (0, 4)
 
 
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text() + text)
+BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
+BOX = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
+TRAIN, DISC = "ImageSets/Main/train.txt", "ImageSets/Main/disc_train.txt"
 
 
-def cut_last(path: Path, count: int) -> None:
-    path.write_text(path.read_text()[:-count])
+def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], object]:
+    return lambda kit: (kit / name).write_text(change((kit / name).read_text()))
+
+
+def xml(text: str, encoding: str = "utf-8") -> Callable[[Path], object]:
+    return lambda kit: (kit / "Annotations/000003.xml").write_text(text, encoding=encoding)
+
+
+def an_object(name: str, box: str) -> Callable[[Path], object]:
+    return xml(f"<annotation><object><name>{name}</name>{box}</object></annotation>")
 
 
 def remove_lists_and_annotation(kit: Path) -> None:
@@ -168,96 +178,36 @@ def remove_lists_and_annotation(kit: Path) -> None:
     (kit / "Annotations" / "000003.xml").unlink()
 
 
-BILLION_LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
-BOX = "<bndbox><xmin>{}</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
-XML = "<annotation><object><name>{}</name>{}</object></annotation>"
-
-DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
+DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
+    (rewrite(TRAIN, lambda text: text + "000099\n"), "/train.txt, line 7: image '000099' .*JPEGImages", "Restore"),
+    (rewrite(TRAIN, lambda text: text[:-3]), "/train.txt, line 6: image '0000'", "cut"),
+    (rewrite(TRAIN, lambda text: text + "000001\n"), "/train.txt, line 7: '000001' .*line 2", "Remove one"),
+    (rewrite(DISC, lambda text: text[:-4]), "disc_train.txt, line 6: '000005' .*1, 0 or -1", "cut"),
+    (rewrite(DISC, lambda text: text[:-10]), "disc_train.txt and train.txt .*'000005' is in one only", "cut"),
     (
-        "absent image",
-        lambda kit: append(kit / "ImageSets/Main/train.txt", "000099\n"),
-        ("train.txt, line 7", "'000099'", "JPEGImages"),
-        "Did you mean",
+        lambda kit: shutil.copy(kit / "ImageSets/Main/disc_val.txt", kit / DISC),
+        "disc_train.txt and train.txt list different images: '000000'",
+        "restore it",
     ),
-    ("list cut", lambda kit: cut_last(kit / "ImageSets/Main/train.txt", 3), ("train.txt, line 6", "'0000'"), "cut"),
-    (
-        "id twice",
-        lambda kit: append(kit / "ImageSets/Main/train.txt", "000001\n"),
-        ("train.txt, line 7", "'000001'", "line 2"),
-        "Remove one",
-    ),
-    (
-        "class list cut in a line",
-        lambda kit: cut_last(kit / "ImageSets/Main/disc_train.txt", 4),
-        ("disc_train.txt, line 6", "'000005'", "1, 0 or -1"),
-        "cut",
-    ),
-    (
-        "class list cut between lines",
-        lambda kit: cut_last(kit / "ImageSets/Main/disc_train.txt", 10),
-        ("disc_train.txt", "5 of the 6", "'000005'"),
-        "cut",
-    ),
-    (
-        "class list of other images",
-        lambda kit: shutil.copy(kit / "ImageSets/Main/disc_val.txt", kit / "ImageSets/Main/disc_train.txt"),
-        ("disc_train.txt, line 1", "'000006'", "not in train.txt"),
-        "Restore the list",
-    ),
-    (
-        "list that is no text",
-        lambda kit: (kit / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe0"),
-        ("train.txt", "not UTF-8"),
-        "Restore",
-    ),
-    ("xml cut", lambda kit: cut_last(kit / "Annotations/000003.xml", 40), ("000003.xml, line", "not valid XML"), "cut"),
-    (
-        "entities",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(BILLION_LAUGHS),
-        ("000003.xml", "DOCTYPE or ENTITY"),
-        "Do not trust",
-    ),
-    (
-        "entities in UTF-16",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(BILLION_LAUGHS, encoding="utf-16"),
-        ("000003.xml", "not UTF-8"),
-        "Do not trust",
-    ),
-    (
-        "unknown class",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disk", BOX.format(1))),
-        ("000003.xml", "'disk'", "5 classes"),
-        "did you mean disc?",
-    ),
-    (
-        "box without corner",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", "")),
-        ("000003.xml", "bndbox/xmin"),
-        "restore",
-    ),
-    (
-        "box of words",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", BOX.format("x"))),
-        ("000003.xml", "x 1 5 5"),
-        "Restore",
-    ),
-    (
-        "box reversed",
-        lambda kit: (kit / "Annotations/000003.xml").write_text(XML.format("disc", BOX.format(9))),
-        ("000003.xml", "9 1 5 5"),
-        "xmin ymin xmax ymax",
-    ),
-    ("no labels", remove_lists_and_annotation, ("'000003'", "ring_train.txt", "000003.xml"), "Add the class lists"),
+    (lambda kit: (kit / TRAIN).write_bytes(b"\xff\xfe0"), "/train.txt .*not UTF-8", "Restore"),
+    (rewrite("Annotations/000003.xml", lambda text: text[:-40]), "000003.xml is not valid XML .*line", "cut"),
+    (xml(BILLION_LAUGHS), "000003.xml .*DOCTYPE or ENTITY", "Do not trust"),
+    (xml(BILLION_LAUGHS, "utf-16"), "000003.xml .*not UTF-8", "Do not trust"),
+    (an_object("disk", BOX.format(1)), "000003.xml: 'disk' is none of the 5 classes", "did you mean disc?"),
+    (an_object("", BOX.format(1)), "000003.xml: object 1 has the name ''", "restore"),
+    (an_object("disc", ""), "000003.xml: object 1 .*the box ' *'", "restore"),
+    (an_object("disc", BOX.format("x")), "000003.xml: object 1 .*the box 'x 1 5 5'", "restore"),
+    (an_object("disc", BOX.format(9)), "000003.xml: object 1 .*'9 1 5 5'.*xmin ymin xmax ymax", "correct"),
+    (remove_lists_and_annotation, "'000003': .*000003.xml and class lists of train.txt", "Add the class lists"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "said", "remedy"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_damage_is_named(kit: Path, damage: Callable[[Path], object], said: tuple[str, ...], remedy: str) -> None:
+@pytest.mark.parametrize(("damage", "message", "remedy"), DAMAGE)
+def test_damage_is_named(kit: Path, damage: Callable[[Path], object], message: str, remedy: str) -> None:
     damage(kit)
     with pytest.raises(DataError) as caught:
         read_voc(kit, classes=SHAPE_CLASSES).split("train")
-    for part in said:
-        assert part in caught.value.message
+    assert re.search(message, caught.value.message)
     assert remedy in caught.value.hint
     assert "\n" not in caught.value.message
 

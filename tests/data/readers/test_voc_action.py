@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,70 +104,60 @@ def test_a_small_data_set_equals_voc(tmp_path: Path) -> None:
         assert {tuple(b) for b in ours.boxes} == {tuple(b) for b in theirs.boxes[~theirs.box_difficult]}
 
 
+LISTS = "ImageSets/Action"
+HORSE = f"<object><name>horse</name>{BOX.format(2)}</object>"
+
+
 def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], object]:
     def damage(devkit: Path) -> None:
-        path = devkit / name
+        path = devkit / (name if "/" in name else f"{LISTS}/{name}_train.txt")
         path.write_text(change(path.read_text()))
 
     return damage
 
 
-LISTS = "ImageSets/Action"
-HORSE = f"<object><name>horse</name>{BOX.format(2)}</object>"
-DAMAGE: list[tuple[str, Callable[[Path], object], tuple[str, ...], str]] = [
+DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
+    (rewrite("running", lambda text: text[:-3]), "running_train.txt, line 5: '2010_3 1'", "cut"),
     (
-        "list cut in a line",
-        rewrite(f"{LISTS}/running_train.txt", lambda text: text[:-3]),
-        ("running_train.txt, line 5", "'2010_3 1'"),
-        "cut",
-    ),
-    (
-        "list cut between lines",
-        rewrite(f"{LISTS}/running_train.txt", lambda text: "".join(text.splitlines(True)[:-1])),
-        ("Person 1 of image 2010_3", "in jumping_train.txt and not in running_train.txt"),
+        rewrite("running", lambda text: "".join(text.splitlines(True)[:-1])),
+        "Person 1 of image 2010_3 .*jumping_train.txt and running_train.txt",
         "restore",
     ),
     (
-        "person of this list only",
-        rewrite(f"{LISTS}/running_train.txt", lambda text: text + "2010_3 2 -1\n"),
-        ("Person 2 of image 2010_3", "in running_train.txt and not in jumping_train.txt"),
+        rewrite("running", lambda text: text + "2010_3 2 -1\n"),
+        "Person 2 of image 2010_3 .*jumping_train.txt and running_train.txt",
         "restore",
     ),
-    ("list missing", lambda d: (d / LISTS / "walking_train.txt").unlink(), ("walking_train.txt",), "Restore the list"),
+    (lambda d: (d / LISTS / "walking_train.txt").unlink(), "walking_train.txt", "Restore the list"),
     (
-        "person 0",
-        rewrite(f"{LISTS}/jumping_train.txt", lambda text: text.replace("2010_1 1", "2010_1 0")),
-        ("jumping_train.txt, line 1", "'2010_1 0 -1'"),
+        rewrite("jumping", lambda text: text.replace("2010_1 1", "2010_1 0")),
+        "jumping_train.txt, line 1: '2010_1 0 -1'",
         "cut",
     ),
     (
-        "person twice",
-        rewrite(f"{LISTS}/jumping_train.txt", lambda text: text.replace("2010_1 2", "2010_1 1")),
-        ("jumping_train.txt, line 2", "2010_1 1 appears already"),
+        rewrite("jumping", lambda text: text.replace("2010_1 2", "2010_1 1")),
+        "jumping_train.txt, line 2: '2010_1 1 -1' appears already in line 1",
         "Remove one",
     ),
     (
-        "absent image",
         lambda d: (d / "JPEGImages" / "2010_2.jpg").unlink(),
-        ("jumping_train.txt, line 3", "'2010_2'", "JPEGImages"),
+        "jumping_train.txt, line 3: image '2010_2' is not in .*JPEGImages",
         "Restore the image",
     ),
     (
-        "object missing",
         rewrite("Annotations/2010_2.xml", lambda text: text.replace(HORSE, "")),
-        ("2010_2.xml has 2 objects", "number 3"),
+        "2010_2.xml has 2 objects; .*number 3",
         "cut",
     ),
 ]
 
 
-@pytest.mark.parametrize(("damage", "said", "remedy"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_damage_is_named(devkit: Path, damage: Callable[[Path], object], said: tuple[str, ...], remedy: str) -> None:
+@pytest.mark.parametrize(("damage", "message", "remedy"), DAMAGE)
+def test_damage_is_named(devkit: Path, damage: Callable[[Path], object], message: str, remedy: str) -> None:
     damage(devkit)
     with pytest.raises(DataError) as caught:
         read_action(devkit).split("train")
-    for part in said:
-        assert part in caught.value.message
+    assert re.search(message, caught.value.message)
     assert remedy in caught.value.hint
     assert "\n" not in caught.value.message
 

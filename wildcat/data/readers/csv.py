@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,6 @@ from wildcat.data.dataset import (
 )
 from wildcat.data.images import holds_images
 from wildcat.data.readers.folder import recognise_folder, split_folders, subfolders
-from wildcat.data.readers.lists import add_once
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
@@ -38,21 +35,23 @@ _DELIMITERS = (",", "\t", ";")
 _CELLS = {"1": PRESENT, "1.0": PRESENT, "true": PRESENT, "0": ABSENT, "0.0": ABSENT, "false": ABSENT, "": IGNORED}
 
 
-@dataclass(frozen=True)
-class _Table:
-    """The cells of a table as text: `rows` holds (line number in the file, cells)."""
+class _Table(NamedTuple):
+    """The cells of a table as text, and the line number of each row in the file."""
 
     path: Path
-    columns: tuple[str, ...]
-    rows: tuple[tuple[int, tuple[str, ...]], ...]
+    columns: list[str]
+    rows: list[dict[str, str]]
+    lines: list[int]
 
-    def column(self, name: str, option: str) -> int:
+    def error(self, row: int, problem: str, hint: str) -> DataError:
+        return DataError(f"{self.path}, line {self.lines[row]}: {problem}", hint)
+
+    def check_column(self, name: str, option: str) -> None:
         if name not in self.columns:
             raise DataError(
                 f"{self.path} has no column {name!r}; it has {', '.join(map(repr, self.columns))}.",
                 f"{did_you_mean(name, self.columns)} Rename the column, or name it with {option}.".strip(),
             )
-        return self.columns.index(name)
 
 
 def find_table(path: Path) -> Path | None:
@@ -123,30 +122,44 @@ def read_table(
     if found is None:
         raise DataError(f"{path} is no table, nor a folder with a single one.", "Give the .csv or .tsv file itself.")
     table = _read(found, image_column)
-    images = _images(table, table.column(image_column, "image_column"))
+    images = _images(table, image_column)
     notes: list[str] = []
     if label_column is None:
         label_column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if label_column is not None:
-        names, labels = _labels(table, table.column(label_column, "label_column"), separator, classes, notes)
-        if task is None:
-            task = "multiclass" if ((labels == PRESENT).sum(axis=1) == 1).all() else "multilabel"
-            if task == "multiclass":
-                notes.append("Every row has exactly one label: read as multi-class (task='multilabel' overrides).")
+        names, labels = _joined_labels(table, label_column, separator, classes, notes)
+        if task is None and ((labels == PRESENT).sum(axis=1) == 1).all():
+            task = "multiclass"
+            notes.append("Every row has exactly one label: read as multi-class (task='multilabel' overrides).")
     else:
-        names, labels = _one_hot(table, (image_column, split_column), classes)
-        task = task or "multilabel"
-    if task == "multiclass":
-        _check_one_label(table, labels)
+        names, labels = _one_hot_labels(table, (image_column, split_column), classes)
+    task = task or "multilabel"
+    present, unknown = (labels == PRESENT).sum(axis=1), (labels == IGNORED).sum(axis=1)
+    wrong = np.flatnonzero((present != 1) | (unknown > 0))
+    if task == "multiclass" and len(wrong):
+        row = int(wrong[0])
+        raise table.error(
+            row,
+            f"{present[row]} labels and {unknown[row]} empty cells; multi-class needs exactly one label ({len(wrong)} "
+            f"of {len(labels)} rows are wrong).",
+            "Correct the rows, or choose task 'multilabel'.",
+        )
     for name, count in zip(names, (labels == PRESENT).sum(axis=0), strict=True):
         if count < 2:
             notes.append(f"Label {name!r} occurs once." if count else f"Label {name!r} never occurs.")
     samples = [Sample(name, table.path.parent / name, row) for name, row in zip(images, labels, strict=True)]
-    if split_column in table.columns:
-        readers = _splits(table, table.columns.index(split_column), samples)
-    else:
-        readers = default_splits(samples)
+    readers = _splits(table, split_column, samples) if split_column in table.columns else default_splits(samples)
     return DataSet(table.path.stem, "csv", table.path, names, task, readers, tuple(notes))
+
+
+def _splits(table: _Table, column: str, samples: Sequence[Sample]) -> dict[str, Reader]:
+    splits: dict[str, list[Sample]] = {}
+    for row, sample in enumerate(samples):
+        split = table.rows[row][column].lower()
+        if not split:
+            raise table.error(row, "the split is empty.", "Write train, val or test, or remove the column.")
+        splits.setdefault(SPLIT_NAMES.get(split, split), []).append(sample)
+    return grouped_splits(splits)
 
 
 def _read(path: Path, image_column: str) -> _Table:
@@ -157,64 +170,65 @@ def _read(path: Path, image_column: str) -> _Table:
         raise DataError(
             f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8.", "Save the table as UTF-8."
         ) from error
-    header = text.splitlines()[0] if text.strip() else ""
-    if not header.strip() or len(header) > csv.field_size_limit():
-        raise DataError(
-            f"{path} is empty or begins with {'a line of too many letters' if header.strip() else 'an empty line'}.",
-            "Its first line names the columns.",
-        )
-    parsed = {delimiter: next(csv.reader([header], delimiter=delimiter)) for delimiter in _DELIMITERS}
-    fits = [d for d, cells in parsed.items() if image_column in map(str.strip, cells)]
-    delimiter = fits[0] if fits else max(_DELIMITERS, key=lambda d: len(parsed[d]))
+    header = text.partition("\n")[0]
+    fits = [d for d in _DELIMITERS if image_column in (cell.strip(' "\r') for cell in header.split(d))]
+    delimiter = fits[0] if fits else max(_DELIMITERS, key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
     try:
-        columns = tuple(cell.strip() for cell in next(reader))
-        for cells in reader:
-            if any(map(str.strip, cells)):
-                rows.append((reader.line_num, tuple(cell.strip() for cell in cells)))
+        cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: {error}.", "Check the quotes around this line.") from error
-    for number, row in rows:
+    if len(cells) < 2:
+        raise DataError(
+            f"{path} is empty or has no rows.", "Its first line names the columns; add one row per image below."
+        )
+    columns = cells.pop(0)[1]
+    if len(set(columns)) < len(columns):
+        twice = max(columns, key=columns.count)
+        raise DataError(f"{path} has two columns called {twice!r}.", "Rename or remove one.")
+    for line, row in cells:
         if len(row) != len(columns):
             raise DataError(
-                f"{path}, line {number} has {len(row)} cells; the header has {len(columns)}.",
+                f"{path}, line {line} has {len(row)} cells; the header has {len(columns)}.",
                 "Put quotes around a cell that holds the delimiter, and restore the table if it was cut.",
             )
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise DataError(f"{path} has two columns called {twice[0]!r}.", "Rename or remove one.")
-    if not rows:
-        raise DataError(f"{path} has a header and no rows.", "Add one row per image.")
-    return _Table(path, columns, tuple(rows))
+    rows = [dict(zip(columns, row, strict=True)) for _, row in cells]
+    return _Table(path, columns, rows, [line for line, _ in cells])
 
 
-def _images(table: _Table, column: int) -> list[str]:
+def _images(table: _Table, column: str) -> list[str]:
     """The image names, as written (with / between folders); each must exist, once."""
+    table.check_column(column, "image_column")
     folder = table.path.parent
-    lines: dict[str, int] = {}
-    for number, cells in table.rows:
+    first: dict[str, int] = {}
+    for row, cells in enumerate(table.rows):
         name = cells[column].replace("\\", "/")
-        add_once(lines, name, table.path, number, "Give each image one row, with all of its labels.")
-    missing = [name for name in lines if not name or path_type(str(folder / name)) != "file"]
+        if name in first:
+            raise table.error(
+                row,
+                f"image {name!r} appears already in line {table.lines[first[name]]}.",
+                "Give each image one row, with all of its labels.",
+            )
+        first[name] = row
+    missing = [name for name in first if not name or path_type(str(folder / name)) != "file"]
     if missing:
-        raise DataError(
-            f"{table.path}, line {lines[missing[0]]}: image {missing[0]!r} does not exist; {len(missing)} of "
-            f"{len(table.rows)} rows name missing images.",
+        raise table.error(
+            first[missing[0]],
+            f"image {missing[0]!r} does not exist; {len(missing)} of {len(first)} rows name missing images.",
             f"Paths are relative to {folder}: move the table, correct the paths or remove the rows.",
         )
-    return list(lines)
+    return list(first)
 
 
-def _labels(
-    table: _Table, column: int, separator: str, classes: Sequence[str] | None, notes: list[str]
+def _joined_labels(
+    table: _Table, column: str, separator: str, classes: Sequence[str] | None, notes: list[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int8]]:
     """Classes and (N, C) labels from a column of joined labels."""
-    found = [[part.strip() for part in cells[column].split(separator)] for _, cells in table.rows]
-    found = [[part for part in parts if part] for parts in found]
+    table.check_column(column, "label_column")
+    found = [[part.strip() for part in cells[column].split(separator) if part.strip()] for cells in table.rows]
     names = tuple(classes) if classes is not None else tuple(sorted({part for parts in found for part in parts}))
-    if len(names) < 1:
-        raise DataError(f"{table.path} has no label in any row.", f"Fill the column {table.columns[column]!r}.")
+    if not names:
+        raise DataError(f"{table.path} has no label in any row.", f"Fill the column {column!r}.")
     joined = [name for name in names if any(mark in name for mark in (";", "|", ","))]
     if joined:
         notes.append(f"Label {joined[0]!r} may be several: labels are joined by {separator!r} (see option separator).")
@@ -223,15 +237,16 @@ def _labels(
     for row, parts in enumerate(found):
         for part in parts:
             if part not in index:
-                raise DataError(
-                    f"{table.path}, line {table.rows[row][0]}: label {part!r} is none of the classes given.",
+                raise table.error(
+                    row,
+                    f"label {part!r} is none of the classes given.",
                     did_you_mean(part, names) or f"The classes are: {', '.join(names)}.",
                 )
             labels[row, index[part]] = PRESENT
     return names, labels
 
 
-def _one_hot(
+def _one_hot_labels(
     table: _Table, others: Sequence[str], classes: Sequence[str] | None
 ) -> tuple[tuple[str, ...], NDArray[np.int8]]:
     """Classes and (N, C) labels from one column per class."""
@@ -241,43 +256,18 @@ def _one_hot(
             f"{table.path} has no labels; its columns are {', '.join(map(repr, table.columns))}.",
             "Add a column 'labels', or one column per class.",
         )
-    columns = [table.column(name, "classes") for name in names]
+    for name in names:
+        table.check_column(name, "classes")
     labels = np.empty((len(table.rows), len(names)), np.int8)
-    for row, (number, cells) in enumerate(table.rows):
-        for position, column in enumerate(columns):
-            value = cells[column].lower()
+    for row, cells in enumerate(table.rows):
+        for position, name in enumerate(names):
+            value = cells[name].lower()
             if value not in _CELLS:
-                raise DataError(
-                    f"{table.path}, line {number}, column {names[position]!r}: {cells[column]!r} is not 1, 0 or empty "
-                    "(present, absent, ignored).",
-                    f"Name a column of labels 'labels' (or pass label_column={names[position]!r}); leave a cell empty "
-                    "if the label is unknown; list the class columns in classes if there are others.",
+                raise table.error(
+                    row,
+                    f"column {name!r}: {cells[name]!r} is not 1, 0 or empty (present, absent, ignored).",
+                    f"Name a column of labels 'labels' (or pass label_column={name!r}); leave a cell empty if the "
+                    "label is unknown; list the class columns in classes if there are others.",
                 )
             labels[row, position] = _CELLS[value]
     return names, labels
-
-
-def _check_one_label(table: _Table, labels: NDArray[np.int8]) -> None:
-    present = (labels == PRESENT).sum(axis=1)
-    wrong = np.flatnonzero((present != 1) | (labels == IGNORED).any(axis=1))
-    if len(wrong):
-        row = int(wrong[0])
-        unknown = int((labels[row] == IGNORED).sum())
-        raise DataError(
-            f"{table.path}, line {table.rows[row][0]} has {present[row]} labels"
-            f"{f' and {unknown} empty cells' if unknown else ''}; multi-class needs exactly one "
-            f"({len(wrong)} of {len(labels)} rows are wrong).",
-            "Correct the rows, or choose task 'multilabel'.",
-        )
-
-
-def _splits(table: _Table, column: int, samples: Sequence[Sample]) -> dict[str, Reader]:
-    parts: dict[str, list[Sample]] = {}
-    for (number, cells), sample in zip(table.rows, samples, strict=True):
-        name = cells[column].lower()
-        if not name:
-            raise DataError(
-                f"{table.path}, line {number}: the split is empty.", "Write train, val or test, or remove the column."
-            )
-        parts.setdefault(SPLIT_NAMES.get(name, name), []).append(sample)
-    return grouped_splits(parts)

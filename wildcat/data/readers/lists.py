@@ -9,30 +9,33 @@ from wildcat.data.dataset import Sample, one_label
 from wildcat.errors import DataError
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, stripped text) of the lines that are not blank.
+def read_lines(path: Path) -> dict[str, int]:
+    """Stripped line -> its number in the file, without blank lines.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: the file is not UTF-8, or has a line twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file (byte {error.start} is not UTF-8).", "Restore the list.") from error
-    return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines: dict[str, int] = {}
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if line in lines:
+            raise DataError(
+                f"{path}, line {number}: {line!r} appears already in line {lines[line]}.",
+                "Remove one of the two lines.",
+            )
+        if line:
+            lines[line] = number
+    return lines
 
 
-def add_once(
-    lines: dict[str, int], name: str, path: Path, number: int, hint: str = "Remove one of the two lines."
-) -> None:
-    """Record in `lines` that line `number` of `path` names an image.
-
-    Raises:
-        DataError: an earlier line names it.
-    """
-    if name in lines:
-        raise DataError(f"{path}, line {number}: image {name!r} appears already in line {lines[name]}.", hint)
-    lines[name] = number
+def missing_image(path: Path, number: int, name: str, folder: Path) -> DataError:
+    """The error for line `number` of the list `path`, which names an image that `folder` does not have."""
+    return DataError(
+        f"{path}, line {number}: image {name!r} is not in {folder}.", "Restore the image, or the list if it was cut."
+    )
 
 
 def read_class_list(folder: Path, path: Path, classes: Sequence[str]) -> list[Sample]:
@@ -41,13 +44,10 @@ def read_class_list(folder: Path, path: Path, classes: Sequence[str]) -> list[Sa
     Raises:
         DataError: the list is not UTF-8, or names an image twice, a missing image or an unknown class.
     """
-    lines: dict[str, int] = {}
-    for number, line in read_lines(path):
-        if line.partition("/")[0] not in classes or not (folder / line).is_file():
-            raise DataError(
-                f"{path}, line {number}: there is no image {line!r} in {folder}.",
-                "Restore the image, or the list if it was cut.",
-            )
-        add_once(lines, line, path, number)
-    index = {name: position for position, name in enumerate(classes)}
-    return [Sample(line, folder / line, one_label(index[line.partition("/")[0]], len(classes))) for line in lines]
+    samples = []
+    for line, number in read_lines(path).items():
+        name = line.partition("/")[0]
+        if name not in classes or not (folder / line).is_file():
+            raise missing_image(path, number, line, folder)
+        samples.append(Sample(line, folder / line, one_label(classes.index(name), len(classes))))
+    return samples

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample
-from wildcat.data.images import IMAGE_SUFFIXES
-from wildcat.data.readers.lists import add_once, read_lines
+from wildcat.data.images import list_images
+from wildcat.data.readers.lists import missing_image, read_lines
 from wildcat.errors import DataError, did_you_mean
 
 # The 20 classes in the order of the devkit (`VOCinit.m`), which is alphabetical.
@@ -25,57 +24,20 @@ VOC_CLASSES = (
 
 MOST_PIXELS = 1e9  # a box with a coordinate beyond is refused
 
-_YEAR = re.compile(r"VOC20\d\d")
-_ORDER = ("train", "val", "trainval", "test")
-_RESTORE_LIST = "The list may be cut: restore it, or remove it to take the labels from the XML."
 
+class Object(NamedTuple):
+    """An object of an annotation; the box x1 y1 x2 y2 counts from 0 and has an exclusive end."""
 
-@dataclass(frozen=True)
-class _Objects:
-    """The objects of one annotation file: class indices (n,), boxes (n, 4), difficult flags (n,)."""
-
-    classes: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    difficult: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Devkit:
-    """One devkit folder (`VOC2012/`) and its files, listed once."""
-
-    root: Path
-    classes: tuple[str, ...]
-
-    @cached_property
-    def images(self) -> dict[str, Path]:
-        """Image id -> file; `.jpg` wins if an id has several files."""
-        files = [p for p in (self.root / "JPEGImages").iterdir() if p.suffix.lower() in IMAGE_SUFFIXES]
-        return {p.stem: p for p in sorted(files, key=lambda p: (p.suffix == ".jpg", p.name))}
-
-    @cached_property
-    def annotations(self) -> dict[str, Path]:
-        """Image id -> XML file."""
-        return {p.stem: p for p in (self.root / "Annotations").glob("*.xml")}
-
-    @cached_property
-    def masks(self) -> dict[str, Path]:
-        """Image id -> mask of classes."""
-        return {p.stem: p for p in (self.root / "SegmentationClass").glob("*.png")}
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
 
 
 def find_devkits(root: Path, lists: str = "Main") -> list[Path]:
-    """The devkit folders at `root`: itself, its `VOC20xx` folders, or those of `root/VOCdevkit`.
-
-    A devkit folder has `JPEGImages` and `ImageSets/<lists>`.
-    """
-
-    def is_devkit(folder: Path) -> bool:
-        return (folder / "ImageSets" / lists).is_dir() and (folder / "JPEGImages").is_dir()
-
-    if is_devkit(root):
-        return [root]
-    for folder in (root, root / "VOCdevkit"):
-        if found := [p for p in sorted(folder.glob("VOC20*")) if is_devkit(p)]:
+    """The folders with `JPEGImages` and `ImageSets/<lists>`: `root`, its `VOC20xx`, or those of `root/VOCdevkit`."""
+    for folders in ([root], sorted(root.glob("VOC20*")), sorted(root.glob("VOCdevkit/VOC20*"))):
+        found = [p for p in folders if (p / "ImageSets" / lists).is_dir() and (p / "JPEGImages").is_dir()]
+        if found:
             return found
     return []
 
@@ -93,19 +55,23 @@ def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
             "Give the folder VOC2012, the VOCdevkit around it, or the parent of that.",
         )
     names = ", ".join(p.name for p in found)
-    if year is not None:
-        of_year = [p for p in found if p.name == f"VOC{year}"]
-        if not of_year:
-            raise DataError(f"{root} has no VOC{year}; it has {names}.", f"Choose one of: {names}.")
-        return of_year[0]
-    if len(found) > 1:
+    chosen = [p for p in found if year is None or p.name == f"VOC{year}"]
+    if not chosen:
+        raise DataError(f"{root} has no VOC{year}; it has {names}.", f"Choose one of: {names}.")
+    if len(chosen) > 1:
         raise DataError(f"{root} holds {len(found)} devkits: {names}.", f"Name one of them, for example {found[-1]}.")
-    return found[0]
+    return chosen[0]
 
 
-def split_order(name: str) -> tuple[int, str]:
-    """Sort key of splits: train, val, trainval, test, then others by name."""
-    return _ORDER.index(name) if name in _ORDER else len(_ORDER), name
+def sort_splits(names: set[str]) -> list[str]:
+    """train, val, trainval, test, then others by name."""
+    first = [name for name in ("train", "val", "trainval", "test") if name in names]
+    return [*first, *sorted(names.difference(first))]
+
+
+def find_images(devkit: Path) -> dict[str, Path]:
+    """Image id -> file."""
+    return {p.stem: p for p in list_images(devkit / "JPEGImages", recursive=False)}
 
 
 def recognise_voc(root: Path) -> bool:
@@ -135,133 +101,102 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     """
     devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
-    class_lists = _class_lists(main)
-    if classes is None:
-        classes = VOC_CLASSES if _YEAR.fullmatch(devkit.name) else _classes_found(devkit, class_lists)
-    kit = Devkit(devkit, tuple(classes))
-    in_class_lists = {stem for stems in class_lists.values() for stem in stems}
-    splits = [p for p in main.glob("*.txt") if p.stem not in in_class_lists and not p.name.startswith(".")]
-    readers: dict[str, Reader] = {
-        path.stem: partial(_read_split, kit, path) for path in sorted(splits, key=lambda p: split_order(p.stem))
-    }
-    for path in sorted((devkit / "ImageSets" / "Segmentation").glob("*.txt")):
-        readers[f"seg-{path.stem}"] = partial(_read_split, kit, path)
-    if not readers:
+    stems = {p.stem for p in main.glob("*.txt") if not p.name.startswith(".")}
+    class_lists = {stem for stem in stems if stem.rpartition("_")[2] in stems and _has_labels(main / f"{stem}.txt")}
+    if classes is None and re.fullmatch(r"VOC20\d\d", devkit.name):
+        classes = VOC_CLASSES
+    elif classes is None:
+        classes = sorted({stem.rpartition("_")[0] for stem in class_lists})
+        classes = classes or sorted({o.name for p in devkit.glob("Annotations/*.xml") for o in read_objects(p)})
+        if not classes:
+            raise DataError(
+                f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in "
+                "Annotations.",
+                "Add class lists or annotations.",
+            )
+    lists = {name: main / f"{name}.txt" for name in sort_splits(stems - class_lists)}
+    lists |= {f"seg-{path.stem}": path for path in sorted(devkit.glob("ImageSets/Segmentation/*.txt"))}
+    if not lists:
         raise DataError(f"{main} holds no list of images.", "Put train.txt and val.txt there, one id per line.")
-    return DataSet(devkit.name, "voc", devkit, kit.classes, "multilabel", readers)
+    readers: dict[str, Reader] = {n: partial(_read_split, devkit, path, tuple(classes)) for n, path in lists.items()}
+    return DataSet(devkit.name, "voc", devkit, tuple(classes), "multilabel", readers)
 
 
-def _class_lists(main: Path) -> dict[str, set[str]]:
-    """Class -> the stems of its lists: files `<class>_<split>.txt` beside a `<split>.txt`, with two columns.
-
-    The columns distinguish a split called `train_small` from the lists of a class called "train".
-    """
-    stems = {p.stem for p in main.glob("*.txt")}
-    found: dict[str, set[str]] = {}
-    for stem in stems:
-        name, _, split = stem.rpartition("_")
-        if name and split in stems:
-            with (main / f"{stem}.txt").open(encoding="utf-8", errors="replace") as file:
-                if len(file.readline().split()) != 1:
-                    found.setdefault(name, set()).add(stem)
-    return found
+def _has_labels(path: Path) -> bool:
+    """Whether a list has more than ids: a split may be called `train_small` beside a split `small`."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return len(file.readline().split()) != 1
 
 
-def _classes_found(devkit: Path, class_lists: dict[str, set[str]]) -> tuple[str, ...]:
-    if class_lists:
-        return tuple(sorted(class_lists))
-    files = sorted((devkit / "Annotations").glob("*.xml"))
-    names = {_text(item, "name", path) for path in files for item in parse_annotation(path).iterfind("object")}
-    if not names:
-        raise DataError(
-            f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in Annotations.",
-            "Add class lists or annotations.",
-        )
-    return tuple(sorted(names))
-
-
-def _read_split(kit: Devkit, path: Path) -> list[Sample]:
-    ids = _read_ids(path, kit)
-    objects = [_read_annotation(kit, name) if name in kit.annotations else None for name in ids]
-    labels = np.empty((len(ids), len(kit.classes)), np.int8)
-    for index, name in enumerate(kit.classes):
-        class_list = path.with_name(f"{name}_{path.name}")
-        if class_list.exists():
-            labels[:, index] = _read_labels(class_list, ids, path)
-        else:
-            labels[:, index] = _labels_from_objects(kit, index, ids, objects, class_list)
-    return [
-        Sample(
-            name,
-            kit.images[name],
-            row,
-            boxes=found.boxes if found else None,
-            box_classes=found.classes if found else None,
-            box_difficult=found.difficult if found else None,
-            mask=kit.masks.get(name),
-        )
-        for name, row, found in zip(ids, labels, objects, strict=True)
-    ]
-
-
-def _read_ids(path: Path, kit: Devkit) -> list[str]:
-    """The ids of a list of images, one per line."""
-    lines: dict[str, int] = {}
-    for number, name in read_lines(path):
-        if name not in kit.images:
-            near = did_you_mean(name, [other for other in kit.images if other[:4] == name[:4]]).capitalize()
+def _read_split(devkit: Path, path: Path, classes: tuple[str, ...]) -> list[Sample]:
+    ids = read_lines(path)
+    images = find_images(devkit)
+    for name, number in ids.items():
+        if name not in images:
+            raise missing_image(path, number, name, devkit / "JPEGImages")
+    class_lists = {c: p for c in classes if (p := path.with_name(f"{c}_{path.name}")).exists()}
+    listed = {name: _read_labels(p, ids, path) for name, p in class_lists.items()}
+    samples = []
+    for name in ids:
+        xml, mask = devkit / "Annotations" / f"{name}.xml", devkit / "SegmentationClass" / f"{name}.png"
+        objects = read_objects(xml) if xml.is_file() else None
+        if objects is None and len(listed) < len(classes):
             raise DataError(
-                f"{path}, line {number}: image {name!r} is not in {kit.root / 'JPEGImages'}.",
-                f"{near} Restore the image, or the list if it was cut, or remove the line.".strip(),
-            )
-        add_once(lines, name, path, number)
-    return list(lines)
-
-
-def _read_labels(path: Path, ids: Sequence[str], split: Path) -> list[int]:
-    """The labels 1, 0, -1 of one class list, in the order of `ids`."""
-    wanted = set(ids)
-    found: dict[str, int] = {}
-    for number, line in read_lines(path):
-        name, *label = line.split()
-        if label not in (["1"], ["0"], ["-1"]):
-            raise DataError(f"{path}, line {number}: {line!r} is not an id and a label 1, 0 or -1.", _RESTORE_LIST)
-        if name not in wanted:
-            raise DataError(
-                f"{path}, line {number}: image {name!r} is not in {split.name}, so this list is of other images.",
-                "Restore the list that belongs to it, or remove it to take the labels from the XML.",
-            )
-        found[name] = int(label[0])
-    if len(found) < len(ids):
-        position, missing = next((i, name) for i, name in enumerate(ids, 1) if name not in found)
-        raise DataError(
-            f"{path} labels {len(found)} of the {len(ids)} images of {split.name}; the first one missing is "
-            f"{missing!r} (image {position} of the list).",
-            _RESTORE_LIST,
-        )
-    return [found[name] for name in ids]
-
-
-def _labels_from_objects(
-    kit: Devkit, index: int, ids: Sequence[str], objects: Sequence[_Objects | None], class_list: Path
-) -> list[int]:
-    labels = []
-    for name, found in zip(ids, objects, strict=True):
-        if found is None:
-            raise DataError(
-                f"{kit.root} has no labels for image {name!r}: neither {class_list.name} nor Annotations/{name}.xml.",
+                f"{devkit} has no labels for image {name!r}: it lacks Annotations/{name}.xml and class lists of "
+                f"{path.name}.",
                 "Add the class lists or the annotations, or choose another split.",
             )
-        difficult = found.difficult[found.classes == index]
-        labels.append(ABSENT if not len(difficult) else IGNORED if difficult.all() else PRESENT)
+        for other in {o.name for o in objects or ()}.difference(classes):
+            raise DataError(
+                f"{xml}: {other!r} is none of the {len(classes)} classes.",
+                did_you_mean(other, classes) or f"The classes are: {', '.join(classes)}.",
+            )
+        labels = [listed[c][name] if c in listed else _label(c, objects or ()) for c in classes]
+        truth: tuple[Any, ...] = (None, None, None)
+        if objects is not None:
+            truth = box_arrays([(o.box, classes.index(o.name), o.difficult) for o in objects])
+        truth = (*truth, mask if mask.is_file() else None)
+        samples.append(Sample(name, images[name], np.array(labels, np.int8), *truth))
+    return samples
+
+
+def _label(name: str, objects: Sequence[Object]) -> int:
+    difficult = [o.difficult for o in objects if o.name == name]
+    return ABSENT if not difficult else IGNORED if all(difficult) else PRESENT
+
+
+def box_arrays(rows: Sequence[tuple[Sequence[float], int, bool]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (n, 4), classes (n,) and difficult flags (n,) of a sample."""
+    boxes = np.array([row[0] for row in rows], np.float32).reshape(-1, 4)
+    return boxes, np.array([row[1] for row in rows], np.int64), np.array([row[2] for row in rows], np.bool_)
+
+
+def _read_labels(path: Path, ids: dict[str, int], split: Path) -> dict[str, int]:
+    """Image id -> label of one class list, which must hold the images of the split."""
+    labels: dict[str, int] = {}
+    for line, number in read_lines(path).items():
+        name, *label = line.split()
+        if label not in (["1"], ["0"], ["-1"]):
+            raise DataError(
+                f"{path}, line {number}: {line!r} is not an id and a label 1, 0 or -1.",
+                "The list may be cut: restore it, or remove it to take the labels from the XML.",
+            )
+        labels[name] = int(label[0])
+    if other := sorted(labels.keys() ^ ids.keys()):
+        raise DataError(
+            f"{path} and {split.name} list different images: {other[0]!r} is in one only, as are {len(other) - 1} "
+            "others.",
+            "The list may be cut: restore it, or remove it to take the labels from the XML.",
+        )
     return labels
 
 
-def parse_annotation(path: Path) -> ElementTree.Element:
-    """The root of an XML file; refuses document types and entities before the parser could expand them.
+def read_objects(path: Path) -> list[Object]:
+    """The objects of an XML file, in its order.
 
     Raises:
-        DataError: a DOCTYPE or ENTITY, another encoding than UTF-8, or XML that is cut.
+        DataError: a DOCTYPE or ENTITY (refused before the parser could expand it), another encoding than UTF-8, XML
+            that is cut, an object without a name or with an invalid box.
     """
     data = path.read_bytes()
     # A NUL byte means UTF-16, in which the two words would not be found.
@@ -271,57 +206,25 @@ def parse_annotation(path: Path) -> ElementTree.Element:
             "Do not trust this file: restore it from its source.",
         )
     try:
-        return ElementTree.fromstring(data)  # noqa: S314 - nothing is left that could expand
-    except ElementTree.ParseError as error:
-        raise DataError(
-            f"{path}, line {error.position[0]}: not valid XML ({error}).", "The file may be cut: restore it."
-        ) from error
-    except (LookupError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} has an unsupported encoding ({error}).", "Save it as UTF-8.") from error
-
-
-def _read_annotation(kit: Devkit, name: str) -> _Objects:
-    path = kit.annotations[name]
-    classes: list[int] = []
-    boxes: list[list[float]] = []
-    difficult: list[bool] = []
-    for item in parse_annotation(path).iterfind("object"):
-        label = _text(item, "name", path)
-        if label not in kit.classes:
-            raise DataError(
-                f"{path}: {label!r} is none of the {len(kit.classes)} classes.",
-                did_you_mean(label, kit.classes) or f"The classes are: {', '.join(kit.classes)}.",
-            )
-        classes.append(kit.classes.index(label))
-        boxes.append(read_box(item, path))
-        difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    return _Objects(
-        np.array(classes, np.int64), np.array(boxes, np.float32).reshape(-1, 4), np.array(difficult, np.bool_)
-    )
-
-
-def read_box(item: ElementTree.Element, path: Path) -> list[float]:
-    """x1 y1 x2 y2 of an object, counted from 0 with an exclusive end; errors name `path`.
-
-    Raises:
-        DataError: a corner is missing or no number, or the box is reversed.
-    """
-    corners = [_text(item, f"bndbox/{tag}", path) for tag in ("xmin", "ymin", "xmax", "ymax")]
-    text = " ".join(corners)[:100]
-    try:
-        x1, y1, x2, y2 = map(float, corners)
-    except ValueError as error:
-        raise DataError(f"{path}: a box holds {text!r}, not numbers.", "Restore the file.") from error
-    if not (-MOST_PIXELS < x1 <= x2 < MOST_PIXELS and -MOST_PIXELS < y1 <= y2 < MOST_PIXELS):
-        raise DataError(
-            f"{path}: a box has corners {text}, with its end before its start or beyond any image.",
-            "The order is xmin ymin xmax ymax: correct the file.",
+        root = ElementTree.fromstring(data)  # noqa: S314 - nothing is left that could expand
+    except (ElementTree.ParseError, LookupError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid XML ({error}).", "The file may be cut: restore it.") from error
+    objects = []
+    for number, item in enumerate(root.iterfind("object"), 1):
+        name, difficult, *corners = (
+            (item.findtext(tag) or "").strip()
+            for tag in ("name", "difficult", "bndbox/xmin", "bndbox/ymin", "bndbox/xmax", "bndbox/ymax")
         )
-    return [x1 - 1, y1 - 1, x2, y2]
-
-
-def _text(item: ElementTree.Element, tag: str, path: Path) -> str:
-    text = (item.findtext(tag) or "").strip()
-    if not text:
-        raise DataError(f"{path}: an object has no <{tag}>.", "The file may be cut: restore it.")
-    return text
+        try:
+            x1, y1, x2, y2 = map(float, corners)
+            valid = name and -MOST_PIXELS < x1 <= x2 < MOST_PIXELS and -MOST_PIXELS < y1 <= y2 < MOST_PIXELS
+        except ValueError:
+            valid = False
+        if not valid:
+            raise DataError(
+                f"{path}: object {number} has the name {name!r} and the box {' '.join(corners)[:100]!r}; it needs a "
+                "name and xmin ymin xmax ymax, in this order.",
+                "The file may be cut: restore or correct it.",
+            )
+        objects.append(Object(name, (x1 - 1, y1 - 1, x2, y2), difficult == "1"))
+    return objects

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wildcat.data.dataset import ABSENT, PRESENT, DataSet, Reader, Sample
-from wildcat.data.readers.lists import read_lines
-from wildcat.data.readers.voc import Devkit, choose_devkit, find_devkits, parse_annotation, read_box, split_order
+from wildcat.data.readers.lists import missing_image, read_lines
+from wildcat.data.readers.voc import box_arrays, choose_devkit, find_devkits, find_images, read_objects, sort_splits
 from wildcat.errors import DataError
 
 # The ten actions of VOC 2012 (`VOCinit.m`), sorted.
@@ -21,9 +21,6 @@ ACTION_CLASSES = (
 )
 
 OTHER = "other"  # the devkit's name for people who do none of the ten; it is no class (`VOCinit.m`)
-
-# (image id, number of the object in its XML, from 1) -> 1 does it, -1 does not, 0 uncertain.
-People = Mapping[tuple[str, int], int]
 
 
 def recognise_action(root: Path) -> bool:
@@ -54,78 +51,68 @@ def read_action(root: Path, *, year: int | None = None) -> DataSet:
     devkit = choose_devkit(root, year, "Action")
     folder = devkit / "ImageSets" / "Action"
     found = [p.stem.rpartition("_") for p in folder.glob("*_*.txt") if not p.name.startswith(".")]
-    actions = sorted({action for action, _, _ in found} - {OTHER})
+    actions = tuple(sorted({action for action, _, _ in found} - {OTHER}))
     if not actions:
         raise DataError(f"{folder} holds no list of an action.", "Restore <action>_train.txt and <action>_val.txt.")
-    kit = Devkit(devkit, ACTION_CLASSES if devkit.name == "VOC2012" else tuple(actions))
-    splits = sorted({split for _, _, split in found}, key=split_order)
-    readers: dict[str, Reader] = {split: partial(_read_split, kit, folder, split) for split in splits}
-    return DataSet(f"{devkit.name}-Action", "voc-action", devkit, kit.classes, "multilabel", readers)
+    classes = ACTION_CLASSES if devkit.name == "VOC2012" else actions
+    splits = sort_splits({split for _, _, split in found})
+    readers: dict[str, Reader] = {
+        split: partial(_read_split, devkit, [folder / f"{name}_{split}.txt" for name in classes]) for split in splits
+    }
+    return DataSet(f"{devkit.name}-Action", "voc-action", devkit, classes, "multilabel", readers)
 
 
-def _read_split(kit: Devkit, folder: Path, split: str) -> list[Sample]:
-    paths = [folder / f"{name}_{split}.txt" for name in kit.classes]
-    columns = [_read_people(path, kit) for path in paths]
-    for path, column in zip(paths, columns, strict=True):
-        _check_same_people(paths[0], columns[0], path, column)
+def _read_split(devkit: Path, lists: list[Path]) -> list[Sample]:
+    """The samples of a split, given the list of each class."""
+    images = find_images(devkit)
+    columns = [_read_people(path, images, devkit / "JPEGImages") for path in lists]
+    for path, column in zip(lists, columns, strict=True):
+        for image, person in sorted(columns[0].keys() ^ column.keys()):
+            raise DataError(
+                f"Person {person} of image {image} is in one of {lists[0].name} and {path.name} of {path.parent} only.",
+                "The lists of a split name the same people: restore the one that was cut.",
+            )
     people: dict[str, list[int]] = {}  # image -> numbers of its people
-    for image, number in columns[0]:
-        people.setdefault(image, []).append(number)
+    for image, person in columns[0]:
+        people.setdefault(image, []).append(person)
     samples = []
-    for image, numbers in people.items():
-        labels = np.array([[column[image, number] for column in columns] for number in numbers], np.int8)
-        samples.append(Sample(image, kit.images[image], labels.max(axis=0), *_boxes(kit, image, numbers, labels)))
+    for image, persons in people.items():
+        labels = np.array([[column[image, person] for column in columns] for person in persons], np.int8)
+        path = devkit / "Annotations" / f"{image}.xml"
+        truth: tuple[Any, ...] = ()
+        if path.is_file():
+            objects = read_objects(path)
+            if max(persons) > len(objects):
+                raise DataError(
+                    f"{path} has {len(objects)} objects; the action lists name number {max(persons)}.",
+                    "The file may be cut: restore it.",
+                )
+            truth = box_arrays(
+                [
+                    (objects[persons[i] - 1].box, index, labels[i, index] != PRESENT)
+                    for i, index in np.argwhere(labels != ABSENT)
+                ]
+            )
+        samples.append(Sample(image, images[image], labels.max(axis=0), *truth))
     return samples
 
 
-def _boxes(
-    kit: Devkit, image: str, numbers: Sequence[int], labels: NDArray[np.int8]
-) -> tuple[NDArray[np.float32] | None, NDArray[np.int64] | None, NDArray[np.bool_] | None]:
-    """Boxes (n, 4), classes (n,) and uncertain (n,), one per person and action that is not absent."""
-    if image not in kit.annotations:
-        return None, None, None
-    path = kit.annotations[image]
-    objects = parse_annotation(path).findall("object")
-    if max(numbers) > len(objects):
-        raise DataError(
-            f"{path} has {len(objects)} objects; the action lists name number {max(numbers)}.",
-            "The file may be cut: restore it.",
-        )
-    people, classes = np.nonzero(labels != ABSENT)
-    boxes = [read_box(objects[numbers[int(person)] - 1], path) for person in people]
-    return np.array(boxes, np.float32).reshape(-1, 4), classes, labels[people, classes] != PRESENT
-
-
-def _read_people(path: Path, kit: Devkit) -> People:
+def _read_people(path: Path, images: dict[str, Path], folder: Path) -> dict[tuple[str, int], int]:
+    """(image, number of the object in its XML, from 1) -> 1 does the action, -1 does not, 0 uncertain."""
     if not path.is_file():
         raise DataError(
             f"{path} does not exist; the other actions have lists of this split.", "Restore the list, or its devkit."
         )
     people: dict[tuple[str, int], int] = {}
-    for number, line in read_lines(path):
-        match line.split():
-            case [image, person, ("1" | "0" | "-1") as label] if person.isdecimal() and int(person) > 0:
-                key = image, int(person)
-            case _:
-                raise DataError(
-                    f"{path}, line {number}: {line!r} is not an id, the number of an object and a label 1, 0 or -1.",
-                    "The list may be cut: restore it.",
-                )
-        if image not in kit.images:
+    for line, number in read_lines(path).items():
+        match = re.fullmatch(r"(\S+)\s+([1-9]\d{0,8})\s+(1|0|-1)", line)
+        if match is None:
             raise DataError(
-                f"{path}, line {number}: image {image!r} is not in {kit.root / 'JPEGImages'}.",
-                "Restore the image, or the list if it was cut.",
+                f"{path}, line {number}: {line!r} is not an id, the number of an object and a label 1, 0 or -1.",
+                "The list may be cut: restore it.",
             )
-        if key in people:
-            raise DataError(f"{path}, line {number}: {image} {person} appears already.", "Remove one of the two lines.")
-        people[key] = int(label)
+        image, person, label = match.groups()
+        if image not in images:
+            raise missing_image(path, number, image, folder)
+        people[image, int(person)] = int(label)
     return people
-
-
-def _check_same_people(first: Path, expected: People, path: Path, found: People) -> None:
-    for image, person in sorted(expected.keys() ^ found.keys()):
-        here, there = (path, first) if (image, person) in found else (first, path)
-        raise DataError(
-            f"Person {person} of image {image} is in {here.name} and not in {there.name} of {path.parent}.",
-            "The lists of a split name the same people: restore the one that was cut.",
-        )
