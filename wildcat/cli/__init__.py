@@ -6,6 +6,7 @@ import torch only inside these functions, so that `wildcat --help` answers quick
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes
+from tyro.conf import FlagCreatePairsOff
 
 from wildcat._version import __version__
 from wildcat.cli.allocator import keep_freed_memory
@@ -81,8 +82,7 @@ def run_command(arguments: list[str]) -> int:
     """Run a command and print errors that the user can fix as one sentence; returns the exit code."""
     try:
         command = parse(arguments)
-        _, run = COMMANDS[arguments[0]]
-        code = run(command)
+        code = COMMANDS[arguments[0]][1](command)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -118,8 +118,9 @@ def parse(arguments: Sequence[str]) -> Any:
     if name not in COMMANDS:
         near = did_you_mean(name, COMMANDS)
         raise ConfigError(f"there is no command {name!r}.", near or f"Commands are: {', '.join(COMMANDS)}.")
-    kind = _train_with_defaults(flags) if name == "train" else COMMANDS[name][0]
-    parsed = tyro.cli(kind, prog=f"wildcat {name}", args=flags, config=(FlagCreatePairsOff,))
+    kind, _ = COMMANDS[name]
+    default = _train_defaults(flags) if kind is Train else None
+    parsed = tyro.cli(kind, prog=f"wildcat {name}", args=flags, default=default, config=(FlagCreatePairsOff,))
     if isinstance(parsed, Train):
         parsed.config.validate()
     return parsed
@@ -142,36 +143,25 @@ def help_text() -> str:
     return "\n".join([*lines, "", "wildcat COMMAND --help lists the flags of a command; wildcat --version."])
 
 
-def _train_with_defaults(flags: Sequence[str]) -> type[Train]:
-    """The Train command with the defaults that its --recipe, --method and --resume flags imply.
+def _train_defaults(flags: Sequence[str]) -> Train:
+    """The defaults of wildcat train that its flags --recipe, --method and --resume imply.
 
     A resumed run starts from its own settings. A recipe or method given again is applied over them, so that a
     different one is refused as a changed setting instead of being ignored.
     """
-    base = TrainConfig()
-    if not {"-h", "--help"} & set(flags):
-        recipe, method, out = (_value_of(flags, flag) for flag in ("--recipe", "--method", "--out"))
-        if "--resume" in flags and out and (Path(out) / "config.yaml").is_file():
-            base = read_config(Path(out) / "config.yaml")
-        if recipe:
-            base = load_recipe(recipe, base)
-        if method:
-            base = dataclasses.replace(base, **method_settings(method))
-    kind = dataclasses.make_dataclass(
-        "Train", [("config", OmitArgPrefixes[TrainConfig], base)], bases=(Train,), frozen=True, kw_only=True
-    )
-    kind.__doc__ = Train.__doc__
-    return kind
-
-
-def _value_of(flags: Sequence[str], name: str) -> str | None:
-    """The value of `--name VALUE` or `--name=VALUE`."""
-    for flag, following in zip(flags, [*flags[1:], None], strict=True):
-        if flag == name:
-            return following
-        if flag.startswith(f"{name}="):
-            return flag.split("=", 1)[1]
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--recipe", "--method", "--out"):
+        parser.add_argument(flag, nargs="?")
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args(flags)
+    config = TrainConfig()
+    if given.resume and given.out and (settings := Path(given.out) / "config.yaml").is_file():
+        config = read_config(settings)
+    if given.recipe:
+        config = load_recipe(given.recipe, config)
+    if given.method:
+        config = dataclasses.replace(config, **method_settings(given.method))
+    return Train(data=tyro.MISSING, out=tyro.MISSING, config=config)
 
 
 @contextlib.contextmanager

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import find_images
-from wildcat.cli.options import DataCommand, parse_sizes
-from wildcat.config import Flip
+from wildcat.cli.options import DataCommand, Model, ViewCommand, parse_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(DataCommand):
+class Bench(ViewCommand, DataCommand):
     """Time the engines that can run a model here, compare their outputs with torch's, and create int8 graphs."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A model folder, or a packaged model such as imagenet-lite0."""
+    run: Model
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
     """Typical images, folders or globs; with --split, one data set. A few hundred are best: int8 is calibrated with
     them, and scores are compared on them. Without any, engines are only timed."""
@@ -31,14 +29,6 @@ class Bench(DataCommand):
     """Images per forward pass."""
     compile: bool = False
     """Also time torch.compile; compiling takes minutes and needs a C++ compiler."""
-    flip: Flip = "none"
-    """Average the maps of mirrored views."""
-    sizes: Annotated[str, arg(metavar="S,S,...")] = ""
-    """Input sizes in pixels; empty: the size of training."""
-    output_stride: Literal[32, 16, 8] | None = None
-    """Input pixels per cell of the maps."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import DataCommand, ModelCommand, describe, load_model, open_data
+from wildcat.cli.options import Data, DataCommand, ModelCommand, describe, load_model, open_data
 from wildcat.errors import RunError
 
 
@@ -21,8 +21,7 @@ class Calibrate(ModelCommand, DataCommand):
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A model folder; its earlier calibration is replaced."""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set: the training data of the model."""
+    data: Data
     split: str = "train"
     """Split to fit on; never a split to evaluate on."""
     crf: bool = False

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional, arg
-
-from wildcat.cli.options import DataCommand, ModelCommand, describe, evaluation_split, load_model, open_data
+from wildcat.cli.options import (
+    Data,
+    DataCommand,
+    Model,
+    ModelCommand,
+    describe,
+    evaluation_split,
+    load_model,
+    open_data,
+)
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,10 +30,8 @@ if TYPE_CHECKING:
 class Evaluate(ModelCommand, DataCommand):
     """Evaluate a model on labelled images."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A model folder, or a packaged model such as imagenet-lite0."""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set."""
+    run: Model
+    data: Data
     split: str | None = None
     """Split to evaluate on; by default val if the data has one, otherwise test."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
@@ -44,9 +49,11 @@ def run_evaluate(command: Evaluate) -> int:
     from wildcat.evaluation import class_order, measure, summarize
     from wildcat.progress import SILENT, ProgressBar
     from wildcat.train.distributed import process_group, rank, world_size
+    from wildcat.viz.curves import SUFFIXES
 
-    if command.curves is not None:
-        check_curves(command.curves)
+    if command.curves is not None and command.curves.suffix not in (".csv", *SUFFIXES):
+        drawn = ", ".join(SUFFIXES)
+        raise ConfigError(f"{command.curves}: curves are written as .csv, or drawn as {drawn}.")
     data = open_data(command, command.data)
     split = evaluation_split(command.split, data)
     with process_group():
@@ -65,25 +72,8 @@ def run_evaluate(command: Evaluate) -> int:
     return 0
 
 
-def check_curves(path: Path) -> None:
-    """Check the suffix of a file of curves before the evaluation starts.
-
-    Raises:
-        ConfigError: not .csv, .png, .svg or .pdf.
-    """
-    from wildcat.viz.curves import SUFFIXES
-
-    if path.suffix not in (".csv", *SUFFIXES):
-        raise ConfigError(f"{path}: curves are written as .csv, or drawn as {', '.join(SUFFIXES)}.")
-
-
 def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
-    """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf).
-
-    Raises:
-        MissingExtra: matplotlib is needed to draw and is not installed.
-        RunError: the file cannot be written.
-    """
+    """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf)."""
     from wildcat.data.dataset import label_matrix
     from wildcat.files import write_bytes
     from wildcat.metrics import precision_recall_curve

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.images import check_amounts, find_images, refuse_vanished
-from wildcat.cli.options import DataCommand, ModelCommand, Options, load_model
-from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+from wildcat.cli.images import check_amounts, find_images, predict_each
+from wildcat.cli.options import DataCommand, Model, ModelCommand, Options, load_model
+from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export(ModelCommand):
     """Export the model as ONNX, or its predictions as COCO, YOLO, Pascal VOC or Label Studio annotations."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
+    run: Model
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
     """Images, folders of images, or globs; with --split, one data set. None for onnx."""
     format: str
@@ -69,53 +67,39 @@ def run_export(command: Export) -> int:
 
 def export_annotations(command: Export) -> int:
     """Predict each image and write its instances."""
-    from contextlib import ExitStack
-
-    from tqdm import tqdm
-
     from wildcat.export import ANNOTATION_FORMATS, InstanceParams
-    from wildcat.progress import ProgressBar
 
-    extra = format_options(command)
+    extra: dict[str, Any] = {"simplify": command.simplify, "scores": command.scores or None}
+    extra = {name: value for name, value in extra.items() if value is not None}
+    for name in extra:
+        if name not in ANNOTATION_FORMATS[command.format].options:
+            takers = [key for key, writer in ANNOTATION_FORMATS.items() if name in writer.options]
+            raise ConfigError(
+                f"--{name} cannot be used with --format {command.format}.",
+                f"Formats with --{name}: {', '.join(takers)}.",
+            )
     params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
     check_amounts(command.batch_size, command.limit)
     data = DataCommand(format=command.data_format, data_option=command.data_option)
     images = find_images(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
-    names = {str(image): name for image, name in images}
-    written, regions, skipped = 0, 0, 0
-
-    def skip(image: object, error: WildcatError) -> None:
-        nonlocal skipped
-        refuse_vanished(image)
-        skipped += 1
-        tqdm.write(f"skipped {error.message}", file=sys.stderr)
-        progress.advance()
-
-    with ExitStack() as stack:
-        writer = ANNOTATION_FORMATS[command.format](
-            command.out, predictor.classes, params, images=command.images, model=predictor.name, **extra
-        )
-        stack.enter_context(writer)
+    written, regions = 0, 0
+    with ANNOTATION_FORMATS[command.format](
+        command.out, predictor.classes, params, images=command.images, model=predictor.name, **extra
+    ) as writer:
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; {len(images)} images; device "
             f"{predictor.device.type}; writing {command.out} as {command.format}",
             flush=True,
         )
-        progress = stack.enter_context(ProgressBar())
-        progress.start("exporting", len(images))
-        paths = [path for path, _ in images]
-        for prediction in predictor.stream(paths, modalities=False, batch_size=command.batch_size, on_error=skip):
-            regions += len(writer.add(prediction, names[prediction.path]))
+        for prediction, name in predict_each(predictor, images, "exporting", False, command.batch_size):
+            regions += len(writer.add(prediction, name))
             written += 1
-            progress.advance()
         if not written:
             raise DataError(
                 f"none of the {len(images)} images could be read; {command.out} was not written.",
                 "See the reasons above.",
             )
-    if skipped:
-        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
     print(f"{regions} regions in {written} images: {command.out}")
     return 0
 
@@ -137,23 +121,3 @@ def export_network(command: Export) -> int:
     path = export_onnx(predictor, command.out)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; scores and class maps match torch")
     return 0
-
-
-def format_options(command: Export) -> dict[str, Any]:
-    """The given options that only some formats take.
-
-    Raises:
-        ConfigError: the format does not take an option.
-    """
-    from wildcat.export import ANNOTATION_FORMATS
-
-    options = {"simplify": command.simplify, "scores": command.scores or None}
-    given = {name: value for name, value in options.items() if value is not None}
-    for name in given:
-        if name not in ANNOTATION_FORMATS[command.format].options:
-            takers = [key for key, writer in ANNOTATION_FORMATS.items() if name in writer.options]
-            raise ConfigError(
-                f"--{name} cannot be used with --format {command.format}.",
-                f"Formats with --{name}: {', '.join(takers)}.",
-            )
-    return given

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import DataCommand, open_data
-from wildcat.errors import ConfigError, DataError, did_you_mean
+from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
 
 if TYPE_CHECKING:
     from wildcat.data.image_ref import ImageRef
+    from wildcat.prediction import Prediction
+    from wildcat.predictor import Predictor
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
@@ -21,19 +24,6 @@ def check_amounts(batch_size: int, limit: int) -> None:
     """
     if batch_size < 1 or limit < 0:
         raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
-
-
-def refuse_vanished(image: object) -> None:
-    """Stop at an image whose whole folder is gone: a disk was removed, not one broken file.
-
-    Raises:
-        DataError: names the folder.
-    """
-    if isinstance(image, Path) and not image.parent.is_dir():
-        raise DataError(
-            f"{image.parent} has vanished.",
-            "Restore it and give another --out; or predict with --shard-rows 1000, which --resume continues.",
-        )
 
 
 def find_images(
@@ -61,6 +51,42 @@ def find_images(
         found = [pair for text in paths for pair in _images_at(text)]
     unique = list(dict(found).items())
     return unique[:limit] if limit else unique
+
+
+def predict_each(
+    predictor: Predictor, images: Sequence[tuple[Path | ImageRef, str]], task: str, modalities: bool, batch_size: int
+) -> Iterator[tuple[Prediction, str]]:
+    """Predict images behind a progress bar, each with its name; report and skip the unreadable ones.
+
+    Raises:
+        DataError: the whole folder of an image is gone: a disk was removed.
+    """
+    from tqdm import tqdm
+
+    from wildcat.progress import ProgressBar
+
+    names = {str(image): name for image, name in images}
+    skipped = 0
+
+    def skip(image: object, error: WildcatError) -> None:
+        nonlocal skipped
+        if isinstance(image, Path) and not image.parent.is_dir():
+            raise DataError(
+                f"{image.parent} has vanished.",
+                "Restore it and give another --out; or predict with --shard-rows 1000, which --resume continues.",
+            )
+        skipped += 1
+        tqdm.write(f"skipped {error.message}", file=sys.stderr)
+        progress.advance()
+
+    with ProgressBar() as progress:
+        progress.start(task, len(images))
+        paths = [image for image, _ in images]
+        for prediction in predictor.stream(paths, modalities=modalities, batch_size=batch_size, on_error=skip):
+            yield prediction, names[prediction.path]
+            progress.advance()
+    if skipped:
+        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
 
 
 def _images_at(text: str) -> list[tuple[Path, str]]:

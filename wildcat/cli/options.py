@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from wildcat.config import EngineName, Flip, Precision
 from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, out_of_memory
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from wildcat.data.image_ref import ImageRef
     from wildcat.predictor import Predictor
 
+Model = Positional[
+    Annotated[str, arg(metavar="RUN", help="A model folder, or a packaged model such as imagenet-lite0.")]
+]
+Data = Positional[
+    Annotated[str, arg(metavar="DATA", help="A folder, a .csv, or the name of a packaged data set, such as solar.")]
+]
+Sizes = Annotated[str, arg(metavar="S,S,...")]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
 
@@ -32,19 +39,25 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelCommand(Command):
-    """Flags of every command that uses a trained model."""
+class ViewCommand(Command):
+    """Flags of every command that times or uses a trained model."""
 
     flip: Flip = "none"
     """Average the maps of mirrored views, at twice (horizontal) or four times (both) the cost."""
-    sizes: Annotated[str, arg(metavar="S,S,...")] = ""
+    sizes: Sizes = ""
     """Average over these input sizes, such as 320,448,576; empty: the size of training."""
     output_stride: Literal[32, 16, 8] | None = None
     """Input pixels per cell of the maps, if the backbone supports it: finer maps, same weights, more cost."""
-    tile: Annotated[int | None, arg(metavar="PIXELS")] = None
-    """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCommand(ViewCommand):
+    """Flags of every command that uses a trained model."""
+
+    tile: Annotated[int | None, arg(metavar="PIXELS")] = None
+    """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     engine: EngineName = "torch"
     """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
     precision: Precision = "fp32"

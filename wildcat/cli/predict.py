@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wildcat.cli.images import check_amounts, find_images, refuse_vanished
+from wildcat.cli.images import check_amounts, find_images, predict_each
 from wildcat.cli.options import load_model
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
-from wildcat.errors import ConfigError, WildcatError, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,6 @@ def run_into_folder(command: Predict) -> int:
     from tqdm import tqdm
 
     from wildcat.export.predictions import PredictionWriter, parse_save
-    from wildcat.progress import ProgressBar
 
     save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
@@ -61,20 +59,12 @@ def run_into_folder(command: Predict) -> int:
             "Leave masks out of --save; Prediction.mask gives them as arrays.",
         )
     drawn = named_classes(command.classes, predictor.classes)
-    names = {str(image): name for image, name in images}
-    skipped = written = 0
+    written = 0
     gallery = None
     if command.report:
         from wildcat.report import Gallery, model_info, write_report
 
         gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
-
-    def skip(image: object, error: WildcatError) -> None:
-        nonlocal skipped
-        refuse_vanished(image)
-        skipped += 1
-        tqdm.write(f"skipped {error.message}", file=sys.stderr)
-        progress.advance()
 
     with ExitStack() as stack:
         writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
@@ -83,25 +73,15 @@ def run_into_folder(command: Predict) -> int:
             f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",
             flush=True,
         )
-        progress = stack.enter_context(ProgressBar())
-        progress.start("predicting", len(images))
-        stream = predictor.stream(
-            [path for path, _ in images],
-            modalities=command.report or bool({"modalities", "arrays"} & set(save)),
-            batch_size=command.batch_size,
-            on_error=skip,
-        )
-        for prediction in stream:
+        modalities = command.report or bool({"modalities", "arrays"} & set(save))
+        for prediction, name in predict_each(predictor, images, "predicting", modalities, command.batch_size):
             if writer:
-                writer.add(prediction, names[prediction.path])
+                writer.add(prediction, name)
             if gallery:
                 gallery.add(prediction)
             if not writer or len(images) <= 10:
                 tqdm.write(prediction_line(prediction))
             written += 1
-            progress.advance()
-    if skipped:
-        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
         if gallery and written:

@@ -6,15 +6,12 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, describe, open_data
+from wildcat.cli.options import Data, DataCommand, describe, open_data
 from wildcat.config import RefineConfig
-
-if TYPE_CHECKING:
-    from wildcat.models.folder import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +20,7 @@ class Refine(DataCommand):
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder: not an ensemble or a refined model."""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set: the training data of the run."""
+    data: Data
     out: Path
     """New model folder; never overwritten."""
     split: str = "train"
@@ -59,14 +55,9 @@ def run_refine(command: Refine) -> int:
     except KeyboardInterrupt:
         print("Interrupted; only the cached features were written, and are reused next time.", file=sys.stderr)
         return 1
-    print(refined_lines(model, command.out, command.data))
-    return 0
-
-
-def refined_lines(model: Model, folder: Path, source: str) -> str:
-    """Describe a refined model and the next commands."""
     losses = ", ".join(f"{loss:.3f}" for loss in model.manifest["trained"]["losses"])
-    evaluating = shlex.join(["wildcat", "evaluate", str(folder), source, "--crf"])
-    predicting = shlex.join(["wildcat", "predict", str(folder), "IMAGE", "--crf", "--save", "masks", "--out", "DIR"])
-    first = f"{folder}: a segmenter on {model.runs[0].config.backbone}; loss {losses}"
-    return f"{first}\nNext: {evaluating}   or   {predicting}"
+    print(f"{command.out}: a segmenter on {run.config.backbone}; loss {losses}")
+    folder = shlex.quote(str(command.out))
+    evaluating = f"wildcat evaluate {folder} {shlex.quote(command.data)} --crf"
+    print(f"Next: {evaluating}   or   wildcat predict {folder} IMAGE --crf --save masks --out DIR")
+    return 0

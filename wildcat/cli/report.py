@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
-
-from wildcat.cli.options import DataCommand, ModelCommand, describe, evaluation_split, load_model, open_data
+from wildcat.cli.options import (
+    Data,
+    DataCommand,
+    Model,
+    ModelCommand,
+    describe,
+    evaluation_split,
+    load_model,
+    open_data,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ModelCommand, DataCommand):
     """Evaluate a model on labelled data and write one HTML file with metrics, curves, hits and misses."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
-    data: Positional[Annotated[str, arg(metavar="DATA")]]
-    """A folder, a .csv, or the name of a packaged data set."""
+    run: Model
+    data: Data
     split: str | None = None
     """Split to evaluate; by default val if the data has one, otherwise test."""
     out: Path | None = None
@@ -41,8 +46,6 @@ def run_report(command: Report) -> int:
     from wildcat.report import check_limits, check_target, model_info, report_split
 
     check_limits(command.examples, command.max_mb)
-    if command.out is not None:
-        check_target(command.out)
     data = open_data(command, command.data)
     split = evaluation_split(command.split, data)
     names = (Path(command.run).name, data.name, split)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, describe, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, Sizes, describe, open_data, parse_sizes
 from wildcat.config import TrainConfig, load_recipe
 
 
@@ -26,7 +26,7 @@ class Reproduce(DataCommand):
     """Folder for tables, plots and finished cells; cells that are there already are not run again."""
     seeds: int = 3
     """Number of seeds, starting at --seed; on 15-Scene each seed has another random split."""
-    sizes: Annotated[str, arg(metavar="S,S,...")] = ""
+    sizes: Sizes = ""
     """One network for each of these input sizes, combined, as in the paper's tables 2 to 4 and 8; such as 320,448."""
     combine: Literal["linear", "average"] = "linear"
     """How several sizes are combined: a linear classifier on their scores (Object Bank), or their average."""

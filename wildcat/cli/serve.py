@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated
 
-from tyro.conf import Positional, arg
-
-from wildcat.cli.options import ModelCommand, load_model
+from wildcat.cli.options import Model, ModelCommand, load_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(ModelCommand):
     """Serve the model over HTTP, with a demo page."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """Model folder, or a packaged model such as imagenet-lite0."""
+    run: Model
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 makes the service available to everyone who can reach this machine."""
     port: int = 8000
