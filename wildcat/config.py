@@ -129,12 +129,13 @@ class TrainConfig:
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float = 0.01
-    """Peak learning rate of the layers after the backbone; each of the M maps receives 1/M of the gradient."""
+    """Peak learning rate of SGD for the layers after the backbone; each of the M maps receives 1/M of the gradient. The
+    bias of the maps has this times the number of features."""
     backbone_lr_scale: float = 0.1
     """Learning rate of the backbone as a fraction of lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.03
     """Weight decay of SGD (not on biases and normalisation layers)."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; step divides it by 10 after each third of the epochs."""

@@ -50,8 +50,8 @@ def run(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
         workers=0,
         tune="head",
         flip="horizontal",
-        lr=0.03,
-        weight_decay=0.03,
+        pooling="max",
+        num_maps=1,
     )
     train(create_run(folder, config, shapes, "shapes"), shapes)
     return folder

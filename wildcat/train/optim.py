@@ -57,18 +57,26 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
     The layers after the backbone have `lr`, the backbone `lr * backbone_lr_scale`. Biases and normalisation layers have
     no weight decay.
+
+    The bias of the transfer layer has D times the rate, for D features: standardised features have length sqrt(D), the
+    constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and with it the
+    zero level of the maps, from which masks are drawn.
     """
     groups: list[dict[str, object]] = []
-    parts: list[tuple[nn.Module, float]] = [(model.transfer, config.lr), (model.pool, config.lr)]
+
+    def add(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        if parameters and lr > 0:
+            groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
+
+    add([model.transfer.weight], config.lr, config.weight_decay)
+    add([model.transfer.bias], config.lr * model.transfer.in_channels, 0.0)
+    parts = [(model.pool, config.lr)]
     if config.tune == "all":
         parts.append((model.backbone, config.lr * config.backbone_lr_scale))
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        vectors = [p for p in trained if p.ndim <= 1]
-        for parameters, weight_decay in ((matrices, config.weight_decay), (vectors, 0.0)):
-            if parameters and lr > 0:
-                groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
+        add([p for p in trained if p.ndim > 1], lr, config.weight_decay)
+        add([p for p in trained if p.ndim <= 1], lr, 0.0)
     return groups
 
 
