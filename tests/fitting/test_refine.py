@@ -94,7 +94,9 @@ def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, refined: Pa
 def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, tmp_path: Path) -> None:
     path = shapes.split("val")[0].path
     plain, said = load(run, "cpu").predict(path), load(refined, "cpu").predict(path)
-    np.testing.assert_allclose(said.class_scores, plain.class_scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        said.class_scores, plain.class_scores, rtol=1e-4, atol=1e-4
+    )  # batch norm is folded in one
     assert said.class_maps.shape == (5, 14, 14) and plain.class_maps.shape == (5, 7, 7)  # 1/16 and 1/32 of 224 pixels
     assert said.modality_maps is not None
     np.testing.assert_array_equal(said.modality_maps[:, 0], said.class_maps)

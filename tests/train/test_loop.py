@@ -439,7 +439,7 @@ def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes
 
 @pytest.mark.parametrize("tune", ["all", "head"])
 def test_a_background_is_learned_along(tmp_path: Path, shapes: DataSet, weights: str, tune: Tune) -> None:
-    settings = replace(SMALL, background=True, epochs=4, tune=tune, weights=weights, lr=0.05, balance=True)
+    settings = replace(SMALL, background=True, epochs=4, tune=tune, weights=weights, lr=0.01, balance=True)
     run = create_run(tmp_path / "run", settings, shapes)
     assert train(run, shapes).finished
     history = run.history()

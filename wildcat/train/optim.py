@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from wildcat.config import TrainConfig
@@ -64,7 +65,7 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
     """
     groups: list[dict[str, object]] = []
 
-    def add(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def add(parameters: Sequence[Tensor], lr: float, weight_decay: float) -> None:
         if parameters and lr > 0:
             groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
 
