@@ -8,49 +8,57 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import DataCommand, open_data
-from wildcat.errors import ConfigError, DataError, WildcatError, did_you_mean
+from wildcat.errors import ConfigError, DataError, WildcatError
 
 if TYPE_CHECKING:
+    from wildcat.data import Sample
     from wildcat.data.image_ref import ImageRef
     from wildcat.prediction import Prediction
     from wildcat.predictor import Predictor
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
-    """Refuse a batch size below 1 or a negative limit.
-
-    Raises:
-        ConfigError: names both.
-    """
+    """Refuse a batch size below 1 or a negative limit."""
     if batch_size < 1 or limit < 0:
         raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
+
+
+def split_samples(paths: Sequence[str], split: str, data: DataCommand) -> tuple[Sample, ...]:
+    """The samples of a split of the one data set that `paths` must name."""
+    if len(paths) != 1:
+        raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
+    return open_data(data, paths[0]).split(split)
 
 
 def find_images(
     paths: Sequence[str], split: str | None, limit: int, data: DataCommand
 ) -> list[tuple[Path | ImageRef, str]]:
-    """The images of a command line, each with the relative path that names its output files.
+    """The images of a command line, each once, with the relative path that names its output files.
 
     Args:
         paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data`.
         limit: maximum number of images; 0: all.
 
     Raises:
-        ConfigError: no path, or a split of several.
+        ConfigError: no path, a split of several, or a source that is read with --shard-rows only.
         DataError: a path that does not exist, a folder or glob without images.
     """
-    found: list[tuple[Path | ImageRef, str]]
-    if not paths:
-        raise ConfigError("no images are given.", "Name images, folders of images, or globs in quotes.")
+    from wildcat.data.remote import is_url
+    from wildcat.scale.inputs import find_sources, list_images
+
+    found: dict[Path | ImageRef, str] = {}
     if split is not None:
-        if len(paths) != 1:
-            raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
-        samples = open_data(data, paths[0]).split(split)
-        found = [(s.path, s.path.name if isinstance(s.path, Path) else s.name.replace(".tar#", "/")) for s in samples]
+        for sample in split_samples(paths, split, data):
+            path = sample.path
+            found[path] = path.name if isinstance(path, Path) else sample.name.replace(".tar#", "/")
     else:
-        found = [pair for text in paths for pair in _images_at(text)]
-    unique = list(dict(found).items())
-    return unique[:limit] if limit else unique
+        for source in find_sources(paths):
+            if source.kind in ("tar", "table") or is_url(source.path):
+                raise ConfigError(f"{source.path} needs output in shards.", "Add --shard-rows 1000 --out DIR.")
+            for image in list_images([source]):
+                path = Path(image.file)
+                found[path] = str(path.relative_to(source.path)) if source.kind == "folder" else path.name
+    return list(found.items())[: limit or None]
 
 
 def predict_each(
@@ -87,26 +95,3 @@ def predict_each(
             progress.advance()
     if skipped:
         print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
-
-
-def _images_at(text: str) -> list[tuple[Path, str]]:
-    import glob
-
-    from wildcat.data.images import list_images
-    from wildcat.data.remote import glob_files
-
-    path = Path(text).expanduser()
-    if path.is_dir():
-        if found := list_images(path):
-            return [(p, str(p.relative_to(path))) for p in found]
-        raise DataError(
-            f"{path} holds no images.", "Give a folder with .jpg, .png, ... files, or the files themselves."
-        )
-    if path.exists():
-        return [(path, path.name)]
-    if glob.has_magic(text):
-        if matches := glob_files(text):
-            return [(Path(match), Path(match).name) for match in matches]
-        raise DataError(f"no file matches {text}.", "Check the pattern; ** stands for any depth of folders.")
-    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-    raise DataError(f"{path} does not exist.", near or "Give an image, a folder of images, or a glob in quotes.")

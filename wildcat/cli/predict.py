@@ -93,18 +93,12 @@ def run_into_folder(command: Predict) -> int:
 
 
 def refuse_sharded_flags(command: Predict) -> None:
-    """Refuse flags and sources that need --shard-rows.
-
-    Raises:
-        ConfigError: names the flag, or the source.
-    """
+    """Refuse flags that need --shard-rows."""
     needs_shards = {
         "--resume": command.resume,
         f"--shard-format {command.shard_format}": command.shard_format != "jsonl",
         f"--image-column {command.image_column}": command.image_column is not None,
     }
-    if command.split is None:
-        needs_shards |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
     if flag := next((flag for flag, given in needs_shards.items() if given), None):
         raise ConfigError(f"{flag} needs output in shards.", "Add --shard-rows 1000 --out DIR.")
 

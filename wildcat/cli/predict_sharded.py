@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.images import check_amounts
-from wildcat.cli.options import DataCommand, ModelCommand, load_model, open_data, parse_sizes, resume_hint
+from wildcat.cli.images import check_amounts, split_samples
+from wildcat.cli.options import DataCommand, ModelCommand, load_model, parse_sizes, resume_hint
 from wildcat.config import ShardFormat
 from wildcat.errors import ConfigError
 
@@ -125,9 +125,7 @@ def find_listed(command: ShardedCommand) -> Iterator[ImageLocation]:
 
     images: Iterator[ImageLocation]
     if command.split is not None:
-        if len(command.paths) != 1:
-            raise ConfigError(f"--split {command.split}: give one data set, not {len(command.paths)} paths.")
-        samples = open_data(command, command.paths[0]).split(command.split)
+        samples = split_samples(command.paths, command.split, command)
         images = (s.path if isinstance(s.path, ImageLocation) else ImageLocation(str(s.path)) for s in samples)
     else:
         images = list_images(find_sources(command.paths), command.image_column)
