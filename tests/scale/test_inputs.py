@@ -17,7 +17,7 @@ from PIL import Image
 from tests.scale.conftest import png, shard
 from wildcat.data import image_ref as stored
 from wildcat.data import remote as places
-from wildcat.data.image_ref import ImageLocation
+from wildcat.data.image_ref import ImageLocation, load_image
 from wildcat.data.remote import expand_braces
 from wildcat.errors import ConfigError, DataError, ImageError
 from wildcat.scale.inputs import find_sources, list_images, load_cells
@@ -93,10 +93,10 @@ def test_a_folder_that_vanishes_is_not_a_thousand_broken_images(tmp_path: Path) 
     (one,) = listed(tmp_path / "in")
     (tmp_path / "in" / "a.png").unlink()
     with pytest.raises(ImageError, match="does not exist"):
-        one.read()
+        load_image(one)
     (tmp_path / "in").rmdir()
     with pytest.raises(DataError, match="has vanished") as caught:
-        one.read()
+        load_image(one)
     assert not isinstance(caught.value, ImageError)
 
 
@@ -129,7 +129,7 @@ def test_a_shard_cut_anywhere_is_refused_and_what_was_listed_is_whole(tmp_path: 
             found.extend(list_images(find_sources([str(tmp_path / "cut.tar")])))
         assert "--resume" in caught.value.hint
         for one in found:
-            assert same(one.read(), contents[one.member])
+            assert same(load_image(one), contents[one.member])
 
 
 def test_damaged_headers_never_give_another_error(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_damaged_headers_never_give_another_error(tmp_path: Path) -> None:
         (tmp_path / "bad.tar").write_bytes(spoiled)
         try:
             for one in list_images(find_sources([str(tmp_path / "bad.tar")])):
-                one.read()
+                load_image(one)
         except DataError:
             refused += 1
     assert refused > 250
@@ -163,7 +163,7 @@ def test_links_devices_and_giants_are_refused_unread(tmp_path: Path, monkeypatch
     said = {}
     for one in listed(tmp_path / "s.tar"):
         try:
-            one.read()
+            load_image(one)
         except ImageError as error:
             said[one.member] = error.message
     assert set(said) == {*kinds, "big.png"}
@@ -200,7 +200,7 @@ def held(column: str | None, *texts: object, only: slice = slice(None)) -> list[
     seen: list[Image.Image | str] = []
     for one in load_cells(found, column):
         try:
-            seen.append(one.read())
+            seen.append(load_image(one))
         except ImageError as error:
             seen.append(error.message)
     return seen
@@ -271,7 +271,7 @@ def test_a_store_gives_what_a_disk_gives(tmp_path: Path, memory: Any) -> None:
     texts = ("", "/s-{0..0}.tar", "/*.parquet", "/**/*.png")
     for root in (str(local), f"file://{local}", "memory://set"):
         found = list(list_images(find_sources([root + text for text in texts])))
-        read = [np.asarray(one.read()) for one in load_cells(found)]
+        read = [np.asarray(load_image(one)) for one in load_cells(found)]
         assert [Path(one.name).name for one in found][:5] == [
             "a.png",
             "b.png",
@@ -297,11 +297,11 @@ def test_a_store_that_hesitates_is_asked_again(memory: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(kind, "cat_file", hesitant)
     monkeypatch.setattr(places.time, "sleep", waits.append)
-    assert same(one.read(), png(1))
+    assert same(load_image(one), png(1))
     assert waits == [0.5, 1.0, 2.0]
     failures = 99
     with pytest.raises(DataError, match=r"cannot be read .the store is busy.") as caught:
-        one.read()
+        load_image(one)
     assert not isinstance(caught.value, ImageError)  # not the image's fault: the command stops, and can go on
 
 

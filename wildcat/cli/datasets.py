@@ -29,20 +29,13 @@ class Datasets(Command):
 
 def run_datasets(command: Datasets) -> int:
     """wildcat datasets"""
-    from wildcat.data import list_datasets
-
-    if command.action == "fetch":
-        return run_fetch(command)
-    for info in list_datasets():
-        print(f"{info.name:15} {info.format:11} {info.description}\n{'':28}{info.where}")
-    return 0
-
-
-def run_fetch(command: Datasets) -> int:
-    """wildcat datasets fetch"""
-    from wildcat.data import fetch_dataset, find_source, is_fetched
+    from wildcat.data import fetch_dataset, find_source, is_fetched, list_datasets
     from wildcat.progress import ProgressBar
 
+    if command.action == "list":
+        for info in list_datasets():
+            print(f"{info.name:15} {info.format:11} {info.description}\n{'':28}{info.where}")
+        return 0
     source = find_source(command.name)
     if command.to is None:
         raise ConfigError(f"fetch {source.name}: name the target folder.", "Add --to DIR.")
@@ -50,7 +43,7 @@ def run_fetch(command: Datasets) -> int:
         print(f"{command.to / source.opens} exists already; nothing to do.")
         return 0
     print(f"{source.name}, from {source.homepage}\n{source.licence}", flush=True)
-    if not command.accept_licence and not (sys.stdin.isatty() and _agrees("Do you agree to these terms?")):
+    if not command.accept_licence and not (sys.stdin.isatty() and _agrees()):
         raise DataError(
             f"{source.name} was not downloaded: its terms of use were not accepted.", "Add --accept-licence to agree."
         )
@@ -60,8 +53,8 @@ def run_fetch(command: Datasets) -> int:
     return 0
 
 
-def _agrees(question: str) -> bool:
+def _agrees() -> bool:
     try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        return input("Do you agree to these terms? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 import sys
@@ -15,37 +14,30 @@ from wildcat.errors import ConfigError
 if sys.platform != "win32":
     import fcntl
 
-GIGABYTES = 100.0  # default of WILDCAT_CACHE_GB
-
 
 def cache_folder() -> Path:
     """The folder named by WILDCAT_CACHE, otherwise `wildcat` in the user's cache folder. It may not exist yet."""
-    named = os.environ.get("WILDCAT_CACHE")
-    if named:
+    if named := os.environ.get("WILDCAT_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wildcat"
 
 
 def cache_limit() -> int:
-    """The size limit of a cache in bytes: WILDCAT_CACHE_GB, otherwise 100 gigabytes.
-
-    Raises:
-        ConfigError: WILDCAT_CACHE_GB is no number of at least 0.
-    """
-    text = os.environ.get("WILDCAT_CACHE_GB") or str(GIGABYTES)
+    """The size limit of a cache in bytes: WILDCAT_CACHE_GB, otherwise 100 gigabytes."""
+    text = os.environ.get("WILDCAT_CACHE_GB") or "100"
     try:
-        gigabytes = float(text)
-    except ValueError:
-        gigabytes = math.nan
-    if not 0 <= gigabytes < math.inf:
+        size = int(float(text) * 1e9)
+    except (ValueError, OverflowError):  # OverflowError: infinite
+        size = -1
+    if size < 0:
         raise ConfigError(f"WILDCAT_CACHE_GB={text}: give a number of gigabytes.", "The default is 100.")
-    return int(gigabytes * 1e9)
+    return size
 
 
 def hold(folder: Path) -> IO[bytes] | None:
-    """Lock a folder of the cache, which need not exist yet, against removal until the returned file is closed.
+    """Mark a cache folder (it may not exist yet) as used now, and lock it against removal until the file is closed.
 
-    Marks the folder as used now. Returns None if files cannot be locked or written here.
+    Returns None if files cannot be locked or written here.
     """
     with contextlib.suppress(OSError):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,15 +51,13 @@ def make_room(root: Path, limit: int) -> list[Path]:
 
     Keeps folders that a process holds. Returns the removed folders.
     """
-    folders = [(path, path.stat().st_mtime, _size(path)) for path in root.iterdir() if path.is_dir()]
-    total, removed = sum(size for _, _, size in folders), []
-    for path, _, size in sorted(folders, key=lambda folder: folder[1]):
-        if total <= limit:
-            break
-        if lock := _lock(path, exclusive=True):
+    sizes = {path: _size(path) for path in root.iterdir() if path.is_dir()}
+    total, removed = sum(sizes.values()), []
+    for path in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
+        if total > limit and (lock := _lock(path, exclusive=True)):
             with lock:
                 shutil.rmtree(path, ignore_errors=True)
-            total -= size
+            total -= sizes[path]
             removed.append(path)
     return removed
 

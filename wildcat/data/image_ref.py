@@ -33,14 +33,6 @@ class ImageRef(ABC):
             ImageError: it cannot be read.
         """
 
-    def read(self) -> Image.Image:
-        """The image as RGB, in full size.
-
-        Raises:
-            ImageError: it cannot be read.
-        """
-        return self.decode()[0]
-
     def __str__(self) -> str:
         return self.name
 
@@ -71,12 +63,7 @@ class ImageLocation(ImageRef):
         return f"{self.file}#{self.member}" if self.member else self.file
 
     def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
-        """As `ImageRef.decode`.
-
-        Raises:
-            ImageError: it is refused, missing or broken.
-            DataError: its folder or store is gone.
-        """
+        """As `ImageRef.decode`; a DataError if its folder or store is gone."""
         if self.error:
             raise ImageError(f"{self.name} {self.error}.", "It is skipped; give the image itself instead.")
         if not self.member and not is_url(self.file):
@@ -93,11 +80,7 @@ class ImageLocation(ImageRef):
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse an image file of more than `MAX_BYTES` bytes before reading it.
-
-    Raises:
-        ImageError: it is larger.
-    """
+    """Refuse an image file of more than `MAX_BYTES` bytes before reading it."""
     if size > MAX_BYTES:
         raise ImageError(f"{name} has {size:,} bytes; the limit is {MAX_BYTES:,} bytes.", "Save a smaller image.")
 
@@ -113,22 +96,6 @@ def decode_image(image: ImageInput, max_downscale: MaxDownscale = full_size) -> 
         return decode_file(image, max_downscale)
     if isinstance(image, ImageRef):
         return image.decode(max_downscale)
-    rgb = _in_memory(image)
-    return rgb, rgb.size
-
-
-def load_image(image: ImageInput) -> Image.Image:
-    """Any image input as RGB in full size.
-
-    Raises:
-        ImageError, ConfigError: as `decode_image`.
-    """
-    return decode_image(image)[0]
-
-
-def _in_memory(image: object) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
     if isinstance(image, np.ndarray):
         fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
         if image.dtype != np.uint8 or not fits or image.size == 0:
@@ -136,8 +103,18 @@ def _in_memory(image: object) -> Image.Image:
                 f"an array of shape {image.shape} and type {image.dtype} is not an image.",
                 "Give uint8, (height, width, 3) RGB or (height, width) grey.",
             )
-        return to_rgb(Image.fromarray(image))
-    raise ConfigError(f"a {type(image).__name__} is not an image.", "Give a path, a PIL image or a uint8 RGB array.")
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ConfigError(
+            f"a {type(image).__name__} is not an image.", "Give a path, a PIL image or a uint8 RGB array."
+        )
+    rgb = to_rgb(image)
+    return rgb, rgb.size
+
+
+def load_image(image: ImageInput) -> Image.Image:
+    """Any image input as RGB in full size. Raises as `decode_image`."""
+    return decode_image(image)[0]
 
 
 def input_name(image: ImageInput) -> str:
@@ -155,10 +132,7 @@ def input_error(image: ImageInput) -> str:
 def fingerprint(image: Path | ImageRef) -> str:
     """A text that changes with the image's pixels: its file with size and modification time, and its byte range.
 
-    For a remote file, the size alone.
-
-    Raises:
-        ImageError: the file is missing.
+    For a remote file, the size alone. Raises an ImageError if the file is missing.
     """
     part = f"\0{image.start}+{image.size}" if isinstance(image, ImageLocation) and image.member else ""
     file = image.file if isinstance(image, ImageLocation) else str(image)
@@ -167,7 +141,5 @@ def fingerprint(image: Path | ImageRef) -> str:
     try:
         status = Path(file).stat()
     except OSError as error:
-        raise ImageError(
-            f"{file} cannot be read: {error.strerror or error}.", "Check the spelling and the folder."
-        ) from error
+        raise ImageError(f"{file} cannot be read: {error.strerror or error}.", "Check the path.") from error
     return f"{Path(file).resolve()}\0{status.st_size}\0{status.st_mtime_ns}{part}"

@@ -31,14 +31,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
 _JPEG_FACTORS = (8, 4, 2)  # downscale factors of the JPEG decoder (libjpeg's scaled DCT)
-
-# Mode "I" is 16-bit by definition in these formats; in others it is 32-bit without a defined white.
-_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
-
-_HEAD = 16  # bytes of an unknown file that its error shows
 
 # (width, height) of an upright image -> maximum downscale factor when decoding; 1 or less: decode every pixel.
 MaxDownscale = Callable[[tuple[int, int]], float]
@@ -66,21 +60,14 @@ def decode_file(path: str | Path, max_downscale: MaxDownscale = full_size) -> De
     """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where `max_downscale` allows it.
 
     The decoder then computes the small image from the low frequencies, in a fraction of the time and memory.
-    Other formats are decoded in full.
-
-    Raises:
-        ImageError: as `read_image`.
+    Other formats are decoded in full. Raises as `read_image`.
     """
     with _open_file(Path(path)) as image:
         return _decode(image, str(path), max_downscale)
 
 
 def decode_bytes(content: bytes, name: str, max_downscale: MaxDownscale = full_size) -> Decoded:
-    """As `decode_file`, from the bytes of an image file; errors call it `name`.
-
-    Raises:
-        ImageError: as `read_image`.
-    """
+    """As `decode_file`, from the bytes of an image file; errors call it `name`."""
     with _open(io.BytesIO(content), name) as image:
         return _decode(image, name, max_downscale)
 
@@ -145,15 +132,18 @@ def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder.", "Give a folder that holds images.")
     if recursive:
-        paths = (path for path in walk_files(str(folder)) if file_suffix(path) in IMAGE_SUFFIXES)
-        return [Path(path) for path in sorted(paths)]
+        return [Path(path) for path in sorted(_image_files(folder))]
     files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     return sorted(p for p in files if not p.is_dir())
 
 
 def holds_images(folder: Path) -> bool:
     """Whether `folder` holds an image at any depth."""
-    return any(file_suffix(path) in IMAGE_SUFFIXES for path in walk_files(str(folder)))
+    return any(_image_files(folder))
+
+
+def _image_files(folder: Path) -> Iterator[str]:
+    return (path for path in walk_files(str(folder)) if file_suffix(path) in IMAGE_SUFFIXES)
 
 
 @contextmanager
@@ -164,10 +154,8 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.") from error
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.") from error
-    except PermissionError as error:
-        raise ImageError(f"{path} may not be read (permission denied).", "Change its permissions.") from error
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}.", "Check the disk.") from error
+        raise ImageError(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
     with file, _open(file, str(path)) as image:
         yield image
 
@@ -176,7 +164,7 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
 def _open(file: IO[bytes], name: str) -> Iterator[Image.Image]:
     """The first frame of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
     with _pillow_errors(name):
-        head = file.read(_HEAD)
+        head = file.read(16)
         file.seek(0)
         if not head:
             raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or remove it from the data set.")
@@ -214,22 +202,16 @@ def _pillow_errors(name: str) -> Iterator[None]:
 
 
 def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decoded:
+    size = None
     if isinstance(image, JpegImagePlugin.JpegImageFile) and min(image.size) > 0:
-        size = _upright_size(image)
+        width, height = image.size
+        size = (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
         allowed = max_downscale(size)
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))
-            image.load()
-            return _to_rgb(image, name), size
+        image.draft(None, (width // factor, height // factor))
     image.load()
     rgb = _to_rgb(image, name)
-    return rgb, rgb.size
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if _orientation(image) in _SIDEWAYS else (width, height)
+    return rgb, size or rgb.size
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -256,7 +238,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS)
+    # Mode "I" is 16-bit by definition in PNG and PPM; in other formats it is 32-bit without a defined white.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _orientation(image: Image.Image) -> int:

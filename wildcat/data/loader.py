@@ -120,24 +120,8 @@ class BatchLoader:
 def load_batches(
     images: ImageDataset, batches: Sequence[Sequence[int]], epoch: int = 0, workers: int = 0, pin_memory: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of `BatchLoader.batches` once; the workers end with the last one.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
+    """Yield the batches of `BatchLoader.batches` once; the workers end with the last one."""
     return BatchLoader(images, min(workers, len(batches)), pin_memory).batches(batches, epoch)
-
-
-def load_batch(images: ImageDataset, batch: Sequence[int], epoch: int = 0) -> Item:
-    """(images (B, 3, S, S), labels (B, C)) of one batch, read in the calling thread.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-    loaded = _collate([images[epoch, index] for index in batch])
-    if isinstance(loaded, ImageError):
-        raise loaded
-    return loaded
 
 
 def _collate(items: list[Item | ImageError]) -> Item | ImageError:
@@ -158,9 +142,6 @@ def _ignore_interrupt(_worker: int) -> None:
 
 
 def suggested_workers(device_type: str, processes: int = 1) -> int:
-    """Worker processes for each of `processes` on this machine, which share its cores.
-
-    Half of the cores, at most 4, if the CPU computes; up to 8 with a GPU.
-    """
+    """Worker processes for each of `processes` on this machine: half of their cores, at most 4; up to 8 with a GPU."""
     cores = max(1, available_cores() // processes)
     return min(8, cores) if device_type == "cuda" else max(1, min(4, cores // 2))

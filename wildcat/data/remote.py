@@ -1,16 +1,16 @@
 """Local paths and URLs (s3://, gs://, https://, memory://, ...) as one: find, list, open and read files.
 
-Local files go to the operating system, URLs to fsspec, which is imported for them alone. `file://` URLs become paths.
+Files are read with fsspec; local folders are listed by the operating system. `file://` URLs become paths.
 """
 
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -45,9 +45,6 @@ def is_url(path: str) -> bool:
 def expand_braces(text: str) -> list[str]:
     """Expand `{000..009}` and `{a,b}` as a shell does; a path that exists as it is written stays.
 
-    Raises:
-        ConfigError: a range of more than ten million numbers.
-
     >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}/x")
     (['s-08.tar', 's-09.tar', 's-10.tar'], ['a/x', 'b/x'])
     """
@@ -71,30 +68,19 @@ def path_type(path: str) -> str:
     """`"folder"`, `"file"`, or empty if there is neither (or no path can have that name).
 
     Raises:
-        ConfigError, DataError: as `file_system`, or the store cannot be reached.
+        ConfigError: a URL of an unknown or uninstalled store.
+        DataError: the store cannot be reached.
     """
     if not is_url(path):
-        try:
-            mode = Path(path).stat().st_mode
-        except (OSError, ValueError):
-            return ""
-        return "folder" if stat.S_ISDIR(mode) else "file"
-    system, key = file_system(path)
-    if retry(path, system.isdir, key):
-        return "folder"
-    return "file" if retry(path, system.exists, key) else ""
+        return "folder" if os.path.isdir(path) else "file" if os.path.exists(path) else ""  # noqa: PTH110, PTH112
+    return "folder" if _request(path, "isdir") else "file" if _request(path, "exists") else ""
 
 
 def glob_files(pattern: str) -> list[str]:
-    """The files that match a pattern, sorted; `**` is any depth of folders.
-
-    Raises:
-        ConfigError, DataError: as `path_type`.
-    """
+    """The files that match a pattern, sorted; `**` is any depth of folders. Raises as `path_type`."""
     if not is_url(pattern):
         return sorted(p for p in glob.glob(pattern, recursive=True) if not Path(p).is_dir())  # noqa: PTH207  # absolute
-    system, key = file_system(pattern)
-    found = retry(pattern, system.glob, key, detail=True)
+    found, system = _request(pattern, "glob", detail=True), _file_system(pattern)[0]
     return sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] != "directory")
 
 
@@ -107,10 +93,10 @@ def walk_files(folder: str, parents: frozenset[str] = frozenset()) -> Iterator[s
         DataError: a folder cannot be listed.
     """
     if is_url(folder):
-        system, key = file_system(folder)
+        system, key = _file_system(folder)
         entries = {
             system.unstrip_protocol(info["name"].rstrip("/")): info["type"] == "directory"
-            for info in retry(folder, system.ls, key, detail=True)
+            for info in _request(folder, "ls", detail=True)
             if info["name"].rstrip("/") != key.rstrip("/")  # a store may list the folder itself
         }
     else:
@@ -135,50 +121,18 @@ def walk_files(folder: str, parents: frozenset[str] = frozenset()) -> Iterator[s
 
 
 def open_file(path: str) -> IO[bytes]:
-    """A file, open to read and seek.
-
-    Raises:
-        DataError: it cannot be opened.
-    """
-    if is_url(path):
-        system, key = file_system(path)
-        return retry(path, system.open, key, "rb")  # type: ignore[no-any-return]
-    try:
-        return Path(path).open("rb")
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    """A file, open to read and seek; a DataError if it cannot be opened."""
+    return _request(path, "open", "rb")  # type: ignore[no-any-return]
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file.
-
-    Raises:
-        DataError: there is no such file.
-    """
-    if is_url(path):
-        system, key = file_system(path)
-        return int(retry(path, system.size, key))
-    try:
-        return Path(path).stat().st_size
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    """Bytes of a file; a DataError if there is no such file."""
+    return int(_request(path, "size"))
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
-    """`length` bytes of a file from `start`, fewer at its end; may be called in threads.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if is_url(path):
-        system, key = file_system(path)
-        return bytes(retry(path, system.cat_file, key, start, start + length))
-    with open_file(path) as file:
-        try:
-            file.seek(start)
-            return file.read(length)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    """`length` bytes of a file from `start`, fewer at its end; a DataError if it cannot be read. Thread-safe."""
+    return bytes(_request(path, "cat_file", start, start + length))
 
 
 def file_name(path: str) -> str:
@@ -199,18 +153,16 @@ def file_suffix(path: str) -> str:
     return Path(file_name(path)).suffix.lower()
 
 
-def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the URL's path in it.
-
-    Raises:
-        ConfigError: the scheme is unknown, or its package is not installed.
-    """
-    import fsspec  # noqa: PLC0415  # only URLs need it
+def _file_system(path: str) -> tuple[Any, str]:
+    """fsspec's file system for a path or URL, and the path in it; a ConfigError if there is none."""
+    import fsspec  # noqa: PLC0415  # slow
     from fsspec.registry import known_implementations  # noqa: PLC0415
 
-    scheme = url.partition("://")[0].lower()
+    if not is_url(path):
+        return fsspec.filesystem("file"), path
+    scheme = path.partition("://")[0].lower()
     try:
-        system, key = fsspec.core.url_to_fs(url)
+        system, key = fsspec.core.url_to_fs(path)
     except ImportError as error:
         text = known_implementations.get(scheme, {}).get("err", "")
         package = re.search(r'(?:[Ii]nstall|requires) "?([\w-]+)', text)
@@ -220,32 +172,27 @@ def file_system(url: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{url}: unknown scheme {scheme}://.",
+            f"{path}: unknown scheme {scheme}://.",
             did_you_mean(scheme, [*known_implementations, "file"])
             or "Give a path, or a URL such as s3://, gs://, https:// or file://.",
         ) from error
     return system, key
 
 
-def retry(path: str, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result of a remote request, repeated with growing pauses if it fails.
-
-    Raises:
-        ImageError: there is no such file.
-        DataError: every attempt failed.
-    """
-    for attempt in range(1, ATTEMPTS + 1):
+def _request(path: str, method: str, *arguments: Any, **options: Any) -> Any:
+    """Call a method of the path's file system; a remote request is repeated with growing pauses if it fails."""
+    system, key = _file_system(path)
+    for attempt in itertools.count(1):
         try:
-            return request(*arguments, **options)
-        except FileNotFoundError as error:
-            raise ImageError(f"{path} does not exist.", "Check the URL.") from error
+            return getattr(system, method)(key, *arguments, **options)
         except Exception as error:  # each store raises errors of its own client
-            if attempt == ATTEMPTS or isinstance(error, (PermissionError, TypeError, NotImplementedError)):
-                raise _unreadable(path, error) from error
+            if is_url(path) and isinstance(error, FileNotFoundError):
+                raise ImageError(f"{path} does not exist.", "Check the URL.") from error
+            final = isinstance(error, (PermissionError, TypeError, NotImplementedError))
+            if final or attempt == ATTEMPTS or not is_url(path):
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise DataError(
+                    f"{path} cannot be read ({reason}).", "Check that it can be reached, then continue with --resume."
+                ) from error
             time.sleep(PAUSE * 2 ** (attempt - 1))
     raise AssertionError("unreachable")
-
-
-def _unreadable(path: str, error: Exception) -> DataError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return DataError(f"{path} cannot be read ({reason}).", "Check that it can be reached, then continue with --resume.")

@@ -59,14 +59,10 @@ def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iter
                 raw.seek(file.offset)
                 if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError(f"there is no member and no end at byte {file.offset:,}")
-        except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        except (tarfile.TarError, ValueError, EOFError, OverflowError, OSError) as error:
             raise DataError(
                 f"{shard} ({total:,} bytes) is cut or damaged: {error}.",
                 "Copy it again from its source, then continue with --resume.",
-            ) from error
-        except OSError as error:
-            raise DataError(
-                f"{shard} cannot be read ({error}).", "Check the disk, then continue with --resume."
             ) from error
 
 

@@ -51,7 +51,9 @@ def find_sources(texts: Sequence[str]) -> list[Source]:
         DataError: a source that does not exist, or a glob without a match.
     """
     if not texts:
-        raise ConfigError("no images are given.", "Name images, folders of images, globs in quotes, tar shards or tables.")
+        raise ConfigError(
+            "no images are given.", "Name images, folders of images, globs in quotes, tar shards or tables."
+        )
     found = [source for text in texts for part in expand_braces(text) for source in _sources_at(local_path(part))]
     return list(dict.fromkeys(found))
 

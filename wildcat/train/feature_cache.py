@@ -31,7 +31,7 @@ from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import fingerprint
-from wildcat.data.loader import ImageDataset, batch_indices, load_batch, load_batches, suggested_workers
+from wildcat.data.loader import ImageDataset, batch_indices, load_batches, suggested_workers
 from wildcat.data.transforms import Preprocess
 from wildcat.engines.torch_backend import fold
 from wildcat.errors import RunError
@@ -209,7 +209,7 @@ def _stream(
         return
 
     def read_and_compute(batch: Sequence[int]) -> NDArray[np.float16]:
-        return compute(load_batch(dataset, batch)[0])
+        return compute(next(load_batches(dataset, [batch]))[0])
 
     waiting: deque[Future[NDArray[np.float16]]] = deque()
     with ThreadPoolExecutor(passes, "wildcat-features", torch.set_num_threads, (threads // passes,)) as pool:
