@@ -9,6 +9,7 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from wildcat.data.sources import Download, Source
 from wildcat.errors import DataError
@@ -144,7 +145,9 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         DataError: a cut or damaged archive, an encrypted member, a device, or a link out of `folder`.
     """
-    options = {} if archive.suffix == ".zip" else {"filter": "data"}  # shutil leaves out links and ".." of a zip
+    options: dict[str, Any] = (
+        {} if archive.suffix == ".zip" else {"filter": "data"}
+    )  # shutil leaves out links and ".." of a zip
     try:
         shutil.unpack_archive(archive, folder, **options)
     except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
