@@ -113,7 +113,7 @@ def test_images_of_shards_are_found_where_they_lie_from_any_process(tmp_path: Pa
     assert found[0].name == f"{tmp_path}/s-00.tar#dir/000.png"
     for one in reversed(found):
         again = pickle.loads(pickle.dumps(one))
-        assert same(again.read(), contents.get(one.member, png(9)))
+        assert same(load_image(again), contents.get(one.member, png(9)))
     assert [one.name for one in listed(tmp_path / "s-*.tar")] == [one.name for one in found]
 
 
