@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def write_action(folder: Path, train: int, val: int, size: tuple[int, int], seed
     people: dict[int, list[Shape]] = {}
     for index in splits["trainval"]:
         people[index] = _draw(folder / "JPEGImages" / f"{index:06d}.jpg", [seed, index], size, index)
-        persons = [replace(shape, name="person") for shape in people[index]]
+        persons = [shape._replace(name="person") for shape in people[index]]
         (folder / "Annotations" / f"{index:06d}.xml").write_text(voc_annotation(index, size, persons))
     for split, indices in splits.items():
         (lists / f"{split}.txt").write_text("".join(f"{index:06d}\n" for index in indices))

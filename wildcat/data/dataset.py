@@ -86,17 +86,18 @@ class DataSet:
             DataError: no such split, or it is empty.
         """
         if name == "val" and "val" not in self.readers and "train" in self.readers:
-            return self._held_out("train")[1]
-        if name not in self.readers:
-            raise DataError(
-                f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.",
-                did_you_mean(name, self.splits) or f"Choose one of: {', '.join(self.splits)}.",
-            )
+            return hold_out(self.split("train"), HELD_OUT_FRACTION)[1]
         if name not in self._cache:
-            samples = tuple(self.readers[name]())
-            if not samples:
+            try:
+                read = self.readers[name]
+            except KeyError:
+                raise DataError(
+                    f"{self.name} has no split {name!r}; it has {', '.join(self.splits)}.",
+                    did_you_mean(name, self.splits) or f"Choose one of: {', '.join(self.splits)}.",
+                ) from None
+            self._cache[name] = tuple(read())
+            if not self._cache[name]:
                 raise DataError(f"split {name!r} of {self.root} holds no images.", "Check the list or folder.")
-            self._cache[name] = samples
         return self._cache[name]
 
     def training_split(self, train: str, val: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
@@ -111,19 +112,9 @@ class DataSet:
                 f"--train-split and --val-split are both {train!r}: training images would choose the best epoch.",
                 "Name two splits, or --val-split none to keep the last epoch.",
             )
-        if val in self.readers:
+        if val != "val" or "val" in self.readers:
             return self.split(train), self.split(val)
-        if val != "val":
-            self.split(val)  # raises with the names of the splits
-        return self._held_out(train)
-
-    def _held_out(self, train: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-        samples = self.split(train)
-        held = stratified_indices(rarest_labels(samples), HELD_OUT_FRACTION, seed=0)
-        return (
-            tuple(s for i, s in enumerate(samples) if i not in held),
-            tuple(s for i, s in enumerate(samples) if i in held),
-        )
+        return hold_out(self.split(train), HELD_OUT_FRACTION)
 
 
 def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
@@ -160,12 +151,19 @@ def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> fro
     return frozenset(chosen)
 
 
+def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """The samples without, and with only, a fixed `fraction` stratified by each sample's rarest label."""
+    held = stratified_indices(rarest_labels(samples), fraction, seed=0)
+    return (
+        tuple(sample for i, sample in enumerate(samples) if i not in held),
+        tuple(sample for i, sample in enumerate(samples) if i in held),
+    )
+
+
 def default_splits(samples: Sequence[Sample]) -> dict[str, Reader]:
-    """`train` and `val`, a fixed 80/20 stratified by each sample's rarest label, and `all`."""
-    held = stratified_indices(rarest_labels(samples), VAL_FRACTION, seed=0)
-    train = [sample for index, sample in enumerate(samples) if index not in held]
-    val = [sample for index, sample in enumerate(samples) if index in held]
-    return {"train": partial(tuple, train), "val": partial(tuple, val), "all": partial(tuple, samples)}
+    """`train` and `val`, a fixed 80/20, and `all`."""
+    train, val = hold_out(samples, VAL_FRACTION)
+    return {"train": lambda: train, "val": lambda: val, "all": lambda: samples}
 
 
 def grouped_splits(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Reader]:

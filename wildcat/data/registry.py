@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet
@@ -24,21 +24,13 @@ from wildcat.data.sources import SOURCES
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
-@dataclass(frozen=True)
-class Format:
-    """A layout on disk.
+class Format(NamedTuple):
+    """A layout on disk."""
 
-    Attributes:
-        recognise: whether a path has the layout, judged by its structure alone.
-        read: path and keyword options -> data set.
-        description: a few words for `wildcat datasets`.
-        tree: the layout as it looks on disk, for messages.
-    """
-
-    recognise: Callable[[Path], bool]
-    read: Callable[..., DataSet]
+    recognise: Callable[[Path], bool]  # whether a path has the layout, judged by its structure alone
+    read: Callable[..., DataSet]  # path and keyword options -> data set
     description: str
-    tree: str
+    tree: str  # the layout as it looks on disk, for messages
 
 
 # Format name -> reader. The first that recognises a path reads it, so specific layouts come before general ones.
@@ -92,8 +84,7 @@ FORMATS: dict[str, Format] = {
 PACKAGED: dict[str, Callable[..., DataSet]] = {"shapes": read_shapes, "solar": read_solar}
 
 
-@dataclass(frozen=True)
-class DataSetInfo:
+class DataSetInfo(NamedTuple):
     """One row of `wildcat datasets`: name, format that reads it, description, and where it is or how to get it."""
 
     name: str
@@ -140,13 +131,10 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
 
 def list_datasets() -> list[DataSetInfo]:
     """The packaged data sets, the public ones, and the layouts for a user's own data."""
+    install, cache = "pip install 'wildcat-vision[demo]'", f"generated in {cache_folder()}"
     packaged = [
-        DataSetInfo(
-            "solar", "solar", "2,624 solar cells labelled functional or defective", "pip install 'wildcat-vision[demo]'"
-        ),
-        DataSetInfo(
-            "shapes", "shapes", "500 synthetic scenes of shapes with boxes and masks", f"generated in {cache_folder()}"
-        ),
+        DataSetInfo("solar", "solar", "2,624 solar cells labelled functional or defective", install),
+        DataSetInfo("shapes", "shapes", "500 synthetic scenes of shapes with boxes and masks", cache),
     ]
     public = [
         DataSetInfo(
@@ -157,22 +145,20 @@ def list_datasets() -> list[DataSetInfo]:
         )
         for source in SOURCES.values()
     ]
-    own = [
-        DataSetInfo("(yours)", name, FORMATS[name].description, FORMATS[name].tree)
-        for name in ("folder", "csv", "coco", "webdataset")
-    ]
+    formats = [(name, FORMATS[name]) for name in ("folder", "csv", "coco", "webdataset")]
+    own = [DataSetInfo("(yours)", name, entry.description, entry.tree) for name, entry in formats]
     return packaged + public + own
 
 
 def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *path: Path | str) -> DataSet:
+    """Refuse options that the reader does not have, then read."""
     parameters = inspect.signature(read).parameters.values()
     allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in allowed:
-            raise ConfigError(
-                f"Format {name!r} has no option {option!r}.",
-                did_you_mean(option, allowed) or (f"It has {', '.join(allowed)}." if allowed else "It has no options."),
-            )
+    if unknown := [option for option in options if option not in allowed]:
+        raise ConfigError(
+            f"Format {name!r} has no option {unknown[0]!r}.",
+            did_you_mean(unknown[0], allowed) or f"It has {', '.join(allowed) or 'no options'}.",
+        )
     return read(*path, **options)
 
 
@@ -181,9 +167,9 @@ def _missing(path: Path) -> DataError:
     there = next(parent for parent in path.absolute().parents if parent.exists())
     wanted = path.absolute().relative_to(there).parts[0]
     near = did_you_mean(wanted, [p.name for p in there.iterdir()] if there.is_dir() else [])
-    packaged = did_you_mean(str(path), PACKAGED)
-    hints = [f"In {there}: {near}" if near else f"{there} has nothing called {wanted!r}.", packaged]
-    return DataError(f"{path} does not exist.", " ".join(f"{hint[:1].upper()}{hint[1:]}" for hint in hints if hint))
+    hint = f"In {there}: {near}" if near else f"{there} has nothing called {wanted!r}."
+    packaged = did_you_mean(str(path), PACKAGED).capitalize()
+    return DataError(f"{path} does not exist.", f"{hint} {packaged}".strip())
 
 
 def _unrecognised(path: Path) -> DataError:
@@ -198,19 +184,15 @@ def _unrecognised(path: Path) -> DataError:
     )
 
 
-def describe_tree(root: Path, entries: int = 6) -> str:
-    """The content of a folder, two levels deep, at most `entries` names per level, as indented lines."""
-    lines = _tree_lines(root, entries, "  ")
-    for position, folder in reversed([(i + 1, root / line.strip().rstrip("/")) for i, line in enumerate(lines)]):
-        if lines[position - 1].endswith("/"):
-            lines[position:position] = _tree_lines(folder, 3, "    ")
-    return "\n".join(lines) or "  (nothing)"
-
-
-def _tree_lines(folder: Path, entries: int, indent: str) -> list[str]:
+def describe_tree(folder: Path, entries: int = 6, indent: str = "  ") -> str:
+    """The content of a folder, two levels deep, as indented lines; at most `entries` names, and 3 in each subfolder."""
     found = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: (p.is_file(), p.name))
-    lines = [f"{indent}{p.name}{'/' if p.is_dir() else ''}" for p in found[:entries]]
+    lines = []
+    for path in found[:entries]:
+        lines.append(f"{indent}{path.name}{'/' if path.is_dir() else ''}")
+        if path.is_dir() and indent == "  " and any(path.iterdir()):
+            lines.append(describe_tree(path, 3, "    "))
     if len(found) > entries:
         images = len(list_images(folder, recursive=False))
         lines.append(f"{indent}... ({len(found)} entries, {images} of them images)")
-    return lines
+    return "\n".join(lines) or f"{indent}(nothing)"

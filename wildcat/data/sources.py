@@ -9,19 +9,12 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 
 @dataclass(frozen=True)
 class Download:
-    """A file of a data set.
+    """A file of a data set."""
 
-    Attributes:
-        urls: addresses of the same file, in the order to try.
-        folder: where to unpack it, or to put it if it is no archive, relative to the target folder.
-        size: bytes, None if unknown.
-        digest: published checksum as `algorithm:hex`, empty if there is none.
-    """
-
-    urls: tuple[str, ...]
-    folder: str
-    size: int | None = None
-    digest: str = ""
+    urls: tuple[str, ...]  # of the same file, in the order to try
+    folder: str  # where to unpack it, or to put it if it is no archive, relative to the target folder
+    size: int | None = None  # bytes
+    digest: str = ""  # published checksum as `algorithm:hex`
 
     @property
     def file(self) -> str:
@@ -31,27 +24,16 @@ class Download:
 
 @dataclass(frozen=True)
 class Source:
-    """A public data set and where to get it.
-
-    Attributes:
-        name: as `wildcat datasets` lists it.
-        format: the format that reads it.
-        description: its size and labels in a few words.
-        homepage: the authors' page.
-        licence: the terms of use, in a sentence.
-        downloads: its files.
-        opens: the path for `open_dataset`, relative to the target folder.
-        holds: paths that exist if it is complete, relative to the target folder.
-    """
+    """A public data set and where to get it; paths are relative to the target folder."""
 
     name: str
     format: str
     description: str
     homepage: str
-    licence: str
+    licence: str  # the terms of use, in a sentence
     downloads: tuple[Download, ...]
-    opens: str
-    holds: tuple[str, ...]
+    opens: str  # the path for `open_dataset`
+    holds: tuple[str, ...]  # paths that exist if it is complete
 
     @property
     def by_hand(self) -> str:
@@ -85,8 +67,21 @@ def _voc(year: str, file: str, size: int, digest: str) -> Download:
     return Download((f"https://thor.{path}", f"http://host.{path}"), ".", size, digest)
 
 
-def _coco(path: str, size: int, sha256: str) -> Download:
-    return Download((f"http://images.cocodataset.org/{path}",), "coco", size, f"sha256:{sha256}")
+def _coco(year: int, description: str, *files: tuple[str, int, str]) -> Source:
+    """A year of MS COCO, whose files are given as path, bytes and SHA-256."""
+    return Source(
+        f"COCO{year}",
+        "coco",
+        description,
+        "https://cocodataset.org/#download",
+        f"The annotations are under Creative Commons Attribution 4.0. {_FLICKR} (cocodataset.org/#termsofuse).",
+        tuple(
+            Download((f"http://images.cocodataset.org/{path}",), "coco", size, f"sha256:{digest}")
+            for path, size, digest in files
+        ),
+        "coco",
+        (f"coco/annotations/instances_train{year}.json", f"coco/train{year}", f"coco/val{year}"),
+    )
 
 
 _FLICKR = "The photographs are from Flickr, and their use must respect the Flickr terms of use"
@@ -115,54 +110,27 @@ _VOC2012 = replace(
     opens="VOCdevkit/VOC2012",
     holds=("VOCdevkit/VOC2012/ImageSets/Main/trainval.txt", "VOCdevkit/VOC2012/ImageSets/Action/trainval.txt"),
 )
-_COCO2014 = Source(
-    "COCO2014",
-    "coco",
+_COCO2014 = _coco(
+    2014,
     "82,783 photographs to train, 40,504 to validate, 80 classes, boxes",
-    "https://cocodataset.org/#download",
-    f"The annotations are under Creative Commons Attribution 4.0. {_FLICKR} (cocodataset.org/#termsofuse).",
     (
-        _coco(
-            "annotations/annotations_trainval2014.zip",
-            252_872_794,
-            "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
-        ),
-        _coco(
-            "zips/val2014.zip",
-            6_645_013_297,
-            "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
-        ),
-        _coco(
-            "zips/train2014.zip",
-            13_510_573_713,
-            "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775",
-        ),
+        "annotations/annotations_trainval2014.zip",
+        252_872_794,
+        "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009",
     ),
-    "coco",
-    ("coco/annotations/instances_train2014.json", "coco/train2014", "coco/val2014"),
+    ("zips/val2014.zip", 6_645_013_297, "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"),
+    ("zips/train2014.zip", 13_510_573_713, "ede4087e640bddba550e090eae701092534b554b42b05ac33f0300b984b31775"),
 )
-_COCO2017 = replace(
-    _COCO2014,
-    name="COCO2017",
-    description="118,287 photographs to train, 5,000 to validate, 80 classes, boxes",
-    downloads=(
-        _coco(
-            "annotations/annotations_trainval2017.zip",
-            252_907_541,
-            "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
-        ),
-        _coco(
-            "zips/val2017.zip",
-            815_585_330,
-            "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
-        ),
-        _coco(
-            "zips/train2017.zip",
-            19_336_861_798,
-            "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
-        ),
+_COCO2017 = _coco(
+    2017,
+    "118,287 photographs to train, 5,000 to validate, 80 classes, boxes",
+    (
+        "annotations/annotations_trainval2017.zip",
+        252_907_541,
+        "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     ),
-    holds=("coco/annotations/instances_train2017.json", "coco/train2017", "coco/val2017"),
+    ("zips/val2017.zip", 815_585_330, "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05"),
+    ("zips/train2017.zip", 19_336_861_798, "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929"),
 )
 _MIT67 = Source(
     "MIT67",
@@ -200,21 +168,12 @@ _SCENES = Source(
     ("15-Scene/CALsuburb", "15-Scene/store"),
 )
 
+_VOC2012_ACTION = replace(
+    _VOC2012,
+    name="VOC2012-Action",
+    format="voc-action",
+    description="photographs of people, 10 actions (--format voc-action: the devkit has objects too)",
+)
+
 # VOC 2012 is train and val only: the labels of its test split are not public.
-SOURCES = {
-    source.name: source
-    for source in (
-        _VOC2007,
-        _VOC2012,
-        replace(
-            _VOC2012,
-            name="VOC2012-Action",
-            format="voc-action",
-            description="photographs of people, 10 actions (--format voc-action: the devkit has objects too)",
-        ),
-        _COCO2014,
-        _COCO2017,
-        _MIT67,
-        _SCENES,
-    )
-}
+SOURCES = {s.name: s for s in (_VOC2007, _VOC2012, _VOC2012_ACTION, _COCO2014, _COCO2017, _MIT67, _SCENES)}

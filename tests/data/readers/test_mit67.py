@@ -67,8 +67,13 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str, str]] = [
         "must not be trained on",
     ),
     ("class untrained", lambda r: (r / "TrainImages.txt").write_text("bar/z.jpg\n"), r"Class 'bakery'", "Restore"),
-    ("list gone", lambda r: (r / "TestImages.txt").unlink(), r"lacks TestImages.txt of MIT67", "beside both lists"),
-    ("images gone", lambda r: shutil.rmtree(r / "Images"), r"lacks Images of MIT67", "indoorCVPR_09.tar"),
+    (
+        "list gone",
+        lambda r: (r / "TestImages.txt").unlink(),
+        r"lacks one of .*TestImages.txt",
+        "beside both lists",
+    ),
+    ("images gone", lambda r: shutil.rmtree(r / "Images"), r"lacks one of Images, ", "indoorCVPR_09.tar"),
     (
         "outside",
         lambda r: (r / "TestImages.txt").write_text("../TrainImages.txt\n"),

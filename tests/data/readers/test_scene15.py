@@ -89,5 +89,5 @@ def test_damage_is_named(scenes: Path) -> None:
     assert "--format folder" in caught.value.hint
     shutil.rmtree(scenes / "store")
     assert not recognise_scenes(scenes)
-    with pytest.raises(DataError, match="lacks the class folder store"):
+    with pytest.raises(DataError, match="store holds 0 images"):
         read_scenes(scenes)

@@ -89,24 +89,6 @@ def test_same_arguments_same_files(tmp_path: Path) -> None:
     assert (other / image).read_bytes() != (first / image).read_bytes()
 
 
-def test_palette_is_that_of_the_devkit(shapes: DataSet) -> None:
-    mask = shapes.split("train")[0].mask
-    assert mask is not None
-    with Image.open(mask) as image:
-        palette = np.array(image.getpalette()).reshape(-1, 3)
-    # From the devkit's documentation: aeroplane, bicycle, bird, boat, bottle, ..., and the border.
-    assert palette[[0, 1, 2, 3, 4, 5, 8]].tolist() == [
-        [0, 0, 0],
-        [128, 0, 0],
-        [0, 128, 0],
-        [128, 128, 0],
-        [0, 0, 128],
-        [128, 0, 128],
-        [64, 0, 0],
-    ]
-    assert palette[255].tolist() == [224, 224, 192]
-
-
 def test_the_packaged_set_is_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache"

@@ -18,7 +18,7 @@ from wildcat.data.dataset import label_matrix
 from wildcat.data.loader import epoch_order
 from wildcat.data.readers.voc import read_voc
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ConfigError, DataError
+from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.models.run import open_run
 from wildcat.nn.backbones import create_backbone
 from wildcat.train.feature_cache import cached_features
@@ -67,7 +67,7 @@ def test_the_same_data_gives_the_same_bytes_and_nothing_is_overwritten(
     write_webdataset(shapes, tmp_path / "again", images=8)
     for path in shards.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
-    with pytest.raises(DataError, match="exists and is not empty"):
+    with pytest.raises(RunError, match="exists and is never overwritten"):
         write_webdataset(shapes, shards)
     with pytest.raises(ConfigError, match="images=0"):
         write_webdataset(shapes, tmp_path / "none", images=0)
@@ -175,8 +175,8 @@ def test_shards_without_split_names_are_split_by_class(tmp_path: Path) -> None:
         ({"0.png": png(0)}, r"train-0.tar#0.png has no labels"),
         ({"0.png": png(0), "0.jpg": png(0), "0.cls": b"0"}, "is a second image of '0'"),
         ({"0.png": png(0), "0.json": b"{"}, r"train-0.tar#0.json holds no labels"),
-        ({"0.png": png(0), "0.json": b"[[1]]"}, "no list of names or numbers"),
-        ({"0.png": png(0), "0.json": b"[true]"}, "no list of names or numbers"),
+        ({"0.png": png(0), "0.json": b"[[1]]"}, "neither a name nor a number"),
+        ({"0.png": png(0), "0.json": b"[true]"}, "neither a name nor a number"),
         ({"0.png": png(0), "0.json": b"[" * 100_000}, r"0.json holds no labels"),
         ({"0.png": png(0), "0.json": b"{}"}, "none of labels, label, cls, class"),
         ({"0.png": png(0), "0.txt": b"\xff"}, r"0.txt holds no labels"),

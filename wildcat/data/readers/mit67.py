@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from wildcat.data.dataset import DataSet, grouped_splits
@@ -12,7 +11,7 @@ from wildcat.errors import DataError
 
 # Split -> the authors' list: 80 images per class to train, 20 to test; the other 8,920 are not used.
 LISTS = {"train": "TrainImages.txt", "test": "TestImages.txt"}
-NUM_CLASSES, PER_CLASS = 67, {"train": 80, "test": 20}
+SIZES = 67, 67 * 80, 67 * 20  # classes, images to train, images to test
 
 
 def recognise_indoor(root: Path) -> bool:
@@ -30,33 +29,30 @@ def read_indoor(root: Path) -> DataSet:
         DataError: a list or `Images` is missing, a list names a missing image or one twice, an image is in both, or
             a class has no image in `train`.
     """
-    missing = [name for name in ("Images", *LISTS.values()) if not (root / name).exists()]
-    if missing:
+    if not recognise_indoor(root):
         raise DataError(
-            f"{root} lacks {', '.join(missing)} of MIT67.",
+            f"{root} is not MIT67: it lacks one of Images, {', '.join(LISTS.values())}.",
             "Put Images/ of indoorCVPR_09.tar beside both lists; wildcat datasets says where to get them.",
         )
     classes = tuple(folder.name for folder in subfolders(root / "Images"))
     samples = {split: read_class_list(root / "Images", root / name, classes) for split, name in LISTS.items()}
-    both = {s.name for s in samples["train"]} & {s.name for s in samples["test"]}
-    if both:
+    if both := {s.name for s in samples["train"]} & {s.name for s in samples["test"]}:
         raise DataError(
             f"{min(both)!r} is in TrainImages.txt and in TestImages.txt of {root}, as are {len(both) - 1} others.",
             "Restore the authors' lists: a test image must not be trained on.",
         )
-    counts = Counter(Path(s.name).parent.name for s in samples["train"])
-    untrained = [name for name in classes if not counts[name]]
-    if untrained:
+    if untrained := sorted(set(classes) - {s.name.partition("/")[0] for s in samples["train"]}):
         raise DataError(
-            f"Class {untrained[0]!r} of {root / 'Images'} has no image in TrainImages.txt"
-            + (f" (nor have {len(untrained) - 1} others)." if len(untrained) > 1 else "."),
+            f"Class {untrained[0]!r} of {root / 'Images'} has no image in TrainImages.txt.",
             "Restore the list if it was cut, or remove the folder if it is no class.",
         )
-    sizes = {split: len(found) for split, found in samples.items()}
-    notes: tuple[str, ...] = ()
-    if len(classes) != NUM_CLASSES or sizes != {split: NUM_CLASSES * count for split, count in PER_CLASS.items()}:
-        notes = (
-            f"This is not the whole of MIT67: {len(classes)} classes, {sizes['train']} images to train and "
-            f"{sizes['test']} to test (67, 5360 and 1340 in the original).",
+    sizes = len(classes), len(samples["train"]), len(samples["test"])
+    notes = (
+        ()
+        if sizes == SIZES
+        else (
+            f"This is not the whole of MIT67: {sizes[0]} classes, {sizes[1]} images to train and {sizes[2]} to test "
+            "(67, 5360 and 1340 in the original).",
         )
+    )
     return DataSet("MIT67", "indoor", root, classes, "multiclass", grouped_splits(samples), notes)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +22,6 @@ SCENE_CLASSES = (
 
 TRAIN_PER_CLASS = 100  # the others are for the test (section 5 of the paper above)
 
-_SEEDED = re.compile(r"(train|test)-seed(0|[1-9]\d*)")
-
 
 def recognise_scenes(root: Path) -> bool:
     """Whether `root` holds the 15 class folders."""
@@ -42,53 +39,42 @@ def read_scenes(root: Path) -> DataSet:
     Raises:
         DataError: a class folder is missing or too small, or, when a split is read, a list names a missing image.
     """
-    missing = [name for name in SCENE_CLASSES if not (root / name).is_dir()]
-    if missing:
-        raise DataError(
-            f"{root} lacks the class folder{'s' * (len(missing) > 1)} {', '.join(missing)} of 15-Scene.",
-            "Restore the official folders, or read it with --format folder.",
-        )
-    files = [list_images(root / name, recursive=False) for name in SCENE_CLASSES]
-    for name, paths in zip(SCENE_CLASSES, files, strict=True):
+    files = {
+        name: list_images(root / name, recursive=False) if (root / name).is_dir() else [] for name in SCENE_CLASSES
+    }
+    for name, paths in files.items():
         if len(paths) <= TRAIN_PER_CLASS:
             raise DataError(
                 f"{root / name} holds {len(paths)} images; the 15-Scene protocol trains on {TRAIN_PER_CLASS} and "
                 "tests on the others.",
-                "Restore the data set, or read it with --format folder.",
+                "Restore the official folders, or read it with --format folder.",
             )
+    readers = _Readers()
+    readers.root, readers.files = root, list(files.values())
     lists = {part: root / f"split_brown_{part}.txt" for part in ("train", "test")}
-    if all(path.is_file() for path in lists.values()):
-        readers: dict[str, Reader] = {
-            part: partial(read_class_list, root, path, SCENE_CLASSES) for part, path in lists.items()
-        }
-        notes: tuple[str, ...] = ()
-    else:
-        readers = {part: partial(_random_split, root, files, 0, part) for part in lists}
-        notes = ("split_brown_train.txt and split_brown_test.txt are missing: train and test are random (seed 0).",)
-    return DataSet("15-Scene", "scenes", root, SCENE_CLASSES, "multiclass", _Readers(readers, root, files), notes)
+    notes: tuple[str, ...] = ()
+    for part, path in lists.items():
+        if all(path.is_file() for path in lists.values()):
+            readers[part] = partial(read_class_list, root, path, SCENE_CLASSES)
+        else:
+            readers[part] = readers[f"{part}-seed0"]
+            notes = ("split_brown_train.txt and split_brown_test.txt are missing: train and test are random (seed 0).",)
+    for part in lists:  # seed 0 is listed among the splits
+        readers[f"{part}-seed0"] = readers[f"{part}-seed0"]
+    return DataSet("15-Scene", "scenes", root, SCENE_CLASSES, "multiclass", readers, notes)
 
 
-@dataclass(frozen=True)
-class _Readers(Mapping[str, Reader]):
-    """The named splits, and a random one for any seed; iterates over the named ones and seed 0."""
+class _Readers(dict[str, Reader]):
+    """The named splits, and a random one for any seed."""
 
-    named: Mapping[str, Reader]
     root: Path
-    files: Sequence[Sequence[Path]]
+    files: list[list[Path]]
 
-    def __getitem__(self, split: str) -> Reader:
-        if split in self.named:
-            return self.named[split]
-        match = _SEEDED.fullmatch(split)
+    def __missing__(self, split: str) -> Reader:
+        match = re.fullmatch(r"(train|test)-seed(0|[1-9]\d*)", split)
         if match is None:
             raise KeyError(split)
         return partial(_random_split, self.root, self.files, int(match[2]), match[1])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter((*self.named, "train-seed0", "test-seed0"))
-
-    def __len__(self) -> int:
-        return len(self.named) + 2
 
 
 def _random_split(root: Path, files: Sequence[Sequence[Path]], seed: int, part: str) -> list[Sample]:

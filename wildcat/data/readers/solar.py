@@ -7,18 +7,14 @@ Buerhop-Lutz et al., "A Benchmark for Visual Identification of Defective Solar C
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from wildcat.data.dataset import DataSet, Sample, one_label, stratified_indices
+from wildcat.data.dataset import DataSet, Sample, grouped_splits, one_label, stratified_indices
 from wildcat.errors import ConfigError, DataError, MissingExtra, did_you_mean
 
 SOLAR_CLASSES = ("functional", "defective")
 CELL_TYPES = ("mono", "poly")
 TEST_FRACTION = 0.25
-
-Row = tuple[str, float, str]  # image, defect probability, cell type
 
 
 def find_solar() -> Path:
@@ -56,19 +52,16 @@ def read_solar(root: Path | None = None, *, threshold: float = 0.5, cells: str =
     rows = _read_rows(root / "labels.csv")
     levels = sorted({row[1:] for row in rows})
     tested = stratified_indices([levels.index(row[1:]) for row in rows], TEST_FRACTION, seed=0)
-    selected = [index for index, row in enumerate(rows) if cells in ("all", row[2])]
-    train = [rows[index] for index in selected if index not in tested]
-    test = [rows[index] for index in selected if index in tested]
-    readers = {name: partial(_samples, root, part, threshold) for name, part in (("train", train), ("test", test))}
-    return DataSet("solar", "solar", root, SOLAR_CLASSES, "multiclass", readers)
+    splits: dict[str, list[Sample]] = {"train": [], "test": []}
+    for index, (name, probability, cell_type) in enumerate(rows):
+        if cells in ("all", cell_type):
+            sample = Sample(name, root / name, one_label(int(probability >= threshold), 2))
+            splits["test" if index in tested else "train"].append(sample)
+    return DataSet("solar", "solar", root, SOLAR_CLASSES, "multiclass", grouped_splits(splits))
 
 
-def _samples(root: Path, rows: Sequence[Row], threshold: float) -> list[Sample]:
-    return [Sample(name, root / name, one_label(int(probability >= threshold), 2)) for name, probability, _ in rows]
-
-
-def _read_rows(path: Path) -> list[Row]:
-    """The rows of `labels.csv`, whose cells are separated by spaces."""
+def _read_rows(path: Path) -> list[tuple[str, float, str]]:
+    """(image, defect probability, cell type) of the rows of `labels.csv`, whose cells are separated by spaces."""
     if not path.is_file():
         raise DataError(f"{path} does not exist.", "Install elpv-dataset again.")
     rows = []

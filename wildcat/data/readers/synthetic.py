@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,7 @@ MIN_RADIUS, DIFFICULT_RADIUS, MAX_RADIUS = 0.06, 0.08, 0.28  # of the shorter si
 _Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """One drawn shape: its name, its box x1 y1 x2 y2 (exclusive end) and whether it is difficult."""
 
     name: str
@@ -83,9 +83,7 @@ def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[i
     for index in sorted(index for indices in splits.values() for index in indices):
         image, mask, found[index] = draw_scene(np.random.default_rng([seed, index]), size, index % len(SHAPE_CLASSES))
         Image.fromarray(image).save(root / "JPEGImages" / f"{index:06d}.jpg", quality=95)
-        indexed = Image.fromarray(mask)
-        indexed.putpalette(_voc_palette())
-        indexed.save(root / "SegmentationClass" / f"{index:06d}.png")
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{index:06d}.png")
         (root / "Annotations" / f"{index:06d}.xml").write_text(voc_annotation(index, size, found[index]))
     lists = {name: list(indices) for name, indices in splits.items() if len(indices)}
     lists["trainval"] = sorted(found)
@@ -173,12 +171,3 @@ def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Shape]) -
         f"\t<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>\n"
         f"\t<segmented>1</segmented>\n{objects}</annotation>\n"
     )
-
-
-def _voc_palette() -> list[int]:
-    """The colours of `VOClabelcolormap.m`: bits 0, 1, 2 of an index are the top bits of r, g, b; 3, 4, 5 the next."""
-    return [
-        sum(((index >> (3 * place + channel)) & 1) << (7 - place) for place in range(3))
-        for index in range(256)
-        for channel in range(3)
-    ]

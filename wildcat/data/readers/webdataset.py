@@ -12,10 +12,9 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from os.path import commonpath
-from pathlib import Path, PurePosixPath
-from typing import Any
+from os.path import commonprefix
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,9 +32,19 @@ from wildcat.data.dataset import (
 from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.images import IMAGE_SUFFIXES, holds_images
 from wildcat.data.readers.csv import check_task
-from wildcat.data.remote import expand_braces, file_name, glob_files, is_url, local_path, open_file, path_type
+from wildcat.data.remote import (
+    expand_braces,
+    file_name,
+    file_suffix,
+    glob_files,
+    is_url,
+    local_path,
+    open_file,
+    path_type,
+)
 from wildcat.data.shards import list_members
 from wildcat.errors import ConfigError, DataError, did_you_mean
+from wildcat.files import making, writing
 
 CLASSES = "classes.txt"  # beside the shards: one class per line, in the order of label numbers, from 0
 LABEL_SUFFIXES = (".json", ".cls", ".txt")  # of the members with labels; the first that an image has is read
@@ -45,13 +54,12 @@ MAX_LABEL_BYTES = 1 << 20
 Label = str | int
 
 
-@dataclass(frozen=True)
-class _Labelled:
+class _Labelled(NamedTuple):
     """An image of a shard, and its labels as names or numbers."""
 
     image: ImageLocation
-    present: tuple[Label, ...]
-    ignored: tuple[Label, ...]
+    present: list[Label]
+    ignored: list[Label]
 
 
 def names_shards(text: str) -> bool:
@@ -92,8 +100,8 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
     found = [labelled for shard in shards for labelled in _read_shard(shard)]
     if not found:
         raise DataError(f"{source} holds no images.", "Its members should be key.jpg, key.json, ...")
-    names = _classes(found, _class_file(folder, classes))
-    unclear = next((one for one in found if len(one.present) != 1 or one.ignored), None)
+    names = _classes(found, folder, classes)
+    unclear = next((one for one in found if len(set(one.present)) != 1 or one.ignored), None)
     if task == "multiclass" and unclear:
         raise DataError(
             f"{unclear.image} has {len(unclear.present)} labels and {len(unclear.ignored)} ignored ones; multi-class "
@@ -139,13 +147,9 @@ def find_shards(source: str) -> list[str]:
 
 def _folder_of(shards: Sequence[str]) -> str:
     """The folder that all shards are in, at any depth."""
-    folders = [shard.rpartition("/")[0] for shard in shards]
-    if len(set(folders)) == 1:
-        return folders[0] or "."
-    if any(map(is_url, shards)):
-        same = [parts[0] for parts in zip(*(f.split("/") for f in folders), strict=False) if len(set(parts)) == 1]
-        return "/".join(same)
-    return commonpath(folders)
+    folders = [f"{shard.rpartition('/')[0] or '.'}/" for shard in shards]
+    # commonpath() does not take URLs.
+    return commonprefix(folders).rpartition("/")[0] or "."  # noqa: RUF071
 
 
 def _split_of(shard: str) -> str:
@@ -167,61 +171,54 @@ def _read_shard(shard: str) -> Iterator[_Labelled]:
             if key in images:
                 raise DataError(f"{member} is a second image of {key!r}.", "Give each image its own key.")
             images[key] = member
-    with open_file(shard) as file_of_shard:
+    with open_file(shard) as content:
         for key, image in images.items():
-            own = labels.get(key, {})
-            suffix = next((s for s in LABEL_SUFFIXES if s in own), "")
-            if not suffix:
+            label = next((labels[key][s] for s in LABEL_SUFFIXES if s in labels.get(key, {})), None)
+            if label is None:
                 raise DataError(f"{image} has no labels.", f"Put {key}.json, {key}.cls or {key}.txt beside it.")
-            label = own[suffix]
             if label.size > MAX_LABEL_BYTES or label.error:
                 problem = label.error or f"has {label.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}"
                 raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
-            file_of_shard.seek(label.start)
-            yield _Labelled(image, *_parse(file_of_shard.read(label.size), suffix, label))
+            content.seek(label.start)
+            try:
+                present, ignored = _parse(content.read(label.size), file_suffix(label.member))
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{label} holds no labels: {error}.", 'Write {"labels": ["cat", "dog"]}.') from error
+            yield _Labelled(image, present, ignored)
 
 
-def _parse(content: bytes, suffix: str, member: ImageLocation) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
-    """Present and ignored labels of a member."""
-    try:
-        text = content.decode("utf-8-sig").strip()
-        if suffix == ".json":
-            value = json.loads(text)
-            found = value if isinstance(value, dict) else {"labels": value}
-            key = next((key for key in JSON_KEYS if key in found), None)
-            if key is None:
-                raise ValueError(f"it has none of {', '.join(JSON_KEYS)}")
-            return _labels(found[key]), _labels(found.get("ignored", []))
+def _parse(content: bytes, suffix: str) -> tuple[list[Label], list[Label]]:
+    """Present and ignored labels of a member; raises ValueError or RecursionError if it holds none."""
+    text = content.decode("utf-8-sig").strip()
+    if suffix != ".json":
         parts = [text] if suffix == ".cls" else re.split(r"[;\n]", text)
-        return _labels([int(p) if p.strip().isdecimal() else p.strip() for p in parts if p.strip()]), ()
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{member} holds no labels: {error}.", 'Write {"labels": ["cat", "dog"]}.') from error
+        return [int(p) if p.strip().isdecimal() else p.strip() for p in parts if p.strip()], []
+    value = json.loads(text)
+    found = value if isinstance(value, dict) else {"labels": value}
+    key = next((key for key in JSON_KEYS if key in found), None)
+    if key is None:
+        raise ValueError(f"it has none of {', '.join(JSON_KEYS)}")
+    both = [v if isinstance(v, list) else [v] for v in (found[key], found.get("ignored", []))]
+    for label in [*both[0], *both[1]]:
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            raise ValueError(f"{str(label)[:60]} is neither a name nor a number")
+    return both[0], both[1]
 
 
-def _labels(value: Any) -> tuple[Label, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not all(isinstance(v, str | int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"{str(value)[:60]} is no list of names or numbers")
-    return tuple(dict.fromkeys(values))
-
-
-def _class_file(folder: str, given: str | None) -> tuple[str, ...] | None:
-    """The class names in the given file, or in the one beside the shards if there is one."""
-    path = local_path(given) if given is not None else f"{folder}/{CLASSES}"
-    if given is None and path_type(path) != "file":
-        return None
-    with open_file(path) as file:
-        names = tuple(line.strip() for line in file.read().decode("utf-8-sig").splitlines() if line.strip())
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{path} names {'a class twice' if names else 'no class'}.", "Write one class per line.")
-    return names
-
-
-def _classes(found: Sequence[_Labelled], given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The classes, in order; every label must be one of them."""
-    occurring = dict.fromkeys(label for one in found for label in (*one.present, *one.ignored))
-    if given is None:
+def _classes(found: Sequence[_Labelled], folder: str, file: str | None) -> tuple[str, ...]:
+    """The classes, in order, from a file or the labels that occur; every label must be one of them."""
+    occurring = {label: one.image for one in found for label in (*one.present, *one.ignored)}
+    path = f"{folder}/{CLASSES}" if file is None else local_path(file)
+    if file is not None or path_type(path) == "file":
+        with open_file(path) as content:
+            lines = [line.strip() for line in content.read().decode("utf-8-sig").splitlines()]
+        names = tuple(line for line in lines if line)
+        if not names or len(set(names)) < len(names):
+            raise DataError(f"{path} names {'a class twice' if names else 'no class'}.", "Write one class per line.")
+    else:
         numbers = [label for label in occurring if isinstance(label, int)]
+        if not occurring:
+            raise DataError("no image has any label.", "Write the labels of each image beside it.")
         if numbers and len(numbers) < len(occurring):
             raise DataError("labels are numbers in some members and names in others.", f"Add {CLASSES}.")
         if len(occurring) > max(20, len(found) / 2):
@@ -229,64 +226,58 @@ def _classes(found: Sequence[_Labelled], given: tuple[str, ...] | None) -> tuple
                 f"{len(found)} images have {len(occurring)} labels, such as {str(next(iter(occurring)))[:40]!r}.",
                 f"Captions are no labels; if these are labels, list the classes in {CLASSES}.",
             )
-        given = tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted(map(str, occurring)))
-    if not given:
-        raise DataError("no image has any label.", "Write the labels of each image beside it.")
-    known = {*given, *range(len(given))}
-    if (unknown := next((label for label in occurring if label not in known), None)) is not None:
-        image = next(one.image for one in found if unknown in (*one.present, *one.ignored))
+        names = tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted(map(str, occurring)))
+    known = {*names, *range(len(names))}
+    if unknown := [label for label in occurring if label not in known]:
         raise DataError(
-            f"{image}: label {unknown!r} is none of the {len(given)} classes.",
-            did_you_mean(str(unknown), given) or f"Classes are {', '.join(given[:8])}, numbered from 0.",
+            f"{occurring[unknown[0]]}: label {unknown[0]!r} is none of the {len(names)} classes.",
+            did_you_mean(str(unknown[0]), names) or f"Classes are {', '.join(names[:8])}, numbered from 0.",
         )
-    return given
+    return names
 
 
 def write_webdataset(data: DataSet, folder: Path, images: int = 1000) -> list[Path]:
     """Write train, val and test of a data set as shards of `images` images, `train-000000.tar` ..., and `classes.txt`.
 
-    Image files are copied unchanged; boxes and masks are not written. The same data gives the same bytes.
+    Image files are copied unchanged; boxes and masks are not written. The same data gives the same bytes. The folder
+    is written atomically.
 
     Raises:
         ConfigError: fewer than one image per shard.
-        DataError: the folder exists and is not empty, or an image cannot be read.
+        DataError: an image cannot be read or is in a shard already.
+        RunError: the folder exists and is not empty, or cannot be written.
     """
     if images < 1:
         raise ConfigError(f"images={images}: give at least 1.")
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} exists and is not empty.", "Give a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CLASSES).write_text("".join(f"{name}\n" for name in data.classes), encoding="utf-8")
     written = []
-    for split in [name for name in ("train", "val", "test") if name in data.splits]:
-        samples = data.split(split)
-        for number, start in enumerate(range(0, len(samples), images)):
-            path = folder / f"{split}-{number:06d}.tar"
-            part = path.with_suffix(".part")
-            with tarfile.open(part, "w") as shard:
-                for i, sample in enumerate(samples[start : start + images], start):
-                    _add(shard, f"{i:08d}", sample, data)
-            part.replace(path)
-            written.append(path)
+    with making(folder) as draft, writing(folder):
+        (draft / CLASSES).write_text("".join(f"{name}\n" for name in data.classes), encoding="utf-8")
+        for split in [name for name in ("train", "val", "test") if name in data.splits]:
+            samples = data.split(split)
+            for number, start in enumerate(range(0, len(samples), images)):
+                written.append(folder / f"{split}-{number:06d}.tar")
+                with tarfile.open(draft / written[-1].name, "w") as shard:
+                    for i, sample in enumerate(samples[start : start + images], start):
+                        _add(shard, f"{i:08d}", sample, data.classes)
     return written
 
 
-def _add(shard: tarfile.TarFile, key: str, sample: Sample, data: DataSet) -> None:
+def _add(shard: tarfile.TarFile, key: str, sample: Sample, classes: tuple[str, ...]) -> None:
     if isinstance(sample.path, ImageRef):
         raise DataError(f"{sample.path} is in a shard already.", "Give a data set of image files.")
-    suffix = PurePosixPath(sample.path.name).suffix.lower()
+    suffix = sample.path.suffix.lower()
     labels = {
-        name: [data.classes[i] for i in np.flatnonzero(sample.labels == value)]
+        name: [classes[i] for i in np.flatnonzero(sample.labels == value)]
         for name, value in (("labels", PRESENT), ("ignored", IGNORED))
     }
     try:
-        content = sample.path.read_bytes()
+        image = sample.path.read_bytes()
     except OSError as error:
         raise DataError(f"{sample.path} cannot be read ({error.strerror or error}).", "Check the data set.") from error
-    for name, part in (
-        (f"{key}{suffix if suffix in IMAGE_SUFFIXES else '.jpg'}", content),
+    for name, content in (
+        (f"{key}{suffix if suffix in IMAGE_SUFFIXES else '.jpg'}", image),
         (f"{key}.json", json.dumps(labels, ensure_ascii=False).encode()),
     ):
         info = tarfile.TarInfo(name)
-        info.size = len(part)
-        shard.addfile(info, io.BytesIO(part))
+        info.size = len(content)
+        shard.addfile(info, io.BytesIO(content))
