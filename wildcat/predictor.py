@@ -32,7 +32,7 @@ from wildcat.models.member import Member, Outputs, merge_outputs
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
 from wildcat.nn.model import Wildcat
 from wildcat.prediction import Prediction
-from wildcat.regions.tiling import MapCanvas, check_tile, tile_image
+from wildcat.regions.tiling import assemble_maps, check_tile, tile_image
 
 BATCH_SIZE = 8
 READERS = 4  # threads that read images ahead
@@ -316,22 +316,19 @@ class Predictor:
         The score of a class is its highest over the tiles; in a multi-class model the mean.
         """
         tiles = tile_image(*image.size, self.tile or max(image.size))
-        canvas, modality_canvas = MapCanvas(tiles), MapCanvas(tiles)
-        scores, member_scores = [], []
+        scores, member_scores, class_maps, modality_maps = [], [], [], []
         remaining = iter(tiles)
         while batch := list(itertools.islice(remaining, batch_size)):
             outputs = self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities)
             scores.append(outputs.scores)
             member_scores.append(outputs.member_scores)
-            for i, tile in enumerate(batch):
-                canvas.add(tile, outputs.class_maps[i])
-                if outputs.modality_maps is not None:
-                    modality_canvas.add(tile, outputs.modality_maps[i])
+            class_maps += list(outputs.class_maps)
+            modality_maps += [] if outputs.modality_maps is None else list(outputs.modality_maps)
         reduce = np.mean if self.task == "multiclass" else np.max
         return Outputs(
             scores=reduce(np.concatenate(scores), axis=0, keepdims=True),
-            class_maps=canvas.maps()[None],
-            modality_maps=modality_canvas.maps()[None] if modalities else None,
+            class_maps=assemble_maps(image.size, tiles, class_maps)[None],
+            modality_maps=assemble_maps(image.size, tiles, modality_maps)[None] if modalities else None,
             member_scores=reduce(np.concatenate(member_scores), axis=0, keepdims=True),
         )
 

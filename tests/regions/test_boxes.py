@@ -124,8 +124,6 @@ def test_fast_enough_for_every_class_of_every_image() -> None:
         ({"heatmap": [[0.0, np.nan]]}, ConfigError, "NaN"),
         ({"threshold": 0.0}, ConfigError, "threshold=0.0"),
         ({"threshold": 50}, ConfigError, "fraction"),
-        ({"min_area": 1.0}, ConfigError, "min_area=1.0"),
-        ({"size": (0, 4)}, ConfigError, "height, width"),
     ],
 )
 def test_errors_name_the_value_and_the_remedy(

@@ -11,26 +11,27 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wildcat.errors import ConfigError
-from wildcat.regions.tiling import MapCanvas, Rectangle, Tiles, tile_image
+from wildcat.regions.tiling import Rectangle, assemble_maps, check_tile, tile_image
 
 
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 900))
 def test_every_pixel_is_covered_and_neighbours_overlap(width: int, height: int, side: int) -> None:
     tiles = tile_image(width, height, side)
-    assert tiles.tile == (min(side, width), min(side, height))
-    for length, own, starts in zip((width, height), tiles.tile, (tiles.lefts, tiles.tops), strict=True):
+    for axis, length in enumerate((width, height)):
+        own, starts = min(side, length), sorted({tile[axis] for tile in tiles})
+        assert {tile[axis + 2] - tile[axis] for tile in tiles} == {own}
         assert starts[0] == 0 and starts[-1] + own == length
         assert all(a + own - b >= int(0.25 * own) for a, b in pairwise(starts))
         fewest = -(-(length - own) // max(1, own * 0.75)) + 1
         assert len(starts) == fewest
-    assert len(list(tiles)) == len(tiles) == len(set(tiles))
+    assert len(tiles) == len(set(tiles))
 
 
-def maps_of_a_plane(tiles: Tiles, tile: Rectangle, rows: int, columns: int) -> NDArray[np.float32]:
+def maps_of_a_plane(tile: Rectangle, rows: int, columns: int) -> NDArray[np.float32]:
     """The maps of a network that computes 2 x + 3 y at each position, and twice that for a second class."""
-    xs = tile[0] + (np.arange(columns) + 0.5) * tiles.tile[0] / columns
-    ys = tile[1] + (np.arange(rows) + 0.5) * tiles.tile[1] / rows
+    xs = tile[0] + (np.arange(columns) + 0.5) * (tile[2] - tile[0]) / columns
+    ys = tile[1] + (np.arange(rows) + 0.5) * (tile[3] - tile[1]) / rows
     plane = (2 * xs[None] + 3 * ys[:, None]).astype(np.float32)
     return np.stack([plane, 2 * plane])
 
@@ -39,12 +40,9 @@ def maps_of_a_plane(tiles: Tiles, tile: Rectangle, rows: int, columns: int) -> N
 def test_a_plane_has_no_seams(size: tuple[int, int], side: int) -> None:
     """Linear interpolation and averaging preserve a plane, up to half a cell from the image's edge."""
     tiles = tile_image(*size, side)
-    canvas = MapCanvas(tiles)
-    for tile in tiles:
-        canvas.add(tile, maps_of_a_plane(tiles, tile, 9, 10))
-    plane, double = canvas.maps()
+    plane, double = assemble_maps(size, tiles, [maps_of_a_plane(tile, 9, 10) for tile in tiles])
     height, width = plane.shape
-    assert size[0] / width <= tiles.tile[0] / 10 and size[1] / height <= tiles.tile[1] / 9  # no coarser than a tile's
+    assert size[0] / width <= tiles[0][2] / 10 and size[1] / height <= tiles[0][3] / 9  # no coarser than a tile's
     xs, ys = (np.arange(width) + 0.5) * size[0] / width, (np.arange(height) + 0.5) * size[1] / height
     expected = 2 * xs[None] + 3 * ys[:, None]
     np.testing.assert_allclose(plane[1:-1, 1:-1], expected[1:-1, 1:-1], rtol=1e-4)
@@ -54,18 +52,14 @@ def test_a_plane_has_no_seams(size: tuple[int, int], side: int) -> None:
 
 def test_an_image_of_one_tile_keeps_its_map() -> None:
     tiles, maps = tile_image(90, 60, 100), np.random.default_rng(0).normal(size=(4, 2, 6, 9)).astype(np.float32)
-    canvas = MapCanvas(tiles)
-    canvas.add((0, 0, 90, 60), maps)
-    np.testing.assert_allclose(canvas.maps(), maps, atol=1e-6)
+    np.testing.assert_allclose(assemble_maps((90, 60), tiles, [maps]), maps, atol=1e-6)
 
 
 def test_the_nearer_tile_has_more_weight() -> None:
     tiles = tile_image(175, 100, 100)
-    assert tiles.lefts == (0, 75)
-    canvas = MapCanvas(tiles)
-    canvas.add((0, 0, 100, 100), np.zeros((1, 10, 10), np.float32))
-    canvas.add((75, 0, 175, 100), np.ones((1, 10, 10), np.float32))
-    row = canvas.maps()[0, 5]
+    assert tiles == [(0, 0, 100, 100), (75, 0, 175, 100)]
+    maps = [np.full((1, 10, 10), value, np.float32) for value in (0, 1)]
+    row = assemble_maps((175, 100), tiles, maps)[0, 5]
     shared = (np.arange(len(row)) + 0.5) * 175 / len(row)
     assert (row[shared < 75] == 0).all() and np.allclose(row[shared > 100], 1)
     between = row[(shared > 75) & (shared < 100)]
@@ -74,6 +68,4 @@ def test_the_nearer_tile_has_more_weight() -> None:
 
 def test_wrong_settings() -> None:
     with pytest.raises(ConfigError, match="tile=31"):
-        tile_image(100, 100, 31)
-    with pytest.raises(ConfigError, match="no tile"):
-        MapCanvas(tile_image(100, 100, 50)).maps()
+        check_tile(31)

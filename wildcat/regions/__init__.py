@@ -5,7 +5,6 @@ from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf
 from wildcat.regions.masks import (
     MaskParams,
     class_probabilities_with_background,
-    gate_classes,
     maps_to_mask,
     strongest_class,
     upsample_maps,
@@ -20,7 +19,6 @@ __all__ = [
     "MaskParams",
     "class_probabilities_with_background",
     "dense_crf",
-    "gate_classes",
     "map_to_boxes",
     "maps_to_mask",
     "peak_points",

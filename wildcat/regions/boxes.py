@@ -62,7 +62,7 @@ def map_to_boxes(
     Args:
         heatmap: (H, W), any scale; upsample a coarse map first for finer edges.
         threshold: in (0, 1], a fraction of the map's range.
-        min_area: in [0, 1), the minimum size of a region as a fraction of the map's cells.
+        min_area: the minimum size of a region as a fraction of the map's cells.
         size: (height, width) of the image that the map covers; boxes are in its pixels. None: in the map's cells.
 
     Returns:
@@ -70,7 +70,7 @@ def map_to_boxes(
 
     Raises:
         ShapeError: the map is not (H, W) with at least one cell.
-        ConfigError: NaN or an infinity in the map, or an argument out of range.
+        ConfigError: NaN or an infinity in the map, or a threshold out of range.
 
     >>> map_to_boxes([[0, 0, 0, 0], [0, 9, 8, 0]], size=(20, 40))
     [Box(x1=10.0, y1=10.0, x2=30.0, y2=20.0, score=9.0)]
@@ -78,7 +78,12 @@ def map_to_boxes(
     values = np.asarray(heatmap)
     if values.dtype.kind != "f":
         values = values.astype(np.float64)
-    _check(values, threshold, min_area, size)
+    if values.ndim != 2 or values.size == 0:
+        raise ShapeError(f"heatmap has shape {values.shape}, not (H, W).", "Give the map of one class.")
+    if not np.isfinite(values).all():
+        raise ConfigError("heatmap contains NaN or infinities.", "Check the model: its outputs became NaN in training.")
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"threshold={threshold} is not in (0, 1].", "It is a fraction of the map's range; try 0.5.")
     low, high = float(values.min()), float(values.max())
     if high <= low:
         return []
@@ -95,16 +100,3 @@ def map_to_boxes(
         )
         for rows, columns, inside in connected_regions(values >= values.dtype.type(level), min_area)
     ]
-
-
-def _check(values: NDArray[np.floating], threshold: float, min_area: float, size: tuple[int, int] | None) -> None:
-    if values.ndim != 2 or values.size == 0:
-        raise ShapeError(f"heatmap has shape {values.shape}, not (H, W).", "Give the map of one class.")
-    if not np.isfinite(values).all():
-        raise ConfigError("heatmap contains NaN or infinities.", "Check the model: its outputs became NaN in training.")
-    if not 0 < threshold <= 1:
-        raise ConfigError(f"threshold={threshold} is not in (0, 1].", "It is a fraction of the map's range; try 0.5.")
-    if not 0 <= min_area < 1:
-        raise ConfigError(f"min_area={min_area} is not in [0, 1).", "It is a fraction of the image; try 0.01.")
-    if size is not None and not (len(size) == 2 and min(size) > 0):
-        raise ConfigError(f"size={size!r} is not a (height, width).", "Give the image's (height, width) in pixels.")

@@ -227,13 +227,6 @@ def _normalizers(row_sums: Tensor, normalization: Normalization) -> tuple[Tensor
     }[normalization]
 
 
-def _positions(height: int, width: int, device: torch.device) -> Tensor:
-    """(N, 2) float32 x, y of the pixels in row-major order."""
-    y = torch.arange(height, device=device, dtype=torch.float32)
-    x = torch.arange(width, device=device, dtype=torch.float32)
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
-
-
 def _smoothness(height: int, width: int, params: CrfParams, device: torch.device) -> Filter:
     """The smoothness kernel times its weight: a Gaussian along y, then along x."""
 
@@ -261,7 +254,8 @@ def _smoothness(height: int, width: int, params: CrfParams, device: torch.device
 def _appearance(image: Tensor, params: CrfParams) -> Filter:
     """The appearance kernel times its weight, on the permutohedral lattice of the image."""
     height, width = image.shape[:2]
-    positions = _positions(height, width, image.device) / params.appearance_sigma_xy
+    y, x = torch.arange(height, device=image.device).float(), torch.arange(width, device=image.device).float()
+    positions = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1) / params.appearance_sigma_xy
     colors = image.reshape(-1, 3).float() / params.appearance_sigma_rgb
     lattice = build_lattice(torch.cat([positions, colors], dim=1).t().contiguous())
     sums = lattice.filter(torch.ones(height * width, 1, device=image.device))[:, 0]

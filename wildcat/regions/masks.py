@@ -94,31 +94,6 @@ class MaskParams:
         return high
 
 
-def gate_classes(class_prob: Array, gate: float | Sequence[float] = 0.5) -> Array:
-    """Indices, ascending int64, of the classes whose predicted probability in `class_prob` (C,) is at least `gate`.
-
-    Args:
-        class_prob: (C,) probabilities of one image.
-        gate: one value, or one per class.
-
-    Raises:
-        ShapeError: `class_prob` is not (C,), or the number of gates differs from C.
-        ConfigError: a probability is outside [0, 1] or NaN.
-
-    >>> gate_classes(np.array([0.9, 0.1, 0.5])).tolist()
-    [0, 2]
-    """
-    prob = as_tensor(class_prob)
-    if prob.ndim != 1:
-        raise ShapeError(f"class_prob is {tuple(prob.shape)}, not (C,).", "Give the probabilities of one image.")
-    if not bool(((prob >= 0) & (prob <= 1)).all()):
-        raise ConfigError("class_prob has values outside [0, 1].", "Give probabilities, not scores: sigmoid first.")
-    limit = torch.as_tensor(gate).to(prob)
-    if limit.ndim and limit.shape != prob.shape:
-        raise ShapeError(f"{len(limit)} gates for {len(prob)} classes.", "Give one value, or one per class.")
-    return _like((prob >= limit).nonzero()[:, 0], class_prob)
-
-
 def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     """(C, h, w) maps -> (C, H, W) float32 at `size` = (height, width): bilinear, `align_corners=False`.
 
@@ -131,7 +106,6 @@ def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     [[[0.0, 0.25, 0.75, 1.0]]]
     """
     tensor = _checked_maps(maps)
-    _check_size(size)
     if not len(tensor):
         return _like(tensor.new_zeros(0, *size), maps)
     resized = functional.interpolate(tensor[None], size=tuple(size), mode="bilinear", align_corners=False)
@@ -149,25 +123,19 @@ def class_probabilities_with_background(
     Args:
         maps: the maps of the classes to draw.
         params: the rule and its value; `gate` is not used.
-        background_map: (H, W) raw map of the background class, required by "trained" and refused by the other rules.
+        background_map: (H, W) raw map of the background class, for "trained" alone.
 
     Raises:
-        ShapeError: `maps` is not (K, H, W), or `background_map` has another size.
-        ConfigError: NaN or infinite maps, or a `background_map` that does not go with the rule.
+        ShapeError: `maps` is not (K, H, W).
+        ConfigError: NaN or infinite maps.
 
     >>> class_probabilities_with_background(np.array([[[0.0, 0.4, 0.8]]])).argmax(axis=0).tolist()
     [[0, 1, 1]]
     """
     params = params or MaskParams()
-    _check_background_map(params, background_map)
     tensor: Tensor = _checked_maps(maps)
     if background_map is not None:
         background = as_tensor(background_map).to(tensor)
-        if background.shape != tensor.shape[1:]:
-            raise ShapeError(
-                f"background_map is {tuple(background.shape)} and the maps are {tuple(tensor.shape)}.",
-                "Give both at the same (H, W).",
-            )
     else:
         if params.rule not in RAW_RULES and len(tensor):
             tensor = _normalize(tensor, tensor.flatten(1).amax(dim=1))
@@ -192,7 +160,7 @@ def strongest_class(
         maps: (C, h, w) raw class maps.
         class_prob: (C,) predicted probabilities of the image.
         size: (height, width) of the original image.
-        gate: see `gate_classes`.
+        gate: draw a class if its probability is at least this; one value, or one per class.
         rule: the unit of the strength: raw maps for "score" and "trained", normalised maps for the other rules.
 
     Returns:
@@ -206,8 +174,7 @@ def strongest_class(
     >>> strength.tolist(), labels.tolist()
     ([[1.0, 1.0]], [[1, 2]])
     """
-    classes, gated = _gated_maps(maps, class_prob, gate)
-    _check_size(size)
+    classes, gated = select_classes(maps, class_prob, gate)
     strength, labels = gated.new_zeros(size), classes.new_zeros(size)
     if len(classes):
         for rows, strip in _upsampled_strips(gated, size, normalized=rule not in RAW_RULES):
@@ -247,9 +214,12 @@ def maps_to_mask(
     [[1, 1, 1, 0]]
     """
     params = params or MaskParams()
-    classes, gated = _gated_maps(maps, class_prob, params.gate)
-    _check_background_map(params, background_map)
-    _check_size(size)
+    classes, gated = select_classes(maps, class_prob, params.gate)
+    if (params.rule == "trained") != (background_map is not None):
+        problem = "needs a background_map" if background_map is None else "takes no background_map"
+        raise ConfigError(
+            f"rule={params.rule!r} {problem}.", "rule='trained' goes with a model that has a background class."
+        )
     background = None if background_map is None else _checked_maps(as_tensor(background_map).to(gated)[None])
     mask = classes.new_zeros(size)
     if crf is not None and image is None:
@@ -278,24 +248,14 @@ def write_mask(path: str | Path, mask: NDArray[Any], palette: NDArray[np.uint8] 
     `palette` is (n, 3) RGB, one row per label, at least up to the highest label of the mask.
 
     Raises:
-        ShapeError: the mask is not (H, W), or the palette is not (n, 3) with a row for each label.
-        ConfigError: the mask is not of integers, or a label is outside 0 to 254.
+        ConfigError: a label is outside 0 to 254.
     """
     labels, colors = np.asarray(mask), np.asarray(palette)
-    if labels.ndim != 2 or not labels.size:
-        raise ShapeError(f"a mask of shape {labels.shape} is not (H, W).", "Give the mask of one image.")
-    if labels.dtype.kind not in "iu":
-        raise ConfigError(f"a mask of {labels.dtype} has no labels.", "Give integers, 0 for the background.")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high > HIGHEST_PNG_LABEL:
         raise ConfigError(
             f"the mask has label {low if low < 0 else high}; a PNG mask has labels 0 to {HIGHEST_PNG_LABEL}.",
             "255 means ignored. With more than 254 classes, save the array itself: numpy.save.",
-        )
-    if colors.ndim != 2 or colors.shape[1] != 3 or not high < len(colors) <= 256:
-        raise ShapeError(
-            f"a palette of shape {colors.shape} has no color for labels up to {high}.",
-            f"Give (n, 3) RGB rows with n from {high + 1} to 256.",
         )
     image, buffer = Image.fromarray(labels.astype(np.uint8)), io.BytesIO()
     image.putpalette(colors.astype(np.uint8).tobytes())
@@ -362,12 +322,17 @@ def _reduce_for_crf(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[
     return np.asarray(Image.fromarray(image).resize(small, Image.Resampling.BOX))
 
 
-def _gated_maps(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Indices (K,) of the classes to draw, and their maps (K, h, w)."""
+def select_classes(maps: Array, class_prob: Array, gate: float | Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Indices (K,) of the classes whose probability in `class_prob` (C,) reaches `gate`, and their maps (K, h, w)."""
     tensor, prob = _checked_maps(maps), as_tensor(class_prob)
-    classes = gate_classes(prob, gate)
-    if len(prob) != len(tensor):
-        raise ShapeError(f"{len(prob)} class probabilities for {len(tensor)} maps.", "Give one per map.")
+    if prob.shape != tensor.shape[:1]:
+        raise ShapeError(f"class_prob is {tuple(prob.shape)} for {len(tensor)} maps.", "Give one probability per map.")
+    if not bool(((prob >= 0) & (prob <= 1)).all()):
+        raise ConfigError("class_prob has values outside [0, 1].", "Give probabilities, not scores: sigmoid first.")
+    limit = torch.as_tensor(gate).to(prob)
+    if limit.ndim and limit.shape != prob.shape:
+        raise ShapeError(f"{len(limit)} gates for {len(prob)} classes.", "Give one value, or one per class.")
+    classes = (prob >= limit).nonzero()[:, 0]
     return classes, tensor[classes]
 
 
@@ -379,19 +344,6 @@ def _checked_maps(maps: Tensor | NDArray[np.floating]) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise ConfigError("the maps contain NaN or infinities.", "Check the model: did its outputs become NaN?")
     return tensor
-
-
-def _check_size(size: tuple[int, int]) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise ShapeError(f"size={tuple(size)} is not a (height, width).", "Give two sides of 1 or more.")
-
-
-def _check_background_map(params: MaskParams, background_map: object) -> None:
-    if (params.rule == "trained") != (background_map is not None):
-        problem = "needs a background_map" if background_map is None else "takes no background_map"
-        raise ConfigError(
-            f"rule={params.rule!r} {problem}.", "rule='trained' goes with a model that has a background class."
-        )
 
 
 def _like(result: Tensor, given: Array) -> Array:

@@ -25,15 +25,13 @@ def peak_points(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np
 
     Raises:
         ShapeError: the maps have no cells.
-        ConfigError: a size that is not positive, or NaN in the maps.
+        ConfigError: NaN in the maps.
 
     >>> peak_points(np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 9.0]]), size=(100, 300)).tolist()
     [250.0, 75.0]
     """
     if maps.ndim < 2 or 0 in maps.shape[-2:]:
         raise ShapeError(f"maps of shape {maps.shape} are not (..., h, w) with at least one cell.", "Give class maps.")
-    if not (len(size) == 2 and min(size) > 0):
-        raise ConfigError(f"size={size!r} is not a (height, width).", "Give the image's (height, width) in pixels.")
     if np.isnan(maps).any():
         raise ConfigError("the maps contain NaN.", "Check the model: its outputs became NaN in training.")
     h, w = maps.shape[-2:]

@@ -7,8 +7,7 @@ edge, so that no seams appear.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +21,6 @@ LEAST_WEIGHT = 1e-3  # weight of a tile's outermost cells
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Overlapping tiles of one size that cover an image, evenly spaced.
-
-    Attributes:
-        image: (width, height) in pixels.
-        tile: (width, height) of each tile.
-        lefts, tops: left edges of the columns and top edges of the rows of tiles, ascending.
-    """
-
-    image: tuple[int, int]
-    tile: tuple[int, int]
-    lefts: tuple[int, ...]
-    tops: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.lefts) * len(self.tops)
-
-    def __iter__(self) -> Iterator[Rectangle]:
-        """The tiles, row by row."""
-        for top in self.tops:
-            for left in self.lefts:
-                yield left, top, left + self.tile[0], top + self.tile[1]
-
-
 def check_tile(side: int) -> None:
     """Raise a ConfigError if tiles of this side are too small."""
     if side < SMALLEST_TILE:
@@ -56,21 +30,16 @@ def check_tile(side: int) -> None:
         )
 
 
-def tile_image(width: int, height: int, side: int) -> Tiles:
-    """The fewest tiles of `side` pixels that cover an image and overlap by at least a quarter of their side.
+def tile_image(width: int, height: int, side: int) -> list[Rectangle]:
+    """The fewest tiles of one size that cover an image and overlap by at least a quarter of their side, row by row.
 
-    If the image is narrower or lower than `side`, so are its tiles.
+    Tiles have sides of `side` pixels; if the image is narrower or lower, so are they.
 
-    Raises:
-        ConfigError: `side` is too small.
-
-    >>> tiles = tile_image(2000, 800, side=1000)
-    >>> len(tiles), tiles.tile, tiles.lefts, tiles.tops
-    (3, (1000, 800), (0, 500, 1000), (0,))
+    >>> tile_image(2000, 800, side=1000)
+    [(0, 0, 1000, 800), (500, 0, 1500, 800), (1000, 0, 2000, 800)]
     """
-    check_tile(side)
-    tile = (min(side, width), min(side, height))
-    return Tiles((width, height), tile, _starts(width, tile[0]), _starts(height, tile[1]))
+    across, down = min(side, width), min(side, height)
+    return [(left, top, left + across, top + down) for top in _starts(height, down) for left in _starts(width, across)]
 
 
 def _starts(length: int, side: int) -> tuple[int, ...]:
@@ -78,43 +47,31 @@ def _starts(length: int, side: int) -> tuple[int, ...]:
     return tuple(round(float(x)) for x in np.linspace(0, length - side, steps + 1))
 
 
-class MapCanvas:
-    """The map of a whole image, accumulated from the maps of its tiles.
+def assemble_maps(
+    size: tuple[int, int], tiles: Sequence[Rectangle], maps: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The maps (..., rows, columns) of an image of `size` (width, height), from the maps (..., h, w) of its tiles.
 
     Its cells are at most as large as those of the tiles. Each cell is the weighted mean of all tiles that cover it,
     sampled at its centre: bilinear between the centres of a tile's cells, weighted by the distance to the tile's edge.
     """
-
-    def __init__(self, tiles: Tiles) -> None:
-        self.tiles = tiles
-        self._sum: NDArray[np.float32] | None = None
-        self._weight: NDArray[np.float32] | None = None
-
-    def add(self, tile: Rectangle, maps: NDArray[np.float32]) -> None:
-        """Add the maps (..., h, w) of a tile; all tiles have maps of the same shape."""
-        rows, columns = maps.shape[-2:]
-        if self._sum is None or self._weight is None:
-            image, side = self.tiles.image, self.tiles.tile
-            width, height = -(-columns * image[0] // side[0]), -(-rows * image[1] // side[1])  # rounded up
-            self._sum = np.zeros((*maps.shape[:-2], height, width), dtype=np.float32)
-            self._weight = np.zeros((height, width), dtype=np.float32)
-        height, width = self._weight.shape
-        across, x_weights, x_sampler = _sampler(width, self.tiles.image[0], tile[0], tile[2], columns)
-        down, y_weights, y_sampler = _sampler(height, self.tiles.image[1], tile[1], tile[3], rows)
-        self._sum[..., down, across] += y_sampler @ maps @ x_sampler.T  # (..., h, w) -> (..., covered rows, columns)
-        self._weight[down, across] += np.outer(y_weights, x_weights)
-
-    def maps(self) -> NDArray[np.float32]:
-        """(..., rows, columns) of the whole image, after `add` was called for every tile."""
-        if self._sum is None or self._weight is None:
-            raise ConfigError("the canvas has no tile yet.", "Add the maps of every tile first.")
-        return np.asarray(self._sum / self._weight, dtype=np.float32)
+    rows, columns = maps[0].shape[-2:]
+    left, top, right, bottom = tiles[0]
+    width, height = -(-columns * size[0] // (right - left)), -(-rows * size[1] // (bottom - top))  # rounded up
+    total = np.zeros((*maps[0].shape[:-2], height, width), dtype=np.float32)
+    weight = np.zeros((height, width), dtype=np.float32)
+    for (left, top, right, bottom), tile_maps in zip(tiles, maps, strict=True):
+        across, x_weights, x_sampler = _sampler(width, size[0], left, right, columns)
+        down, y_weights, y_sampler = _sampler(height, size[1], top, bottom, rows)
+        total[..., down, across] += y_sampler @ tile_maps @ x_sampler.T  # (..., h, w) -> (..., covered rows, columns)
+        weight[down, across] += np.outer(y_weights, x_weights)
+    return np.asarray(total / weight, dtype=np.float32)
 
 
 def _sampler(
     cells: int, length: int, start: int, stop: int, tile_cells: int
 ) -> tuple[slice, NDArray[np.float32], NDArray[np.float32]]:
-    """Along one axis: the n canvas cells that a tile covers, their weights (n,), and a matrix (n, tile_cells).
+    """Along one axis: the n cells that a tile covers, their weights (n,), and a matrix (n, tile_cells).
 
     The matrix interpolates linearly between the centres of the tile's cells and multiplies by the weights.
     """
