@@ -14,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from wildcat.config import TrainConfig, method_settings
+from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
+from wildcat.methods import method_settings
 from wildcat.reproduce.heads import predictions_from_features, train_head
 from wildcat.viz import side_by_side
 
@@ -25,7 +26,7 @@ DATA = given[0] if given else "shapes"
 OUT = Path(given[1] if given[1:] else tempfile.mkdtemp(prefix="wildcat-"))
 OUT.mkdir(parents=True, exist_ok=True)
 
-METHODS = {"max": "deepmil", "average": "gap-a", "weldon": "weldon", "wildcat": "wildcat"}  # see wildcat.config.METHODS
+METHODS = {"max": "deepmil", "average": "gap-a", "weldon": "weldon", "wildcat": "wildcat"}  # see wildcat.methods
 
 # %% [markdown]
 # ## One set of features, four heads

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wildcat.config import (
-    HEAD_SETTINGS,
-    METHODS,
-    TrainConfig,
-    config_text,
-    from_dict,
-    list_recipes,
-    load_recipe,
-    method_settings,
-    read_config,
-    to_dict,
-)
+from wildcat.config import TrainConfig, config_text, from_dict, list_recipes, load_recipe, read_config
 from wildcat.errors import ConfigError
+from wildcat.methods import HEAD_SETTINGS, METHODS, method_settings
 
 positive = st.floats(1e-8, 1e3)
 
@@ -56,7 +47,7 @@ def test_yaml_round_trip(config: TrainConfig, tmp_path_factory: pytest.TempPathF
     path.write_text(config_text(config))
     read = read_config(path)
     assert read == config
-    assert [type(v) for v in to_dict(read).values()] == [type(v) for v in to_dict(config).values()], "1 is not 1.0"
+    assert [type(v) for v in asdict(read).values()] == [type(v) for v in asdict(config).values()], "1 is not 1.0"
 
 
 def test_the_file_has_a_line_for_each_setting_in_order(tmp_path: Path) -> None:
@@ -190,7 +181,7 @@ def test_temperature_in_a_file_may_be_infinite(tmp_path: Path) -> None:
 
 def test_the_settings_of_runs_from_before_there_were_methods_still_load(tmp_path: Path) -> None:
     """Their files lack the newer settings, which then have their defaults; what they compute has not changed."""
-    old = to_dict(TrainConfig(kmax=3, epochs=7))
+    old = asdict(TrainConfig(kmax=3, epochs=7))
     for name in ("residual", "temperature", "attention_size"):
         del old[name]
     (tmp_path / "config.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in old.items()))

@@ -37,10 +37,10 @@ Regions = int | float
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How a segmenter is trained on masks made from tags, see `wildcat.fitting.refine`."""
+    """Settings for training a segmenter on masks made from image-level labels, see `wildcat.fitting.refine`."""
 
     rounds: int = 1
-    """How often the segmenter is trained: first on the run's masks, then on those of the segmenter before."""
+    """Number of times the segmenter is trained: first on the run's masks, then on those of the previous segmenter."""
     epochs: int = 12
     """Epochs of each round."""
     batch_size: int = 16
@@ -86,8 +86,8 @@ class TrainConfig:
     """a: classify each region, then pool (the paper's choice); b: pool the features, then classify; c: as a, but pool
     each of the M maps by itself."""
     background: bool = False
-    """Regions choose between the classes and a background that every image is tagged with; masks then need no
-    threshold. For independent classes and architecture a."""
+    """Let the classes of a region compete with each other and with a background that is in every image; masks then need
+    no threshold. For multi-label data and architecture a."""
     num_maps: int = 4
     """M, the maps per class; each may find another part of the object."""
     kmax: Regions = 0.2
@@ -244,11 +244,7 @@ def _check_choices(config: TrainConfig) -> None:
 
 
 def check_regions(name: str, k: Regions | None) -> None:
-    """Refuse a `kmax` or `kmin` that is neither a count nor a proportion.
-
-    Raises:
-        ConfigError: names the value, what is allowed and what was perhaps meant.
-    """
+    """Raise ConfigError unless `k` is a count or a proportion."""
     if k is None and name == "kmin":
         return
     allowed = "give an int (a count of regions) or a float in (0, 1] (a proportion)"
@@ -272,30 +268,17 @@ def _proportion(k: float) -> float:
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse an `alpha` that is negative or not finite.
-
-    Raises:
-        ConfigError: names the value and the customary range.
-    """
+    """Raise ConfigError unless `alpha` is finite and at least 0."""
     if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha < 0:
         raise ConfigError(f"alpha={alpha}: give a finite number of at least 0; the paper finds 0.6 to 0.8 best.")
 
 
 def check_residual(residual: float, temperature: float) -> None:
-    """Refuse a weight or a temperature of residual attention that is out of range.
-
-    Raises:
-        ConfigError: names the value and what is allowed.
-    """
+    """Raise ConfigError unless weight and temperature of residual attention are in range."""
     if not isinstance(residual, (int, float)) or not math.isfinite(residual) or residual < 0:
         raise ConfigError(f"residual={residual}: give a finite number of at least 0; CSRA's authors take 0.1 to 0.5.")
     if not isinstance(temperature, (int, float)) or not temperature > 0:  # nan is not above 0 either
         raise ConfigError(f"temperature={temperature}: give a number above 0, or inf for the highest region alone.")
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The settings as plain values, in the order of the fields."""
-    return dataclasses.asdict(config)
 
 
 def from_dict(values: typing.Mapping[str, Any], source: str, base: TrainConfig | None = None) -> TrainConfig:
@@ -335,101 +318,26 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
         ", ".join(map(str, typing.get_args(o))) if typing.get_origin(o) is Literal else getattr(o, "__name__", str(o))
         for o in options
     )
-    # YAML 1.1 takes 1e-4 without a point, and inf without one, for text
-    remedy = f"Write it as {_yaml_number(float(value))}." if float in options and _is_number(value) else ""
-    raise ConfigError(f"{source}: {name}={reprlib.repr(value)} should be {wanted.replace('NoneType', 'null')}.", remedy)
+    # YAML 1.1 reads 1e-4 without a point, and inf without one, as text
+    number = _yaml_number(value) if float in options else ""
+    raise ConfigError(
+        f"{source}: {name}={reprlib.repr(value)} should be {wanted.replace('NoneType', 'null')}.",
+        f"Write it as {number}." if number else "",
+    )
 
 
-def _is_number(text: Any) -> bool:
+def _yaml_number(text: Any) -> str:
+    """How YAML writes the number in a text; "" if it is none."""
     try:
-        return isinstance(text, str) and not math.isnan(float(text))
+        number = float(text) if isinstance(text, str) else math.nan
     except ValueError:
-        return False
-
-
-def _yaml_number(value: float) -> str:
-    return str(yaml.safe_dump(value)).splitlines()[0]
-
-
-METHODS: dict[str, tuple[dict[str, Any], str]] = {
-    "global": (
-        {"pooling": "average", "architecture": "b", "num_maps": 1},
-        "average the features, then classify: the ResNet-101 and VGG16 features of the paper's tables 2 to 4",
-    ),
-    "deepmil": (
-        {"pooling": "max", "num_maps": 1},
-        "the highest region (Oquab et al., Is object localization for free?, CVPR 2015)",
-    ),
-    "top-instances": (
-        {"pooling": "topk", "num_maps": 1, "kmax": 0.1},
-        "the mean of the highest tenth of the regions (Li & Vasconcelos, Top instances, CVPR 2015)",
-    ),
-    "gap-a": (
-        {"pooling": "average", "num_maps": 1},
-        "classify each region, then average: class activation maps (Zhou et al., CVPR 2016)",
-    ),
-    "gap-b": (
-        {"pooling": "average", "architecture": "b", "num_maps": 1},
-        "average, then classify, as Zhou et al. train theirs; a linear classifier makes it one model with gap-a",
-    ),
-    "weldon": (
-        {"pooling": "weldon", "num_maps": 1, "kmax": 0.2},
-        "the highest plus the lowest regions, equal weights (Durand, Thome & Cord, WELDON, CVPR 2016)",
-    ),
-    "pronet": (
-        {"pooling": "lse", "num_maps": 1, "sharpness": 4.0},
-        "log-sum-exp over the regions (Sun et al., ProNet, CVPR 2016)",
-    ),
-    "wildcat": (
-        {"pooling": "wildcat", "num_maps": 4, "kmax": 0.2, "alpha": 0.7},
-        "the highest plus alpha times the lowest regions of the mean of M maps (Durand et al., WILDCAT, CVPR 2017)",
-    ),
-    "csra": (
-        {"pooling": "csra", "num_maps": 1, "residual": 0.2, "temperature": math.inf},
-        "the average plus a part of the maximum of each class (Zhu & Wu, Residual Attention, ICCV 2021)",
-    ),
-    "attention": (
-        {"pooling": "attention", "num_maps": 1, "attention_size": 128},
-        "gated attention, one map of weights per class (Ilse, Tomczak & Welling, ICML 2018; Lu et al., CLAM, 2021)",
-    ),
-}
-"""Heads to compare with, by name: what defines each, and what it is and whose. See `method_settings`."""
-
-HEAD_SETTINGS = (
-    "pooling",
-    "architecture",
-    "num_maps",
-    "kmax",
-    "kmin",
-    "alpha",
-    "sharpness",
-    "residual",
-    "temperature",
-    "attention_size",
-)
-"""The settings a method decides: how features become scores, and nothing of the backbone, the data or the training."""
-
-
-def method_settings(name: str) -> dict[str, Any]:
-    """The settings of a method of `METHODS`, all of `HEAD_SETTINGS`: a method is the same over any recipe.
-
-    Raises:
-        ConfigError: no such method.
-
-    >>> method_settings("deepmil")["pooling"], method_settings("deepmil")["num_maps"]
-    ('max', 1)
-    """
-    if name not in METHODS:
-        raise ConfigError(
-            f"there is no method {name!r}.", did_you_mean(name, METHODS) or f"Methods are: {', '.join(METHODS)}."
-        )
-    defaults = to_dict(TrainConfig())
-    return {setting: defaults[setting] for setting in HEAD_SETTINGS} | METHODS[name][0]
+        number = math.nan
+    return "" if math.isnan(number) else str(yaml.safe_dump(number)).splitlines()[0]
 
 
 def config_text(config: TrainConfig) -> str:
     """The settings as YAML, one line a field."""
-    return str(yaml.safe_dump(to_dict(config), sort_keys=False))
+    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def read_config(path: Path, base: TrainConfig | None = None) -> TrainConfig:

@@ -21,11 +21,12 @@ from sklearn.metrics import average_precision_score
 
 import wildcat
 from wildcat.cli import main, parse
-from wildcat.config import METHODS, TrainConfig, config_text, list_recipes, load_recipe, method_settings, read_config
+from wildcat.config import TrainConfig, config_text, list_recipes, load_recipe, read_config
 from wildcat.data import open_dataset, write_shapes
 from wildcat.data.dataset import label_matrix
 from wildcat.errors import ConfigError
 from wildcat.evaluation import evaluate
+from wildcat.methods import METHODS, method_settings
 from wildcat.models import run as runs
 
 TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")

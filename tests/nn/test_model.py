@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wildcat
-from wildcat.config import METHODS, Architecture, TrainConfig, method_settings
+from wildcat.config import Architecture, TrainConfig
 from wildcat.errors import ConfigError, ShapeError
+from wildcat.methods import METHODS, method_settings
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.factory import ARCHITECTURES, create_model, model_from_config
 from wildcat.nn.heads import AttentionPool, AttentionWildcat, competing_logits, create_pool

@@ -37,8 +37,9 @@ from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
-from wildcat.config import TrainConfig, load_recipe, method_settings, read_config
+from wildcat.config import TrainConfig, load_recipe, read_config
 from wildcat.errors import ConfigError, WildcatError, did_you_mean, out_of_memory
+from wildcat.methods import method_settings
 
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {

@@ -1,4 +1,4 @@
-"""wildcat train: tagged images in, a run folder out."""
+"""wildcat train: labelled images in, a run folder out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.allocator import share_one_arena
 from wildcat.cli.options import DataCommand, check_readable, describe, open_data, resume_hint
-from wildcat.config import METHODS, TrainConfig
+from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
+from wildcat.methods import METHODS
 
 if TYPE_CHECKING:
     from wildcat.models.run import Run
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Train(DataCommand):
-    """Train a model on tagged images."""
+    """Train a model on images with image-level labels."""
 
     data: Positional[Annotated[str, arg(metavar="DATA")]]
     """A folder, a .csv, or the name of a packaged data set (solar, shapes)."""
     out: Path
-    """Run folder to make; it is never overwritten."""
+    """Run folder to create; it is never overwritten."""
     recipe: str | None = None
     """Settings to start from: a packaged recipe or a .yaml file; flags override them."""
     method: Annotated[
@@ -38,12 +39,12 @@ class Train(DataCommand):
         ),
     ] = None
     resume: bool = False
-    """Continue the run in --out with its own settings; begin it if there is none."""
+    """Resume the run in --out with its own settings; start it if there is none."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 
 
 def run_train(command: Train) -> int:
-    """wildcat train; under torchrun the processes share the images of every batch, and the first one speaks."""
+    """wildcat train; the processes of torchrun share every batch, and the first one prints."""
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.train.distributed import process_group
 
@@ -54,7 +55,7 @@ def run_train(command: Train) -> int:
 
 
 def train_command(command: Train) -> int:
-    """What each process does."""
+    """The command in one process."""
     from wildcat.device import choose_device
     from wildcat.models.manifest import MANIFEST
     from wildcat.models.run import check_resumable, create_run, discard_unused
@@ -63,11 +64,11 @@ def train_command(command: Train) -> int:
     from wildcat.train.loop import train
 
     config, source = command.config, command.data
-    run = broadcast_from_first(lambda: run_to_go_on_with(command))
+    run = broadcast_from_first(lambda: run_to_resume(command))
     if run is not None:
-        begun = run.manifest["data"]
-        options = command.data_option or tuple(begun.get("options", ()))
-        command = dataclasses.replace(command, data_option=options, format=command.format or begun.get("format"))
+        recorded = run.manifest["data"]
+        options = command.data_option or tuple(recorded.get("options", ()))
+        command = dataclasses.replace(command, data_option=options, format=command.format or recorded.get("format"))
     with shared_errors():
         data = open_data(command, command.data)
         samples, val_samples = data.training_split(config.train_split, config.val_split)
@@ -87,23 +88,24 @@ def train_command(command: Train) -> int:
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
     start = shlex.join([*launcher(), "train", source, "--out", str(command.out), "--resume"])
-    go_on = f"Go on with:\n  {start}"
+    resume_command = f"Resume with:\n  {start}"
 
-    def go_on_later() -> str:
-        return go_on if (command.out / MANIFEST).is_file() else f"{command.out} is not there any more: begin it again."
+    def hint() -> str:
+        exists = (command.out / MANIFEST).is_file()
+        return resume_command if exists else f"{command.out} no longer exists: start the training again."
 
     try:
-        with resume_hint(go_on_later), ProgressBar() as progress:
+        with resume_hint(hint), ProgressBar() as progress:
             outcome = train(run, data, resume=resume, progress=progress)
     except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print(f"Interrupted; what was saved is intact. {go_on}", file=sys.stderr)
+        print(f"Interrupted; all saved files are intact. {resume_command}", file=sys.stderr)
         return 1
-    except (ConfigError, MissingExtra, RunError):  # the settings cannot work: let the same --out be given again
+    except (ConfigError, MissingExtra, RunError):  # wrong settings: the same --out can be used again
         if not resume and rank() == 0:
             discard_unused(run)
         raise
     if not outcome.finished:
-        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {go_on}", file=sys.stderr)
+        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {resume_command}", file=sys.stderr)
         return 1
     if outcome.metric is not None:
         print(f"Best epoch {outcome.best_epoch + 1}: {outcome.metric_name} {outcome.metric:.4f} on {config.val_split}")
@@ -113,11 +115,11 @@ def train_command(command: Train) -> int:
     return 0
 
 
-def run_to_go_on_with(command: Train) -> Run | None:
-    """The run in --out, where --resume asks for it or this start of torchrun began it and has restarted its processes.
+def run_to_resume(command: Train) -> Run | None:
+    """The run in --out if --resume is given, or if this launch of torchrun created it and has restarted its processes.
 
     Raises:
-        RunError: there is one, or something else, and nobody asked to go on with it; or it is damaged.
+        RunError: --out exists and --resume is not given, or the run is damaged.
     """
     from wildcat.models.manifest import MANIFEST
     from wildcat.models.run import open_run, refuse_taken, tidy_run
@@ -134,7 +136,7 @@ def run_to_go_on_with(command: Train) -> Run | None:
 
 
 def launcher() -> list[str]:
-    """The words that start these processes again."""
+    """The command line that starts these processes."""
     from wildcat.train.distributed import local_size, world_size
 
     if world_size() == 1:

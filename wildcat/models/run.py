@@ -23,7 +23,7 @@ import reprlib
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wildcat.config import TrainConfig, config_text, read_config, to_dict
+from wildcat.config import TrainConfig, config_text, read_config
 from wildcat.data.dataset import DataSet, Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError
@@ -239,7 +239,7 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     Raises:
         RunError: lists each difference.
     """
-    old, new = to_dict(run.config), to_dict(config)
+    old, new = asdict(run.config), asdict(config)
     changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
     if classes != run.classes:
         same = len(classes) == len(run.classes)

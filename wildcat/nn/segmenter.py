@@ -1,10 +1,9 @@
-"""The segmenter: a second network on the same frozen backbone, trained on masks that the first made from tags.
+"""The segmenter of `wildcat refine`: a second network on the same frozen backbone, trained on the masks of the first.
 
-The first network classifies regions of 32 pixels and was told no more than which classes an image holds. Its masks,
-sharpened to the edges of the images, are labels for pixels; a network that also sees the finer levels of the backbone
-learns from them what the many images agree on (the second step of weakly supervised segmentation since Wei et al.,
-2016, and Kolesnikov and Lampert, 2016).
-"""
+The first network classifies regions of 32 pixels from image-level labels. Its masks, sharpened to the edges of the
+images, label single pixels; a network that also reads the finer levels of the backbone learns from them what many
+images agree on (the second stage of weakly supervised segmentation since Wei et al., 2016, and Kolesnikov and Lampert,
+2016)."""
 
 from __future__ import annotations
 
@@ -16,20 +15,15 @@ from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError
 
-WIDTH = 128
-"""Channels of the segmenter's layers."""
-
-LEAST_SPREAD = 1e-3
-"""Of a channel, which one that never varies is divided by."""
-
-DROPOUT = 0.1
-"""Part of the channels that training leaves out before the classifier."""
+WIDTH = 128  # channels of the segmenter's layers
+MIN_STD = 1e-3  # divisor of a channel that is constant
+DROPOUT = 0.1  # fraction of the channels that training drops before the classifier
 
 
 class Segmenter(nn.Module):
-    """Levels of a backbone in, one map a class out: the log-odds of the class against the background at each place.
+    """Levels of a backbone in, one map per class out: log-odds of the class against the background at each place.
 
-    Each level is standardised and brought to `width` channels and to one grid; their sum goes through a 3x3
+    Each level is standardised, projected to `width` channels and resampled to one grid; their sum passes a 3x3
     convolution and a linear classifier (a feature pyramid, Lin et al., CVPR 2017, with one output). The background is
     the class whose log-odds are 0.
 
@@ -56,7 +50,7 @@ class Segmenter(nn.Module):
         """(B, D, h, w) of each level -> (B, C, H, W) maps, on the grid of the second coarsest level.
 
         Raises:
-            ShapeError: another number of levels, or of channels, than the segmenter was made for.
+            ShapeError: the levels do not have the channels that the segmenter was built for.
         """
         found = tuple(int(level.shape[1]) for level in levels)
         if found != self.channels:
@@ -73,10 +67,10 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def measure(self, levels: Sequence[Tensor]) -> None:
-        """Adopt the mean and spread of each channel over the places of these levels, (B, D, h, w) each."""
+        """Set mean and standard deviation of each channel from these levels, (B, D, h, w) each."""
         for scale, level in zip(self.scales, levels, strict=True):
             scale.mean.copy_(level.mean(dim=(0, 2, 3)))
-            scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(LEAST_SPREAD))
+            scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(MIN_STD))
 
 
 class LevelScale(nn.Module):
@@ -95,7 +89,7 @@ class LevelScale(nn.Module):
 
 
 def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
-    """(B, K, h, w) on another grid: the mean over the cells of a finer one, bilinear between those of a coarser."""
+    """Resample (B, K, h, w) to another grid: the mean over the cells of a finer one, bilinear from a coarser one."""
     size = (int(grid[0]), int(grid[1]))
     if tuple(maps.shape[-2:]) == size:
         return maps
@@ -105,11 +99,11 @@ def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def segmentation_loss(maps: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of each place's classes, the background first, against soft labels.
+    """Mean cross-entropy over places against soft labels, the background first.
 
     Args:
         maps: (B, C, h, w) log-odds against the background.
-        targets: (B, C + 1, h, w) probabilities that sum to 1 at a place, or to less where it counts less.
+        targets: (B, C + 1, h, w) probabilities that sum to 1 at each place, or to less for a smaller weight.
     """
     log_probs = torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1).log_softmax(dim=1)
     return -(targets * log_probs).sum() / targets.sum().clamp_min(1.0)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from wildcat.config import TrainConfig, method_settings
+from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.methods import method_settings
 
 Metric = Literal["map", "point_ap", "accuracy"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wildcat.config import TrainConfig, to_dict
+from wildcat.config import TrainConfig
 from wildcat.device import machine
 from wildcat.files import write_json
 from wildcat.models.manifest import versions
@@ -32,7 +33,7 @@ def write_result(path: Path, command: str, settings: Mapping[str, Any], results:
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings as JSON values; infinity, which JSON lacks, becomes the string "inf"."""
-    return {name: str(value) if value == math.inf else value for name, value in to_dict(config).items()}
+    return {name: str(value) if value == math.inf else value for name, value in asdict(config).items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

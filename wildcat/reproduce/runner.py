@@ -12,12 +12,12 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wildcat.config import TrainConfig, load_recipe, to_dict
+from wildcat.config import TrainConfig, load_recipe
 from wildcat.data.dataset import DataSet
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
@@ -33,7 +33,8 @@ from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experi
 from wildcat.reproduce.heads import train_and_evaluate
 from wildcat.reproduce.record import plain_settings
 from wildcat.reproduce.tables import slug, summarize_rows, write_tables
-from wildcat.train.loop import fingerprint, train
+from wildcat.train.checkpoint import fingerprint
+from wildcat.train.loop import train
 
 MEASURES = ("classification", "pointing")
 RECIPE = "reproduce"  # the recipe whose settings are the defaults of `wildcat reproduce`
@@ -286,8 +287,8 @@ def plan_flags(plan: Plan) -> list[str]:
     given |= {"title": plan.title} if plan.title else {}
     given |= {"test_split": plan.test_split} if plan.test_split else {}
     given |= {"sizes": ",".join(map(str, plan.sizes)), "combine": plan.combine} if len(plan.sizes) > 1 else {}
-    default = to_dict(load_recipe(RECIPE))
-    given |= {k: v for k, v in to_dict(plan.config).items() if k not in RESUMABLE and v != default[k]}
+    default = asdict(load_recipe(RECIPE))
+    given |= {k: v for k, v in asdict(plan.config).items() if k not in RESUMABLE and v != default[k]}
     flags: list[str] = []
     for name, value in given.items():
         flag = name.replace("_", "-")

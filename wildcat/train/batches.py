@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
 from wildcat.data.cache import cache_folder
@@ -16,8 +16,8 @@ from wildcat.data.loader import Augment, BatchLoader, ImageDataset, batch_indice
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.model import Wildcat
 from wildcat.progress import Progress
-from wildcat.train.batchnorm import estimate_running_statistics
-from wildcat.train.distributed import local_size, rank, share_of, world_size
+from wildcat.train.batchnorm import estimate_running_statistics, synchronize_batchnorm
+from wildcat.train.distributed import data_parallel, local_size, rank, share_of, world_size
 from wildcat.train.feature_cache import Features, cached_features, feature_workers
 
 STATISTICS_IMAGES = 256  # training images on which the statistics of the features are measured
@@ -205,3 +205,26 @@ def create_batches(
     if config.tune == "head":
         return FeatureBatches(config, model, samples, val_samples, preprocess, progress)
     return ImageBatches(config, samples, val_samples, preprocess, next(model.parameters()).device)
+
+
+class TrainingScores(nn.Module):
+    """The part of the network that training runs, as one module for data parallelism: inputs -> scores."""
+
+    def __init__(self, model: Wildcat, batches: Batches, accepts_empty: bool) -> None:
+        super().__init__()
+        self.model, self.batches, self.accepts_empty = model, batches, accepts_empty
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> (B, C). An empty share is replaced by zeros, so that there are gradients to average."""
+        if len(inputs) or self.accepts_empty:
+            return self.batches.scores(self.model, inputs)
+        return self.batches.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
+
+
+def parallel_network(model: Wildcat, batches: Batches, sync_bn: bool) -> nn.Module:
+    """The network to train, replicated on every process; on GPUs with shared batch normalisation if `sync_bn`."""
+    device = next(model.parameters()).device
+    shared = sync_bn and world_size() > 1 and device.type == "cuda"
+    if shared:
+        synchronize_batchnorm(model.backbone)
+    return data_parallel(TrainingScores(model, batches, shared), batches.empty.to(device))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from wildcat.data.dataset import Sample
 from wildcat.errors import RunError
 from wildcat.models.run import (
     METRICS,
@@ -150,3 +153,13 @@ def read_position(values: dict[str, Any]) -> Position:
     if {name: type(value) for name, value in values.items()} != types or min(position.epoch, position.step) < 0:
         raise ValueError("no position")
     return position
+
+
+def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str:
+    """A digest of the names and labels of the images, in order; folders may move."""
+    digest = hashlib.sha256()
+    for split in (samples, val_samples):
+        digest.update(f"{len(split)}\0".encode())
+        for sample in split:
+            digest.update(sample.name.encode() + b"\0" + sample.labels.tobytes())
+    return digest.hexdigest()

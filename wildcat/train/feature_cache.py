@@ -175,7 +175,7 @@ def _compute_shards(
     shards = [indices[start : start + SHARD] for start in range(0, len(indices), SHARD)]
     batches = [batch_indices(shard, batch_size) for shard in shards]
     dataset = ImageDataset(samples, preprocess)
-    # one stream for all shards: it goes on while a shard ends and the next one begins
+    # one stream for all shards, so that computing does not pause between them
     blocks = _stream(compute, dataset, [batch for part in batches for batch in part], workers)
     with ThreadPoolExecutor(1, "wildcat-shard") as writer:  # writes a batch while the next one is computed
         for shard, part in zip(shards, batches, strict=True):

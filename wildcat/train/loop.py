@@ -7,19 +7,17 @@ Nothing here is about localization. The labels say which classes an image holds,
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wildcat.data.dataset import PRESENT, DataSet, Sample, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.data.loader import batch_indices
 from wildcat.device import choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
@@ -29,9 +27,8 @@ from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
-from wildcat.train.batches import Batch, Batches, create_batches
-from wildcat.train.batchnorm import synchronize_batchnorm
-from wildcat.train.checkpoint import Checkpoint
+from wildcat.train.batches import Batch, Batches, create_batches, parallel_network
+from wildcat.train.checkpoint import Checkpoint, fingerprint
 from wildcat.train.optim import (
     balancing_weights,
     class_frequencies,
@@ -39,6 +36,7 @@ from wildcat.train.optim import (
     learning_rate_factor,
     multiclass_loss,
     multilabel_loss,
+    with_background,
 )
 
 SAVE_SECONDS = 5.0  # epochs shorter than this are saved together: a head on cached features takes a moment per epoch
@@ -274,29 +272,6 @@ class Trainer:
         )
 
 
-class TrainingScores(nn.Module):
-    """The part of the network that training runs, as one module for data parallelism: inputs -> scores."""
-
-    def __init__(self, model: Wildcat, batches: Batches, accepts_empty: bool) -> None:
-        super().__init__()
-        self.model, self.batches, self.accepts_empty = model, batches, accepts_empty
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, ...) -> (B, C). An empty share is replaced by zeros, so that there are gradients to average."""
-        if len(inputs) or self.accepts_empty:
-            return self.batches.scores(self.model, inputs)
-        return self.batches.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
-
-
-def parallel_network(model: Wildcat, batches: Batches, sync_bn: bool) -> nn.Module:
-    """The network to train, replicated on every process; on GPUs with shared batch normalisation if `sync_bn`."""
-    device = next(model.parameters()).device
-    shared = sync_bn and distributed.world_size() > 1 and device.type == "cuda"
-    if shared:
-        synchronize_batchnorm(model.backbone)
-    return distributed.data_parallel(TrainingScores(model, batches, shared), batches.empty.to(device))
-
-
 def parent_run(run: Run) -> Run | None:
     """The run whose weights this one starts from, if `weights` names a run folder.
 
@@ -313,21 +288,6 @@ def parent_run(run: Run) -> Run | None:
             "Start from a run with the same classes, or from imagenet.",
         )
     return parent
-
-
-def with_background(labels: Tensor) -> Tensor:
-    """(B, C) labels -> (B, C + 1): the background, last, is present in every image."""
-    return torch.cat([labels, torch.full_like(labels[:, :1], PRESENT)], dim=1)
-
-
-def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str:
-    """A digest of the names and labels of the images, in order; folders may move."""
-    digest = hashlib.sha256()
-    for split in (samples, val_samples):
-        digest.update(f"{len(split)}\0".encode())
-        for sample in split:
-            digest.update(sample.name.encode() + b"\0" + sample.labels.tobytes())
-    return digest.hexdigest()
 
 
 def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wildcat.config import TrainConfig
+from wildcat.data.dataset import PRESENT
 from wildcat.nn.model import Wildcat
 
 
@@ -34,6 +35,11 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy: (B, C) logits, (B, C) labels with one 1 in each row, (C,) weights -> (B,), one loss per image."""
     return functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights, reduction="none")
+
+
+def with_background(labels: Tensor) -> Tensor:
+    """(B, C) labels -> (B, C + 1): the background, last, is present in every image."""
+    return torch.cat([labels, torch.full_like(labels[:, :1], PRESENT)], dim=1)
 
 
 def class_frequencies(labels: Tensor) -> Tensor:
