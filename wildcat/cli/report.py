@@ -43,9 +43,8 @@ def run_report(command: Report) -> int:
     from wildcat.evaluation import class_order
     from wildcat.prediction import file_name
     from wildcat.progress import ProgressBar
-    from wildcat.report import check_limits, check_target, model_info, report_split
+    from wildcat.report import check_target, model_info, report_split
 
-    check_limits(command.examples, command.max_mb)
     data = open_data(command, command.data)
     split = evaluation_split(command.split, data)
     names = (Path(command.run).name, data.name, split)

@@ -205,7 +205,7 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decod
     size = None
     if isinstance(image, JpegImagePlugin.JpegImageFile) and min(image.size) > 0:
         width, height = image.size
-        size = (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+        size = (height, width) if orientation_of(image) in (5, 6, 7, 8) else (width, height)
         allowed = max_downscale(size)
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
         image.draft(None, (width // factor, height // factor))
@@ -217,7 +217,7 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decod
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -242,7 +242,7 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises half a dozen types here; viewers show an image with broken EXIF as stored

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from wildcat._version import __version__
 from wildcat.export.instances import Instance
 from wildcat.export.polygons import outline_area
-from wildcat.export.writer import AnnotationWriter, ExportedImage, JsonList, open_text
+from wildcat.export.writer import AnnotationWriter, ExportedImage, JsonList
 
 
 class CocoWriter(AnnotationWriter):
@@ -25,20 +23,18 @@ class CocoWriter(AnnotationWriter):
     """
 
     def _begin(self) -> None:
-        file = self.open_files.enter_context(open_text(self.partial / "annotations.json"))
-        # The list of images follows the annotations in the file; until then it is in a temporary file.
-        spool = tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace", dir=self.partial)  # noqa: SIM115
-        self.open_files.enter_context(spool)
+        file = self._open_text("annotations.json")
         info = {"description": f"Predictions of {self.model or 'a model'}", "version": f"wildcat {__version__}"}
         categories = [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(self.classes, 1)]
         head = {"info": info, "licenses": [], "categories": categories}
         file.write(json.dumps(head, ensure_ascii=False)[:-1] + ',\n"annotations": ')
-        self.annotations, self.image_rows = JsonList(file), JsonList(spool)
+        self.annotations = JsonList(file)
+        self.image_rows: list[dict[str, Any]] = []  # they follow the annotations in the file
 
     def _write(self, image: ExportedImage, instances: Sequence[Instance]) -> None:
-        image_id = self.image_rows.count + 1
+        image_id = len(self.image_rows) + 1
         size = {"width": image.width, "height": image.height}
-        self.image_rows.add({"id": image_id, "file_name": image.file, **size, "source": image.source})
+        self.image_rows.append({"id": image_id, "file_name": image.file, **size, "source": image.source})
         for instance in instances:
             x1, y1, x2, y2 = instance.box
             self.annotations.add(
@@ -58,13 +54,11 @@ class CocoWriter(AnnotationWriter):
         return {"area": instance.area, "segmentation": {"size": [image.height, image.width], "counts": counts}}
 
     def _finish(self) -> None:
-        self.annotations.end()
-        self.image_rows.end()
-        file, spool = self.annotations.file, self.image_rows.file
-        file.write(',\n"images": ')
-        spool.seek(0)
-        shutil.copyfileobj(spool, file)
-        file.write("}\n")
+        self.annotations.end(',\n"images": ')
+        images = JsonList(self.annotations.file)
+        for row in self.image_rows:
+            images.add(row)
+        images.end("}\n")
 
 
 class CocoPolygonWriter(CocoWriter):

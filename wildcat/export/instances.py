@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError
 from wildcat.export.polygons import simplify_outline, trace_outline
 from wildcat.prediction import Prediction
 from wildcat.regions.boxes import connected_regions
@@ -37,17 +37,11 @@ class InstanceParams:
 
     def __post_init__(self) -> None:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
-            raise ConfigError(
-                f"min_score={self.min_score}: give a probability in [0, 1].",
-                "Omit it for the model's own thresholds.",
-            )
+            raise ConfigError(f"min_score={self.min_score}: give a probability in [0, 1], or omit it.")
         if not 0 <= self.min_area < 1:
-            raise ConfigError(
-                f"min_area={self.min_area} is not in [0, 1).", "It is a fraction of the image; 0 keeps all regions."
-            )
+            raise ConfigError(f"min_area={self.min_area}: give a fraction of the image in [0, 1).")
         if self.which not in get_args(Which):
-            hint = did_you_mean(str(self.which), get_args(Which)) or f"Choose one of: {', '.join(get_args(Which))}."
-            raise ConfigError(f"boxes={self.which!r} is unknown.", hint)
+            raise ConfigError(f"boxes={self.which!r}: give {' or '.join(get_args(Which))}.")
 
 
 @dataclass(frozen=True, eq=False)

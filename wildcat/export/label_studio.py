@@ -8,7 +8,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from wildcat.export.instances import Instance
-from wildcat.export.writer import AnnotationWriter, ExportedImage, JsonList, open_text
+from wildcat.export.writer import AnnotationWriter, ExportedImage, JsonList
 from wildcat.viz.colors import class_palette
 
 LOCAL_FILES = "/data/local-files/?d="  # URL prefix of files in LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT
@@ -27,7 +27,7 @@ class LabelStudioWriter(AnnotationWriter):
     options: ClassVar[tuple[str, ...]] = ("simplify",)
 
     def _begin(self) -> None:
-        self.tasks = JsonList(self.open_files.enter_context(open_text(self.partial / "tasks.json")))
+        self.tasks = JsonList(self._open_text("tasks.json"))
 
     def _write(self, image: ExportedImage, instances: Sequence[Instance]) -> None:
         regions = [region for number, i in enumerate(instances, 1) for region in self._regions(number, i, image)]
@@ -64,8 +64,7 @@ class LabelStudioWriter(AnnotationWriter):
         ]
 
     def _finish(self) -> None:
-        self.tasks.end()
-        self.tasks.file.write("\n")
+        self.tasks.end("\n")
         view = ElementTree.Element("View")
         ElementTree.SubElement(view, "Image", name="image", value="$image")
         colors = class_palette(256)[1:]

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, Literal, Self, get_args
 
-from PIL import ExifTags, Image
+from PIL import Image
 
-from wildcat.errors import ConfigError, ImageError, did_you_mean
+from wildcat.data.images import orientation_of
+from wildcat.errors import ConfigError, ImageError
 from wildcat.export.instances import Instance, InstanceParams, find_instances
 from wildcat.export.polygons import check_tolerance
 from wildcat.files import making, refuse_existing, writing
@@ -86,8 +87,7 @@ class AnnotationWriter(ABC):
         scores: bool = False,
     ) -> None:
         if images not in get_args(ImageMode):
-            hint = did_you_mean(str(images), get_args(ImageMode)) or f"Choose one of: {', '.join(get_args(ImageMode))}."
-            raise ConfigError(f"images={images!r} is unknown.", hint)
+            raise ConfigError(f"images={images!r}: give {' or '.join(get_args(ImageMode))}.")
         refuse_existing(folder)
         self.folder, self.classes, self.params = folder, tuple(classes), params or InstanceParams()
         self.images, self.model, self.scores = images, model, scores
@@ -150,6 +150,11 @@ class AnnotationWriter(ABC):
     def _finish(self) -> None:
         """Complete the files after the last image."""
 
+    def _open_text(self, name: str) -> IO[str]:
+        """Open a file for JSON until the writer is closed; lone surrogates in file names become JSON escapes."""
+        path = self.partial / name
+        return self.open_files.enter_context(path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"))
+
     def _write_image(self, prediction: Prediction, stem: str) -> str:
         """Copy, link or convert the image into the image folder; returns the file name."""
         folder, source = self.partial / self.image_folder, prediction.image
@@ -176,14 +181,7 @@ def portable_suffix(path: Path) -> str:
         suffix = path.suffix.lower()
         if suffix not in PORTABLE_SUFFIXES:
             suffix = f".{(image.format or '').lower()}"
-        return suffix if suffix in PORTABLE_SUFFIXES and not _has_orientation(image) else ""
-
-
-def _has_orientation(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-    except Exception:  # Pillow raises many types of errors for damaged EXIF; then images are read without orientation
-        return False
+        return suffix if suffix in PORTABLE_SUFFIXES and orientation_of(image) == 1 else ""
 
 
 class JsonList:
@@ -198,11 +196,6 @@ class JsonList:
         self.file.write(f"{',' if self.count else ''}\n{json.dumps(value, ensure_ascii=False)}")
         self.count += 1
 
-    def end(self) -> None:
-        """Close the list."""
-        self.file.write("\n]")
-
-
-def open_text(path: Path) -> IO[str]:
-    """Open a new UTF-8 file for JSON; lone surrogates in file names become JSON escapes."""
-    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    def end(self, following: str) -> None:
+        """Close the list; `following` is the text behind it."""
+        self.file.write(f"\n]{following}")

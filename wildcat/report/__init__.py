@@ -5,16 +5,12 @@
 draws when they scroll into view.
 """
 
-from wildcat.report.gallery import Example, Gallery, Thumbnail, check_limits
-from wildcat.report.page import ModelInfo, ReportFile, check_target, model_info, report_split, write_report
+from wildcat.report.gallery import Gallery
+from wildcat.report.page import ModelInfo, check_target, model_info, report_split, write_report
 
 __all__ = [
-    "Example",
     "Gallery",
     "ModelInfo",
-    "ReportFile",
-    "Thumbnail",
-    "check_limits",
     "check_target",
     "model_info",
     "report_split",

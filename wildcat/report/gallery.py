@@ -115,13 +115,17 @@ class Gallery:
         counts: (class, kind) and (class, kind + " predicted") -> number of images.
 
     Raises:
-        ConfigError: `examples` or `max_mb` is out of range.
+        ConfigError: `examples` is negative, or `max_mb` is not in (0, 500].
     """
 
     def __init__(
         self, classes: Sequence[str], task: Task, examples: int = 8, crf: bool = False, max_mb: float = 20
     ) -> None:
-        check_limits(examples, max_mb)
+        if examples < 0:
+            raise ConfigError(f"--examples {examples}: give 0 or more.", "8 is usual.")
+        if not 0 < max_mb <= 500:
+            raise ConfigError(f"--max-mb {max_mb:g}: give megabytes above 0 and up to 500.", "20 is usual.")
+        self.max_mb = max_mb
         self.classes, self.task, self.crf = tuple(classes), task, crf
         affordable = int(max_mb * 1e6 / MIN_EXAMPLE_BYTES / max(1, len(self.classes)))
         self.examples = min(examples, max(1, affordable))
@@ -178,18 +182,6 @@ class Gallery:
         indices = np.flatnonzero(sample.box_classes == self.classes.index(name))
         difficult = np.zeros(len(sample.boxes), bool) if sample.box_difficult is None else sample.box_difficult
         return tuple((*_tenths(sample.boxes[i]), int(difficult[i])) for i in indices)
-
-
-def check_limits(examples: int, max_mb: float) -> None:
-    """Check the limits of a report.
-
-    Raises:
-        ConfigError: `examples` is negative, or `max_mb` is not in (0, 500].
-    """
-    if examples < 0:
-        raise ConfigError(f"--examples {examples}: give 0 or more.", "8 is usual.")
-    if not 0 < max_mb <= 500:
-        raise ConfigError(f"--max-mb {max_mb:g}: give megabytes above 0 and up to 500.", "20 is usual.")
 
 
 def printable(value: str) -> str:
@@ -257,13 +249,10 @@ def make_example(
 
 def _map_levels(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
     """(M, h, w) raw maps -> uint8 from their common minimum to their common maximum, on at most 32 x 32 cells."""
-    levels = (unit_range(maps) * 255).round().astype(np.uint8)
-    height, width = levels.shape[1:]
-    scale = GRID_SIDE / max(height, width)
-    if scale >= 1:
-        return levels
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.stack([np.asarray(Image.fromarray(m).resize(size, Image.Resampling.BOX)) for m in levels])
+    levels = [Image.fromarray(m) for m in (unit_range(maps) * 255).round().astype(np.uint8)]
+    for image in levels:
+        image.thumbnail((GRID_SIDE, GRID_SIDE), Image.Resampling.BOX)
+    return np.stack([np.asarray(image) for image in levels])
 
 
 def _encode_image(image: Image.Image) -> str:
@@ -278,29 +267,18 @@ def _encode_image(image: Image.Image) -> str:
 
 def _shrink_mask(mask: NDArray[np.integer]) -> NDArray[np.integer]:
     """A mask of at most `MASK_SIDE` pixels a side: nearest neighbour at cell centres, so that classes never mix."""
-    height, width = mask.shape
-    scale = min(1.0, MASK_SIDE / max(height, width))
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    y = ((np.arange(rows) + 0.5) * height / rows).astype(int)
-    x = ((np.arange(columns) + 0.5) * width / columns).astype(int)
-    small: NDArray[np.integer] = mask[y[:, None], x[None]]
-    return small
+    small = Image.fromarray(mask.astype(np.int32))
+    small.thumbnail((MASK_SIDE, MASK_SIDE), Image.Resampling.NEAREST, reducing_gap=None)
+    return np.asarray(small)
 
 
 def _encode_mask(mask: NDArray[np.integer], classes: Sequence[str], colors: dict[str, tuple[int, int, int]]) -> str:
     """Data URL of a PNG of a mask (0 background, i + 1 = classes[i], 255 ignored); the background is transparent."""
-    index_of = {name: i for i, name in enumerate(colors, 1)}
-    indices = np.zeros(mask.shape, dtype=np.uint8)
-    for value in np.unique(mask).tolist():
-        if 0 < value <= len(classes) and classes[value - 1] in index_of:
-            indices[mask == value] = index_of[classes[value - 1]]
-        elif value == 255:
-            indices[mask == value] = 255
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    for name, index in index_of.items():
-        palette[index] = colors[name]
-    palette[255] = IGNORED_COLOR
-    image = Image.fromarray(indices)
+    index_of, palette = np.zeros(max(256, len(classes) + 1), np.uint8), np.zeros((256, 3), np.uint8)
+    index_of[255], palette[255] = 255, IGNORED_COLOR
+    for index, (name, color) in enumerate(colors.items(), 1):
+        index_of[classes.index(name) + 1], palette[index] = index, color
+    image = Image.fromarray(index_of[mask])
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=0, optimize=True)

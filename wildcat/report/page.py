@@ -36,7 +36,7 @@ from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.report.charts import confusion_table, draw_curves, draw_training
-from wildcat.report.gallery import Example, Gallery, Kind, check_limits, printable
+from wildcat.report.gallery import Example, Gallery, Kind, printable
 from wildcat.viz.colors import encode_colormaps
 
 GAME_TOLERANCE = 15  # pixels, the default of `wildcat.metrics.pointing_game`
@@ -116,31 +116,28 @@ def report_split(
             yield prediction
 
     metrics = evaluate(predictor, data, split, variant, crf, progress, predictions())
-    labels, matrix = label_matrix(samples), np.stack(scores)
-    ranked, confusion = matrix, None
+    labels, ranked, confusion = label_matrix(samples), np.stack(scores), None
     if data.task == "multiclass":
-        ranked = score_probabilities(matrix, data.task)
         truth = (labels == PRESENT).argmax(axis=1)
-        confusion = confusion_matrix(truth, matrix.argmax(axis=1), len(data.classes))
+        confusion = confusion_table(confusion_matrix(truth, ranked.argmax(axis=1), len(data.classes)))
+        ranked = score_probabilities(ranked, data.task)
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     facts = {"Data": f"{data.name}, {split}: {len(samples):,} images, {len(data.classes):,} classes"}
     context = {
         "title": f"{_short(predictor.name)} on {data.name}, {split}",
         "metrics": metrics,
         "curves": draw_curves(curves, metrics["classification"]["ap"]),
-        "confusion": None if confusion is None else confusion_table(confusion),
+        "confusion": confusion,
     }
-    return _write(path, gallery, context, facts, info, max_mb)
+    return _write(path, gallery, context, facts, info)
 
 
-def write_report(
-    path: Path, gallery: Gallery, title: str, *, max_mb: float = 20.0, info: ModelInfo | None = None
-) -> ReportFile:
+def write_report(path: Path, gallery: Gallery, title: str, info: ModelInfo | None = None) -> ReportFile:
     """Write a report of predictions without ground truth: their images, without metrics.
 
     Raises:
         RunError: `path` exists, or cannot be written.
-        ConfigError: `max_mb` is too small for the page without images.
+        ConfigError: `gallery.max_mb` is too small for the page without images.
 
     Example:
         gallery = Gallery(predictor.classes, predictor.task)
@@ -148,10 +145,9 @@ def write_report(
             gallery.add(prediction)
         write_report(Path("report.html"), gallery, "dog.jpg and others")
     """
-    check_limits(gallery.examples, max_mb)
     check_target(path)
     context: dict[str, Any] = {"title": title, "metrics": None, "curves": [], "confusion": None}
-    return _write(path, gallery, context, {"Images": f"{gallery.images:,}"}, info, max_mb)
+    return _write(path, gallery, context, {"Images": f"{gallery.images:,}"}, info)
 
 
 def check_target(path: Path) -> None:
@@ -194,17 +190,12 @@ def model_info(source: str, split: str = "", data: DataSet | None = None, views:
 
 
 def _write(
-    path: Path,
-    gallery: Gallery,
-    context: dict[str, Any],
-    facts: Mapping[str, str],
-    info: ModelInfo | None,
-    max_mb: float,
+    path: Path, gallery: Gallery, context: dict[str, Any], facts: Mapping[str, str], info: ModelInfo | None
 ) -> ReportFile:
-    """Render the page with as many examples as fit into `max_mb` megabytes, and write it."""
+    """Render the page with as many examples as fit into `gallery.max_mb` megabytes, and write it."""
     info = info or ModelInfo({})
     context |= {"facts": {**facts, **info.facts}, "notes": info.notes, "training": draw_training(info.history)}
-    ranked, budget = _by_rank(gallery), int(max_mb * 1e6)
+    ranked, budget = _by_rank(gallery), int(gallery.max_mb * 1e6)
 
     def render(count: int) -> bytes:
         return _render(gallery, context, ranked[:count], len(ranked) - count)
@@ -216,7 +207,7 @@ def _write(
         if count < 0:
             size = len(render(0)) / 1e6
             raise ConfigError(
-                f"--max-mb {max_mb:g}: the page without images takes {size:.2f} MB.",
+                f"--max-mb {gallery.max_mb:g}: the page without images takes {size:.2f} MB.",
                 f"Give at least {1.2 * size + 0.01:.2f}.",
             )
         page = render(count)
