@@ -14,7 +14,7 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     keep_freed_memory()
-    with silence_other_ranks():
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":  # of torchrun: only rank 0 prints; tracebacks are printed outside
+            devnull = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(devnull))
+            stack.enter_context(contextlib.redirect_stderr(devnull))
         return run_command(arguments)
 
 
@@ -103,12 +107,7 @@ def run_command(arguments: list[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Parse a command line into the dataclass of its command.
-
-    Raises:
-        SystemExit: 2 for misuse, 0 after --help or --version.
-        ConfigError: unknown command, recipe or method, or a value out of range.
-    """
+    """Parse a command line into the dataclass of its command."""
     name, *flags = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())
@@ -163,17 +162,3 @@ def _train_defaults(flags: Sequence[str]) -> Train:
     if given.method:
         config = dataclasses.replace(config, **method_settings(given.method))
     return Train(data=tyro.MISSING, out=tyro.MISSING, config=config)
-
-
-@contextlib.contextmanager
-def silence_other_ranks() -> Iterator[None]:
-    """Under torchrun, let only rank 0 print. Tracebacks are not affected: they are printed outside this context."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        yield
-        return
-    with (
-        Path(os.devnull).open("w") as devnull,
-        contextlib.redirect_stdout(devnull),
-        contextlib.redirect_stderr(devnull),
-    ):
-        yield

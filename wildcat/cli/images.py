@@ -38,10 +38,6 @@ def find_images(
     Args:
         paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data`.
         limit: maximum number of images; 0: all.
-
-    Raises:
-        ConfigError: no path, a split of several, or a source that is read with --shard-rows only.
-        DataError: a path that does not exist, a folder or glob without images.
     """
     from wildcat.data.remote import is_url
     from wildcat.scale.inputs import find_sources, list_images
@@ -64,11 +60,7 @@ def find_images(
 def predict_each(
     predictor: Predictor, images: Sequence[tuple[Path | ImageRef, str]], task: str, modalities: bool, batch_size: int
 ) -> Iterator[tuple[Prediction, str]]:
-    """Predict images behind a progress bar, each with its name; report and skip the unreadable ones.
-
-    Raises:
-        DataError: the whole folder of an image is gone: a disk was removed.
-    """
+    """Predict images behind a progress bar, each with its name; report and skip the unreadable ones."""
     from tqdm import tqdm
 
     from wildcat.progress import ProgressBar

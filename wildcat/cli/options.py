@@ -94,9 +94,6 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
 def parse_sizes(text: str) -> tuple[int, ...]:
     """Input sizes in pixels from "320,448".
 
-    Raises:
-        ConfigError: not whole numbers.
-
     >>> parse_sizes("320, 448"), parse_sizes("")
     ((320, 448), ())
     """
@@ -165,11 +162,7 @@ def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> No
 
 
 def check_readable(images: Sequence[Path | ImageRef]) -> None:
-    """Check the first bytes of all images before a long computation; several processes share the images.
-
-    Raises:
-        DataError: names the number of unreadable images and the first few.
-    """
+    """Check the first bytes of all images before a long computation; several processes share the images."""
     from wildcat.data.image_ref import input_error
     from wildcat.train.distributed import gather, share_of
 

@@ -32,11 +32,9 @@ def run_predict(command: Predict) -> int:
     """wildcat predict"""
     if command.workers and command.engine != "ray":
         raise ConfigError(f"--workers {command.workers} is for --engine ray.", "Add --engine ray.")
-    if command.shard_rows is not None or command.engine == "ray":
-        refuse_drawing(command)
-        return run_sharded(command)
-    refuse_sharded_flags(command)
-    return run_into_folder(command)
+    sharded = command.shard_rows is not None or command.engine == "ray"
+    check_flags(command, sharded)
+    return run_sharded(command) if sharded else run_into_folder(command)
 
 
 def run_into_folder(command: Predict) -> int:
@@ -92,38 +90,31 @@ def run_into_folder(command: Predict) -> int:
     return 0 if written else 1
 
 
-def refuse_sharded_flags(command: Predict) -> None:
-    """Refuse flags that need --shard-rows."""
-    needs_shards = {
-        "--resume": command.resume,
-        f"--shard-format {command.shard_format}": command.shard_format != "jsonl",
-        f"--image-column {command.image_column}": command.image_column is not None,
-    }
-    if flag := next((flag for flag, given in needs_shards.items() if given), None):
-        raise ConfigError(f"{flag} needs output in shards.", "Add --shard-rows 1000 --out DIR.")
-
-
-def refuse_drawing(command: Predict) -> None:
-    """Refuse flags that draw images, which shards do not hold.
-
-    Raises:
-        ConfigError: names the flag.
-    """
-    draws = {
-        "--report": command.report,
-        "--crf": command.crf,
-        "--classes": bool(command.classes),
-        f"--save {command.save}": command.save not in (None, "", "none"),
-    }
-    if flag := next((flag for flag, given in draws.items() if given), None):
-        raise ConfigError(f"{flag} draws images; shards hold rows only.", "Leave it out, or leave --shard-rows out.")
+def check_flags(command: Predict, sharded: bool) -> None:
+    """Refuse flags that draw images with output in shards, and flags and sources of shards without."""
+    if sharded:
+        refused = {
+            "--report": command.report,
+            "--crf": command.crf,
+            "--classes": bool(command.classes),
+            f"--save {command.save}": command.save not in (None, "", "none"),
+        }
+        reason, hint = "draws images; shards hold rows only.", "Leave it out, or leave --shard-rows out."
+    else:
+        refused = {
+            "--resume": command.resume,
+            f"--shard-format {command.shard_format}": command.shard_format != "jsonl",
+            f"--image-column {command.image_column}": command.image_column is not None,
+        }
+        if command.split is None:
+            refused |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}
+        reason, hint = "needs output in shards.", "Add --shard-rows 1000 --out DIR."
+    if flag := next((flag for flag, given in refused.items() if given), None):
+        raise ConfigError(f"{flag} {reason}", hint)
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     """The classes in a comma-separated list; the name of a class may contain commas.
-
-    Raises:
-        ConfigError: an unknown class.
 
     >>> named_classes("table, chair, stool", ["table", "chair, stool", "chair"])
     ('table', 'chair, stool')

@@ -60,7 +60,7 @@ class ShardedCommand(ModelCommand, DataCommand):
 
 def run_sharded(command: ShardedCommand) -> int:
     """wildcat predict with --shard-rows or --engine ray"""
-    from wildcat.device import choose_device
+    from wildcat.device import available_cores, choose_device
     from wildcat.progress import ProgressBar
     from wildcat.scale.shards import ShardFolder, predict_here, split_shards, write_shards
 
@@ -81,9 +81,12 @@ def run_sharded(command: ShardedCommand) -> int:
             predict = partial(predict_here, predictor, command.image_column, command.batch_size)
             summary = write_shards(shards, folder, predict, progress)
         else:
+            import torch
+
             from wildcat.scale.ray_backend import RayOptions, predict_with_ray, ray_started
 
-            workers = command.workers or default_workers(device)
+            per_machine = torch.cuda.device_count() if device == "cuda" else available_cores()
+            workers = command.workers or per_machine
             load = partial(load_in_worker, absolute_model(command, device))
             options = RayOptions(load, workers, device == "cuda", command.image_column, command.batch_size)
             with ray_started(workers):
@@ -101,11 +104,7 @@ def run_sharded(command: ShardedCommand) -> int:
 
 
 def check_sharded_flags(command: ShardedCommand) -> Path:
-    """The output folder, after checking that the flags fit together.
-
-    Raises:
-        ConfigError: no --out, or an amount out of range.
-    """
+    """The output folder, after checking that the flags fit together."""
     check_amounts(command.batch_size, command.limit)
     if command.out is None:
         raise ConfigError("shards are written into a folder.", "Add --out DIR.")
@@ -173,14 +172,3 @@ def load_in_worker(command: ShardedCommand) -> Predictor:
 
     keep_freed_memory()
     return load_model(command, command.run)
-
-
-def default_workers(device: str) -> int:
-    """One worker per GPU, or per core."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.device_count()
-    from wildcat.device import available_cores
-
-    return available_cores()

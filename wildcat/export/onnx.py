@@ -42,8 +42,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
         )
     if path.suffix != ".onnx":
         raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {path.with_suffix('.onnx')}.")
-    if path.exists():
-        refuse_existing(path)
+    refuse_existing(path)
     preprocess = predictor.preprocess
     model = trace(_ScoresAndMaps(predictor.members[0], predictor.flip), preprocess.size, OUTPUTS)
     describe(

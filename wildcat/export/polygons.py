@@ -85,11 +85,7 @@ def simplify_outline(points: NDArray[np.int64], tolerance: float) -> NDArray[np.
 
 
 def check_tolerance(tolerance: float) -> float:
-    """Return the tolerance.
-
-    Raises:
-        ConfigError: it is negative or not finite.
-    """
+    """Return the tolerance; refuse a negative or infinite one."""
     if not 0 <= tolerance < float("inf"):
         raise ConfigError(f"simplify={tolerance}: give pixels, 0 or more.", "0 keeps every point; 1 is usual.")
     return tolerance

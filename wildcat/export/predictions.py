@@ -36,9 +36,6 @@ OVERVIEW, THUMBNAIL = 48, 160  # number of overlays in overview.jpg, and their h
 def parse_save(text: str) -> tuple[str, ...]:
     """Parse a comma-separated list of `SAVE_KINDS`; "none" and "" are empty lists.
 
-    Raises:
-        ConfigError: unknown name.
-
     >>> parse_save("overlays,modalities")
     ('overlays', 'modalities')
     """

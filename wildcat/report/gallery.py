@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image
 
 from wildcat.data.dataset import ABSENT, PRESENT, Sample, Task
 from wildcat.data.images import read_mask
@@ -256,13 +256,12 @@ def _map_levels(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _encode_image(image: Image.Image) -> str:
-    """Data URL of a reduced copy: WebP, or JPEG if Pillow was built without WebP."""
+    """Data URL of a reduced copy in WebP."""
     small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    encoding = "webp" if features.check("webp") else "jpeg"
     buffer = io.BytesIO()
-    small.save(buffer, encoding, quality=72)
-    return f"data:image/{encoding};base64,{_base64(buffer.getvalue())}"
+    small.save(buffer, "webp", quality=72)
+    return f"data:image/webp;base64,{_base64(buffer.getvalue())}"
 
 
 def _shrink_mask(mask: NDArray[np.integer]) -> NDArray[np.integer]:
