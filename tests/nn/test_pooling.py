@@ -158,6 +158,16 @@ def test_ties_do_not_spread_the_gradient(k: float) -> None:
     assert sorted(x.grad.ravel().tolist()) == pytest.approx([0] * (12 - selected) + [1 / selected] * selected)
 
 
+def test_function_transforms_of_torch_apply_to_many_long_rows() -> None:
+    """vmap and forward-mode differentiation, with more rows than any special case would need."""
+    x = torch.from_numpy(random_maps(0, 3, 1, 2500, 16, 16)).float()
+    expected = torch.stack([spatial_pool(maps, 0.2, None, 0.7) for maps in x])
+    torch.testing.assert_close(torch.func.vmap(lambda maps: spatial_pool(maps, 0.2, None, 0.7))(x), expected)
+    tangent = torch.ones_like(x[0])
+    _, change = torch.func.jvp(lambda maps: spatial_pool(maps, 0.2, None, 0.7), (x[0],), (tangent,))
+    torch.testing.assert_close(change, torch.full((1, 2500), 1.7))  # every region rises by 1
+
+
 # --- the rows of Table 1 ---------------------------------------------------------------------------------------
 
 
