@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from wildcat.errors import ConfigError, ShapeError
+from wildcat.errors import ConfigError
 from wildcat.viz.colors import (
     COLORMAPS,
     MARK_COLORS,
@@ -132,6 +132,4 @@ def test_errors_name_the_value_and_the_remedy() -> None:
         unit_range([1.0], (2.0, 1.0))
     with pytest.raises(ConfigError, match="symmetric"):
         unit_range([1.0], (0.0, 1.0), symmetric=True)
-    with pytest.raises(ShapeError, match="RGB"):
-        readable_on((1, 2))
     assert set(COLORMAPS) == {"viridis", "inferno", "cividis", "blue_red"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from wildcat.config import Flip
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import decode_image
-from wildcat.data.transforms import Preprocess, Size
+from wildcat.data.transforms import Preprocess
 from wildcat.device import available_cores
 from wildcat.errors import ImageError
 
@@ -49,20 +50,17 @@ class ImageDataset(Dataset[Item | ImageError]):
     def __getitem__(self, key: tuple[int, int]) -> Item | ImageError:
         epoch, index = key
         sample = self.samples[index]
+        crop_scale = 1.0 if self.augment is None else self.augment.crop_scale
         try:
-            image, size = decode_image(sample.path, self.max_downscale)
+            image, size = decode_image(sample.path, partial(self.preprocess.max_downscale, crop_scale=crop_scale))
         except ImageError as error:
             return error
         if self.augment is None:
             tensor = self.preprocess(image)
         else:
             rng = np.random.default_rng([self.augment.seed, epoch, index])
-            tensor = self.preprocess.augmented(image, rng, self.augment.crop_scale, self.augment.flip, size)
+            tensor = self.preprocess.augmented(image, rng, crop_scale, self.augment.flip, size)
         return tensor, torch.from_numpy(sample.labels)
-
-    def max_downscale(self, size: Size) -> float:
-        """Maximum downscale factor when decoding an image of (width, height): the same in every epoch."""
-        return self.preprocess.max_downscale(size, 1.0 if self.augment is None else self.augment.crop_scale)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch.nn import functional
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.regions.permutohedral import build_lattice
 
+Array = TypeVar("Array", Tensor, NDArray[Any])
 Normalization = Literal["symmetric", "after", "before", "none"]
 Filter = Callable[[Tensor], Tensor]  # (N, C) values of the N pixels -> (N, C) weighted sums over all pixels
 
@@ -99,15 +100,7 @@ MILD_CRF = CrfParams(
 )
 
 
-@overload
-def dense_crf(
-    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any], params: CrfParams | None = None
-) -> NDArray[np.float32]: ...
-@overload
-def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Tensor, params: CrfParams | None = None) -> Tensor: ...
-def dense_crf(
-    image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor, params: CrfParams | None = None
-) -> NDArray[np.float32] | Tensor:
+def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Array, params: CrfParams | None = None) -> Array:
     """Class probabilities of each pixel after mean field in a fully connected CRF on the image.
 
     Deterministic; no gradient. Time grows with the number of classes: pass only the classes that are present. As in
@@ -152,7 +145,7 @@ def dense_crf(
         result = torch.zeros_like(flat)
         result[active] = _mean_field(active_prior, filters, params.iterations).t()
         result = result.view(classes, height, width)
-    return result if isinstance(probabilities, Tensor) else result.numpy()
+    return like(result, probabilities)
 
 
 def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
@@ -162,6 +155,11 @@ def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
     array = np.asarray(values)
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     return torch.from_numpy(array if shared else array.copy())
+
+
+def like(result: Tensor, given: Array) -> Array:
+    """`result` in the type of the caller's argument: a tensor for a tensor, an array for an array."""
+    return result if isinstance(given, Tensor) else result.numpy()
 
 
 def _checked(image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.files import write_bytes
-from wildcat.regions.crf import CrfParams, as_tensor, dense_crf
+from wildcat.regions.crf import Array, CrfParams, as_tensor, dense_crf, like
 
-Array = TypeVar("Array", Tensor, NDArray[np.floating])
 BackgroundRule = Literal["score", "constant", "power", "trained"]
 
 RAW_RULES = ("score", "trained")  # these compare raw maps; the other rules divide each map by its maximum first
@@ -107,9 +106,9 @@ def upsample_maps(maps: Array, size: tuple[int, int]) -> Array:
     """
     tensor = _checked_maps(maps)
     if not len(tensor):
-        return _like(tensor.new_zeros(0, *size), maps)
+        return like(tensor.new_zeros(0, *size), maps)
     resized = functional.interpolate(tensor[None], size=tuple(size), mode="bilinear", align_corners=False)
-    return _like(resized[0], maps)
+    return like(resized[0], maps)
 
 
 def class_probabilities_with_background(
@@ -142,7 +141,7 @@ def class_probabilities_with_background(
         strength = tensor.amax(dim=0) if len(tensor) else tensor.new_zeros(tensor.shape[1:])
         background = _background_score(strength, params)
     scores = torch.cat([background[None], tensor])
-    return _like(torch.softmax(scores, dim=0) if params.rule in RAW_RULES else scores / scores.sum(dim=0), maps)
+    return like(torch.softmax(scores, dim=0) if params.rule in RAW_RULES else scores / scores.sum(dim=0), maps)
 
 
 def strongest_class(
@@ -179,7 +178,7 @@ def strongest_class(
     if len(classes):
         for rows, strip in _upsampled_strips(gated, size, normalized=rule not in RAW_RULES):
             strength[rows], labels[rows] = _strongest(strip, classes)
-    return _like(strength, maps), _like(labels, maps)
+    return like(strength, maps), like(labels, maps)
 
 
 def maps_to_mask(
@@ -225,7 +224,7 @@ def maps_to_mask(
     if crf is not None and image is None:
         raise ConfigError("crf needs the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
     if not len(classes):
-        return _like(mask, maps)
+        return like(mask, maps)
     if crf is not None and image is not None:
         reduced = _reduce_for_crf(image, size)
         height, width = reduced.shape[:2]
@@ -239,7 +238,7 @@ def maps_to_mask(
     for rows, strip in _upsampled_strips(drawn, size, normalized):
         strength, mask[rows] = _strongest(strip[first:], classes)
         mask[rows].masked_fill_(strength <= (strip[0] if first else _background_score(strength, params)), 0)
-    return _like(mask, maps)
+    return like(mask, maps)
 
 
 def write_mask(path: str | Path, mask: NDArray[Any], palette: NDArray[np.uint8] | Sequence[Sequence[int]]) -> None:
@@ -344,8 +343,3 @@ def _checked_maps(maps: Tensor | NDArray[np.floating]) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         raise ConfigError("the maps contain NaN or infinities.", "Check the model: did its outputs become NaN?")
     return tensor
-
-
-def _like(result: Tensor, given: Array) -> Array:
-    """`result` in the type of the caller's argument: a tensor for a tensor, an array for an array."""
-    return result if isinstance(given, Tensor) else result.numpy()

@@ -13,7 +13,7 @@ import base64
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wildcat.errors import ConfigError, ShapeError, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean
 
 _TABLES = {
     "viridis": (
@@ -170,9 +170,7 @@ def readable_on(color: ArrayLike) -> tuple[int, int, int]:
     >>> readable_on((240, 228, 66)), readable_on((0, 114, 178))
     ((0, 0, 0), (255, 255, 255))
     """
-    channel = np.asarray(color, dtype=np.float64).reshape(-1)[:3] / 255
-    if channel.shape != (3,):
-        raise ShapeError(f"color={color!r} is not an RGB triple.", "Give three numbers from 0 to 255.")
+    channel = np.asarray(color, dtype=np.float64) / 255
     linear = np.where(channel <= 0.04045, channel / 12.92, ((channel + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ (0.2126, 0.7152, 0.0722))
     # contrast with white is 1.05 / (luminance + 0.05), with black (luminance + 0.05) / 0.05

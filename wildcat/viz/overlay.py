@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -240,10 +241,7 @@ def _font_size(size: tuple[int, int]) -> int:
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise ConfigError("this Pillow was built without FreeType.", "Install a Pillow wheel from PyPI.")
-    return font
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # all wheels of Pillow have FreeType
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -345,7 +343,7 @@ def _texts(labels: Sequence[str] | None, count: int) -> list[str]:
 
 def _cycle(colors: Sequence[Color] | None, count: int) -> list[Color]:
     palette = colors or MARK_COLORS
-    return [(int(r), int(g), int(b)) for r, g, b in (palette[i % len(palette)] for i in range(count))]
+    return [palette[i % len(palette)] for i in range(count)]
 
 
 def _check_alpha(alpha: float) -> None:
