@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wildcat.data.readers.synthetic import SHAPE_CLASSES, Shape, draw_scene, voc_annotation
+from wildcat.data.readers.synthetic import SHAPE_CLASSES, draw_scene, voc_annotation
+from wildcat.data.readers.voc import Object
 
 # Category ids of `SHAPE_CLASSES` in `write_coco`: with gaps and out of order, as in MS COCO.
 CATEGORY_IDS = (18, 1, 44, 3, 90)
@@ -44,7 +45,7 @@ def write_action(folder: Path, train: int, val: int, size: tuple[int, int], seed
     lists = folder / "ImageSets" / "Action"
     for made in (lists, folder / "JPEGImages", folder / "Annotations"):
         made.mkdir(parents=True)
-    people: dict[int, list[Shape]] = {}
+    people: dict[int, list[Object]] = {}
     for index in splits["trainval"]:
         people[index] = _draw(folder / "JPEGImages" / f"{index:06d}.jpg", [seed, index], size, index)
         persons = [shape._replace(name="person") for shape in people[index]]
@@ -61,7 +62,7 @@ def write_action(folder: Path, train: int, val: int, size: tuple[int, int], seed
     return folder
 
 
-def _draw(path: Path, seed: list[int], size: tuple[int, int], first: int) -> list[Shape]:
+def _draw(path: Path, seed: list[int], size: tuple[int, int], first: int) -> list[Object]:
     image, _, shapes = draw_scene(np.random.default_rng(seed), size, first % len(SHAPE_CLASSES))
     Image.fromarray(image).save(path, quality=95)
     return shapes

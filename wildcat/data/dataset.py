@@ -129,13 +129,6 @@ def one_label(index: int, num_classes: int) -> NDArray[np.int8]:
     return labels
 
 
-def rarest_labels(samples: Sequence[Sample]) -> list[int]:
-    """For each sample, the present class that fewest samples have; -1 without any."""
-    present = label_matrix(samples) == PRESENT if samples else np.zeros((0, 1), np.bool_)
-    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
-    return np.where(present.any(axis=1), rarity.argmin(axis=1), -1).tolist()  # type: ignore[no-any-return]
-
-
 def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> frozenset[int]:
     """Indices of about `fraction` of the items, drawn per stratum; none from a stratum of one item.
 
@@ -152,8 +145,11 @@ def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> fro
 
 
 def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """The samples without, and with only, a fixed `fraction` stratified by each sample's rarest label."""
-    held = stratified_indices(rarest_labels(samples), fraction, seed=0)
+    """The samples without, and with only, a fixed `fraction`, stratified by the rarest class present in each sample."""
+    present = label_matrix(samples) == PRESENT
+    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
+    rarest = np.where(present.any(axis=1), rarity.argmin(axis=1), -1)
+    held = stratified_indices(rarest.tolist(), fraction, seed=0)
     return (
         tuple(sample for i, sample in enumerate(samples) if i not in held),
         tuple(sample for i, sample in enumerate(samples) if i in held),

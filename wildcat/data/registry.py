@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +12,14 @@ from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet
 from wildcat.data.images import list_images
 from wildcat.data.readers.coco import read_coco, recognise_coco
-from wildcat.data.readers.csv import read_table, recognise_table
+from wildcat.data.readers.csv import find_table, read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
 from wildcat.data.readers.mit67 import read_indoor, recognise_indoor
 from wildcat.data.readers.scene15 import read_scenes, recognise_scenes
 from wildcat.data.readers.solar import read_solar
 from wildcat.data.readers.synthetic import read_shapes
-from wildcat.data.readers.voc import read_voc, recognise_voc
-from wildcat.data.readers.voc_action import read_action, recognise_action
+from wildcat.data.readers.voc import find_devkits, read_voc
+from wildcat.data.readers.voc_action import read_action
 from wildcat.data.readers.webdataset import names_shards, read_webdataset, recognise_webdataset
 from wildcat.data.sources import SOURCES
 from wildcat.errors import ConfigError, DataError, did_you_mean
@@ -27,7 +28,7 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 class Format(NamedTuple):
     """A layout on disk."""
 
-    recognise: Callable[[Path], bool]  # whether a path has the layout, judged by its structure alone
+    recognise: Callable[[Path], object]  # true if a path has the layout, judged by its structure alone
     read: Callable[..., DataSet]  # path and keyword options -> data set
     description: str
     tree: str  # the layout as it looks on disk, for messages
@@ -36,13 +37,13 @@ class Format(NamedTuple):
 # Format name -> reader. The first that recognises a path reads it, so specific layouts come before general ones.
 FORMATS: dict[str, Format] = {
     "voc": Format(
-        recognise_voc,
+        find_devkits,
         read_voc,
         "Pascal VOC devkit",
         "VOC2012/{JPEGImages/*.jpg, ImageSets/Main/{train,val}.txt, Annotations/*.xml}",
     ),
     "voc-action": Format(
-        recognise_action,
+        partial(find_devkits, lists="Action"),
         read_action,
         "actions of people in a VOC devkit",
         "VOC2012/{JPEGImages/*.jpg, ImageSets/Action/<action>_{train,val}.txt, Annotations/*.xml}",
@@ -67,7 +68,7 @@ FORMATS: dict[str, Format] = {
         "shards/{train,val}-{000..099}.tar with key.jpg beside key.json, key.cls or key.txt",
     ),
     "csv": Format(
-        recognise_table,
+        find_table,
         read_table,
         "table of images and labels",
         "photos/{labels.csv, *.jpg} with columns image,labels or image,<one column per class>",

@@ -115,7 +115,7 @@ def test_years(tmp_path: Path) -> None:
     assert len(open_dataset(tmp_path / "coco", year=2014).split("train")) == 3
     data = open_dataset(tmp_path / "coco", year=2017)
     assert (data.name, len(data.split("train")), len(data.split("val"))) == ("COCO2017", 4, 2)
-    with pytest.raises(DataError, match="no MS COCO of 2015; it has 2014 and 2017"):
+    with pytest.raises(DataError, match="MS COCO of 2014 and 2017, not of 2015"):
         read_coco(tmp_path / "coco", year=2015)
     with pytest.raises(ConfigError, match="year=2014"):
         read_coco(lay(tmp_path / "mine"), year=2014)
@@ -213,6 +213,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda p: p.write_text("[]"), "it holds no keys, not lists of images, annotations, categories", "instances"),
     (replaced(categories=None), "it holds categories, images, annotations", "instances"),
     (replaced(categories=[]), "has no category", "Export"),
+    (replaced(images=[], annotations=[]), "or no image", "Export"),
     (put("annotations", 1, category_id=None), "annotation 2 of 4 has .*category_id None", "not of captions"),
     (put("annotations", 2, category_id=3), "annotation 3 of 4 has .*category_id 3, .*the 3 of categories", "remove"),
     (put("annotations", 0, image_id=99), "annotation 1 of 4 has image_id 99 .*of the 3 of images", "remove"),

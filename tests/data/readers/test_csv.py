@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wildcat.data.dataset import label_matrix
-from wildcat.data.readers.csv import read_table, recognise_table
+from wildcat.data.readers.csv import find_table, read_table
 from wildcat.errors import ConfigError, DataError
 
 
@@ -156,18 +156,18 @@ def test_wrong_options(tmp_path: Path) -> None:
 
 def test_recognise(tmp_path: Path) -> None:
     path = table(tmp_path, "image,labels\na.jpg,x\n")
-    assert recognise_table(path)
-    assert recognise_table(tmp_path), "images and a single table"
+    assert find_table(path)
+    assert find_table(tmp_path), "images and a single table"
     table(tmp_path, "", "images/b.jpg")
-    assert recognise_table(tmp_path), "one folder of images beside it"
+    assert find_table(tmp_path), "one folder of images beside it"
     table(tmp_path, "", "cat/b.jpg")
-    assert not recognise_table(tmp_path), "class folders beside it"
+    assert not find_table(tmp_path), "class folders beside it"
     other = tmp_path / "flat"
     table(other, "image,labels\n", "train/a.jpg test/b.jpg")
-    assert recognise_table(other), "flat splits beside it"
+    assert find_table(other), "flat splits beside it"
     table(other, "", "", name="more.tsv")
-    assert not recognise_table(other), "two tables"
-    assert not recognise_table(tmp_path / "a.jpg")
+    assert not find_table(other), "two tables"
+    assert not find_table(tmp_path / "a.jpg")
 
 
 WORD = st.text("abcdefgh é'\"-,", min_size=1, max_size=8).map(str.strip).filter(bool)

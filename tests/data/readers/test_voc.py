@@ -15,7 +15,7 @@ from scipy.stats import trim_mean
 from wildcat.data.dataset import label_matrix
 from wildcat.data.images import read_image, read_mask
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
-from wildcat.data.readers.voc import VOC_CLASSES, read_voc, recognise_voc
+from wildcat.data.readers.voc import VOC_CLASSES, find_devkits, read_voc
 from wildcat.errors import DataError
 
 
@@ -106,7 +106,7 @@ def test_every_folder_of_a_devkit_opens(kit: Path, tmp_path: Path) -> None:
     devkit = tmp_path / "data" / "VOCdevkit"
     shutil.copytree(kit, devkit / "VOC2007")
     for root in (devkit / "VOC2007", devkit, devkit.parent):
-        assert recognise_voc(root)
+        assert find_devkits(root)
         assert read_voc(root).root == devkit / "VOC2007"
     shutil.copytree(kit, devkit / "VOC2012")
     with pytest.raises(DataError, match="2 devkits: VOC2007, VOC2012") as caught:

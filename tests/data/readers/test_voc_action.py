@@ -12,8 +12,8 @@ import pytest
 from tests.data.miniatures import write_action
 from wildcat.data.dataset import label_matrix
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
-from wildcat.data.readers.voc import read_voc
-from wildcat.data.readers.voc_action import ACTION_CLASSES, read_action, recognise_action
+from wildcat.data.readers.voc import find_devkits, read_voc
+from wildcat.data.readers.voc_action import ACTION_CLASSES, read_action
 from wildcat.data.registry import open_dataset
 from wildcat.errors import DataError
 
@@ -88,7 +88,7 @@ def test_a_devkit_with_both_lists_is_read_for_objects(devkit: Path, tmp_path: Pa
     assert open_dataset(tmp_path).format == "voc"
     data = open_dataset(tmp_path, format="voc-action", year=2012)
     assert data.classes == ACTION_CLASSES
-    assert recognise_action(tmp_path) and not recognise_action(devkit / "JPEGImages")
+    assert find_devkits(tmp_path, "Action") and not find_devkits(devkit / "JPEGImages", "Action")
 
 
 def test_a_small_data_set_equals_voc(tmp_path: Path) -> None:

@@ -71,15 +71,14 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
     official = {} if path.is_file() else _official(path)
     if official:
         years = " and ".join(map(str, official))
-        if year is None and len(official) > 1:
+        if year is None and len(official) == 1:
+            year = next(iter(official))
+        if year not in official:
             raise DataError(
-                f"{path} holds MS COCO of {years}.",
+                f"{path} holds MS COCO of {years}{f', not of {year}' if year else ''}.",
                 f"Choose one: --data-option year={max(official)}, or year= in Python.",
             )
-        chosen = next(iter(official)) if year is None else year
-        if chosen not in official:
-            raise DataError(f"{path} has no MS COCO of {year}; it has {years}.", f"Choose year={max(official)}.")
-        name, splits = f"COCO{chosen}", official[chosen]
+        name, splits = f"COCO{year}", official[year]
     elif year is not None:
         raise ConfigError(f"year={year}: {path} has no annotations/instances_*.json.", "Leave the year out.")
     else:
@@ -116,27 +115,20 @@ def _own(path: Path) -> dict[str, _Layout]:
     """Split -> file of other layouts; the split "" is a single file that names none."""
     if path.is_file():
         return {"": _Layout(path, (path.parent / "images", path.parent, path.parent.parent / "images"))}
-    exported = [p for p in path.glob("*/_annotations.coco.json") if p.parent.name.lower() in SPLIT_NAMES]
-    if exported:
-        return _in_order({SPLIT_NAMES[p.parent.name.lower()]: _Layout(p, (p.parent,)) for p in exported})
     tables = [p for pattern in ("*.json", "annotations/*.json") for p in sorted(path.glob(pattern))]
     tables = [p for p in tables if _has_keys(p)] if len(tables) <= _MOST_TABLES else []
     images = (path / "images", path)
-    named = [p for p in tables if p.stem.lower() in SPLIT_NAMES]
-    if named:
-        return _in_order(
-            {SPLIT_NAMES[p.stem.lower()]: _Layout(p, (*(i / p.stem for i in images), *images)) for p in named}
-        )
+    named = {p.parent.name: _Layout(p, (p.parent,)) for p in path.glob("*/_annotations.coco.json")}
+    named = named or {p.stem: _Layout(p, (*(i / p.stem for i in images), *images)) for p in tables}
+    splits = {SPLIT_NAMES[name.lower()]: layout for name, layout in named.items() if name.lower() in SPLIT_NAMES}
+    if splits:
+        return {name: splits[name] for name in ("train", "val", "test") if name in splits}
     if len(tables) > 1:
         raise DataError(
             f"{path} holds {len(tables)} COCO files: {', '.join(p.name for p in tables)}.",
             f"Name one, for example {tables[0]}, or call them train.json and val.json.",
         )
     return {"": _Layout(tables[0], (*images, tables[0].parent))} if tables else {}
-
-
-def _in_order(splits: dict[str, _Layout]) -> dict[str, _Layout]:
-    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
 def _has_keys(path: Path) -> bool:
@@ -172,8 +164,8 @@ def _read(path: Path) -> _Content:
         )
     images = _names(path, found["images"], "image", "file_name")
     categories = _names(path, found["categories"], "category", "name")
-    if not categories:
-        raise DataError(f"{path} has no category.", "Export the file again.")
+    if not categories or not images:
+        raise DataError(f"{path} has no category or no image.", "Export the file again.")
     index = {key: position for position, key in enumerate(categories)}
     annotations = found["annotations"]
     boxed = not annotations or any(isinstance(row, dict) and row.get("bbox") for row in annotations)

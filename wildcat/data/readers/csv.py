@@ -70,11 +70,6 @@ def find_table(path: Path) -> Path | None:
     return tables[0] if len(filled) < 2 or flat_splits else None
 
 
-def recognise_table(path: Path) -> bool:
-    """Whether `path` is a table, or a folder that `find_table` finds one in."""
-    return find_table(path) is not None
-
-
 def check_task(task: str | None) -> None:
     """Refuse an unknown task.
 

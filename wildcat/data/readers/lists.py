@@ -13,12 +13,14 @@ def read_lines(path: Path) -> dict[str, int]:
     """Stripped line -> its number in the file, without blank lines.
 
     Raises:
-        DataError: the file is not UTF-8, or has a line twice.
+        DataError: the file is missing or not UTF-8, or has a line twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not a text file (byte {error.start} is not UTF-8).", "Restore the list.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.", "Restore the list.") from error
     lines: dict[str, int] = {}
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if line in lines:

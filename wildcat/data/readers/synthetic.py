@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from wildcat.data.cache import cache_folder
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet
-from wildcat.data.readers.voc import read_voc
+from wildcat.data.dataset import DataSet
+from wildcat.data.readers.voc import Object, label_of, read_voc
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import making, writing
 
@@ -22,14 +21,6 @@ SHAPE_CLASSES = ("cross", "disc", "ring", "square", "triangle")
 MIN_RADIUS, DIFFICULT_RADIUS, MAX_RADIUS = 0.06, 0.08, 0.28  # of the shorter side; below the second: difficult
 
 _Array = NDArray[np.float64]
-
-
-class Shape(NamedTuple):
-    """One drawn shape: its name, its box x1 y1 x2 y2 (exclusive end) and whether it is difficult."""
-
-    name: str
-    box: tuple[int, int, int, int]
-    difficult: bool
 
 
 def read_shapes() -> DataSet:
@@ -79,7 +70,7 @@ def write_shapes(
 def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[int, int], seed: int) -> None:
     for name in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
-    found: dict[int, list[Shape]] = {}
+    found: dict[int, list[Object]] = {}
     for index in sorted(index for indices in splits.values() for index in indices):
         image, mask, found[index] = draw_scene(np.random.default_rng([seed, index]), size, index % len(SHAPE_CLASSES))
         Image.fromarray(image).save(root / "JPEGImages" / f"{index:06d}.jpg", quality=95)
@@ -92,24 +83,19 @@ def _write_devkit(root: Path, splits: Mapping[str, Sequence[int]], size: tuple[i
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(ids)
         (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(ids)
         for name in SHAPE_CLASSES:
-            lines = [f"{index:06d} {_label(name, found[index]):2d}\n" for index in indices]
+            lines = [f"{index:06d} {label_of(name, found[index]):2d}\n" for index in indices]
             (root / "ImageSets" / "Main" / f"{name}_{split}.txt").write_text("".join(lines))
-
-
-def _label(name: str, shapes: Sequence[Shape]) -> int:
-    difficult = [shape.difficult for shape in shapes if shape.name == name]
-    return ABSENT if not difficult else IGNORED if all(difficult) else PRESENT
 
 
 def draw_scene(
     rng: np.random.Generator, size: tuple[int, int], first: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Shape]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Object]]:
     """An image (H, W, 3), its mask (H, W) and its shapes: class `first`, then up to three of random classes."""
     height, width = size
     rows, columns = np.mgrid[0.5:height, 0.5:width]  # pixel centres
     image = _background(rng, rows, columns)
     mask = np.zeros(size, np.uint8)
-    shapes: list[Shape] = []
+    shapes: list[Object] = []
     classes = [first, *rng.integers(len(SHAPE_CLASSES), size=rng.integers(4))]
     for index in classes:
         radius = rng.uniform(MIN_RADIUS, MAX_RADIUS) * min(size)
@@ -129,7 +115,7 @@ def draw_scene(
         mask[inside] = index + 1
         ys, xs = np.nonzero(inside)
         box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-        shapes.append(Shape(SHAPE_CLASSES[index], box, radius < DIFFICULT_RADIUS * min(size)))
+        shapes.append(Object(SHAPE_CLASSES[index], box, radius < DIFFICULT_RADIUS * min(size)))
     image += rng.normal(0, 8, image.shape)
     return image.round().clip(0, 255).astype(np.uint8), mask, shapes
 
@@ -158,7 +144,7 @@ def _inside(name: str, x: _Array, y: _Array, angle: float) -> NDArray[np.bool_]:
     return inside[name]
 
 
-def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Shape]) -> str:
+def voc_annotation(index: int, size: tuple[int, int], shapes: Sequence[Object]) -> str:
     """VOC XML, in which coordinates count from 1 and include the last pixel."""
     objects = "".join(
         f"\t<object>\n\t\t<name>{shape.name}</name>\n\t\t<difficult>{int(shape.difficult)}</difficult>\n"

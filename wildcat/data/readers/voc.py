@@ -56,10 +56,11 @@ def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
         )
     names = ", ".join(p.name for p in found)
     chosen = [p for p in found if year is None or p.name == f"VOC{year}"]
-    if not chosen:
-        raise DataError(f"{root} has no VOC{year}; it has {names}.", f"Choose one of: {names}.")
-    if len(chosen) > 1:
-        raise DataError(f"{root} holds {len(found)} devkits: {names}.", f"Name one of them, for example {found[-1]}.")
+    if len(chosen) != 1:
+        raise DataError(
+            f"{root} holds {len(found)} devkits: {names}{f', and no VOC{year}' if year else ''}.",
+            f"Name one of them, for example {found[-1]}.",
+        )
     return chosen[0]
 
 
@@ -72,11 +73,6 @@ def sort_splits(names: set[str]) -> list[str]:
 def find_images(devkit: Path) -> dict[str, Path]:
     """Image id -> file."""
     return {p.stem: p for p in list_images(devkit / "JPEGImages", recursive=False)}
-
-
-def recognise_voc(root: Path) -> bool:
-    """Whether `root` is a devkit folder, a `VOCdevkit` that holds some, or the parent of one."""
-    return bool(find_devkits(root))
 
 
 def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | None = None) -> DataSet:
@@ -151,7 +147,7 @@ def _read_split(devkit: Path, path: Path, classes: tuple[str, ...]) -> list[Samp
                 f"{xml}: {other!r} is none of the {len(classes)} classes.",
                 did_you_mean(other, classes) or f"The classes are: {', '.join(classes)}.",
             )
-        labels = [listed[c][name] if c in listed else _label(c, objects or ()) for c in classes]
+        labels = [listed[c][name] if c in listed else label_of(c, objects or ()) for c in classes]
         truth: tuple[Any, ...] = (None, None, None)
         if objects is not None:
             truth = box_arrays([(o.box, classes.index(o.name), o.difficult) for o in objects])
@@ -160,7 +156,8 @@ def _read_split(devkit: Path, path: Path, classes: tuple[str, ...]) -> list[Samp
     return samples
 
 
-def _label(name: str, objects: Sequence[Object]) -> int:
+def label_of(name: str, objects: Sequence[Object]) -> int:
+    """The label of a class by the devkit's rule."""
     difficult = [o.difficult for o in objects if o.name == name]
     return ABSENT if not difficult else IGNORED if all(difficult) else PRESENT
 

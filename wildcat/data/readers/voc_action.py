@@ -11,7 +11,7 @@ import numpy as np
 
 from wildcat.data.dataset import ABSENT, PRESENT, DataSet, Reader, Sample
 from wildcat.data.readers.lists import missing_image, read_lines
-from wildcat.data.readers.voc import box_arrays, choose_devkit, find_devkits, find_images, read_objects, sort_splits
+from wildcat.data.readers.voc import box_arrays, choose_devkit, find_images, read_objects, sort_splits
 from wildcat.errors import DataError
 
 # The ten actions of VOC 2012 (`VOCinit.m`), sorted.
@@ -21,11 +21,6 @@ ACTION_CLASSES = (
 )
 
 OTHER = "other"  # the devkit's name for people who do none of the ten; it is no class (`VOCinit.m`)
-
-
-def recognise_action(root: Path) -> bool:
-    """Whether a devkit at `root` has `ImageSets/Action`; with `ImageSets/Main` too, `voc` recognises it first."""
-    return bool(find_devkits(root, "Action"))
 
 
 def read_action(root: Path, *, year: int | None = None) -> DataSet:
@@ -99,10 +94,6 @@ def _read_split(devkit: Path, lists: list[Path]) -> list[Sample]:
 
 def _read_people(path: Path, images: dict[str, Path], folder: Path) -> dict[tuple[str, int], int]:
     """(image, number of the object in its XML, from 1) -> 1 does the action, -1 does not, 0 uncertain."""
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist; the other actions have lists of this split.", "Restore the list, or its devkit."
-        )
     people: dict[tuple[str, int], int] = {}
     for line, number in read_lines(path).items():
         match = re.fullmatch(r"(\S+)\s+([1-9]\d{0,8})\s+(1|0|-1)", line)

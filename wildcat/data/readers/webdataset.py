@@ -116,7 +116,9 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
         labels[[index[label] for label in one.ignored]] = IGNORED
         labels[[index[label] for label in one.present]] = PRESENT
         name = one.image.name.removeprefix(f"{folder}/")
-        splits.setdefault(_split_of(one.image.file), []).append(Sample(name, one.image, labels))
+        words = re.split(r"[^a-z]+", file_name(one.image.file).lower())
+        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+        splits.setdefault(split, []).append(Sample(name, one.image, labels))
     if "" in splits and len(splits) > 1:
         raise DataError(
             f"{splits[''][0].path} is in a shard whose name gives no split, unlike others.",
@@ -150,11 +152,6 @@ def _folder_of(shards: Sequence[str]) -> str:
     folders = [f"{shard.rpartition('/')[0] or '.'}/" for shard in shards]
     # commonpath() does not take URLs.
     return commonprefix(folders).rpartition("/")[0] or "."  # noqa: RUF071
-
-
-def _split_of(shard: str) -> str:
-    words = re.split(r"[^a-z]+", file_name(shard).lower())
-    return next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
 
 
 def _read_shard(shard: str) -> Iterator[_Labelled]:
