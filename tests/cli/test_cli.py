@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,15 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import wildcat
-from wildcat.cli import main, parse
+from tests.cli.conftest import TINY, command
+from wildcat.cli import parse
 from wildcat.config import TrainConfig, config_text, list_recipes, load_recipe, read_config
-from wildcat.data import open_dataset, write_shapes
+from wildcat.data import open_dataset
 from wildcat.data.dataset import label_matrix
 from wildcat.errors import ConfigError
 from wildcat.evaluation import evaluate
 from wildcat.methods import METHODS, method_settings
 from wildcat.models import run as runs
-
-TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
-TINY += ("--batch-size", "8", "--lr", "0.001")
-
-
-def command(*arguments: object) -> int:
-    """The exit code of `wildcat ARGUMENTS`."""
-    try:
-        return main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -46,24 +35,9 @@ def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedPro
     return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("WILDCAT_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=16, val=8, size=(64, 96))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert command("train", shapes, "--out", folder, "--epochs", 1, *TINY) == 0
-    return folder
+@pytest.fixture
+def run(tiny: Path) -> Path:
+    return tiny
 
 
 @pytest.fixture(scope="module")

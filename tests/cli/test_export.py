@@ -15,35 +15,18 @@ from pycocotools.coco import COCO
 from safetensors.torch import load_file, save_file
 
 import wildcat
-from wildcat.cli import main
+from tests.cli.conftest import TINY, command
 from wildcat.config import TrainConfig
-from wildcat.data import open_dataset, write_shapes
+from wildcat.data import open_dataset
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams, find_instances
 from wildcat.models.calibration import write_calibration
 from wildcat.models.run import open_run
 from wildcat.regions import MaskParams
 
-TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
-TINY += ("--batch-size", "8", "--lr", "0.001")
-
-
-def command(*arguments: object) -> int:
-    """The exit code of `wildcat ARGUMENTS`."""
-    try:
-        return main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=16, val=8, size=(64, 96))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert command("train", shapes, "--out", folder, "--epochs", 1, *TINY) == 0
+def run(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    folder = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("runs") / "tiny"))
     # One epoch leaves every map negative, and there is nothing to draw: raise some classes, so that masks have regions.
     weights = load_file(folder / "model.safetensors")
     bias = next(key for key in weights if key.endswith("bias") and len(weights[key]) == 5 * TrainConfig().num_maps)

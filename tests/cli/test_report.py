@@ -6,33 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from wildcat.cli import main
-from wildcat.data import write_shapes
-
-TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
-TINY += ("--batch-size", "8", "--lr", "0.001", "--epochs", "1")
-
-
-def command(*arguments: object) -> int:
-    return main([str(a) for a in arguments])
-
-
-@pytest.fixture(scope="module")
-def run_and_data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WILDCAT_CACHE", str(folder / "cache"))
-        data = write_shapes(folder / "shapes", train=8, val=6, size=(64, 96))
-        assert command("train", data, "--out", folder / "tiny", *TINY) == 0
-    return folder / "tiny", data
+from tests.cli.conftest import command
 
 
 def test_a_report_is_one_file_that_is_never_overwritten(
-    run_and_data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = run_and_data
     out = tmp_path / "new" / "r.html"
-    line = ("report", run, data, "--out", out, "--examples", 2, "--flip", "horizontal", "--crf", "--device", "cpu")
+    line = ("report", tiny, shapes, "--out", out, "--examples", 2, "--flip", "horizontal", "--crf", "--device", "cpu")
     assert command(*line) == 0
     printed = capsys.readouterr().out
     assert str(out) in printed and f"{out.stat().st_size / 1e6:.1f} MB" in printed
@@ -40,7 +21,7 @@ def test_a_report_is_one_file_that_is_never_overwritten(
     assert [p.name for p in out.parent.iterdir()] == ["r.html"]
     for words in ("tiny: test_resnet, 64 px", "flipped, horizontal", "with CRF", "chosen on val", 'id="training"'):
         assert words in page
-    assert str(tmp_path) not in page and str(data) not in page
+    assert str(tmp_path) not in page and str(shapes) not in page
     assert command(*line) == 1
     said = capsys.readouterr()
     assert "never overwritten" in said.err and "r-2.html" in said.err and said.out == ""
@@ -48,11 +29,10 @@ def test_a_report_is_one_file_that_is_never_overwritten(
 
 
 def test_without_out_the_file_is_named_for_what_it_shows(
-    run_and_data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, data = run_and_data
     monkeypatch.chdir(tmp_path)
-    assert command("report", run, data, "--split", "train", "--device", "cpu", "--max-mb", "0.2") == 0
+    assert command("report", tiny, shapes, "--split", "train", "--device", "cpu", "--max-mb", "0.2") == 0
     (written,) = tmp_path.iterdir()
     assert written.name.startswith("report-tiny-") and written.name.endswith("-train.html")
     assert written.stat().st_size <= 200_000
@@ -60,20 +40,18 @@ def test_without_out_the_file_is_named_for_what_it_shows(
 
 
 def test_misuse_is_told_before_the_work(
-    run_and_data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = run_and_data
-    assert command("report", run, data, "--max-mb", "0", "--out", tmp_path / "a.html") == 2
-    assert command("report", run, data, "--examples", "-1", "--out", tmp_path / "a.html") == 2
-    assert command("report", run, data, "--split", "tset", "--out", tmp_path / "a.html") == 1
+    assert command("report", tiny, shapes, "--max-mb", "0", "--out", tmp_path / "a.html") == 2
+    assert command("report", tiny, shapes, "--examples", "-1", "--out", tmp_path / "a.html") == 2
+    assert command("report", tiny, shapes, "--split", "tset", "--out", tmp_path / "a.html") == 1
     assert "max-mb" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_predictions_can_have_a_report_too(
-    run_and_data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, data = run_and_data
-    line = ("predict", run, data / "JPEGImages", "--limit", 3, "--save", "none", "--device", "cpu", "--report")
+    line = ("predict", tiny, shapes / "JPEGImages", "--limit", 3, "--save", "none", "--device", "cpu", "--report")
     assert command(*line) == 2
     assert "Add --out DIR" in capsys.readouterr().err
     assert command(*line, "--out", tmp_path / "out") == 0
