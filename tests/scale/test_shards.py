@@ -214,6 +214,7 @@ def test_misuse_is_one_sentence(
     code: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.tar").touch()
     paths = [] if not str(flags[0]).startswith("-") else [images / "in"]
     assert predict(run, *paths, *flags) == code
     output = capsys.readouterr().err

@@ -50,7 +50,9 @@ def find_images(
     else:
         for source in find_sources(paths):
             if source.kind in ("tar", "table") or is_url(source.path):
-                raise ConfigError(f"{source.path} needs output in shards.", "Add --shard-rows 1000 --out DIR.")
+                raise ConfigError(
+                    f"{source.path} needs output in shards.", "Type: wildcat predict ... --shard-rows 1000 --out DIR."
+                )
             for image in list_images([source]):
                 path = Path(image.file)
                 found[path] = str(path.relative_to(source.path)) if source.kind == "folder" else path.name

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from wildcat.data import shards
 from wildcat.data.image_ref import ImageLocation, ImageRef, check_size
@@ -30,20 +30,14 @@ from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
 from wildcat.scale import parquet
 
 
-@dataclass(frozen=True)
-class Source:
-    """One source that the user named.
-
-    Attributes:
-        path: a file or folder, or its address.
-        kind: how its images are listed.
-    """
+class InputSource(NamedTuple):
+    """A file, folder or URL that the user named, and how its images are listed."""
 
     path: str
     kind: Literal["image", "folder", "tar", "table"]
 
 
-def find_sources(texts: Sequence[str]) -> list[Source]:
+def find_sources(texts: Sequence[str]) -> list[InputSource]:
     """The sources that the texts name, in order, each once; braces and globs are replaced by the files they match.
 
     Raises:
@@ -58,10 +52,10 @@ def find_sources(texts: Sequence[str]) -> list[Source]:
     return list(dict.fromkeys(found))
 
 
-def _sources_at(path: str) -> Iterator[Source]:
+def _sources_at(path: str) -> Iterator[InputSource]:
     kind = path_type(path)
     if kind == "folder":
-        yield Source(path, "folder")
+        yield InputSource(path, "folder")
     elif kind == "file":
         yield _file_source(path)
     elif glob.has_magic(path):
@@ -78,17 +72,17 @@ def _sources_at(path: str) -> Iterator[Source]:
         )
 
 
-def _file_source(path: str) -> Source:
+def _file_source(path: str) -> InputSource:
     if file_name(path).lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise DataError(
             f"{path} is a compressed archive, whose members cannot be read one by one.",
             "Unpack it to a plain .tar; images are compressed already.",
         )
     suffix = file_suffix(path)
-    return Source(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
+    return InputSource(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
 
 
-def list_images(sources: Iterable[Source], column: str | None = None) -> Iterator[ImageLocation]:
+def list_images(sources: Iterable[InputSource], column: str | None = None) -> Iterator[ImageLocation]:
     """The images of the sources, in order and in bounded memory; only names, headers and row counts are read.
 
     Args:
