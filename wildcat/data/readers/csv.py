@@ -71,11 +71,7 @@ def find_table(path: Path) -> Path | None:
 
 
 def check_task(task: str | None) -> None:
-    """Refuse an unknown task.
-
-    Raises:
-        ConfigError: it is neither None, "multilabel" nor "multiclass".
-    """
+    """Raise a ConfigError unless the task is None, "multilabel" or "multiclass"."""
     if task is not None and task not in get_args(Task):
         raise ConfigError(f"task={task!r}: give multilabel or multiclass.", did_you_mean(task, get_args(Task)))
 
