@@ -204,8 +204,7 @@ from wildcat.data.loader import Augment, ImageDataset
 from wildcat.data.dataset import Sample
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ImageError
-from wildcat.serve.images import decode_image as decode_upload, open_image
-from wildcat.serve.limits import RequestError
+from wildcat.serve.uploads import RequestError, decode_image as decode_upload
 
 preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear")
 paths = sorted(Path(sys.argv[1]).iterdir())
@@ -228,7 +227,7 @@ for i, path in enumerate(paths):
         item = training[0, i]
         said[2] = item.message if isinstance(item, ImageError) else "image"
         try:
-            decode_upload(open_image(path.read_bytes(), 50_000_000), 50_000_000)
+            decode_upload(path.read_bytes(), 50_000_000)
         except RequestError as refused:
             said[3] = str(refused)
         header_error(path)

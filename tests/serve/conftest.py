@@ -112,6 +112,6 @@ def connect(predictor: Predictor) -> Connect:
             try:
                 yield client
             finally:
-                app.state.service.close()
+                app.state.service.batcher.close()
 
     return connected

@@ -169,7 +169,7 @@ def test_annotations_equal_the_export(connect: Connect, predictor: Predictor, tm
     assert response.status_code == 200
     assert re.fullmatch(rf'attachment; filename="[\w.-]+-{name}\.zip"', response.headers["content-disposition"])
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
-        sent = {entry: archive.read(entry) for entry in archive.namelist()}
+        sent = {entry: archive.read(entry) for entry in archive.namelist() if entry[-1] != "/"}
     with ANNOTATION_FORMATS[name](tmp_path / "annotations", predictor.classes, model="colours") as writer:
         instances = writer.add(replace(predictor.predict(image()), path="été one.png"), "été one.png")
     folder = tmp_path / "annotations"

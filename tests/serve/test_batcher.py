@@ -1,16 +1,15 @@
-"""Batches of concurrent jobs, and the budget that tasks share."""
+"""Batches of concurrent jobs."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from tests.serve.conftest import SECONDS, Gate, wait_until
-from wildcat.serve.batcher import Batcher, Budget
-from wildcat.serve.limits import RequestError
+from wildcat.serve.service import Batcher
+from wildcat.serve.uploads import RequestError
 
 
 class FakeWorker:
@@ -93,26 +92,3 @@ def test_cancelled_jobs_are_skipped_and_a_closed_batcher_finishes_its_queue() ->
     assert batcher.workers_alive == 0
     with pytest.raises(RequestError, match="stopping"):
         batcher.submit(3)
-
-
-def test_a_budget_is_never_exceeded_and_tasks_take_it_in_order() -> None:
-    async def spend() -> list[int]:
-        budget, order, held = Budget(10), [], 0
-
-        async def take(amount: int) -> None:
-            nonlocal held
-            async with budget.take(amount):
-                order.append(amount)
-                held += amount
-                assert held <= 10
-                await asyncio.sleep(0.005)
-                held -= amount
-
-        tasks = [asyncio.create_task(take(amount)) for amount in (6, 9, 1, 2, 10, 3)]
-        await asyncio.sleep(0)
-        tasks[4].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert budget.free == 10
-        return order
-
-    assert asyncio.run(spend()) == [6, 9, 1, 2, 3]

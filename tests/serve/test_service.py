@@ -21,7 +21,7 @@ from wildcat.errors import ConfigError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.serve import Limits, middleware
-from wildcat.serve.service import Service
+from wildcat.serve.service import LARGE_IMAGES, Service
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -240,3 +240,19 @@ def test_health_reports_a_thread_that_hangs(connect: Connect, predictor: Predict
             assert (await client.get("/health")).json()["status"] == "ok"
 
     asyncio.run(hang())
+
+
+def test_few_large_images_are_decoded_at_the_same_time(connect: Connect) -> None:
+    async def overlap() -> None:
+        async with connect(Limits(max_pixels=96 * 48, batch_size=1)) as client:
+            gate = gated(client)
+            tasks = [send(client, seed) for seed in range(5)]
+            waiting = service_of(client).batcher.queue
+            await until(lambda: waiting.qsize() == LARGE_IMAGES - 1)  # the worker has the first
+            await asyncio.sleep(0.1)
+            assert waiting.qsize() == LARGE_IMAGES - 1
+            gate.open.set()
+            assert [(await task).status_code for task in tasks] == [200] * 5
+            assert not service_of(client).large.locked()
+
+    asyncio.run(overlap())

@@ -28,8 +28,8 @@ from wildcat.errors import ConfigError, ImageError, WildcatError
 from wildcat.models.run import create_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor, load
-from wildcat.serve.limits import Limits, RequestError
 from wildcat.serve.service import count_processes
+from wildcat.serve.uploads import Limits, RequestError
 from wildcat.serve.workers import Job, Worker, WorkerError, WorkerProcess, pack, predict_batch, start_processes, unpack
 from wildcat.train.loop import train
 

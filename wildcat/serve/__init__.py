@@ -10,7 +10,7 @@ try:
     import uvicorn as _uvicorn  # noqa: F401
 
     from wildcat.serve.app import create_app
-    from wildcat.serve.limits import Limits
+    from wildcat.serve.uploads import Limits
 except ModuleNotFoundError as error:
     package = (error.name or "").partition(".")[0]
     if package not in ("fastapi", "python_multipart", "uvicorn"):

@@ -8,41 +8,68 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from wildcat._version import __version__
 from wildcat.errors import RunError, WildcatError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
-from wildcat.serve.limits import Limits, RequestError
 from wildcat.serve.middleware import SecurityMiddleware, error_response
-from wildcat.serve.responses import annotation_zip, draw_map, prediction_json
-from wildcat.serve.schemas import (
-    ERROR_RESPONSES,
-    EXAMPLE,
-    UPLOAD,
-    AnnotationQuery,
-    HealthResponse,
-    MapQuery,
-    ModelResponse,
-    PredictionResponse,
-    PredictQuery,
-)
+from wildcat.serve.responses import AnnotationQuery, MapQuery, PredictQuery, annotation_zip, draw_map, prediction_json
 from wildcat.serve.service import Service
+from wildcat.serve.uploads import FIELD, FORMATS, Limits, RequestError, try_later
 from wildcat.viz.colors import MARK_COLORS, encode_colormaps
 
-# File name -> package, path and media type; the page shares scripts and styles with the HTML report.
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+# Name below /static ("" is the page) -> package, path and media type. The HTML report has the same scripts and styles.
 ASSETS = {
+    "": ("wildcat.serve", "static/index.html", "text/html; charset=utf-8"),
     "page.css": ("wildcat.serve", "static/page.css", "text/css; charset=utf-8"),
     "page.js": ("wildcat.serve", "static/page.js", "text/javascript; charset=utf-8"),
     "maps.js": ("wildcat.viz", "static/maps.js", "text/javascript; charset=utf-8"),
     "report.css": ("wildcat.report", "report.css", "text/css; charset=utf-8"),
+}
+
+
+# The body of a request, and the responses, for /openapi.json.
+UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [FIELD],
+                    "properties": {FIELD: {"type": "string", "format": "binary", "description": ", ".join(FORMATS)}},
+                }
+            }
+        },
+    }
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The form is malformed."},
+    408: {"description": "The body did not arrive within the timeout."},
+    413: {"description": "Too many bytes or pixels."},
+    415: {"description": "Not a multipart form, or not an image in an accepted format."},
+    422: {"description": "No image, a broken image, or an invalid parameter."},
+    503: {"description": "Queue full, timeout, or a worker crashed: retry after Retry-After."},
+}
+EXAMPLE = {
+    "image": "dog.jpg",
+    "width": 500,
+    "height": 375,
+    "scores": {"cat": -2.31, "dog": 3.17},
+    "probabilities": {"cat": 0.09028, "dog": 0.9597},
+    "labels": ["dog"],
+    "points": {"cat": [156.25, 23.44], "dog": [281.25, 164.06]},
+    "boxes": {"dog": [[151.2, 60.5, 402.7, 301.0, 6.84]]},
+    "files": {},
 }
 
 
@@ -71,7 +98,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.close()
+        service.batcher.close()
 
     app = FastAPI(
         title="wildcat",
@@ -84,65 +111,53 @@ def create_app(
     app.state.service = service
     app.add_middleware(SecurityMiddleware, max_bytes=limits.max_bytes, hosts=hosts)
     _add_error_handlers(app)
-    _add_prediction_routes(app, service, Path(predictor.name).name)
-    _add_info_routes(app, service, describe_model(predictor, limits))
+    _add_routes(app, service, describe_model(predictor, limits))
     _add_page(app)
     return app
 
 
-def _add_prediction_routes(app: FastAPI, service: Service, model: str) -> None:
-    upload = {"requestBody": UPLOAD}
-    prediction = {
-        "model": PredictionResponse,
-        "content": {"application/json": {"example": EXAMPLE}},
-        "description": "The prediction.",
-    }
+def _add_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> None:
+    def post(path: str, media_type: str, text: str, **content: Any) -> Callable[[Handler], Handler]:
+        responses = {**ERRORS, 200: {"content": {media_type: content}, "description": text}}
+        return app.post(path, responses=responses, response_class=Response, openapi_extra=UPLOAD)
 
-    @app.post("/predict", responses={**ERROR_RESPONSES, 200: prediction}, openapi_extra=upload)
+    @post("/predict", "application/json", "The prediction.", example=EXAMPLE)
     async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
-        """Predict an image: a row of predictions.jsonl, with maps and masks on request."""
-        content = await service.predict(request, partial(prediction_json, query=query, limits=service.limits))
-        return Response(content, media_type="application/json")
+        """Predict an image: a row of predictions.jsonl, with maps and masks on request.
 
-    @app.post(
-        "/map",
-        responses={**ERROR_RESPONSES, 200: {"content": {"image/png": {}}, "description": "The drawing."}},
-        response_class=Response,
-        openapi_extra=upload,
-    )
+        Points (x, y) and boxes (x1, y1, x2, y2, score) are in pixels of the image.
+        """
+        render = partial(prediction_json, query=query, max_pixels=service.limits.max_pixels)
+        return Response(await service.predict(request, render), media_type="application/json")
+
+    @post("/map", "image/png", "The drawing.")
     async def draw(request: Request, query: Annotated[MapQuery, Query()]) -> Response:
         """Draw one PNG: an overlay, a heatmap, the maps behind a class, or a mask."""
         return Response(await service.predict(request, partial(draw_map, query=query)), media_type="image/png")
 
-    @app.post(
-        "/annotations",
-        responses={**ERROR_RESPONSES, 200: {"content": {"application/zip": {}}, "description": "The data set."}},
-        response_class=Response,
-        openapi_extra=upload,
-    )
+    @post("/annotations", "application/zip", "The data set.")
     async def annotations(request: Request, query: Annotated[AnnotationQuery, Query()]) -> Response:
         """Export the predicted regions of an image as annotations, in a data set of one image."""
-        content, name = await service.predict(request, partial(annotation_zip, query=query, model=model))
-        return Response(
-            content, media_type="application/zip", headers={"Content-Disposition": f'attachment; filename="{name}"'}
-        )
+        render = partial(annotation_zip, query=query, model=description["name"])
+        content, name = await service.predict(request, render)
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, media_type="application/zip", headers=headers)
 
-
-def _add_info_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> None:
-    @app.get("/model", response_model=ModelResponse)
-    async def model() -> Response:
+    @app.get("/model")
+    async def model() -> dict[str, Any]:
         """The model: its name, classes and networks, and the limits of the service."""
-        return JSONResponse(description)
+        return description
 
-    @app.get("/health", response_model=HealthResponse, responses={503: {"model": HealthResponse}})
-    async def health() -> Response:
+    @app.get("/health", responses={503: {"description": "No worker is alive."}})
+    async def health(response: Response) -> dict[str, Any]:
         """The state of the workers and of the queue; responds at once, whatever the workers do."""
         content = service.health()
-        return JSONResponse(content, 503 if content["status"] == "down" else 200)
+        response.status_code = 503 if content["status"] == "down" else 200
+        return content
 
 
 def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
-    """See `schemas.ModelResponse`; the path of the model's folder stays private."""
+    """The response of /model; the path of the model's folder stays private."""
     return {
         "name": Path(predictor.name).name,
         "task": predictor.task,
@@ -154,65 +169,43 @@ def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "flip": predictor.flip,
         "device": str(predictor.device),
         "versions": {"wildcat": __version__, "torch": str(torch.__version__)},
-        "limits": {
-            "max_mb": limits.max_mb,
-            "max_pixels": limits.max_pixels,
-            "queue": limits.queue,
-            "timeout": limits.timeout,
-            "worker_timeout": limits.worker_timeout,
-        },
+        "limits": {name: value for name, value in vars(limits).items() if name != "batch_size"},
         "annotation_formats": list(ANNOTATION_FORMATS),
     }
 
 
 def _add_page(app: FastAPI) -> None:
-    page = files("wildcat.serve").joinpath("static/index.html").read_text(encoding="utf-8")
+    colors = {"colormaps": encode_colormaps(), "marks": [list(color) for color in MARK_COLORS]}
     assets = {
         name: (files(package).joinpath(path).read_bytes(), media_type)
         for name, (package, path, media_type) in ASSETS.items()
     }
-    assets["colors.json"] = (json.dumps(page_colors()).encode(), "application/json")
-    no_cache = {"Cache-Control": "no-cache"}
+    assets["colors.json"] = (json.dumps(colors).encode(), "application/json")
 
     @app.get("/", include_in_schema=False)
-    async def index() -> Response:
-        return Response(page, media_type="text/html; charset=utf-8", headers=no_cache)
-
     @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str) -> Response:
+    async def static(name: str = "") -> Response:
         if name not in assets:
             raise RequestError(404, "this file does not exist.")
         content, media_type = assets[name]
-        return Response(content, media_type=media_type, headers=no_cache)
-
-
-def page_colors() -> dict[str, Any]:
-    """Colours of the page: each colour map as base64 of 256 RGB triples, and the colours of the mask's classes."""
-    return {"colormaps": encode_colormaps(), "marks": [list(color) for color in MARK_COLORS]}
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
 def _add_error_handlers(app: FastAPI) -> None:
     """Every error response is JSON with `detail` and `hint`."""
 
-    @app.exception_handler(RequestError)
-    async def request_error(_: Request, error: RequestError) -> Response:
-        return error_response(error)
-
     @app.exception_handler(WildcatError)
     async def wildcat_error(_: Request, error: WildcatError) -> Response:
         if isinstance(error, RunError):  # a temporary file cannot be written
-            return error_response(RequestError(503, "no disk space is left for the response.", "Try again later.", 5))
-        return error_response(RequestError(422, error.message, error.hint))
+            error = try_later("no disk space is left for the response.")
+        return error_response(error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        messages = {
-            404: f"the path {request.url.path[:200]} does not exist.",
-            405: f"{request.url.path[:200]} does not support {request.method}.",
-        }
-        response = error_response(
-            RequestError(error.status_code, messages.get(error.status_code, str(error.detail)), "See /openapi.json.")
-        )
+        path = request.url.path[:200]
+        messages = {404: f"the path {path} does not exist.", 405: f"{path} does not support {request.method}."}
+        message = messages.get(error.status_code, str(error.detail))
+        response = error_response(RequestError(error.status_code, message, "See /openapi.json."))
         response.headers.update(error.headers or {})
         return response
 

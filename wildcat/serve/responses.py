@@ -1,43 +1,111 @@
-"""Responses made of a prediction: the row of predictions.jsonl, drawings as PNG, annotations as a zip file."""
+"""Responses made of a prediction, and the parameters of their routes.
+
+JSON like a row of predictions.jsonl, drawings as PNG, and annotations as a zip file.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import math
+import shutil
 import tempfile
-import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams
 from wildcat.export.predictions import draw_heatmap, draw_modalities
+from wildcat.files import writing
 from wildcat.prediction import OPACITY, Prediction, file_name
 from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams
-from wildcat.serve.limits import Limits, RequestError
-from wildcat.serve.schemas import AnnotationQuery, MapQuery, PredictQuery
+from wildcat.serve.uploads import RequestError
 from wildcat.viz.colors import class_palette, unit_range
 from wildcat.viz.overlay import side_by_side
 
+Crf = Annotated[bool, Field(description="Refine masks with a dense CRF, which aligns them with edges; takes seconds.")]
+Threshold = Annotated[
+    float | None,
+    Field(
+        allow_inf_nan=False,
+        description="Background threshold of masks instead of the model's own; a higher one gives smaller masks. A raw "
+        "score if `cells` names the rule `score`, otherwise a share of each class map's maximum.",
+    ),
+]
 
-def prediction_json(prediction: Prediction, query: PredictQuery, limits: Limits) -> bytes:
-    """The row of predictions.jsonl as JSON, with `files` as data URLs; see `PredictionResponse`.
+
+class Query(BaseModel):
+    """Parameters of a route; others are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PredictQuery(Query):
+    """Parameters of /predict."""
+
+    save: list[Literal["overlays", "heatmaps", "modalities", "masks"]] = Field(
+        [], max_length=8, description="Images to return in `files`, as PNG in data URLs.", examples=[["overlays"]]
+    )
+    classes: list[str] = Field(
+        [], max_length=64, description="Classes to draw instead of the predicted ones.", examples=[["dog"]]
+    )
+    cells: int = Field(0, ge=0, description="Return the raw maps of this many of the most probable classes.")
+    crf: Crf = False
+    threshold: Threshold = None
+
+
+class MapQuery(Query):
+    """Parameters of /map."""
+
+    kind: Literal["overlay", "heatmap", "modalities", "mask", "image"] = Field(
+        "overlay",
+        description="overlay: the heatmap and the point over the image. heatmap: the heatmap alone. modalities: the "
+        "M maps behind the class, side by side. mask: indexed, 0 is background. image: the decoded image.",
+    )
+    class_name: str | None = Field(None, alias="class", description="Default: the most probable.", examples=["dog"])
+    crf: Crf = False
+    threshold: Threshold = None
+
+
+class AnnotationQuery(Query):
+    """Parameters of /annotations."""
+
+    format: Literal["coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"] = Field(
+        "coco", description="See `wildcat export annotations`."
+    )
+    min_score: float | None = Field(
+        None, ge=0, le=1, description="Lowest probability of the classes to annotate; default: the predicted classes."
+    )
+    crf: Crf = False
+
+
+def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int) -> bytes:
+    """The row of predictions.jsonl as JSON, with `files` as data URLs.
 
     Raises:
-        RequestError: 422, `save` names more images than the service may draw.
+        RequestError: 422, `save` names drawings with more than twice `max_pixels` in total.
         ConfigError: an unknown class, or a threshold outside the range of the model's rule.
     """
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
     for name in drawn:
         prediction.index_of(name)  # raises for an unknown class before any drawing
-    _check_drawings(prediction, query, len(drawn), limits)
+    maps = 0 if prediction.modality_maps is None else prediction.modality_maps.shape[1]
+    counts = {"overlays": len(drawn), "heatmaps": len(drawn), "modalities": len(drawn) * maps, "masks": 1}
+    count = sum(counts[kind] for kind in set(query.save))
+    allowed = 2 * max_pixels // (prediction.width * prediction.height)
+    if count > allowed:
+        raise RequestError(
+            422,
+            f"{count} drawings of {prediction.width} x {prediction.height} pixels are too many for one request.",
+            f"Request at most {allowed}, send a smaller image, or use wildcat predict.",
+        )
     files: dict[str, Any] = {}
     row = {**prediction.to_dict(), "files": files}
     if "overlays" in query.save:
@@ -51,7 +119,7 @@ def prediction_json(prediction: Prediction, query: PredictQuery, limits: Limits)
         files["masks"] = _data_url(mask)
     if query.cells:
         row["cells"] = cells(prediction, query.cells)
-    return bytes(JSONResponse(row).body)
+    return json.dumps(row, allow_nan=False).encode()
 
 
 def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
@@ -85,14 +153,11 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
     with tempfile.TemporaryDirectory(prefix="wildcat-") as temporary:
         folder = Path(temporary) / "annotations"
         with ANNOTATION_FORMATS[query.format](folder, prediction.classes, params, model=model) as writer:
-            writer.add(prediction, prediction.path or "image")
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    archive.write(path, path.relative_to(folder).as_posix())
+            writer.add(prediction, prediction.path)
+        with writing(folder):
+            content = Path(shutil.make_archive(str(folder), "zip", folder)).read_bytes()
     stem = file_name(Path(prediction.path).stem).encode("ascii", "replace").decode().replace("?", "_")
-    return buffer.getvalue(), f"{stem}-{query.format}.zip"
+    return content, f"{stem}-{query.format}.zip"
 
 
 def draw_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tuple[Image.Image, dict[str, int]]:
@@ -103,18 +168,15 @@ def draw_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tup
     """
     params = None if threshold is None else with_threshold(prediction.mask_params(), threshold)
     mask: NDArray[np.integer] = prediction.mask(crf, params)
-    drawn = [int(i) for i in np.unique(mask) if i > 0]
+    labels = np.unique(mask[mask > 0]).tolist()
+    values = {label: label for label in labels}
     if len(prediction.classes) > HIGHEST_PNG_LABEL:
-        drawn = drawn[:HIGHEST_PNG_LABEL]
-        values = {index: number for number, index in enumerate(drawn, 1)}
-        table = np.zeros(len(prediction.classes) + 1, dtype=np.uint8)
-        table[drawn] = list(values.values())
-        mask = table[mask]
-    else:
-        values = {index: index for index in drawn}
-    image = Image.fromarray(mask.astype(np.uint8))
+        values = {label: number for number, label in enumerate(labels[:HIGHEST_PNG_LABEL], 1)}
+    table = np.zeros(len(prediction.classes) + 1, dtype=np.uint8)
+    table[list(values)] = list(values.values())
+    image = Image.fromarray(table[mask])
     image.putpalette(class_palette().tobytes())
-    return image, {prediction.classes[index - 1]: value for index, value in values.items()}
+    return image, {prediction.classes[label - 1]: value for label, value in values.items()}
 
 
 def with_threshold(params: MaskParams, threshold: float) -> MaskParams:
@@ -136,17 +198,31 @@ def with_threshold(params: MaskParams, threshold: float) -> MaskParams:
 
 
 def cells(prediction: Prediction, count: int) -> dict[str, Any]:
-    """The maps of the `count` most probable classes and of the predicted classes; see `schemas.Cells`."""
-    order = np.argsort(-prediction.class_scores, kind="stable")
-    params = prediction.mask_params()
-    most_probable = (prediction.classes[i] for i in order[:count].tolist())
-    column = {name: i for i, name in enumerate(prediction.classes)}
+    """The class maps in the resolution of the network, and how the model computes its mask from them.
+
+    `classes` has the `count` most probable classes, then the other predicted ones. Their maps are bytes in base64, row
+    by row: value v means low + v / 255 * (high - low). `opacity` is that of the heatmap, 1 for a predicted class.
+    """
+    params, order = prediction.mask_params(), np.argsort(-prediction.class_scores, kind="stable")
+    names = dict.fromkeys([*(prediction.classes[i] for i in order[:count].tolist()), *prediction.labels])
+    classes = {}
+    for name in names:
+        class_map = prediction.class_maps[prediction.index_of(name)]
+        maps = class_map[None]
+        if prediction.modality_maps is not None:
+            maps = prediction.modality_maps[prediction.index_of(name)]
+        classes[name] = {
+            "low": float(class_map.min()),
+            "high": float(class_map.max()),
+            "map": _levels(class_map[None])[0],
+            "modality_low": float(maps.min()),
+            "modality_high": float(maps.max()),
+            "modalities": _levels(maps),
+            "opacity": round(prediction.opacity(name) / OPACITY, 4),
+        }
     return {
         "grid": list(prediction.class_maps.shape[1:]),
-        "classes": {
-            name: _class_cells(prediction, name, column[name])
-            for name in dict.fromkeys([*most_probable, *prediction.labels])
-        },
+        "classes": classes,
         "mask": {
             "classes": [name for name in prediction.classes if name in prediction.labels],
             "rule": params.rule,
@@ -155,37 +231,10 @@ def cells(prediction: Prediction, count: int) -> dict[str, Any]:
     }
 
 
-def _class_cells(prediction: Prediction, name: str, i: int) -> dict[str, Any]:
-    class_map = prediction.class_maps[i]
-    maps = class_map[None] if prediction.modality_maps is None else prediction.modality_maps[i]
-    return {
-        "low": float(class_map.min()),
-        "high": float(class_map.max()),
-        "map": _levels(class_map[None])[0],
-        "modality_low": float(maps.min()),
-        "modality_high": float(maps.max()),
-        "modalities": _levels(maps),
-        "opacity": round(prediction.opacity(name) / OPACITY, 4),
-    }
-
-
 def _levels(maps: NDArray[np.float32]) -> list[str]:
     """(M, h, w) -> base64 of the bytes of each map; 0 is the minimum of all maps, 255 the maximum."""
     levels = (unit_range(maps) * 255).round().astype(np.uint8)
-    return [base64.b64encode(np.ascontiguousarray(m).tobytes()).decode() for m in levels]
-
-
-def _check_drawings(prediction: Prediction, query: PredictQuery, classes: int, limits: Limits) -> None:
-    maps = 0 if prediction.modality_maps is None else prediction.modality_maps.shape[1]
-    counts: dict[str, int] = {"overlays": classes, "heatmaps": classes, "modalities": classes * maps, "masks": 1}
-    images = sum(counts[name] for name in set(query.save))
-    allowed = 2 * limits.max_pixels // (prediction.width * prediction.height)
-    if images > allowed:
-        raise RequestError(
-            422,
-            f"{images} drawings of {prediction.width} x {prediction.height} pixels are too many for one request.",
-            f"Request at most {allowed}, send a smaller image, or use wildcat predict.",
-        )
+    return [base64.b64encode(m.tobytes()).decode() for m in levels]
 
 
 def _png(image: Image.Image) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import signal
 import socket
 
@@ -12,14 +11,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from wildcat.errors import ConfigError, WildcatError
-from wildcat.serve.limits import Limits
+from wildcat.serve.uploads import Limits
 
 BACKLOG = 128
 STOP_SECONDS = 10  # for running requests after a signal to stop
-
-
-class AddressError(WildcatError):
-    """The service cannot listen on this address."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -27,29 +22,20 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises:
         ConfigError: not a port number.
-        AddressError: the port is in use or not permitted, or the host is not an address of this machine.
+        WildcatError: the port is in use or not permitted, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65_535:
         raise ConfigError(f"port={port}: give a number from 1 to 65535, or 0 for any free one.")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            if os.name == "posix":  # on Windows this option would let two services share a port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise AddressError(f"port {port} of {host} is in use.", "Give another --port, or 0 for any.") from error
-        if isinstance(error, PermissionError):
-            raise AddressError(f"port {port} is not permitted.", "Give a --port of 1024 or more.") from error
-        reason = error.strerror or str(error)
-        raise AddressError(f"{host} port {port}: {reason}.", "Give an address of this machine as --host.") from error
-    return listener
+            raise WildcatError(f"port {port} of {host} is in use.", "Give another --port, or 0 for any.") from error
+        raise WildcatError(
+            f"{host} port {port}: {error.strerror or error}.",
+            "Give an address of this machine as --host, and a --port of 1024 or more.",
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

@@ -1,31 +1,34 @@
-"""From a request to its result: receive the image, queue it for a worker, and enforce the limits."""
+"""From a request to its result: receive the image, queue it, and run batches of queued images on the workers."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from concurrent.futures import Future
+from contextlib import ExitStack, nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from wildcat.engines.threads import Shares, engine_threads
-from wildcat.errors import ConfigError, WildcatError, out_of_memory
+from wildcat.errors import ConfigError, out_of_memory
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
-from wildcat.serve.batcher import Batcher, Budget
-from wildcat.serve.images import open_image, read_form
-from wildcat.serve.limits import Limits, RequestError
+from wildcat.serve.uploads import Limits, RequestError, open_image, read_form, try_later
 from wildcat.serve.workers import Job, Worker, start_processes
 
-log = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
+Entry = tuple[Job, "Future[Any]"]
 
 MAX_WORKERS = 4  # each needs memory for a batch
 SMALL_BATCH = 2  # images per batch of workers that share the cores; larger batches are no faster (serve_load.py)
+LARGE_IMAGES = 3  # images above `max_pixels` / LARGE_SHARE that are decoded at the same time, to bound the memory
+LARGE_SHARE = 10
+CHECK_SECONDS = 1.0  # how often idle workers are checked
 
 
 class Service:
@@ -41,7 +44,7 @@ class Service:
         self.limits, self.requests = limits, 0
         self.workers, batch_size = create_workers(predictor, limits, processes, setup)
         self.batcher = Batcher(self.workers, batch_size)
-        self.budget = Budget(limits.max_decoded_pixels)
+        self.large = asyncio.Semaphore(LARGE_IMAGES)
 
     async def predict(self, request: Request, render: Callable[[Prediction], Result]) -> Result:
         """What `render` returns for the prediction of the image in the form of `request`; a worker calls it.
@@ -55,44 +58,41 @@ class Service:
             raise RequestError(
                 503, f"the queue is full ({self.requests} requests).", "Try again in a second.", retry_after=1
             )
-        self.requests += 1
-        try:
-            content, name = await self._receive(request)
-        except BaseException:
-            self.requests -= 1
-            raise
-        task = asyncio.create_task(self._predict(content, name, render))
-        task.add_done_callback(self._done)
-        del content
-        try:
-            done, _ = await asyncio.wait({task}, timeout=self.limits.timeout)
-        except asyncio.CancelledError as error:  # the server stops
-            task.cancel()
-            raise RequestError(503, "the service is stopping.") from error
-        if not done:
-            task.cancel()
-            raise RequestError(
-                503, f"no result within {self.limits.timeout:g} seconds.", "Try again later.", retry_after=5
-            )
-        try:
-            return task.result()
-        except (RequestError, WildcatError):
-            raise
-        except Exception as error:
-            if out_of_memory(error):
-                raise RequestError(
-                    503,
-                    "there is not enough memory for this image.",
-                    "Try again later, or send a smaller image.",
-                    retry_after=5,
-                ) from error
-            log.exception("an unexpected error in a request")
-            raise RequestError(500, "an unexpected error occurred; the log of the service has the details.") from error
+        seconds = self.limits.timeout
+        with ExitStack() as held:  # released when the worker is done, or earlier after an error
+            self.requests += 1
+            held.callback(self._count_down)
+            try:
+                async with asyncio.timeout(seconds):
+                    content, name = await read_form(request)
+            except TimeoutError as error:
+                raise RequestError(408, f"the image did not arrive within {seconds:g} seconds.") from error
+            try:
+                async with asyncio.timeout(seconds):
+                    header = await asyncio.to_thread(open_image, content, self.limits.max_pixels)
+                    if header.width * header.height > self.limits.max_pixels / LARGE_SHARE:
+                        await self.large.acquire()
+                        held.callback(self.large.release)
+                    future = self.batcher.submit(Job(content, name, render))
+                    del content, header
+                    loop, release = asyncio.get_running_loop(), held.pop_all().close
+                    future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
+                    result: Result = await asyncio.wrap_future(future)  # cancels a job that still waits
+                    return result
+            except TimeoutError as error:
+                raise try_later(f"no result within {seconds:g} seconds.") from error
+            except asyncio.CancelledError as error:  # the server stops
+                raise RequestError(503, "the service is stopping.") from error
+            except Exception as error:
+                if out_of_memory(error):
+                    raise try_later("there is not enough memory for this image.") from error
+                raise
 
     def health(self) -> dict[str, Any]:
-        """See `schemas.HealthResponse`."""
+        """State of the workers and of the queue."""
         alive = self.batcher.workers_alive
         return {
+            # ok: all workers are alive; degraded: some are not; down: none is
             "status": "down" if alive == 0 else "ok" if alive == len(self.workers) else "degraded",
             "workers": len(self.workers),
             "workers_alive": alive,
@@ -101,35 +101,92 @@ class Service:
             "queue": self.limits.queue,
         }
 
-    def close(self) -> None:
-        """Finish the queued requests and stop the workers."""
-        self.batcher.close()
-
-    def _done(self, task: asyncio.Task[Result]) -> None:
+    def _count_down(self) -> None:
         self.requests -= 1
-        if not task.cancelled():
-            task.exception()  # asyncio logs exceptions that nobody has retrieved
 
-    async def _receive(self, request: Request) -> tuple[bytes, str]:
+
+class Batcher:
+    """A queue of jobs, and a thread for each worker that takes batches from it.
+
+    Jobs whose future is cancelled are skipped. If a batch fails, its jobs run one by one, so that one image cannot fail
+    the requests of others.
+
+    Args:
+        batch_size: most jobs per batch.
+    """
+
+    def __init__(self, workers: Sequence[Worker], batch_size: int) -> None:
+        self.workers, self.batch_size = workers, batch_size
+        self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None ends a thread
+        self.lock = threading.Lock()
+        self.closed = False
+        self.threads = [threading.Thread(target=self._run, args=(worker,), daemon=True) for worker in workers]
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Queue a job; the future gives what the job's `render` returns.
+
+        Raises:
+            RequestError: 503, the service is stopping.
+        """
+        future: Future[Any] = Future()
+        with self.lock:
+            if self.closed:
+                raise RequestError(503, "the service is stopping.")
+            self.queue.put((job, future))
+        return future
+
+    @property
+    def workers_alive(self) -> int:
+        """How many workers can run a batch."""
+        return 0 if self.closed else sum(worker.alive for worker in self.workers)
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Refuse new jobs, finish the queued ones within `seconds`, and stop the workers."""
+        with self.lock:
+            self.closed = True
+        for _ in self.threads:
+            self.queue.put(None)
+        end = time.monotonic() + seconds
+        for thread in self.threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        for worker in self.workers:
+            worker.close()
+
+    def _run(self, worker: Worker) -> None:
+        while True:
+            batch: list[Entry] = []
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < self.batch_size:
+                    entry = self.queue.get(timeout=0 if batch else CHECK_SECONDS)
+                    if entry is None and not batch:
+                        return
+                    if entry is None:  # run the batch first
+                        self.queue.put(None)
+                        break
+                    batch.append(entry)
+            running = [(job, future) for job, future in batch if future.set_running_or_notify_cancel()]
+            if running:
+                self._run_batch(worker, running)
+            del batch, running  # do not hold the images until the next batch
+            with contextlib.suppress(RequestError):  # the next batch tries again
+                worker.restart_if_dead()
+
+    def _run_batch(self, worker: Worker, batch: Sequence[Entry]) -> None:
         try:
-            async with asyncio.timeout(self.limits.timeout):
-                return await read_form(request)
-        except TimeoutError as error:
-            raise RequestError(408, f"the image did not arrive within {self.limits.timeout:g} seconds.") from error
-
-    async def _predict(self, content: bytes, name: str, render: Callable[[Prediction], Result]) -> Result:
-        header = await asyncio.to_thread(open_image, content, self.limits.max_pixels)
-        async with self.budget.take(header.width * header.height):
-            future = self.batcher.submit(Job(content, name, render))
-            del content, header
-            waiting = asyncio.wrap_future(future)
-            try:
-                result: Result = await asyncio.shield(waiting)
-                return result
-            except asyncio.CancelledError:
-                if not future.cancel():  # it runs already: hold the budget until it ends
-                    await asyncio.wait({waiting})
-                raise
+            results = worker.run([job for job, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    self._run_batch(worker, [entry])
+                return
+            results = [error]
+        for (_, future), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
 
 
 def create_workers(
@@ -146,12 +203,12 @@ def create_workers(
     if not shares_cores(predictor):  # one forward pass at a time, while the other worker decodes and renders
         lock = threading.Lock()
         return [Worker(predictor, limits, threads, lock) for _ in range(2)], limits.batch_size
-    workers: list[Worker] = (
-        start_processes(predictor, limits, threads, setup, count)
-        if count
-        else [Worker(predictor, limits, threads, nullcontext()) for _ in range(min(MAX_WORKERS, threads.total))]
-    )
-    return workers, limits.batch_size if len(workers) == 1 else min(SMALL_BATCH, limits.batch_size)
+    if count:
+        workers = start_processes(predictor, limits, threads, setup, count)
+    else:
+        count = min(MAX_WORKERS, threads.total)
+        workers = [Worker(predictor, limits, threads, nullcontext()) for _ in range(count)]
+    return workers, limits.batch_size if count == 1 else min(SMALL_BATCH, limits.batch_size)
 
 
 def shares_cores(predictor: Predictor) -> bool:

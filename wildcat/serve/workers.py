@@ -17,8 +17,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,13 +29,11 @@ from wildcat.engines.threads import Shares
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import LoadedImage, Predictor
-from wildcat.serve.images import decode_image, open_image
-from wildcat.serve.limits import Limits, RequestError
+from wildcat.serve.uploads import Limits, RequestError, decode_image, try_later
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 300.0  # for a process to import torch and load the model
-STOP_SECONDS = 5.0  # for a killed process to end
 
 
 class WorkerError(WildcatError):
@@ -67,7 +65,7 @@ def predict_batch(
     """
 
     def load(job: Job) -> LoadedImage:
-        return predictor.prepare(decode_image(open_image(job.content, limits.max_pixels), limits.max_pixels))
+        return predictor.prepare(decode_image(job.content, limits.max_pixels))
 
     def render(job: Job, prediction: Prediction) -> Any:
         return job.render(replace(prediction, path=job.name))
@@ -89,7 +87,7 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except (RequestError, WildcatError, MemoryError) as error:
+    except (WildcatError, MemoryError) as error:
         return error
     except Exception:
         return RuntimeError(traceback.format_exc())
@@ -165,11 +163,9 @@ class WorkerProcess(Worker):
             WorkerError: the process ended, or took too long.
         """
         try:
-            with self._time_limit(START_SECONDS):
-                self.connection.send_bytes(pack(self.predictor))
-                self.connection.recv()
+            self._call(pack(self.predictor), START_SECONDS)
         except (EOFError, OSError) as error:
-            self._kill()
+            self.kill()
             raise WorkerError(
                 f"a worker process cannot start (exit code {self.process.exitcode}).",
                 'In a script, call create_app below `if __name__ == "__main__":`, or set processes to 0.',
@@ -186,19 +182,18 @@ class WorkerProcess(Worker):
             Exception: the forward pass of the batch failed.
         """
         self.restart_if_dead()
-        seconds = self.limits.worker_timeout
-        with self.threads.take() as threads, self._time_limit(seconds) as expired:
+        seconds, start = self.limits.worker_timeout, time.monotonic()
+        with self.threads.take() as threads:
             try:
-                self.connection.send((jobs, threads))
-                results: list[Any] | Exception = self.connection.recv()
-            except Exception as error:
-                self._kill()
+                results: list[Any] | Exception = self._call((jobs, threads), seconds)
+            except (EOFError, OSError) as error:
+                self.kill()
                 if self.closed:
                     raise RequestError(503, "the service is stopping.") from error
-                if expired.is_set():
+                if time.monotonic() - start >= seconds:
                     log.warning("a worker process took longer than %g seconds; restarting it", seconds)
                     message = f"the worker did not finish within {seconds:g} seconds; it is restarted."
-                    return [RequestError(503, message, "Try again later.", retry_after=5)] * len(jobs)
+                    return [try_later(message)] * len(jobs)
                 log.warning("a worker process ended (exit code %s); restarting it", self.process.exitcode)
                 raise RequestError(
                     503,
@@ -221,37 +216,25 @@ class WorkerProcess(Worker):
         if self.closed:
             raise RequestError(503, "the service is stopping.")
         self.restarts += 1
-        self._kill()
+        self.kill()
         try:
             self._start()
             self.load()
-        except Exception as error:
+        except (WorkerError, OSError) as error:
             log.warning("a worker process cannot start: %s", error)
-            raise RequestError(503, "the worker process cannot start.", "Try again later.", retry_after=5) from error
+            raise try_later("the worker process cannot start.") from error
 
     def close(self) -> None:
         """Kill the process."""
         self.closed = True
         atexit.unregister(self.close)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the process and wait for its end; the thread that waits for its response gets an EOFError."""
+        self.loaded = False
         self.process.kill()
-        self.process.join(STOP_SECONDS)
-
-    @contextmanager
-    def _time_limit(self, seconds: float) -> Iterator[threading.Event]:
-        """Kill the process after `seconds` and set the event; a blocking call on the connection then raises."""
-        process, expired = self.process, threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            process.kill()
-
-        timer = threading.Timer(seconds, expire)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield expired
-        finally:
-            timer.cancel()
+        self.process.join()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the service's threads
@@ -264,11 +247,16 @@ class WorkerProcess(Worker):
         if self.closed:  # in the meantime, by another thread
             self.process.kill()
 
-    def _kill(self) -> None:
-        self.loaded = False
-        self.connection.close()
-        self.process.kill()
-        self.process.join(STOP_SECONDS)
+    def _call(self, message: Any, seconds: float) -> Any:
+        """Send a message and receive the response; EOFError or OSError if the process ends or needs longer."""
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            self.connection.send(message)
+            return self.connection.recv()
+        finally:
+            timer.cancel()
 
 
 def start_processes(
@@ -295,10 +283,10 @@ def pack(predictor: Predictor) -> bytes:
 
     Weights are pickled by value, because the shared memory that multiprocessing would use for tensors may be small.
     """
-    engines = [member.engine for member in predictor.members]
+    engine = predictor.members[0].engine
     plain = copy.copy(predictor)
     plain.members = tuple(replace(member, engine=None) for member in predictor.members)
-    return pickle.dumps((plain, engines[0] and engines[0].precision))
+    return pickle.dumps((plain, engine and engine.precision))
 
 
 def unpack(content: bytes) -> Predictor:
@@ -318,7 +306,7 @@ def run_worker(connection: Connection, limits: Limits, setup: Callable[[], objec
     if setup is not None:
         setup()
     with contextlib.suppress(EOFError, ConnectionError):
-        predictor = unpack(connection.recv_bytes())
+        predictor = unpack(connection.recv())
         connection.send("ready")
         while True:
             jobs, threads = connection.recv()

@@ -1,0 +1,155 @@
+"""Limits of the service, and uploaded images: from a multipart form to a checked and decoded image."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from wildcat.data.images import to_rgb
+from wildcat.errors import ConfigError, ImageError, WildcatError
+
+FIELD = "image"  # name of the file in the form
+CURL_HINT = f"Example: curl -F {FIELD}=@dog.jpg"
+
+# Pillow's decoders that uploads may reach; the others are rarely used, or start programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the service.
+
+    Attributes:
+        max_mb: largest request body in megabytes of 1,000,000 bytes.
+        max_pixels: most pixels of an image, checked in its header before it is decoded.
+        queue: most requests that run or wait; further requests get status 503.
+        timeout: seconds to receive a request, and again to compute its response.
+        worker_timeout: seconds a worker may take for a batch; a worker process is then killed and restarted.
+        batch_size: most images per forward pass.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_mb: float = 20.0
+    max_pixels: int = 40_000_000
+    queue: int = 32
+    timeout: float = 60.0
+    worker_timeout: float = 60.0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            lowest = 1 if name in ("max_pixels", "queue", "batch_size") else 1e-6
+            if not lowest <= value < math.inf:
+                raise ConfigError(f"{name}={value}: give a number of at least {lowest:g}.")
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest request body in bytes."""
+        return int(self.max_mb * 1e6)
+
+
+class RequestError(WildcatError):
+    """A request fails with this HTTP status; `retry_after` is in seconds."""
+
+    def __init__(self, status: int, message: str, hint: str = "", retry_after: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.status, self.retry_after = status, retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send these errors to the service
+        return RequestError, (self.status, self.message, self.hint, self.retry_after)
+
+
+def try_later(message: str) -> RequestError:
+    """Status 503 of a fault that may pass."""
+    return RequestError(503, message, "Try again later.", retry_after=5)
+
+
+async def read_form(request: Request) -> tuple[bytes, str]:
+    """Content and name of the one file `FIELD` of a multipart form.
+
+    Raises:
+        RequestError: 400 broken form, 415 not a form, 422 not exactly one image, 503 no memory or disk left.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "multipart/form-data":
+        raise RequestError(
+            415, f"the content type is {content_type[:100] or 'missing'}, not multipart/form-data.", CURL_HINT
+        )
+    try:
+        async with request.form(max_files=1, max_fields=8) as form:
+            file = form.get(FIELD)
+            if not isinstance(file, UploadFile):
+                fields = ", ".join(repr(name[:40]) for name in form) or "no fields"
+                problem = (
+                    f"{FIELD!r} is not one file"
+                    if FIELD in form
+                    else f"the form has no file {FIELD!r}; it has {fields}"
+                )
+                raise RequestError(422, f"{problem}.", CURL_HINT)
+            return await file.read(), upload_name(file.filename)
+    except RequestError:
+        raise
+    except (MemoryError, OSError) as error:  # Starlette stores large uploads in temporary files
+        raise try_later("no memory or disk space is left to receive the image.") from error
+    except Exception as error:  # the form parser raises many types for malformed input
+        reason = f": {error.detail}" if isinstance(error, HTTPException) else "."
+        raise RequestError(400, f"the form cannot be parsed{reason}", CURL_HINT) from error
+
+
+def upload_name(name: str | None) -> str:
+    """Last component of a client's file name, at most 200 characters: used as a label, never as a path.
+
+    >>> upload_name("C:\\\\images/../dog.jpg"), upload_name(None)
+    ('dog.jpg', 'image')
+    """
+    last = (name or "").replace("\\", "/").rsplit("/", 1)[-1].replace("\0", "")
+    return last.encode("utf-8", "backslashreplace").decode()[-200:] or "image"
+
+
+def open_image(content: bytes, max_pixels: int) -> Image.Image:
+    """Open an image and check its header; its pixels are not decoded.
+
+    Raises:
+        RequestError: 422 empty, 415 not an accepted format, 413 more than `max_pixels`.
+    """
+    if not content:
+        raise RequestError(422, "the image is empty (0 bytes).", "Send the content of an image file.")
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise RequestError(413, "the image has far too many pixels.", f"Send at most {max_pixels:,}.") from error
+    except Exception as error:  # Pillow raises a dozen types for broken headers
+        raise RequestError(
+            415, f"the file is no image in an accepted format ({len(content):,} bytes).", f"Send {', '.join(FORMATS)}."
+        ) from error
+    _check_pixels(image, max_pixels)
+    return image
+
+
+def decode_image(content: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image to RGB, upright, transparency on white.
+
+    Raises:
+        RequestError: as `open_image`; 422 broken or truncated, 413 larger than its header says and than `max_pixels`.
+    """
+    try:
+        rgb = to_rgb(open_image(content, max_pixels))
+    except ImageError as error:
+        raise RequestError(422, error.message, "Send the file again, or save it as JPEG or PNG.") from error
+    _check_pixels(rgb, max_pixels)
+    return rgb
+
+
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        count = f"{image.width} x {image.height} = {image.width * image.height:,}"
+        raise RequestError(413, f"the image has {count} pixels.", f"Resize it to at most {max_pixels:,} pixels.")
