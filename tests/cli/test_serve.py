@@ -25,8 +25,8 @@ import pytest
 from PIL import Image
 
 from wildcat.cli import main
+from wildcat.cli.serve import listen, url_of
 from wildcat.errors import MissingExtra
-from wildcat.serve.server import listen, url_of
 
 SECONDS = 180.0  # for a process to start on a busy machine
 

@@ -20,12 +20,12 @@ from PIL import Image
 
 from tests.conftest import Visit, pixels
 from tests.serve.conftest import calibrated
+from wildcat.cli.serve import listen, url_of
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import create_app
 from wildcat.serve.middleware import LOOPBACK
-from wildcat.serve.server import listen, url_of
 from wildcat.viz.colors import MARK_COLORS
 
 if TYPE_CHECKING:

@@ -22,11 +22,9 @@ SECURITY_HEADERS = {
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
 # After an error the rest of the body is read for this long: if the connection closed at once, a client that still
@@ -70,9 +68,7 @@ class SecurityMiddleware:
         async def read_limited() -> Message:
             message = await read()
             if count > self.max_bytes:
-                raise RequestError(
-                    413, f"the request is larger than {self.max_bytes / 1e6:g} MB.", "Send a smaller image."
-                )
+                raise self._too_large()
             return message
 
         async def send_secured(message: Message) -> None:
@@ -100,7 +96,11 @@ class SecurityMiddleware:
             return RequestError(
                 403, f"pages of {origin[:200]} may not use this service.", "Use its own page, or a program."
             )
-        return None
+        length = headers.get("content-length", "0")
+        return self._too_large() if length.isdecimal() and int(length) > self.max_bytes else None
+
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"the request is larger than {self.max_bytes / 1e6:g} MB.", "Send a smaller image.")
 
 
 def _split(url: str) -> SplitResult:
