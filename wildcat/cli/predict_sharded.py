@@ -70,8 +70,7 @@ def run_sharded(command: ShardedCommand) -> int:
     rows = command.shard_rows or SHARD_ROWS
     predictor = None if command.engine == "ray" else load_model(command, command.run)
     folder = ShardFolder(out, plan_of(command, rows), command.resume)
-    more = f" and {len(command.paths) - 1} more" if len(command.paths) > 1 else ""
-    source = command.paths[0] + more
+    source = command.paths[0] + (f" and {len(command.paths) - 1} more" if len(command.paths) > 1 else "")
     print(f"{command.run}: images of {source}; device {device}; shards of {rows} rows in {out}", flush=True)
 
     shards = split_shards(images, rows)
@@ -85,9 +84,9 @@ def run_sharded(command: ShardedCommand) -> int:
 
             from wildcat.scale.ray_backend import RayOptions, predict_with_ray, ray_started
 
-            per_machine = torch.cuda.device_count() if device == "cuda" else available_cores()
-            workers = command.workers or per_machine
-            load = partial(load_in_worker, absolute_model(command, device))
+            workers = command.workers or (torch.cuda.device_count() if device == "cuda" else available_cores())
+            model = replace(command, run=absolute_run(command.run), device=device, engine="torch")
+            load = partial(load_in_worker, model)
             options = RayOptions(load, workers, device == "cuda", command.image_column, command.batch_size)
             with ray_started(workers):
                 summary = write_shards(shards, folder, partial(predict_with_ray, options=options), progress)
@@ -141,7 +140,7 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
 
     run = Path(command.run).expanduser()
     return {
-        "run": str(run.absolute()) if run.is_dir() else command.run,
+        "run": absolute_run(command.run),
         "weights": weights_digest(run) if run.is_dir() else command.run,
         "sources": list(command.paths),
         "split": command.split,
@@ -160,10 +159,10 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
     }
 
 
-def absolute_model(command: ShardedCommand, device: str) -> ShardedCommand:
-    """The command as a worker loads its model: by torch, on `device`, from an absolute path."""
-    run = Path(command.run).expanduser()
-    return replace(command, run=str(run.absolute()) if run.is_dir() else command.run, device=device, engine="torch")
+def absolute_run(name: str) -> str:
+    """The absolute path of a model folder, or the name of a packaged model."""
+    run = Path(name).expanduser()
+    return str(run.absolute()) if run.is_dir() else name
 
 
 def load_in_worker(command: ShardedCommand) -> Predictor:
