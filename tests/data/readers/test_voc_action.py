@@ -119,6 +119,11 @@ def rewrite(name: str, change: Callable[[str], str]) -> Callable[[Path], object]
 DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
     (rewrite("running", lambda text: text[:-3]), "running_train.txt, line 5: '2010_3 1'", "cut"),
     (
+        rewrite("running", lambda text: text + text.splitlines()[0].rsplit(None, 1)[0] + " 0\n"),
+        "has two different labels",
+        "one line per person",
+    ),
+    (
         rewrite("running", lambda text: "".join(text.splitlines(True)[:-1])),
         "Person 1 of image 2010_3 .*jumping_train.txt and running_train.txt",
         "restore",

@@ -105,5 +105,9 @@ def _read_people(path: Path, images: dict[str, Path], folder: Path) -> dict[tupl
         image, person, label = match.groups()
         if image not in images:
             raise missing_image(path, number, image, folder)
-        people[image, int(person)] = int(label)
+        if people.setdefault((image, int(person)), int(label)) != int(label):
+            raise DataError(
+                f"{path}, line {number}: person {person} of image {image} has two different labels.",
+                "Keep one line per person.",
+            )
     return people
