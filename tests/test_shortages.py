@@ -189,7 +189,7 @@ def test_a_run_folder_that_vanishes_while_training(
     with monkeypatch.context() as patch:
         after_first_epoch(patch, lambda: shutil.rmtree(here / "new"))
         hint = failed(train_line(), capsys, UNWRITABLE)
-    assert "new is not there any more" in hint
+    assert "new no longer exists" in hint
     assert main(train_line()) == 0
 
 
