@@ -281,7 +281,7 @@ def test_a_reading_process_that_the_system_kills(
     monkeypatch.setattr(loader.ImageDataset, "__getitem__", deadly)
     line = [word if word != "0" else "1" for word in train_line()]
     hint = failed(line, capsys, MEMORY)
-    assert "fewer --workers" in hint
+    assert "reduce --batch-size or --workers" in hint
 
 
 def test_other_errors_are_no_shortage() -> None:
