@@ -159,7 +159,7 @@ def main() -> None:
         runs = {
             **{name: command(given, arguments.data, Path(folder) / name) for name, given in configs.items()},
             "forward": forward_pass(backbone, config.image_size, images),
-            "folded": forward_pass(fold(backbone), config.image_size, images),
+            "folded": forward_pass(fold(backbone, config.image_size), config.image_size, images),
             "forward bf16": forward_pass(backbone, config.image_size, images, amp=True),
         }
         forward_pass(backbone, config.image_size, BATCH)()
