@@ -37,7 +37,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     parser.add_argument("--backbone", default="lite2")
     parser.add_argument("--image-size", type=int, default=image_size)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lr", type=float, default=TrainConfig().lr)
+    parser.add_argument("--lr", type=float, help="default: 0.01 for each of the M maps")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--poolings", default="max,average,weldon,wildcat")
     parser.add_argument("--amp", action="store_true", help="compute features in bfloat16")

@@ -128,9 +128,9 @@ class TrainConfig:
     """Images per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
-    lr: float = 0.01
-    """Peak learning rate of SGD for the layers after the backbone; each of the M maps receives 1/M of the gradient. The
-    bias of the maps has this times the number of features."""
+    lr: float | None = None
+    """Peak learning rate of SGD for the layers after the backbone; None: 0.01 times num_maps, since each of the M maps
+    receives 1/M of the gradient. The bias of the maps has this times the root of the number of features."""
     backbone_lr_scale: float = 0.1
     """Learning rate of the backbone as a fraction of lr."""
     momentum: float = 0.9
@@ -159,6 +159,11 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights, the order and the crops."""
 
+    @property
+    def peak_lr(self) -> float:
+        """The peak learning rate of SGD: `lr`, or its default for this number of maps."""
+        return 0.01 * self.num_maps if self.lr is None else self.lr
+
     def validate(self) -> None:
         """Check every value and how they fit each other.
 
@@ -178,7 +183,7 @@ class TrainConfig:
         if self.output_stride not in (8, 16, 32):
             raise ConfigError(f"output_stride={self.output_stride}: give 8, 16 or 32.")
         for name, number in (("lr", self.lr), ("sharpness", self.sharpness)):
-            if not (math.isfinite(number) and number > 0):
+            if number is not None and not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
         for name in ("backbone_lr_scale", "weight_decay", "warmup"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):

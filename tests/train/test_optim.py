@@ -166,7 +166,7 @@ def test_groups_of_a_fine_tuned_network() -> None:
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     assert 0 < len(matrices) < len(names)
     for key, name in names.items():
-        lr = 0.01 if name.startswith("backbone") else 0.5 * 96 if name == "transfer.bias" else 0.5  # D = 96
+        lr = 0.01 if name.startswith("backbone") else 0.5 * 96**0.5 if name == "transfer.bias" else 0.5  # D = 96
         assert seen[key] == (lr, 0.3 if key in matrices else 0.0), name
 
 

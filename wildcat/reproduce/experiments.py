@@ -78,12 +78,11 @@ MAP_COUNTS = (1, 2, 4, 8, 12, 16)
 def _maps(num_maps: int) -> dict[str, Any]:
     """M maps whose mean moves and decays in each step as with the default M.
 
-    Each map receives 1/M of the gradient, and SGD's decay per step is learning rate times weight decay: without this an
-    experiment on M would measure the learning rate as well.
+    The default learning rate grows with M, and SGD's decay per step is learning rate times weight decay: without this
+    an experiment on M would measure the decay as well.
     """
     default = TrainConfig()
-    ratio = num_maps / default.num_maps
-    return {"num_maps": num_maps, "lr": default.lr * ratio, "weight_decay": default.weight_decay / ratio}
+    return {"num_maps": num_maps, "weight_decay": default.weight_decay * default.num_maps / num_maps}
 
 
 # k+ = k- = 1, the setting of the paper's ablations.

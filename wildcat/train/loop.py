@@ -214,7 +214,7 @@ class Trainer:
         factor = learning_rate_factor(step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        return self.config.lr * factor
+        return self.config.peak_lr * factor
 
     def end_epoch(self) -> None:
         """Measure on val, keep the weights if they are the best so far, and save unless that was done a moment ago."""
@@ -268,7 +268,7 @@ class Trainer:
         intact = "; the weights of the best epoch are intact in the run folder" if self.checkpoint.history else ""
         return TrainingError(
             f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g}.",
-            f"Try --lr {self.config.lr / 10:g}, a longer --warmup, or train without --amp{intact}.",
+            f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp{intact}.",
         )
 
 

@@ -65,9 +65,9 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
     The layers after the backbone have `lr`, the backbone `lr * backbone_lr_scale`. Biases and normalisation layers have
     no weight decay.
 
-    The bias of the transfer layer has D times the rate, for D features: standardised features have length sqrt(D), the
-    constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and with it the
-    zero level of the maps, from which masks are drawn.
+    The bias of the transfer layer has sqrt(D) times the rate, for D features: standardised features have length
+    sqrt(D), the constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and
+    with it the zero level of the maps, from which masks are drawn.
     """
     groups: list[dict[str, object]] = []
 
@@ -75,11 +75,11 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
         if parameters and lr > 0:
             groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
 
-    add([model.transfer.weight], config.lr, config.weight_decay)
-    add([model.transfer.bias], config.lr * model.transfer.in_channels, 0.0)
-    parts = [(model.pool, config.lr)]
+    add([model.transfer.weight], config.peak_lr, config.weight_decay)
+    add([model.transfer.bias], config.peak_lr * model.transfer.in_channels**0.5, 0.0)
+    parts = [(model.pool, config.peak_lr)]
     if config.tune == "all":
-        parts.append((model.backbone, config.lr * config.backbone_lr_scale))
+        parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
         add([p for p in trained if p.ndim > 1], lr, config.weight_decay)
@@ -89,7 +89,7 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
 def create_optimizer(model: Wildcat, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum over `parameter_groups`."""
-    return torch.optim.SGD(parameter_groups(model, config), lr=config.lr, momentum=config.momentum, fused=True)
+    return torch.optim.SGD(parameter_groups(model, config), lr=config.peak_lr, momentum=config.momentum, fused=True)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
