@@ -62,6 +62,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
     assert (config.pooling, config.architecture, config.num_maps, config.alpha) == ("wildcat", "a", 4, 0.7)
     assert (config.peak_lr, config.backbone_lr_scale) == (0.04, 0.1)
     assert TrainConfig(num_maps=1).peak_lr == 0.01 and TrainConfig(num_maps=1, lr=0.5).peak_lr == 0.5
+    assert TrainConfig(num_maps=1).decay == 4 * config.decay == 0.06 and TrainConfig(weight_decay=0.5).decay == 0.5
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_each_value_out_of_range_is_named(values: dict[str, Any], says: str) -> 
         ({"kmin": "none"}, "f.yaml: kmin='none' should be int or float or null.", ""),
         ({"flip": "vertical"}, "f.yaml: flip='vertical' should be none, horizontal, both.", ""),
         ({"alpha": [0.7]}, "f.yaml: alpha=[0.7] should be float.", ""),
-        ({"weight_decay": "1e-4"}, "f.yaml: weight_decay='1e-4' should be float.", "Write it as 0.0001."),
+        ({"weight_decay": "1e-4"}, "f.yaml: weight_decay='1e-4' should be float or null.", "Write it as 0.0001."),
         ({"temperature": "inf"}, "f.yaml: temperature='inf' should be float.", "Write it as .inf."),
         ({"temperature": "nan"}, "f.yaml: temperature='nan' should be float.", ""),
         ({"num_map": 4}, "f.yaml: there is no setting 'num_map'.", "did you mean num_maps?"),

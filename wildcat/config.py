@@ -135,8 +135,9 @@ class TrainConfig:
     """Learning rate of the backbone as a fraction of lr."""
     momentum: float = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 0.03
-    """Weight decay of SGD (not on biases and normalisation layers)."""
+    weight_decay: float | None = None
+    """Weight decay of SGD (not on biases and normalisation layers); None: 0.06 divided by num_maps, so that the mean of
+    the maps moves and decays as a single map does."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; step divides it by 10 after each third of the epochs."""
     warmup: float = 1.0
@@ -164,6 +165,11 @@ class TrainConfig:
         """The peak learning rate of SGD: `lr`, or its default for this number of maps."""
         return 0.01 * self.num_maps if self.lr is None else self.lr
 
+    @property
+    def decay(self) -> float:
+        """The weight decay of SGD: `weight_decay`, or its default for this number of maps."""
+        return 0.06 / self.num_maps if self.weight_decay is None else self.weight_decay
+
     def validate(self) -> None:
         """Check every value and how they fit each other.
 
@@ -186,8 +192,9 @@ class TrainConfig:
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
         for name in ("backbone_lr_scale", "weight_decay", "warmup"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
+            number = getattr(self, name)
+            if number is not None and not (math.isfinite(number) and number >= 0):
+                raise ConfigError(f"{name}={number}: give a number of at least 0.")
         for name, allowed, right in (
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
             ("crop_scale", "a part of the image's area in (0, 1]", 0 < self.crop_scale <= 1),

@@ -75,14 +75,14 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
         if parameters and lr > 0:
             groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
 
-    add([model.transfer.weight], config.peak_lr, config.weight_decay)
+    add([model.transfer.weight], config.peak_lr, config.decay)
     add([model.transfer.bias], config.peak_lr * model.transfer.in_channels**0.5, 0.0)
     parts = [(model.pool, config.peak_lr)]
     if config.tune == "all":
         parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
     for module, lr in parts:
         trained = [p for p in module.parameters() if p.requires_grad]
-        add([p for p in trained if p.ndim > 1], lr, config.weight_decay)
+        add([p for p in trained if p.ndim > 1], lr, config.decay)
         add([p for p in trained if p.ndim <= 1], lr, 0.0)
     return groups
 
