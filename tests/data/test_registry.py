@@ -60,7 +60,7 @@ def test_unknown_options_and_formats(tmp_path: Path) -> None:
     root = fill(tmp_path, "a/1.jpg", "b/1.jpg")
     with pytest.raises(ConfigError, match="'folder' has no option 'separator'") as caught:
         open_dataset(root, separator="|")
-    assert "no options" in caught.value.hint
+    assert "It has classes." in caught.value.hint
     with pytest.raises(ConfigError, match="'csv' has no option 'seperator'") as caught:
         open_dataset(root, format="csv", seperator="|")
     assert "did you mean separator?" in caught.value.hint

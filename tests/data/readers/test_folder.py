@@ -52,7 +52,10 @@ def test_split_folders(tmp_path: Path) -> None:
     assert names(data.split("train")) == ["Train/a/1.jpg", "Train/b/2.jpg"]
     assert names(data.split("val")) == ["valid/a/3.jpg"]
     assert data.split("test")[0].labels.tolist() == [-1, 1]
-    assert data.notes == ("valid/b is empty.",)
+    assert data.notes == (
+        f"{root / 'test'} has no images of the classes a.",
+        f"{root / 'valid'} has no images of the classes b.",
+    )
 
 
 def test_without_val_some_of_train_is_held_out(tmp_path: Path) -> None:
@@ -67,6 +70,85 @@ def test_a_class_called_train(tmp_path: Path) -> None:
     data = read_folder(fill(tmp_path, "train/1.jpg", "train/2.jpg", "plane/1.jpg", "plane/2.jpg"))
     assert data.classes == ("plane", "train")
     assert data.splits == ("train", "val", "all")
+    assert "read as a class called 'train'" in data.notes[0]
+
+
+SPLIT_NAMES = [
+    ("Training", "Testing"),
+    ("training_set/training_set", "test_set/test_set"),
+    ("seg_train/seg_train", "seg_test/seg_test"),
+    ("train_images", "test-images"),
+    ("trainset", "TestSet"),
+    ("train2017", "test2017"),
+    ("archive/Data/train", "archive/Data/test"),
+    ("images/train", "images/test"),
+    ("train/images", "test/images"),
+    ("a/{}/train", "a/{}/test"),
+    ("{}/Train", "{}/Test"),
+]
+
+
+@pytest.mark.parametrize(("train", "test"), SPLIT_NAMES)
+def test_split_folders_under_other_names(tmp_path: Path, train: str, test: str) -> None:
+    def inside(split: str, name: str, file: str) -> str:
+        return f"{split.format(name)}/{file}" if "{}" in split else f"{split}/{name}/{file}"
+
+    trained = [inside(train, c, f"{i}.jpg") for c in ("cat", "dog") for i in range(3)]
+    tested = [inside(test, c, "9.jpg") for c in ("cat", "dog")]
+    data = read_folder(fill(tmp_path, *trained, *tested, "README.md", "__MACOSX/train/cat/1.jpg"))
+    assert (data.classes, data.splits) == (("cat", "dog"), ("train", "test"))
+    assert sorted(names(data.split("train"))) == sorted(trained)
+    assert [s.labels.tolist() for s in data.split("test")] == [[1, -1], [-1, 1]]
+    assert sorted(names(data.split("test"))) == sorted(tested)
+
+
+def test_a_wrapper_folder_is_not_a_class(tmp_path: Path) -> None:
+    data = read_folder(fill(tmp_path, "archive/pets/cat/1.jpg", "archive/pets/dog/a/1.jpg", "licence.txt"))
+    assert data.classes == ("cat", "dog")
+    assert any(str(tmp_path / "archive" / "pets") in note for note in data.notes)
+
+
+def test_copies_of_the_data_set_inside_it_are_ignored(tmp_path: Path) -> None:
+    files = ["cat/1.jpg", "dog/1.jpg"]
+    data = read_folder(fill(tmp_path / "a", *files, *(f"pets/{f}" for f in files)))
+    assert data.classes == ("cat", "dog") and len(data.split("all")) == 2 and "pets/ repeats" in data.notes[0]
+    files = [f"{split}/{f}" for split in ("train", "test") for f in files]
+    data = read_folder(fill(tmp_path / "b", *files, *(f"pets/{f}" for f in files), "seg_pred/7.jpg"))
+    assert data.splits == ("train", "test")
+    assert sorted(data.notes) == [
+        "pets/ repeats the splits and is ignored.",
+        "seg_pred/ is ignored (images without labels).",
+    ]
+
+
+def test_our_own_output_is_ignored_with_a_note(tmp_path: Path) -> None:
+    written = ["run/model.json", "run/x.png", "cat/out/predictions.jsonl", "cat/out/overlays/1.png"]
+    exported = ["export/annotations.json", "export/images/1.jpg"]
+    data = read_folder(fill(tmp_path, "cat/1.jpg", "dog/1.jpg", *written, *exported))
+    assert data.classes == ("cat", "dog") and len(data.split("all")) == 2
+    ignored = " ".join(data.notes)
+    assert f"{tmp_path / 'run'} is a model and is ignored" in ignored
+    assert f"{tmp_path / 'cat/out'} is predictions and is ignored" in ignored
+    assert f"{tmp_path / 'export'} is an annotated data set" in ignored
+
+
+def test_class_names_that_differ_in_case_or_unicode_form(tmp_path: Path) -> None:
+    data = read_folder(
+        fill(tmp_path, "train/Cat/1.jpg", "train/\u00e9l/1.jpg", "test/cat/1.jpg", "test/e\u0301l/2.jpg")
+    )
+    assert data.classes == ("Cat", "\u00e9l")
+    assert [s.labels.tolist() for s in data.split("test")] == [[1, -1], [-1, 1]]
+    assert "Folder 'cat' is read as class 'Cat'." in data.notes
+
+
+def test_classes_can_be_named(tmp_path: Path) -> None:
+    root = fill(tmp_path, "control/1.jpg", "test/1.jpg", "images/1.jpg")
+    data = read_folder(root, classes="test, control")
+    assert data.classes == ("test", "control")
+    assert "images are not in --classes" in data.notes[0]
+    with pytest.raises(DataError, match="no folder 'tets'") as caught:
+        read_folder(root, classes=["tets", "control"])
+    assert "did you mean test?" in caught.value.hint
 
 
 def test_a_flat_test_folder_is_ignored(tmp_path: Path) -> None:
@@ -78,14 +160,26 @@ def test_a_flat_test_folder_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "empty", "said", "remedy"),
     [
-        (["cat/1.jpg", "dog/1.jpg"], ["cow", "emu"], ["cow", "holds no images"], "Fill it, or remove it"),
-        (["train/cat/1.jpg", "train/dog/1.jpg"], ["train/cow"], ["train/cow", "holds no images"], "Fill it"),
+        (["cat/1.jpg", "dog/1.jpg"], ["cow", "emu"], ["cow", "holds no images"], "Put images of the class there, or"),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], ["train/cow"], ["train/cow", "holds no images"], "--classes cat,dog"),
         (["cat/1.jpg"], [], ["a single class folder, cat"], "At least two"),
         (["train/cat/1.jpg"], [], ["a single class folder, cat"], "At least two"),
         ([], [], ["no class folder"], "At least two"),
-        (["train/a/1.jpg", "train/b/1.jpg", "cat/1.jpg"], [], ["splits (train)", "(cat)"], "Move the class folders"),
-        (["val/a/1.jpg", "valid/a/1.jpg", "train/a/1.jpg", "train/b/1.jpg"], [], ["two folders for one"], "Keep one"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], [], ["'c'", "val", "not in"], "Add"),
+        (["train/a/1.jpg", "train/b/1.jpg", "cat/1.jpg"], [], ["splits (train)", "(cat)"], "move it into the splits"),
+        (
+            ["val/a/1.jpg", "valid/a/1.jpg", "train/a/1.jpg", "train/b/1.jpg"],
+            [],
+            ["two folders for one"],
+            "merge the two",
+        ),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg"], [], ["'c'", "val", "not in"], "Put images of it into"),
+        (["Training/1.jpg", "Testing/1.jpg"], [], ["Training (1 images)", "splits", "labels"], "--classes Testing,Tr"),
+        (["cat/1.jpg", "dog/1.jpg", "test/1.jpg"], [], ["test", "named like a split"], "--classes cat,dog;"),
+        (["images/1.jpg", "masks/1.png"], [], ["'images'", "not a class"], "a folder of its name"),
+        (["train/images/1.jpg", "train/labels/1.png"], [], ["'images'", "not a class"], "a folder of its name"),
+        (["images/1.jpg", "labels/1.txt"], [], ["'images'", "not a class"], "a folder of its name"),
+        (["cat/1.jpg", "dog/1.jpg", "cow/1.heic"], [], ["cow", "type .heic"], "Put images of the class"),
+        (["trainA/x/1.jpg", "testA/x/1.jpg", "trainB/x/1.jpg", "testB/x/1.jpg"], [], ["two folders for one"], "merge"),
     ],
 )
 def test_mistakes(tmp_path: Path, files: list[str], empty: list[str], said: list[str], remedy: str) -> None:

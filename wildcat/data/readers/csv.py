@@ -24,7 +24,7 @@ from wildcat.data.dataset import (
     grouped_splits,
 )
 from wildcat.data.images import holds_images
-from wildcat.data.readers.folder import recognise_folder, split_folders, subfolders
+from wildcat.data.layout import name_splits, subfolders
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
@@ -63,11 +63,10 @@ def find_table(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() in TABLE_SUFFIXES else None
     tables = [p for p in path.glob("*") if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith(".")]
-    if len(tables) != 1 or not recognise_folder(path):
-        return tables[0] if len(tables) == 1 else None
     filled = [p for p in subfolders(path) if holds_images(p)]
-    flat_splits = not split_folders(path) and all(p.name.lower() in SPLIT_NAMES for p in filled)
-    return tables[0] if len(filled) < 2 or flat_splits else None
+    flat_splits = len(name_splits(p.name for p in filled)) == len(filled)
+    flat_splits = flat_splits and not any(holds_images(inner) for p in filled for inner in subfolders(p))
+    return tables[0] if len(tables) == 1 and (len(filled) < 2 or flat_splits) else None
 
 
 def check_task(task: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from wildcat.data.dataset import DataSet, grouped_splits
-from wildcat.data.readers.folder import subfolders
+from wildcat.data.layout import subfolders
 from wildcat.data.readers.lists import read_class_list
 from wildcat.errors import DataError
 

@@ -1,0 +1,267 @@
+"""What the names of folders and files mean: splits, wrappers, folders of all images, our own output.
+
+One set of rules for all readers. The split of a file is named by a folder on its path (`train/cat/1.jpg`,
+`images/train/1.jpg`, `cat/train/1.jpg`) or, for a table or JSON, by its own name. Folders that only wrap others do not
+count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from wildcat.data.images import list_images
+from wildcat.errors import DataError
+
+_SPLITS = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val", "dev": "val"},
+    **{"test": "test", "testing": "test"},
+}
+# Words beside a split that say nothing: train_images, test set, annotations_val.
+_FILLERS = frozenset(
+    {
+        *("set", "sets", "split", "subset", "data", "dataset", "datasets", "images", "image"),
+        *("imgs", "img", "photos", "pictures", "pics", "folder", "files", "samples", "obj"),
+        *("new", "labels", "label", "annotations", "annotation", "instances", "classes", "coco", "list"),
+    }
+)
+_GLUED = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})({'|'.join(_FILLERS)})")
+
+# Folders that hold all images, or what belongs to them, whatever their class.
+IMAGE_FOLDERS = frozenset(
+    {
+        *("images", "image", "imgs", "img", "jpegimages", "data", "photos", "pictures", "pics"),
+        *("default", "obj_train_data", "upload", "media"),
+    }
+)
+TRUTH_FOLDERS = frozenset(
+    {
+        *("labels", "label", "annotations", "annotation", "xml", "xmls", "masks", "mask", "segmentationclass"),
+        *("segmentationobject", "gt", "groundtruth", "ground_truth", "segmentation", "segmentations", "bboxes"),
+    }
+)
+_UNLABELLED = frozenset({"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference"})
+_JUNK = frozenset({"__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+# A folder with one of these was written by a command, or is a data set of its own.
+_OUTPUTS = {
+    "model.json": "a model",
+    "predictions.jsonl": "predictions",
+    "tasks.json": "an annotated data set of its own",
+    "data.yaml": "an annotated data set of its own",
+    "annotations.json": "an annotated data set of its own",
+    "ImageSets": "an annotated data set of its own",
+}
+
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the name of an uploaded file
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The split that a name means, or "", and the words of the name that say more.
+
+    >>> split_name("Training_Set"), split_name("seg_test"), split_name("val2017"), split_name("cat")
+    (('train', ''), ('test', 'seg'), ('val', ''), ('', 'cat'))
+    """
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower()
+    words = [w for word in re.split(r"[\W\d_]+", spaced) for w in (_glued_words(word)) if w and w not in _FILLERS]
+    found = [_SPLITS[word] for word in words if word in _SPLITS]
+    rest = " ".join(word for word in words if word not in _SPLITS)
+    return (found[0], rest) if len(found) == 1 else ("", " ".join(words))
+
+
+def _glued_words(word: str) -> Sequence[str]:
+    """The words of `trainset` or `testimages`."""
+    match = _GLUED.fullmatch(word)
+    return match.groups() if match else (word,)
+
+
+def name_splits(names: Iterable[str]) -> dict[str, str]:
+    """Name -> split, for those of sibling names that mean splits.
+
+    A name that says more counts only if that of another split says the same: `seg_train` beside `seg_test`, but not
+    `train station` beside `airport`.
+
+    >>> name_splits(["seg_train", "seg_test", "notes"]), name_splits(["train station", "airport"])
+    ({'seg_train': 'train', 'seg_test': 'test'}, {})
+    """
+    parsed = {name: split_name(name) for name in names}
+    splits: dict[str, set[str]] = defaultdict(set)
+    for split, rest in parsed.values():
+        if split:
+            splits[rest].add(split)
+    return {name: split for name, (split, rest) in parsed.items() if split and (not rest or len(splits[rest]) > 1)}
+
+
+def path_splits(files: Sequence[str], own_names: bool = False) -> list[str]:
+    """The split of each file, or "", by the folders of its relative path and, with `own_names`, by its own name."""
+    paths = [PurePosixPath(file) for file in files]
+    stems = name_splits({p.stem for p in paths}) if own_names else {}
+    folders: dict[int, set[str]] = defaultdict(set)  # depth -> names
+    for parts in {p.parts[:-1] for p in paths}:
+        for depth, part in enumerate(parts):
+            folders[depth].add(part)
+    named = {depth: name_splits(names) for depth, names in folders.items()}
+    return [
+        next((named[d][part] for d, part in enumerate(p.parts[:-1]) if part in named[d]), "") or stems.get(p.stem, "")
+        for p in paths
+    ]
+
+
+def is_unlabelled(name: str) -> bool:
+    """Whether a folder's name says that its images have no labels, as `seg_pred`."""
+    return not _UNLABELLED.isdisjoint(split_name(name)[1].split())
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in `folder`, without those of the operating system, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _JUNK)
+
+
+def output_type(folder: Path) -> str:
+    """What a folder inside a data set is, if it is no part of it: a model, predictions, an export; else ""."""
+    return next((what for name, what in _OUTPUTS.items() if (folder / name).exists()), "")
+
+
+def find_images(root: Path) -> tuple[list[str], list[str]]:
+    """The images below `root` as relative paths with /, without those in output folders, and notes about these."""
+    start = len(os.path.join(root, ""))  # noqa: PTH118  # the length with the separator
+    images = [str(path)[start:].replace(os.sep, "/") for path in list_images(root)]
+    ignored: dict[str, str] = {}
+    for folder in sorted({parent for image in images for parent in _folders_of(image)}, key=lambda f: f.count("/")):
+        inside = any(folder.startswith(f"{other}/") for other in ignored)
+        if not inside and (what := "" if _is_junk(folder) else output_type(root / folder)):
+            ignored[folder] = what
+    notes = [f"{root / folder} is {what} and is ignored." for folder, what in ignored.items()]
+    kept = [i for i in images if not _is_junk(i) and not any(i.startswith(f"{f}/") for f in ignored)]
+    return kept, notes
+
+
+def _folders_of(image: str) -> Iterator[str]:
+    """The first three folders on a path: an output folder lies no deeper."""
+    parts = image.split("/")[:-1][:3]
+    return ("/".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _is_junk(path: str) -> bool:
+    return not _JUNK.isdisjoint(path.split("/"))
+
+
+class ImageIndex:
+    """Find images of a folder by names that were written elsewhere: with other separators, folders or URLs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        images, _ = find_images(root)
+        splits = path_splits(images)
+        self._named: dict[str, list[tuple[str, str]]] = defaultdict(list)  # file name or stem -> (path, split)
+        for image, split in zip(images, splits, strict=True):
+            path = PurePosixPath(image)
+            for name in {path.name, path.stem}:
+                self._named[name].append((image, split))
+
+    def find(self, name: str, split: str = "") -> Path | None:
+        r"""The image that `name` means: the one with the most folders in common, of the split if several have these.
+
+        `name` may be absolute or a URL, with / or \ between folders, percent-encoded, or lack the suffix.
+
+        Raises:
+            DataError: several images have the name.
+        """
+        parts = [part for part in re.split(r"[/\\]", name.rpartition("?d=")[2]) if part not in ("", ".", "..")]
+        if not parts:
+            return None
+        own = (parts[-1], unquote(parts[-1]), _UPLOAD.sub("", unquote(parts[-1])))
+        found = next((self._named[name] for name in own if name in self._named), [])
+        common = {image: _common_folders(image.split("/")[:-1], parts[:-1]) for image, _ in found}
+        best = [(image, s) for image, s in found if common[image] == max(common.values())]
+        chosen = [image for image, s in best if s == split] or [image for image, _ in best]
+        if len(chosen) > 1:
+            raise DataError(
+                f"{name!r} may be {chosen[0]} or {chosen[1]} in {self.root}.",
+                "Write the folder of the image before its name.",
+            )
+        return self.root / chosen[0] if chosen else None
+
+
+def _common_folders(a: Sequence[str], b: Sequence[str]) -> int:
+    """Number of equal folders, counted from the last."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+class Pair(NamedTuple):
+    """An image and its annotation, None if it has none."""
+
+    name: str  # relative path of the image
+    split: str  # "" if the layout has none
+    annotation: Path | None
+
+
+def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
+    """The images below `root`, each with the annotation file of its name, wherever the two lie; and notes.
+
+    They lie beside each other, or in folders for all images and for all annotations, inside or around split folders:
+    `images/train/1.jpg` and `labels/train/1.txt`, `train/1.jpg` and `train/1.xml`.
+    """
+    images, notes = find_images(root)
+    images = [image for image in images if not _in_folders(image, TRUTH_FOLDERS)] or images
+    start = len(os.path.join(root, ""))  # noqa: PTH118
+    texts = sorted(
+        str(p)[start:].replace(os.sep, "/")
+        for p in root.rglob(f"*{suffix}")
+        if not p.name.startswith(".") and p.is_file()
+    )
+    splits = path_splits([*images, *texts])
+    exact: dict[tuple[str, ...], str] = {}
+    alone: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for text, split in zip(texts, splits[len(images) :], strict=True):
+        exact[_key(text, split)] = text
+        alone[split, PurePosixPath(text).stem].append(text)
+    pairs = []
+    for image, split in zip(images, splits, strict=False):
+        same = alone[split, PurePosixPath(image).stem]
+        found = exact.get(_key(image, split), same[0] if len(same) == 1 else None)
+        pairs.append(Pair(image, split, root / found if found else None))
+    if any(pair.split for pair in pairs) and (outside := [pair.name for pair in pairs if not pair.split]):
+        raise DataError(
+            f"{root} has splits ({', '.join(sorted({p.split for p in pairs if p.split}))}) and {len(outside)} images "
+            f"outside of them, such as {outside[0]}.",
+            "Move these images into a split folder, or the split folders elsewhere.",
+        )
+    return pairs, notes
+
+
+def _in_folders(file: str, names: frozenset[str]) -> bool:
+    return any(part.lower() in names for part in file.split("/")[:-1])
+
+
+def _key(file: str, split: str) -> tuple[str, ...]:
+    """The split, the folders that are neither a split nor for all images or annotations, and the stem."""
+    *folders, _ = file.split("/")
+    general = IMAGE_FOLDERS | TRUTH_FOLDERS
+    return (split, *(f for f in folders if f.lower() not in general and not split_name(f)[0]), PurePosixPath(file).stem)
+
+
+def probe(root: Path, suffix: str, depth: int = 3, folders: int = 50, entries: int = 2000) -> Iterator[Path]:
+    """Files with a suffix in the first folders of a tree, level by level; bounded, so as to recognise a layout fast."""
+    level = [root]
+    for _ in range(depth + 1):
+        following = []
+        for folder in level[:folders]:
+            with os.scandir(folder) as found:
+                names = sorted((e for _, e in zip(range(entries), found, strict=False)), key=lambda e: e.name)
+            for entry in names:
+                if entry.name.startswith(".") or entry.name in _JUNK:
+                    continue
+                if entry.is_dir():
+                    if folder != root or output_type(Path(entry.path)) not in ("a model", "predictions"):
+                        following.append(Path(entry.path))
+                elif entry.name.lower().endswith(suffix):
+                    yield Path(entry.path)
+        level = following
