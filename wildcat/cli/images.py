@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ def find_images(
     from wildcat.scale.inputs import find_sources, list_images
 
     found: dict[Path | ImageRef, str] = {}
+    skipped: Counter[str] = Counter()
     if split is not None:
         for sample in split_samples(paths, split, data):
             path = sample.path
@@ -53,10 +55,19 @@ def find_images(
                 raise ConfigError(
                     f"{source.path} needs output in shards.", "Type: wildcat predict ... --shard-rows 1000 --out DIR."
                 )
-            for image in list_images([source]):
+            for image in list_images([source], skipped=skipped):
                 path = Path(image.file)
                 found[path] = str(path.relative_to(source.path)) if source.kind == "folder" else path.name
+    note_skipped(skipped)
     return list(found.items())[: limit or None]
+
+
+def note_skipped(skipped: Counter[str]) -> None:
+    """Print what was skipped among the images of a command line."""
+    from wildcat.data.formats import skipped_note
+
+    if note := skipped_note("", skipped):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def predict_each(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.images import check_amounts, split_samples
+from wildcat.cli.images import check_amounts, note_skipped, split_samples
 from wildcat.cli.options import DataCommand, ModelCommand, load_model, parse_sizes, resume_hint
 from wildcat.config import ShardFormat
 from wildcat.errors import ConfigError
@@ -66,7 +67,8 @@ def run_sharded(command: ShardedCommand) -> int:
 
     out = check_sharded_flags(command)
     device = choose_device(command.device).type
-    images = find_listed(command)
+    skipped: Counter[str] = Counter()
+    images = find_listed(command, skipped)
     rows = command.shard_rows or SHARD_ROWS
     predictor = None if command.engine == "ray" else load_model(command, command.run)
     folder = ShardFolder(out, plan_of(command, rows), command.resume)
@@ -90,6 +92,7 @@ def run_sharded(command: ShardedCommand) -> int:
             options = RayOptions(load, workers, device == "cuda", command.image_column, command.batch_size)
             with ray_started(workers):
                 summary = write_shards(shards, folder, partial(predict_with_ray, options=options), progress)
+    note_skipped(skipped)
     if summary.failed:
         first = f" The first {len(summary.errors)}:" if summary.failed > len(summary.errors) else ""
         print(
@@ -116,8 +119,8 @@ def check_sharded_flags(command: ShardedCommand) -> Path:
     return command.out
 
 
-def find_listed(command: ShardedCommand) -> Iterator[ImageLocation]:
-    """The images of the sources; the first is listed at once, so that errors come early."""
+def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[ImageLocation]:
+    """The images of the sources; the first is listed at once, so that errors come early. Counts what is skipped."""
     from wildcat.data.image_ref import ImageLocation
     from wildcat.scale.inputs import find_sources, list_images
 
@@ -126,7 +129,7 @@ def find_listed(command: ShardedCommand) -> Iterator[ImageLocation]:
         samples = split_samples(command.paths, command.split, command)
         images = (s.path if isinstance(s.path, ImageLocation) else ImageLocation(str(s.path)) for s in samples)
     else:
-        images = list_images(find_sources(command.paths), command.image_column)
+        images = list_images(find_sources(command.paths), command.image_column, skipped)
     first = list(itertools.islice(images, 1))
     if not first:
         raise ConfigError(f"{command.paths[0]} holds no images.", "Name other sources.")

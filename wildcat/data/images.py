@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from wildcat.data.remote import file_suffix, walk_files
+from wildcat.data.formats import HEAD_BYTES, SNIFFED_BYTES, load_plugin, needs_content, other_format, skipped_type
+from wildcat.data.remote import is_url, read_range, walk_files
 from wildcat.errors import DataError, ImageError
-
-# Files with these suffixes (lower case) are listed as images; reading goes by content.
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"},
-)
 
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the operation that turns the image upright.
 _UPRIGHT = {
@@ -122,28 +121,50 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     return indices.astype(np.uint8)
 
 
-def list_images(folder: str | Path, recursive: bool = True) -> list[Path]:
+def list_images(folder: str | Path, recursive: bool = True, skipped: Counter[str] | None = None) -> list[Path]:
     """The image files of `folder`, sorted by path; skips hidden files and folders, follows links.
+
+    A file is an image if its suffix says so, or if Pillow opens it.
+
+    Args:
+        skipped: counts everything else by its type, see `wildcat.data.formats.skipped_note`.
 
     Raises:
         DataError: `folder` is not a folder, or cannot be listed.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not Path(folder).is_dir():
         raise DataError(f"{folder} is not a folder.", "Give a folder that holds images.")
-    if recursive:
-        return [Path(path) for path in sorted(_image_files(folder))]
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in files if not p.is_dir())
+    return [Path(path) for path in sorted(image_files(str(folder), skipped, recursive))]
 
 
 def holds_images(folder: Path) -> bool:
     """Whether `folder` holds an image at any depth."""
-    return any(_image_files(folder))
+    return any(image_files(str(folder)))
 
 
-def _image_files(folder: Path) -> Iterator[str]:
-    return (path for path in walk_files(str(folder)) if file_suffix(path) in IMAGE_SUFFIXES)
+def image_files(folder: str, skipped: Counter[str] | None = None, recursive: bool = True) -> Iterator[str]:
+    """The image files of a folder or URL, in the order of `walk_files`; see `list_images`."""
+    for path in walk_files(folder, skipped, recursive):
+        kind = _skipped_file_type(path)
+        if not kind:
+            yield path
+        elif skipped is not None:
+            skipped[kind] += 1
+
+
+def _skipped_file_type(path: str) -> str:
+    """`skipped_type` of a local or remote file."""
+    if not needs_content(path):
+        return skipped_type(path, None)
+    if is_url(path):
+        return skipped_type(path, io.BytesIO(read_range(path, 0, SNIFFED_BYTES)))
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait  # noqa: PTH116
+            return "special file"
+        with open(path, "rb") as file:  # noqa: PTH123
+            return skipped_type(path, file)
+    except OSError:
+        return skipped_type(path, None)
 
 
 @contextmanager
@@ -164,15 +185,18 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
 def _open(file: IO[bytes], name: str) -> Iterator[Image.Image]:
     """The first frame of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
     with _pillow_errors(name):
-        head = file.read(16)
+        head = file.read(HEAD_BYTES)
         file.seek(0)
         if not head:
             raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or remove it from the data set.")
+        other = other_format(head, name)
+        if other is not None and not load_plugin(other):
+            raise ImageError(f"{name} is {other.name}, which cannot be read.", other.hint)
         try:
             image = Image.open(file)
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"{name} is not an image: its format is unknown or its header is cut (it begins with {head!r}).",
+                f"{name} is not an image: its format is unknown or its header is cut (it begins with {head[:16]!r}).",
                 "Convert it to JPEG or PNG, or remove it from the data set.",
             ) from error
         with image:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from wildcat.data.formats import skipped_note
 from wildcat.data.images import list_images
+from wildcat.data.remote import is_hidden
 from wildcat.errors import DataError
 
 _SPLITS = {
@@ -47,7 +49,6 @@ TRUTH_FOLDERS = frozenset(
     }
 )
 _UNLABELLED = frozenset({"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference"})
-_JUNK = frozenset({"__MACOSX", "@eaDir", "__pycache__", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 # A folder with one of these was written by a command, or is a data set of its own.
 _OUTPUTS = {
     "model.json": "a model",
@@ -119,7 +120,7 @@ def is_unlabelled(name: str) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, without those of the operating system, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in _JUNK)
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
 
 
 def output_type(folder: Path) -> str:
@@ -127,28 +128,30 @@ def output_type(folder: Path) -> str:
     return next((what for name, what in _OUTPUTS.items() if (folder / name).exists()), "")
 
 
-def find_images(root: Path) -> tuple[list[str], list[str]]:
-    """The images below `root` as relative paths with /, without those in output folders, and notes about these."""
+def find_images(root: Path, annotations: str = "") -> tuple[list[str], list[str]]:
+    """The images below `root` as relative paths with /, without those in output folders, and notes.
+
+    The notes name the output folders, and count the other files by type, except those with the suffix `annotations`.
+    """
     start = len(os.path.join(root, ""))  # noqa: PTH118  # the length with the separator
-    images = [str(path)[start:].replace(os.sep, "/") for path in list_images(root)]
+    skipped: Counter[str] = Counter()
+    images = [str(path)[start:].replace(os.sep, "/") for path in list_images(root, skipped=skipped)]
+    skipped.pop(annotations, None)
     ignored: dict[str, str] = {}
     for folder in sorted({parent for image in images for parent in _folders_of(image)}, key=lambda f: f.count("/")):
         inside = any(folder.startswith(f"{other}/") for other in ignored)
-        if not inside and (what := "" if _is_junk(folder) else output_type(root / folder)):
+        if not inside and (what := output_type(root / folder)):
             ignored[folder] = what
     notes = [f"{root / folder} is {what} and is ignored." for folder, what in ignored.items()]
-    kept = [i for i in images if not _is_junk(i) and not any(i.startswith(f"{f}/") for f in ignored)]
-    return kept, notes
+    if note := skipped_note(root, skipped):
+        notes.append(note)
+    return [image for image in images if not any(image.startswith(f"{f}/") for f in ignored)], notes
 
 
 def _folders_of(image: str) -> Iterator[str]:
     """The first three folders on a path: an output folder lies no deeper."""
     parts = image.split("/")[:-1][:3]
     return ("/".join(parts[: i + 1]) for i in range(len(parts)))
-
-
-def _is_junk(path: str) -> bool:
-    return not _JUNK.isdisjoint(path.split("/"))
 
 
 class ImageIndex:
@@ -209,7 +212,7 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
     They lie beside each other, or in folders for all images and for all annotations, inside or around split folders:
     `images/train/1.jpg` and `labels/train/1.txt`, `train/1.jpg` and `train/1.xml`.
     """
-    images, notes = find_images(root)
+    images, notes = find_images(root, suffix)
     images = [image for image in images if not _in_folders(image, TRUTH_FOLDERS)] or images
     start = len(os.path.join(root, ""))  # noqa: PTH118
     texts = sorted(
@@ -257,7 +260,7 @@ def probe(root: Path, suffix: str, depth: int = 3, folders: int = 50, entries: i
             with os.scandir(folder) as found:
                 names = sorted((e for _, e in zip(range(entries), found, strict=False)), key=lambda e: e.name)
             for entry in names:
-                if entry.name.startswith(".") or entry.name in _JUNK:
+                if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
                     if folder != root or output_type(Path(entry.path)) not in ("a model", "predictions"):

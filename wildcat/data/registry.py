@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet
-from wildcat.data.images import list_images
+from wildcat.data.formats import skipped_note
+from wildcat.data.images import image_files, list_images
 from wildcat.data.readers.coco import read_coco, recognise_coco
 from wildcat.data.readers.csv import find_table, read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
@@ -179,6 +181,9 @@ def _unrecognised(path: Path) -> DataError:
         return DataError(
             f"{path} is a file of an unknown format.", f"Give a folder or a table, laid out as one of:\n{accepted}"
         )
+    skipped: Counter[str] = Counter()
+    if not any(image_files(str(path), skipped)) and (note := skipped_note(path, skipped)):
+        accepted = f"{accepted}\n{note}"
     return DataError(
         f"{path} has no known layout; it holds:\n{describe_tree(path)}",
         f"Lay it out as one of:\n{accepted}\nor name one with --format.",

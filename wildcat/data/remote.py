@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,10 @@ ATTEMPTS, PAUSE = 4, 0.5  # tries of a remote request, and the first pause betwe
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _MAX_FILES = 10_000_000  # a range of braces may expand to
+# Folders that systems make by themselves, in lower case: thumbnails of a NAS, resource forks in a zip, waste bins.
+_SYSTEM_FOLDERS = frozenset(
+    {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -84,10 +89,25 @@ def glob_files(pattern: str) -> list[str]:
     return sorted(system.unstrip_protocol(name) for name, info in found.items() if info["type"] != "directory")
 
 
-def walk_files(folder: str, parents: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The files below a folder in the order of their names, folder by folder; hidden ones are skipped.
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is never part of a data set: hidden, or made by the system.
+
+    >>> is_hidden(".DS_Store"), is_hidden("@eaDir"), is_hidden("cat")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
+
+
+def walk_files(
+    folder: str, skipped: Counter[str] | None = None, recursive: bool = True, parents: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """The files below a folder in the order of their names, folder by folder; see `is_hidden` for what is skipped.
 
     Holds the names of one folder per level. Follows links, but not to a parent folder.
+
+    Args:
+        skipped: counts the hidden files and folders by their type.
+        recursive: also list the folders in it.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -112,12 +132,15 @@ def walk_files(folder: str, parents: frozenset[str] = frozenset()) -> Iterator[s
                 f"{folder} cannot be listed ({error.strerror or error}).", "Check that it exists and its permissions."
             ) from error
     for path in sorted(entries):
-        if file_name(path).startswith("."):
-            continue
-        if entries[path]:
-            yield from walk_files(path, parents)
-        else:
+        name = file_name(path)
+        if is_hidden(name):
+            if skipped is not None:
+                known = name == ".DS_Store" or name.lower() in _SYSTEM_FOLDERS
+                skipped[name if known else f"hidden {'folder' if entries[path] else 'file'}"] += 1
+        elif not entries[path]:
             yield path
+        elif recursive:
+            yield from walk_files(path, skipped, recursive, parents)
 
 
 def open_file(path: str) -> IO[bytes]:

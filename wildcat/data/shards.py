@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import IO
 
+from wildcat.data.formats import SNIFFED_BYTES, needs_content, skipped_type
 from wildcat.data.image_ref import ImageLocation
-from wildcat.data.images import IMAGE_SUFFIXES
-from wildcat.data.remote import file_size, file_suffix, open_file
+from wildcat.data.remote import file_size, file_suffix, is_hidden, open_file
 from wildcat.errors import DataError
 
 MAX_HEADER = 1 << 20  # bytes of a member's name and attributes; tarfile would read as many as a header claims
@@ -37,10 +38,16 @@ class _Headers(io.RawIOBase):
         return self.file.tell()
 
 
-def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iterator[ImageLocation]:
-    """The members of a shard with one of the suffixes, in its order. Reads headers only; unpacks nothing.
+def list_members(
+    shard: str, suffixes: Collection[str] = (), skipped: Counter[str] | None = None
+) -> Iterator[ImageLocation]:
+    """The images of a shard, and members with one of the suffixes, in its order; unpacks nothing.
 
-    Links, devices and sparse files are listed with an `error` and never followed.
+    Reads headers, and the beginning of members whose suffix does not say what they are (see `skipped_type`). Links,
+    devices and sparse files are listed with an `error` and never followed.
+
+    Args:
+        skipped: counts all other members by their type.
 
     Raises:
         DataError: the shard is missing, cut or damaged; what was listed before is sound.
@@ -53,8 +60,13 @@ def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iter
                     file.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member it has read
                     if info.isreg() and info.offset_data + info.size > total:
                         raise tarfile.ReadError(f"{info.name} ends after the shard")
-                    if file_suffix(info.name) in suffixes and not info.isdir():
+                    if info.isdir():
+                        continue
+                    kind = "" if file_suffix(info.name) in suffixes else _skipped_member_type(raw, info)
+                    if not kind:
                         yield ImageLocation(shard, info.name, info.offset_data, info.size, _member_error(info))
+                    elif skipped is not None:
+                        skipped[kind] += 1
                 # tarfile takes a damaged header for the end of the archive; the true end is a block of zeros.
                 raw.seek(file.offset)
                 if raw.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -64,6 +76,16 @@ def list_members(shard: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> Iter
                 f"{shard} ({total:,} bytes) is cut or damaged: {error}.",
                 "Copy it again from its source, then continue with --resume.",
             ) from error
+
+
+def _skipped_member_type(raw: IO[bytes], info: tarfile.TarInfo) -> str:
+    """`skipped_type` of a member."""
+    if any(is_hidden(part) for part in info.name.split("/") if part not in ("", ".", "..")):
+        return "hidden file"
+    if not info.isreg() or not needs_content(info.name):
+        return skipped_type(info.name, None)
+    raw.seek(info.offset_data)
+    return skipped_type(info.name, io.BytesIO(raw.read(min(info.size, SNIFFED_BYTES))))
 
 
 def _member_error(info: tarfile.TarInfo) -> str:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import glob
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from wildcat.data import shards
+from wildcat.data.formats import skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef, check_size
-from wildcat.data.images import IMAGE_SUFFIXES, Decoded, MaxDownscale, decode_bytes, full_size
+from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size, image_files
 from wildcat.data.remote import (
     expand_braces,
     file_name,
@@ -24,7 +26,6 @@ from wildcat.data.remote import (
     is_url,
     local_path,
     path_type,
-    walk_files,
 )
 from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
 from wildcat.scale import parquet
@@ -82,11 +83,14 @@ def _file_source(path: str) -> InputSource:
     return InputSource(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
 
 
-def list_images(sources: Iterable[InputSource], column: str | None = None) -> Iterator[ImageLocation]:
+def list_images(
+    sources: Iterable[InputSource], column: str | None = None, skipped: Counter[str] | None = None
+) -> Iterator[ImageLocation]:
     """The images of the sources, in order and in bounded memory; only names, headers and row counts are read.
 
     Args:
         column: the column of Parquet tables with the images; None: the only possible one.
+        skipped: counts what is no image in folders and shards by its type.
 
     Raises:
         DataError: a folder without images, a truncated tar shard, a table without images.
@@ -96,28 +100,27 @@ def list_images(sources: Iterable[InputSource], column: str | None = None) -> It
         if source.kind == "image":
             yield ImageLocation(source.path)
         elif source.kind == "tar":
-            yield from shards.list_members(source.path)
+            yield from shards.list_members(source.path, skipped=skipped)
         elif source.kind == "table":
             for row in range(parquet.count_rows(source.path, column)):
                 yield ImageLocation(source.path, str(row))
         else:
-            yield from _images_below(source.path)
+            yield from _images_below(source.path, skipped)
 
 
-def _images_below(folder: str) -> Iterator[ImageLocation]:
-    empty, others = True, set()
-    for path in walk_files(folder):
-        suffix = file_suffix(path)
-        if suffix in IMAGE_SUFFIXES:
-            empty = False
-            yield ImageLocation(path)
-        elif suffix in (".tar", ".parquet"):
-            others.add(suffix)
-    if empty:
+def _images_below(folder: str, skipped: Counter[str] | None) -> Iterator[ImageLocation]:
+    others: Counter[str] = Counter()
+    first = None
+    for path in image_files(folder, others):
+        first = path
+        yield ImageLocation(path)
+    if skipped is not None:
+        skipped.update(others)
+    if first is None:
         hint = "Give a folder with .jpg, .png, ... files, or the files themselves."
-        if others:
-            hint = f"It holds {' and '.join(sorted(others))} files: name them, such as '{folder}/*{min(others)}'."
-        raise DataError(f"{folder} holds no images.", hint)
+        if tables := sorted({".tar", ".parquet"} & others.keys()):
+            hint = f"It holds {' and '.join(tables)} files: name them, such as '{folder}/*{tables[0]}'."
+        raise DataError(f"{folder} holds no images.", f"{skipped_note('It', others)} {hint}".strip())
 
 
 def load_cells(images: Sequence[ImageLocation], column: str | None = None) -> Iterator[ImageRef]:

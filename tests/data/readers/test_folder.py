@@ -41,7 +41,10 @@ def test_class_folders(tmp_path: Path) -> None:
     assert val == {"cat": 4, "dog": 2}  # a fifth of 21 and of 10; a single image stays in train
     assert sorted(names(data.split("train")) + names(data.split("val"))) == sorted(names(data.split("all")))
     assert names(read_folder(root).split("val")) == names(data.split("val"))
-    assert data.notes == ("Class 'ant' has a single image, which is in train and not in val.",)
+    assert data.notes == (
+        f"{root}: skipped 3 entries that are no images: 1 hidden folder, 1 hidden file, 1 .txt.",
+        "Class 'ant' has a single image, which is in train and not in val.",
+    )
 
 
 def test_split_folders(tmp_path: Path) -> None:
@@ -53,6 +56,7 @@ def test_split_folders(tmp_path: Path) -> None:
     assert names(data.split("val")) == ["valid/a/3.jpg"]
     assert data.split("test")[0].labels.tolist() == [-1, 1]
     assert data.notes == (
+        f"{root}: skipped 1 entry that is no image: 1 .txt.",
         f"{root / 'test'} has no images of the classes a.",
         f"{root / 'valid'} has no images of the classes b.",
     )
@@ -178,7 +182,7 @@ def test_a_flat_test_folder_is_ignored(tmp_path: Path) -> None:
         (["images/1.jpg", "masks/1.png"], [], ["'images'", "not a class"], "a folder of its name"),
         (["train/images/1.jpg", "train/labels/1.png"], [], ["'images'", "not a class"], "a folder of its name"),
         (["images/1.jpg", "labels/1.txt"], [], ["'images'", "not a class"], "a folder of its name"),
-        (["cat/1.jpg", "dog/1.jpg", "cow/1.heic"], [], ["cow", "type .heic"], "Put images of the class"),
+        (["cat/1.jpg", "dog/1.jpg", "cow/1.heic"], [], ["cow", "HEIC (pip install"], "Put images of the class"),
         (["trainA/x/1.jpg", "testA/x/1.jpg", "trainB/x/1.jpg", "testB/x/1.jpg"], [], ["two folders for one"], "merge"),
     ],
 )

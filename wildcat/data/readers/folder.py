@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
 from wildcat.data.dataset import DataSet, Sample, default_splits, grouped_splits, one_label
-from wildcat.data.images import holds_images
+from wildcat.data.formats import skipped_note
+from wildcat.data.images import holds_images, list_images
 from wildcat.data.layout import (
     IMAGE_FOLDERS,
     TRUTH_FOLDERS,
@@ -246,15 +247,16 @@ def _check_no_class(folder: Path, found: Classes, notes: list[str]) -> None:
         )
     inside = subfolders(folder) if folder.is_dir() else []
     for path in (p for p in inside if p.name not in found and not holds_images(p)):
-        types = {p.suffix.lower() for p in path.rglob("*") if p.is_file()}
+        skipped: Counter[str] = Counter()
+        list_images(path, skipped=skipped)
+        types = {kind for kind in skipped if not kind.startswith("hidden")}
         if what := output_type(path):
             notes.append(f"{path} is {what} and is ignored.")
         elif types and types <= _DOCUMENTS:
             notes.append(f"{path} holds no images and is ignored.")
         elif found:
-            holds = f" that can be read; it holds files of the type {_some(sorted(types))}" if types else ""
             raise DataError(
-                f"Class folder {path} holds no images{holds}.",
+                f"Class folder {path} holds no images{f'; {note}' if (note := skipped_note('', skipped)) else '.'}",
                 "Put images of the class there"
                 + (f", or name the classes to read: --classes {','.join(found)}." if len(found) > 1 else "."),
             )

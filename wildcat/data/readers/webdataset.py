@@ -11,6 +11,7 @@ import io
 import json
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from pathlib import Path
@@ -29,8 +30,9 @@ from wildcat.data.dataset import (
     default_splits,
     grouped_splits,
 )
+from wildcat.data.formats import IMAGE_SUFFIXES, skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef
-from wildcat.data.images import IMAGE_SUFFIXES, holds_images
+from wildcat.data.images import holds_images
 from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
     expand_braces,
@@ -77,7 +79,8 @@ def recognise_webdataset(path: Path) -> bool:
 def read_webdataset(source: str | Path, *, classes: str | None = None, task: str | None = None) -> DataSet:
     """A data set of tar shards: a shard, a folder of them, a pattern (`shards/{train,val}-{000..099}.tar`), a URL.
 
-    Members with the same path up to the first dot of their name belong together (WebDataset's key). Labels are
+    Members with the same path up to the first dot of their name belong together (WebDataset's key); `a.b.jpg` and
+    `a.b.json` too. Members that are neither images nor labels are skipped, with a note. Labels are
 
         key.json  {"labels": ["cat", "dog"], "ignored": ["cow"]}, {"label": "cat"} or ["cat", "dog"]; numbers as well
         key.cls   a number or a name
@@ -97,9 +100,11 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
     check_task(task)
     shards = find_shards(str(source))
     folder = _folder_of(shards)
-    found = [labelled for shard in shards for labelled in _read_shard(shard)]
+    skipped: Counter[str] = Counter()
+    found = [labelled for shard in shards for labelled in _read_shard(shard, skipped)]
+    note = skipped_note(source, skipped)
     if not found:
-        raise DataError(f"{source} holds no images.", "Its members should be key.jpg, key.json, ...")
+        raise DataError(f"{source} holds no images.", f"{note} Members should be key.jpg, key.json, ...".strip())
     names = _classes(found, folder, classes)
     unclear = next((one for one in found if len(set(one.present)) != 1 or one.ignored), None)
     if task == "multiclass" and unclear:
@@ -126,7 +131,7 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
         )
     readers = default_splits(splits[""]) if "" in splits else grouped_splits(splits)
     title = file_name(folder) if folder not in (".", "") else Path(str(source)).resolve().parent.name
-    return DataSet(title, "webdataset", Path(folder), names, chosen, readers)
+    return DataSet(title, "webdataset", Path(folder), names, chosen, readers, (note,) if note else ())
 
 
 def find_shards(source: str) -> list[str]:
@@ -138,7 +143,8 @@ def find_shards(source: str) -> list[str]:
     found: list[str] = []
     for path in map(local_path, expand_braces(source)):
         kind = path_type(path)
-        files = [path] if kind == "file" else glob_files(f"{path.rstrip('/')}/*.tar" if kind == "folder" else path)
+        inside = path if is_url(path) else glob.escape(path)
+        files = [path] if kind == "file" else glob_files(f"{inside.rstrip('/')}/*.tar" if kind == "folder" else path)
         if not files:
             raise DataError(f"{path} holds no tar shards.", "Give shards, a folder of them or a pattern in quotes.")
         found += files
@@ -154,20 +160,43 @@ def _folder_of(shards: Sequence[str]) -> str:
     return commonprefix(folders).rpartition("/")[0] or "."  # noqa: RUF071
 
 
-def _read_shard(shard: str) -> Iterator[_Labelled]:
-    """The images of a shard with their labels, in its order."""
+def _group_members(
+    shard: str, skipped: Counter[str]
+) -> tuple[dict[str, ImageLocation], dict[str, dict[str, ImageLocation]]]:
+    """The images of a shard by key, and for each key its labels by suffix; counts other members by their type."""
     images: dict[str, ImageLocation] = {}
+    dotted: dict[str, tuple[str, ImageLocation]] = {}  # a/b.seg: (a/b, a/b.seg.png)
     labels: dict[str, dict[str, ImageLocation]] = {}
-    for member in list_members(shard, IMAGE_SUFFIXES | set(LABEL_SUFFIXES)):
+    for member in list_members(shard, LABEL_SUFFIXES, skipped):
         folder, slash, file = member.member.rpartition("/")
-        stem, _, rest = file.partition(".")  # a/b.seg.png -> key a/b, suffix .seg.png
-        key, suffix = folder + slash + stem, f".{rest}".lower()
+        key, suffix = folder + slash + file.partition(".")[0], file_suffix(file)
+        whole = member.member[: len(member.member) - len(suffix)]  # up to the last dot
         if suffix in LABEL_SUFFIXES:
-            labels.setdefault(key, {})[suffix] = member
-        elif suffix in IMAGE_SUFFIXES:
-            if key in images:
-                raise DataError(f"{member} is a second image of {key!r}.", "Give each image its own key.")
+            labels.setdefault(whole, {})[suffix] = member
+        elif whole != key:
+            dotted[whole] = key, member
+        elif key in images:
+            raise DataError(f"{member} is a second image of {key!r}.", "Give each image its own key.")
+        else:
             images[key] = member
+    versions = Counter(key for key, _ in dotted.values())
+    for whole, (key, member) in dotted.items():
+        # A name with dots is a key if it has labels; b.rgb.jpg is the image of b if it is the only one.
+        if whole in labels:
+            images[whole] = member
+        elif key in labels and key not in images and versions[key] == 1:
+            images[key] = member
+        else:
+            kind = file_name(member.member).partition(".")[2]
+            skipped[f".{kind} without labels of that name"] += 1
+    if orphans := len(labels.keys() - images.keys()):
+        skipped["labels without an image"] += orphans
+    return images, labels
+
+
+def _read_shard(shard: str, skipped: Counter[str]) -> Iterator[_Labelled]:
+    """The images of a shard with their labels, in its order."""
+    images, labels = _group_members(shard, skipped)
     with open_file(shard) as content:
         for key, image in images.items():
             label = next((labels[key][s] for s in LABEL_SUFFIXES if s in labels.get(key, {})), None)
