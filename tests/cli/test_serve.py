@@ -178,6 +178,18 @@ def test_health_responds_during_predictions(service: Running, image: Path) -> No
     asyncio.run(send())
 
 
+def test_64_clients_at_once_are_all_answered(service: Running, image: Path) -> None:
+    content = image.read_bytes()
+
+    async def send() -> list[httpx.Response]:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(httpx.AsyncClient(timeout=SECONDS)) for _ in range(64)]
+            files = {"image": ("a.png", content)}
+            return await asyncio.gather(*(client.post(f"{service.address}/predict", files=files) for client in clients))
+
+    assert [response.status_code for response in asyncio.run(send())] == [200] * 64
+
+
 def test_a_port_in_use_is_one_sentence(service: Running, capsys: pytest.CaptureFixture[str]) -> None:
     port = service.host_and_port[1]
     assert main(["serve", "imagenet-lite0", "--port", str(port)]) == 1
@@ -189,10 +201,10 @@ def test_a_port_in_use_is_one_sentence(service: Running, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (("--port", "70000"), 2, "port=70000"),
-        (("--queue", "0"), 2, "queue=0"),
-        (("--max-mb", "-1"), 2, "max_mb=-1"),
-        (("--worker-timeout", "0"), 2, "worker_timeout=0"),
+        (("--port", "70000"), 2, "--port 70000"),
+        (("--queue", "0"), 2, "--queue 0"),
+        (("--max-mb", "-1"), 2, "--max-mb -1"),
+        (("--worker-timeout", "0"), 2, "--worker-timeout 0"),
         (("--host", "203.0.113.7", "--port", "0"), 1, "203.0.113.7"),
     ],
 )
@@ -234,7 +246,7 @@ def test_ctrl_c_stops_cleanly(service: Running) -> None:  # last: it stops the s
     lines = err.splitlines()
     assert lines[0].startswith("imagenet-lite0: 1000 classes; device cpu") and lines[-1] == "stopped"
     assert "Traceback" not in err
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -18,10 +18,12 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import Connect, calibrated, encoded, image
+from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.export.predictions import ROWS, PredictionWriter
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
+from wildcat.serve import create_app
 from wildcat.serve.middleware import LOOPBACK
 from wildcat.viz.colors import class_palette
 
@@ -38,10 +40,12 @@ def post(connect: Connect, path: str, model: Predictor | None = None, **options:
     return asyncio.run(request())
 
 
-def get(connect: Connect, path: str, hosts: Any = None, **headers: str) -> httpx.Response:
+def get(
+    connect: Connect, path: str, hosts: Any = None, names: Any = (), root_path: str = "", **headers: str
+) -> httpx.Response:
     async def request() -> httpx.Response:
-        async with connect(hosts=hosts) as client:
-            return await client.get(path, headers=headers)
+        async with connect(hosts=hosts, names=names, root_path=root_path) as client:
+            return await client.get(f"{client.base_url}{path}", headers=headers)
 
     return asyncio.run(request())
 
@@ -189,10 +193,11 @@ def test_model_hides_its_path(connect: Connect) -> None:
     assert facts["task"] == "multilabel"
     assert "secret" not in response.text
     assert facts["limits"] == {
-        "max_mb": 20, "max_pixels": 40_000_000, "queue": 32, "timeout": 60, "worker_timeout": 60
+        "max_mb": 20, "max_pixels": 40_000_000, "queue": 512, "queue_mb": 256, "timeout": 60, "wait": 300,
+        "worker_timeout": 60,
     }  # fmt: skip
     assert get(connect, "/health").json() == {
-        "status": "ok", "workers": 1, "workers_alive": 1, "restarts": 0, "requests": 0, "queue": 32
+        "status": "ok", "workers": 1, "workers_alive": 1, "restarts": 0, "requests": 0, "queue": 512
     }  # fmt: skip
 
 
@@ -265,17 +270,73 @@ def test_other_origins_and_host_names_are_refused(connect: Connect) -> None:
     assert get(connect, "/model", None, host="evil.example").status_code == 200
 
 
+# (header Host, header Origin, --names) -> status of a service that listens on this machine only
+@pytest.mark.parametrize(
+    ("host", "origin", "names", "status", "words"),
+    [
+        ("example.com", None, "", 400, ("header Host is 'example.com'", "--names example.com.")),
+        ("example.com:8443", "https://example.com:8443", "", 400, ("'example.com:8443'", "--names example.com.")),
+        ("<b>", None, "", 400, ("'<b>'", "--names NAME.")),
+        ("127.0.0.1:8000", "https://a.org", "", 403, ("Origin is 'https://a.org'", "Host is '127.0.0.1:8000'")),
+        ("127.0.0.1:8000", "https://a.org", "", 403, ("--names a.org,", "keep the header Host")),
+        ("127.0.0.1:8000", "https://example.com", "example.com", 200, ()),
+        ("127.0.0.1:8000", "https://evil.example", "example.com", 403, ("https://evil.example",)),
+        ("example.com", "https://example.com:8443", "Example.com", 200, ()),
+        ("example.com:443", "https://example.com", "https://example.com:443/", 200, ()),
+        ("127.0.0.1:80", "http://127.0.0.1", "", 200, ()),
+        ("127.0.0.1:80", "http://127.0.0.1:8000", "", 403, ()),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_header_its_value_and_the_flag(
+    connect: Connect, host: str, origin: str | None, names: str, status: int, words: tuple[str, ...]
+) -> None:
+    headers = {"host": host, **({"origin": origin} if origin else {})}
+    response = get(connect, "/model", LOOPBACK, filter(None, [names]), **headers)
+    assert response.status_code == status, response.text
+    assert all(word in " ".join(response.json().values()) for word in words)
+
+
+@pytest.mark.parametrize("root_path", ["/wild.cat/v1", "wild.cat/v1/"])
+@pytest.mark.parametrize("prefix", ["", "/", "/wild.cat/v1"])  # a proxy strips it, leaves a second slash, or keeps it
+def test_a_path_prefix(connect: Connect, root_path: str, prefix: str) -> None:
+    for path in ("/", "") if prefix else ("/",):
+        page = get(connect, prefix + path, root_path=root_path)
+        assert page.status_code == 200 and '<head><base href="/wild.cat/v1/">' in page.text
+    assert get(connect, f"{prefix}/static/page.js", root_path=root_path).status_code == 200
+    assert get(connect, f"{prefix}/model", root_path=root_path).json()["name"] == "colours"
+    assert get(connect, f"{prefix}/openapi.json", root_path=root_path).json()["servers"] == [{"url": "/wild.cat/v1"}]
+    assert "/wild.cat/v1/openapi.json" in get(connect, f"{prefix}/models", root_path=root_path).json()["hint"]
+
+
+def test_an_unknown_prefix_is_answered_with_the_flag(connect: Connect) -> None:
+    assert "--root-path" in get(connect, "/wildcat/model").json()["hint"]
+    assert "<base" not in get(connect, "/").text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"root_path": "https://example.com/wildcat"}, "without a host name"),
+        ({"root_path": "/a b"}, "--root-path '/a b'"),
+        ({"root_path": "/predict/"}, "--root-path /predict is a path of the service"),
+        ({"names": ["*"]}, r"--names '\*'"),
+        ({"names": ["https://"]}, "--names 'https://'"),
+    ],
+)
+def test_flags_for_a_proxy_are_checked(predictor: Predictor, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        create_app(predictor, **options)
+
+
 def test_the_page_is_complete_and_requests_no_other_server(connect: Connect) -> None:
     page = get(connect, "/").text
     assert not re.search(r"<style|<script(?![^>]*src)|\sstyle=|\son\w+=", page), "the policy allows nothing inline"
     links = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
-    assert {"/static/maps.js", "/static/page.js", "/static/page.css", "/static/report.css", "/openapi.json"} <= set(
-        links
-    )
-    for link in links:
-        assert link.startswith(("/", "data:,"))
-        if link.startswith("/"):
-            assert get(connect, link).status_code == 200
+    assert set(links) == {
+        "data:,", "static/maps.js", "static/page.js", "static/page.css", "static/report.css", "openapi.json"
+    }  # fmt: skip
+    for link in set(links) - {"data:,"}:
+        assert get(connect, f"/{link}").status_code == 200
     script = get(connect, "/static/maps.js").text + get(connect, "/static/page.js").text
     assert (
         "innerHTML =" not in script and "eval(" not in script and "://" not in script.replace("http://www.w3.org", "")

@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.types import ASGIApp
 
 from tests.conftest import Visit, pixels
 from tests.serve.conftest import calibrated
@@ -37,13 +38,33 @@ DESKTOP, PHONE = 1280, 390
 GATES = MaskParams(gate=(1.0, 0.4, 0.3), rule="constant", constant=0.3)
 
 
+def behind_proxy(app: ASGIApp, prefix: str = "", host: bytes = b"") -> ASGIApp:
+    """What a proxy passes on: the path without a prefix, and another header Host."""
+
+    async def pass_on(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["path"] = scope["path"].removeprefix(prefix)
+            scope["headers"] = [(k, host if host and k == b"host" else v) for k, v in scope["headers"]]
+        await app(scope, receive, send)
+
+    return pass_on
+
+
 @pytest.fixture(scope="module")
 def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
-    """The URLs of two services: of the plain model, and of a calibrated one."""
+    """The URLs of services: of the plain model, of a calibrated one, and behind proxies."""
     running, found = [], {}
-    for name, model in (("plain", predictor), ("calibrated", calibrated(predictor, GATES))):
+    plain = create_app(predictor, hosts=LOOPBACK)
+    for name, app in {
+        "plain": plain,
+        "calibrated": create_app(calibrated(predictor, GATES), hosts=LOOPBACK),
+        "stripped": behind_proxy(plain, prefix="/below"),
+        "kept": create_app(predictor, hosts=LOOPBACK, root_path="/wildcat"),
+        "other host": behind_proxy(plain, host=b"localhost"),
+        "named": behind_proxy(create_app(predictor, hosts=LOOPBACK, names=["127.0.0.1"]), host=b"localhost"),
+    }.items():
         listener = listen("127.0.0.1", 0)
-        config = uvicorn.Config(create_app(model, hosts=LOOPBACK), log_level="warning", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -151,6 +172,38 @@ def test_an_image_is_predicted(
 
     page.click("text=None")
     assert page.locator("#stage canvas").count() == 0
+
+
+@pytest.mark.parametrize(("proxy", "path"), [("stripped", "/below/"), ("kept", "/wildcat"), ("named", "/")])
+def test_the_page_works_behind_a_proxy(
+    visit: Visit, addresses: dict[str, str], photo: Path, proxy: str, path: str
+) -> None:
+    page, _ = visit(addresses[proxy] + path)
+    upload(page, photo)
+    folder = addresses[proxy] + path.rstrip("/")
+    assert page.inner_text("#endpoint") == f"{folder}/predict"
+    assert page.evaluate("document.querySelector('footer a').href") == f"{folder}/openapi.json"
+    page.click("text=Mask")
+    page.check("#crf")
+    wait_for(page, "mask refined")
+    with page.expect_download() as waiting:
+        page.click("#download-annotations")
+    assert waiting.value.suggested_filename.endswith("-coco.zip")
+
+
+def test_the_page_shows_why_the_service_refuses_it(visit: Visit, addresses: dict[str, str], photo: Path) -> None:
+    page, faults = visit(addresses["other host"])
+    page.set_input_files("#file", photo)
+    wait_for(page, f"The header Origin is '{addresses['other host']}', but the header Host is 'localhost'")
+    assert "--names 127.0.0.1" in page.inner_text("#status")
+    page.route("**/predict*", lambda route: route.fulfill(status=413, body="<html>nginx</html>"))
+    page.set_input_files("#file", photo)
+    wait_for(page, "The proxy before the service answered with status 413. Its limit for uploads is too low")
+    page.route("**/model", lambda route: route.fulfill(status=400, json={"detail": "no such host.", "hint": "Try."}))
+    page.reload()
+    wait_for(page, "No such host. Try.")
+    assert all("40" in fault or "413" in fault for fault in faults)
+    faults.clear()
 
 
 def test_an_upload_waits_until_the_model_is_loaded(visit: Visit, addresses: dict[str, str], photo: Path) -> None:

@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.serve.conftest import SECONDS, Connect, Gate, encoded, image
+from tests.serve.malformed import form
 from wildcat.errors import ConfigError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
@@ -39,7 +41,7 @@ def service_of(client: httpx.AsyncClient) -> Service:
     "bad", [{"max_mb": 0}, {"timeout": float("nan")}, {"worker_timeout": -1}, {"queue": 0}, {"max_pixels": -1}]
 )
 def test_limits_are_checked(bad: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(bad))):
+    with pytest.raises(ConfigError, match=next(iter(bad)).replace("_", "-")):
         Limits(**bad)
 
 
@@ -98,9 +100,106 @@ def test_a_full_queue_refuses_requests_and_recovers_while_health_responds(connec
     asyncio.run(overload())
 
 
+def test_64_clients_wait_at_default_settings(connect: Connect) -> None:
+    async def crowd() -> None:
+        async with connect() as client:
+            gate = gated(client)
+            waiting = [send(client, seed) for seed in range(64)]
+            await until(lambda: sum(map(len, gate.batches)) + service_of(client).batcher.queue.qsize() == 64)
+            gate.open.set()
+            assert [(await task).status_code for task in waiting] == [200] * 64
+            assert (service_of(client).requests, service_of(client).bytes) == (0, 0)
+
+    asyncio.run(crowd())
+
+
+async def chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 10_000):
+        yield body[start : start + 10_000]
+        await asyncio.sleep(0)
+
+
+def test_uploads_wait_while_the_memory_for_them_is_full(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies in chunks, whose header does not say how long they are, count as they arrive."""
+    monkeypatch.setattr("wildcat.serve.service.ROOM_SECONDS", 0.01)
+    body = form(encoded(image()) + bytes(100_000))  # Pillow ignores bytes after the image
+
+    async def flood() -> None:
+        async with connect(Limits(max_mb=0.2, queue_mb=0.25, timeout=0.2, batch_size=1)) as client:
+            gate, service = gated(client), service_of(client)
+
+            def upload() -> asyncio.Task[httpx.Response]:
+                headers = {"content-type": "multipart/form-data; boundary=xyz"}
+                return asyncio.create_task(client.post("/predict", content=chunks(body), headers=headers))
+
+            inside = [upload(), upload()]
+            await until(lambda: len(gate.batches) + service.batcher.queue.qsize() == 2)
+            waiting = [upload() for _ in range(6)]
+            await until(lambda: service.requests == 8)
+            await asyncio.sleep(0.5)  # more than the timeout, which stands still
+            assert 250_000 < service.bytes <= 250_000 + 6 * 10_000
+            service.limits = replace(service.limits, wait=1e-6)
+            refused = [await task for task in waiting]
+            assert {each.status_code for each in refused} == {503}
+            assert all(each.headers["retry-after"] and "MB" in each.json()["detail"] for each in refused)
+            service.limits = replace(service.limits, wait=SECONDS)
+            waiting = [upload() for _ in range(6)]
+            gate.open.set()
+            assert [(await task).status_code for task in inside + waiting] == [200] * 8
+            await until(lambda: (service.requests, service.bytes, len(service.receiving)) == (0, 0, 0))
+
+    asyncio.run(flood())
+
+
+def test_uploads_that_fill_the_memory_together_arrive_one_after_the_other(connect: Connect) -> None:
+    body = form(encoded(image()) + bytes(150_000))
+
+    async def flood() -> None:
+        async with connect(Limits(max_mb=0.2, queue_mb=0.1)) as client:
+            headers = {"content-type": "multipart/form-data; boundary=xyz"}
+            tasks = [client.post("/predict", content=chunks(body), headers=headers) for _ in range(4)]
+            assert [each.status_code for each in await asyncio.gather(*tasks)] == [200] * 4
+
+    asyncio.run(flood())
+
+
+def test_the_job_of_a_client_that_is_gone_is_skipped(connect: Connect) -> None:
+    async def leave() -> None:
+        async with connect() as client:
+            gate, service = gated(client), service_of(client)
+            first = send(client)
+            await until(lambda: bool(gate.batches))
+            left, left_later = (
+                asyncio.Event(),
+                [{"type": "http.request", "body": form(encoded(image())), "more_body": False}],
+            )
+
+            async def receive() -> dict[str, Any]:
+                if left_later:
+                    return left_later.pop()
+                await left.wait()
+                return {"type": "http.disconnect"}
+
+            async def send_nothing(_: object) -> None: ...
+
+            headers = [(b"content-type", b"multipart/form-data; boundary=xyz")]
+            scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": headers}
+            gone = asyncio.create_task(client.app(scope, receive, send_nothing))  # type: ignore[attr-defined]
+            await until(lambda: service.batcher.queue.qsize() == 1)
+            left.set()
+            await until(lambda: service.requests == 1)
+            await gone
+            gate.open.set()
+            assert (await first).status_code == 200
+            assert (await send(client)).status_code == 200
+            assert [len(batch) for batch in gate.batches] == [1, 1]
+
+    asyncio.run(leave())
+
+
 def test_a_request_that_times_out_is_counted_until_its_worker_is_done(connect: Connect) -> None:
     async def late() -> None:
-        async with connect(Limits(queue=2, timeout=0.5, batch_size=1)) as client:
+        async with connect(Limits(queue=2, wait=0.5, batch_size=1)) as client:
             gate = gated(client)
             responses = [await task for task in [send(client), send(client)]]
             assert [each.status_code for each in responses] == [503, 503]
@@ -213,7 +312,7 @@ def test_a_hung_worker_process_times_out_and_is_restarted(connect: Connect, capl
             health = await client.get("/health")
             assert (health.status_code, health.json()) == (
                 200,
-                {"status": "ok", "workers": 1, "workers_alive": 1, "restarts": 1, "requests": 0, "queue": 32},
+                {"status": "ok", "workers": 1, "workers_alive": 1, "restarts": 1, "requests": 0, "queue": 512},
             )
 
     with caplog.at_level(logging.WARNING):

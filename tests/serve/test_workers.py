@@ -211,7 +211,7 @@ def test_a_service_with_processes_gives_the_responses_of_one_without(connect: Co
 def test_the_number_of_processes(predictor: Predictor) -> None:
     assert [count_processes(-1, predictor, threads) for threads in (1, 2, 16)] == [0, 2, 4]
     assert [count_processes(count, predictor, 2) for count in (0, 1, 7)] == [0, 1, 7]
-    with pytest.raises(WildcatError, match="processes=-2"):
+    with pytest.raises(WildcatError, match="--processes -2"):
         count_processes(-2, predictor, 2)
 
 
@@ -220,5 +220,5 @@ def test_processes_need_the_torch_engine(predictor: Predictor) -> None:
     engine = Engine("onnx", "fp32", predictor.model.features)
     other.members = tuple(replace(member, engine=engine) for member in predictor.members)
     assert count_processes(-1, other, 16) == 0
-    with pytest.raises(ConfigError, match="processes=2"):
+    with pytest.raises(ConfigError, match="--processes 2"):
         count_processes(2, other, 16)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from wildcat.serve import Limits
 
-BACKLOG = 128
+BACKLOG = 1024
+IDLE_CONNECTIONS = 384  # 64 browsers that keep six connections each
 STOP_SECONDS = 10  # for running requests after a signal to stop
 
 
@@ -33,14 +34,20 @@ class Serve(ModelCommand):
     """Port to listen on; 0 selects a free one."""
     names: str = ""
     """Additional host names to accept, separated by commas, such as the name of a reverse proxy."""
+    root_path: str = ""
+    """Path prefix of the service at a reverse proxy, such as /wildcat, whether the proxy strips it or not."""
     max_mb: float = 20.0
     """Largest request in megabytes."""
     max_pixels: int = 40_000_000
     """Most pixels of an image."""
-    queue: int = 32
+    queue: int = 512
     """Most requests that run or wait; further requests get status 503."""
+    queue_mb: float = 256.0
+    """Megabytes of uploads in memory above which the rest of other uploads waits to be received."""
     timeout: float = 60.0
-    """Seconds to receive a request, and again to compute its response."""
+    """Seconds to receive a request."""
+    wait: float = 300.0
+    """Seconds an upload may wait for memory, and a request for its result; then it gets status 503."""
     worker_timeout: float = 60.0
     """Seconds a worker may take for a batch; a worker process is then killed and restarted."""
     batch_size: int = 8
@@ -61,9 +68,17 @@ def run_serve(command: Serve) -> int:
     limits = Limits(**{field.name: getattr(command, field.name) for field in fields(Limits)})
     with listen(command.host, command.port) as listener:
         predictor = load_model(command, command.run)
-        names = {name.strip() for name in command.names.split(",") if name.strip()}
-        hosts = {*LOOPBACK, command.host, *names} if is_loopback(command.host) else None
-        app = create_app(predictor, limits, hosts, command.processes, keep_freed_memory)
+        names = command.names.replace(",", " ").split()
+        hosts = {*LOOPBACK, command.host} if is_loopback(command.host) else None
+        app = create_app(
+            predictor,
+            limits,
+            hosts,
+            command.processes,
+            keep_freed_memory,
+            names=names,
+            root_path=command.root_path,
+        )
         print(url_of(command.host, listener), flush=True)
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; device {predictor.device.type}; Ctrl-C stops",
@@ -83,7 +98,7 @@ def listen(host: str, port: int) -> socket.socket:
         WildcatError: the port is in use or not permitted, or the host is not an address of this machine.
     """
     if not 0 <= port <= 65_535:
-        raise ConfigError(f"port={port}: give a number from 1 to 65535, or 0 for any free one.")
+        raise ConfigError(f"--port {port}: give a number from 1 to 65535, or 0 for any free one.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -126,8 +141,7 @@ def serve_until_signal(app: FastAPI, listener: socket.socket, limits: Limits) ->
         log_level="warning",
         access_log=False,
         server_header=False,
-        proxy_headers=False,
-        limit_concurrency=4 * limits.queue + 64,
+        limit_concurrency=limits.queue + IDLE_CONNECTIONS,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=STOP_SECONDS,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import torch
 from fastapi import FastAPI, Query, Request, Response
@@ -16,10 +18,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from wildcat._version import __version__
-from wildcat.errors import RunError, WildcatError
+from wildcat.errors import ConfigError, RunError, WildcatError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
-from wildcat.serve.middleware import SecurityMiddleware, error_response
+from wildcat.serve.middleware import SecurityMiddleware, error_response, split_url
 from wildcat.serve.responses import AnnotationQuery, MapQuery, PredictQuery, annotation_zip, draw_map, prediction_json
 from wildcat.serve.service import Service
 from wildcat.serve.uploads import FIELD, FORMATS, Limits, RequestError, try_later
@@ -36,6 +38,8 @@ ASSETS = {
     "report.css": ("wildcat.report", "report.css", "text/css; charset=utf-8"),
 }
 
+
+OWN_PATHS = ("predict", "map", "annotations", "model", "health", "static", "openapi.json")
 
 # The body of a request, and the responses, for /openapi.json.
 UPLOAD = {
@@ -79,6 +83,9 @@ def create_app(
     hosts: Collection[str] | None = None,
     processes: int = 0,
     setup: Callable[[], object] | None = None,
+    *,
+    names: Collection[str] = (),
+    root_path: str = "",
 ) -> FastAPI:
     """An ASGI application that serves a model; `app.state.service` is its `Service`.
 
@@ -87,12 +94,16 @@ def create_app(
         processes: number of worker processes; 0 runs the model in threads of this process, -1 uses one process per core
             (at most 4) where that is faster. A script that asks for processes needs `if __name__ == "__main__":`.
         setup: called first in each worker process.
+        names: further host names to accept, such as that of a reverse proxy, also in the header Origin of its pages.
+        root_path: path prefix at a reverse proxy, such as "/wildcat".
 
     Raises:
-        ConfigError: processes for a model on a GPU or with an engine other than torch.
+        ConfigError: processes for a model on a GPU or with an engine other than torch; a root path that is no path, or
+            one of the service's own; a name that is no host name.
         WorkerError: a worker process cannot start.
     """
     limits = limits or Limits()
+    root_path, names = check_root_path(root_path), [check_name(name) for name in names]
     service = Service(predictor, limits, processes, setup)
 
     @asynccontextmanager
@@ -107,13 +118,40 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from other servers
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the header Host, which a proxy may have replaced
     )
     app.state.service = service
-    app.add_middleware(SecurityMiddleware, max_bytes=limits.max_bytes, hosts=hosts)
+    app.add_middleware(SecurityMiddleware, max_bytes=limits.max_bytes, hosts=hosts, names=names, root_path=root_path)
     _add_error_handlers(app)
     _add_routes(app, service, describe_model(predictor, limits))
     _add_page(app)
     return app
+
+
+def check_root_path(path: str) -> str:
+    """A path prefix with a slash before and none after, "" for none.
+
+    Raises:
+        ConfigError: no path of plain characters, or the path of a route: a proxy that strips it would hide the route.
+    """
+    path = "/".join(["", *filter(None, path.strip().split("/"))])
+    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
+        raise ConfigError(f"--root-path {path!r} is no path prefix.", "Give one such as /wildcat, without a host name.")
+    if path[1:] in OWN_PATHS:
+        raise ConfigError(f"--root-path {path} is a path of the service itself.", "Give another, such as /wildcat.")
+    return path
+
+
+def check_name(name: str) -> str:
+    """The host name in "example.com", "example.com:8443" or "https://example.com/".
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = split_url(name if "//" in name else f"//{name}").hostname or ""
+    if not re.fullmatch(r"[\w.:-]+", found, re.ASCII):
+        raise ConfigError(f"--names {name!r} is no host name.", "Give names such as example.com, separated by commas.")
+    return found
 
 
 def _add_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> None:
@@ -184,10 +222,13 @@ def _add_page(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str = "") -> Response:
+    async def static(request: Request, name: str = "") -> Response:
         if name not in assets:
             raise RequestError(404, "this file does not exist.")
         content, media_type = assets[name]
+        if not name and (root := request.scope["root_path"]):  # the address of the page may lack the last slash
+            base = f'<base href="{quote(root)}/">'.encode()
+            content = content.replace(b"<head>", b"<head>" + base, 1)
         return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
 
 
@@ -205,16 +246,20 @@ def _add_error_handlers(app: FastAPI) -> None:
         path = request.url.path[:200]
         messages = {404: f"the path {path} does not exist.", 405: f"{path} does not support {request.method}."}
         message = messages.get(error.status_code, str(error.detail))
-        response = error_response(RequestError(error.status_code, message, "See /openapi.json."))
+        hint = f"See {request.scope['root_path']}/openapi.json."
+        if error.status_code == 404 and not request.scope["root_path"]:
+            hint += " If a proxy passes on a path prefix, start the service with --root-path."
+        response = error_response(RequestError(error.status_code, message, hint))
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_parameters(_: Request, error: RequestValidationError) -> Response:
+    async def invalid_parameters(request: Request, error: RequestValidationError) -> Response:
         faults = [
             f"{fault['loc'][1]}={str(fault.get('input'))[:80]}: {fault['msg'].lower()}" for fault in error.errors()
         ]
-        return error_response(RequestError(422, f"{'; '.join(faults[:5])}.", "See /openapi.json for the parameters."))
+        hint = f"See {request.scope['root_path']}/openapi.json for the parameters."
+        return error_response(RequestError(422, f"{'; '.join(faults[:5])}.", hint))
 
     @app.exception_handler(Exception)
     async def unexpected_error(_: Request, __: Exception) -> Response:  # the server logs it

@@ -1,9 +1,10 @@
-"""ASGI middleware: checks the host and origin, limits the request body, and adds security headers to responses."""
+"""ASGI middleware: path prefix, checks of host and origin, limit of the request body, security headers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,11 +16,12 @@ from wildcat.errors import WildcatError
 from wildcat.serve.uploads import RequestError
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+DEFAULT_PORTS = {"http": 80, "https": 443}  # browsers leave them out of Origin, proxies may add them to Host
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "base-uri 'self'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -46,16 +48,29 @@ class SecurityMiddleware:
         max_bytes: largest request body, counted while it arrives; reading more raises `RequestError` (413).
         hosts: accepted host names; they protect a local service from web pages whose own host name points to it
             (DNS rebinding). None accepts any.
+        names: further accepted host names, also of pages behind a proxy that replaces the header Host.
+        root_path: path prefix of the service behind a proxy, such as "/wildcat", whether the proxy strips it or not.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, hosts: Collection[str] | None = None) -> None:
-        self.app, self.max_bytes = app, max_bytes
-        self.hosts = None if hosts is None else {host.lower() for host in hosts}
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        hosts: Collection[str] | None = None,
+        names: Collection[str] = (),
+        root_path: str = "",
+    ) -> None:
+        self.app, self.max_bytes, self.root_path = app, max_bytes, root_path
+        self.names = {name.lower() for name in names}
+        self.hosts = None if hosts is None else {host.lower() for host in hosts} | self.names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        root = scope.get("root_path") or self.root_path  # an ASGI server or an outer application may set it
+        path = "/" + scope["path"].lstrip("/")  # nginx with `location /x` and `proxy_pass http://host/` sends //predict
+        scope = {**scope, "root_path": root, "path": f"{root}/" if path == root else path}
         count, done = 0, False  # bytes of the body that have arrived; whether all have
 
         async def read() -> Message:
@@ -88,13 +103,22 @@ class SecurityMiddleware:
 
     def _check(self, headers: Headers) -> RequestError | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.hosts is not None and _split(f"//{host}").hostname not in self.hosts:
+        name = split_url(f"//{host}").hostname or ""
+        if self.hosts is not None and name not in self.hosts:
             return RequestError(
-                400, f"this service does not accept the host name {host[:200]!r}.", "Start it with --names to add it."
+                400,
+                f"the header Host is {host[:200]!r}; this service accepts {', '.join(sorted(self.hosts))}.",
+                f"Start it with --names {_typed(name)}.",
             )
-        if origin is not None and _split(origin).netloc.lower() != host.lower():
+        page = split_url(origin or "")
+        same = {page.netloc.lower(), f"{page.netloc}:{DEFAULT_PORTS.get(page.scheme)}".lower()}
+        if origin is not None and host.lower() not in same and page.hostname not in self.names:
             return RequestError(
-                403, f"pages of {origin[:200]} may not use this service.", "Use its own page, or a program."
+                403,
+                f"the header Origin is {origin[:200]!r}, but the header Host is {host[:200]!r}: pages of other sites "
+                "may not use this service.",
+                f"For its own page behind a proxy, start it with --names {_typed(page.hostname or '')}, or let the "
+                "proxy keep the header Host.",
             )
         length = headers.get("content-length", "0")
         return self._too_large() if length.isdecimal() and int(length) > self.max_bytes else None
@@ -103,7 +127,12 @@ class SecurityMiddleware:
         return RequestError(413, f"the request is larger than {self.max_bytes / 1e6:g} MB.", "Send a smaller image.")
 
 
-def _split(url: str) -> SplitResult:
+def _typed(name: str) -> str:
+    """A host name of a client as it is typed in a shell; a placeholder for anything else."""
+    return name if re.fullmatch(r"[\w.-]{1,253}", name, re.ASCII) else "NAME"
+
+
+def split_url(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError:  # such as "[" without "]"

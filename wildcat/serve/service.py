@@ -13,6 +13,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Any, TypeVar
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from wildcat.engines.threads import Shares, engine_threads
 from wildcat.errors import ConfigError, out_of_memory
@@ -29,19 +30,23 @@ SMALL_BATCH = 2  # images per batch of workers that share the cores; larger batc
 LARGE_IMAGES = 3  # images above `max_pixels` / LARGE_SHARE that are decoded at the same time, to bound the memory
 LARGE_SHARE = 10
 CHECK_SECONDS = 1.0  # how often idle workers are checked
+ROOM_SECONDS = 0.1  # how often uploads check whether there is room in memory
 
 
 class Service:
     """Predicts uploaded images within the limits; see `create_app` for the arguments.
 
     Attributes:
-        requests: how many run or wait.
+        requests: how many are received, wait or run.
+        bytes: of their bodies, as far as they have arrived.
+        receiving: those whose bodies have not arrived, by their timeouts, in the order of their start.
     """
 
     def __init__(
         self, predictor: Predictor, limits: Limits, processes: int = 0, setup: Callable[[], object] | None = None
     ) -> None:
-        self.limits, self.requests = limits, 0
+        self.limits, self.requests, self.bytes = limits, 0, 0
+        self.receiving: dict[asyncio.Timeout, None] = {}
         self.workers, batch_size = create_workers(predictor, limits, processes, setup)
         self.batcher = Batcher(self.workers, batch_size)
         self.large = asyncio.Semaphore(LARGE_IMAGES)
@@ -58,17 +63,11 @@ class Service:
             raise RequestError(
                 503, f"the queue is full ({self.requests} requests).", "Try again in a second.", retry_after=1
             )
-        seconds = self.limits.timeout
+        wait = self.limits.wait
         with ExitStack() as held:  # released when the worker is done, or earlier after an error
-            self.requests += 1
-            held.callback(self._count_down)
+            content, name = await self._receive(request, held)
             try:
-                async with asyncio.timeout(seconds):
-                    content, name = await read_form(request)
-            except TimeoutError as error:
-                raise RequestError(408, f"the image did not arrive within {seconds:g} seconds.") from error
-            try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(wait):
                     header = await asyncio.to_thread(open_image, content, self.limits.max_pixels)
                     if header.width * header.height > self.limits.max_pixels / LARGE_SHARE:
                         await self.large.acquire()
@@ -77,11 +76,16 @@ class Service:
                     del content, header
                     loop, release = asyncio.get_running_loop(), held.pop_all().close
                     future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
-                    result: Result = await asyncio.wrap_future(future)  # cancels a job that still waits
+                    disconnected = asyncio.ensure_future(request.receive())  # the body has arrived
+                    disconnected.add_done_callback(lambda _: future.cancel())  # skips a job that still waits
+                    try:
+                        result: Result = await asyncio.wrap_future(future)  # cancels it after a timeout, too
+                    finally:
+                        disconnected.cancel()
                     return result
             except TimeoutError as error:
-                raise try_later(f"no result within {seconds:g} seconds.") from error
-            except asyncio.CancelledError as error:  # the server stops
+                raise try_later(f"no result within {wait:g} seconds.") from error
+            except asyncio.CancelledError as error:  # the server stops, or the client is gone
                 raise RequestError(503, "the service is stopping.") from error
             except Exception as error:
                 if out_of_memory(error):
@@ -101,8 +105,56 @@ class Service:
             "queue": self.limits.queue,
         }
 
-    def _count_down(self) -> None:
-        self.requests -= 1
+    async def _receive(self, request: Request, held: ExitStack) -> tuple[bytes, str]:
+        """Content and name of the image in a form; the request and its bytes count until `held` is closed.
+
+        Raises:
+            RequestError: see `read_form`; 408 timeout, 503 no room in memory.
+        """
+        arrived, seconds = 0, self.limits.timeout
+
+        def forget() -> None:
+            self.requests -= 1
+            self.bytes -= arrived
+
+        async def receive() -> Message:
+            nonlocal arrived
+            await self._wait_for_room(timeout)
+            message = await request.receive()
+            size = len(message.get("body", b""))
+            arrived += size
+            self.bytes += size
+            return message
+
+        self.requests += 1
+        held.callback(forget)
+        try:
+            async with asyncio.timeout(seconds) as timeout:
+                self.receiving[timeout] = None
+                return await read_form(Request(request.scope, receive))
+        except TimeoutError as error:
+            raise RequestError(408, f"the image did not arrive within {seconds:g} seconds.") from error
+        finally:
+            self.receiving.pop(timeout)
+
+    async def _wait_for_room(self, timeout: asyncio.Timeout) -> None:
+        """Read no more of a body while `Limits.queue_mb` are in memory; the timeout of the request stands still.
+
+        If only bodies that have not arrived yet fill the memory, the oldest of them may arrive.
+
+        Raises:
+            RequestError: 503, no room within `Limits.wait`.
+        """
+        start, end = time.monotonic(), timeout.when()
+        while self.bytes > self.limits.queue_mb * 1e6 and (
+            self.requests > len(self.receiving) or timeout is not next(iter(self.receiving))
+        ):
+            timeout.reschedule(None)
+            if time.monotonic() - start > self.limits.wait:
+                raise try_later(f"the queue is full ({self.bytes / 1e6:.1f} MB in {self.requests} requests).")
+            await asyncio.sleep(ROOM_SECONDS)
+        if end is not None:
+            timeout.reschedule(end + time.monotonic() - start)
 
 
 class Batcher:
@@ -228,10 +280,10 @@ def count_processes(processes: int, predictor: Predictor, threads: int) -> int:
         ConfigError: below -1, or more than 0 for a model on a GPU or with an engine that has its own threads.
     """
     if processes < -1:
-        raise ConfigError(f"processes={processes}: give a number, 0 for none, or -1 for the default.")
+        raise ConfigError(f"--processes {processes}: give a number, 0 for none, or -1 for the default.")
     if processes > 0 and not shares_cores(predictor):
         raise ConfigError(
-            f"processes={processes}: worker processes need the torch engine on a CPU.",
+            f"--processes {processes}: worker processes need the torch engine on a CPU.",
             "Omit --processes, or add --device cpu --engine torch.",
         )
     if processes >= 0:

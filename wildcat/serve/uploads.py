@@ -30,7 +30,9 @@ class Limits:
         max_mb: largest request body in megabytes of 1,000,000 bytes.
         max_pixels: most pixels of an image, checked in its header before it is decoded.
         queue: most requests that run or wait; further requests get status 503.
-        timeout: seconds to receive a request, and again to compute its response.
+        queue_mb: megabytes of uploads in memory above which the rest of other uploads waits to be received.
+        timeout: seconds to receive a request.
+        wait: seconds an upload may wait for memory, and a request for its result, in the queue and at a worker.
         worker_timeout: seconds a worker may take for a batch; a worker process is then killed and restarted.
         batch_size: most images per forward pass.
 
@@ -40,8 +42,10 @@ class Limits:
 
     max_mb: float = 20.0
     max_pixels: int = 40_000_000
-    queue: int = 32
+    queue: int = 512
+    queue_mb: float = 256.0
     timeout: float = 60.0
+    wait: float = 300.0
     worker_timeout: float = 60.0
     batch_size: int = 8
 
@@ -49,7 +53,7 @@ class Limits:
         for name, value in vars(self).items():
             lowest = 1 if name in ("max_pixels", "queue", "batch_size") else 1e-6
             if not lowest <= value < math.inf:
-                raise ConfigError(f"{name}={value}: give a number of at least {lowest:g}.")
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number of at least {lowest:g}.")
 
     @property
     def max_bytes(self) -> int:

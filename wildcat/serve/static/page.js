@@ -16,18 +16,26 @@
     find("#status").classList.toggle("bad", isError);
   };
   const showError = (error) => { if (error.name !== "AbortError") setStatus(error.message, true); };
-  const post = async (path, image, signal) => {
-    const form = new FormData();
-    form.append("image", image, image.name || "pasted.png");
+  /** Request a path relative to the page: a proxy may serve it below a prefix. */
+  const request = async (path, options) => {
     let response;
     try {
-      response = await fetch(path, { method: "POST", body: form, signal });
+      response = await fetch(path, options);
     } catch (error) {
       throw error.name === "AbortError" ? error : new Error(UNREACHABLE);
     }
     if (response.ok) return response;
-    const { detail = `status ${response.status}.`, hint = "" } = await response.json().catch(() => ({}));
+    const proxy = { // the service itself answers with JSON
+      detail: `the proxy before the service answered with status ${response.status}.`,
+      hint: response.status === 413 ? "Its limit for uploads is too low for this image." : "",
+    };
+    const { detail, hint } = await response.json().catch(() => proxy);
     throw new Error(`${detail.charAt(0).toUpperCase()}${detail.slice(1)} ${hint}`);
+  };
+  const post = (path, image, signal) => {
+    const body = new FormData();
+    body.append("image", image, image.name || "pasted.png");
+    return request(path, { method: "POST", body, signal });
   };
   /** Run `task(signal)`; a later task aborts it. */
   let currentTask = null;
@@ -58,13 +66,13 @@
 
   // --- the model ---
   const showModel = async () => {
-    const [description, colors] = await Promise.all(["/model", "/static/colors.json"].map((path) => fetch(path).then((r) => r.json())));
+    const [description, colors] = await Promise.all(["model", "static/colors.json"].map((path) => request(path).then((r) => r.json())));
     model = description;
     maskColors = colors.marks;
     colormaps = Object.fromEntries(Object.entries(colors.colormaps).map(([name, text]) => [name, decodeBase64(text)]));
     document.title = `${model.name} · wildcat`;
     find("#name").textContent = model.name;
-    find("#origin").textContent = location.origin;
+    find("#endpoint").textContent = new URL("predict", document.baseURI).href;
     const networks = model.members.map((m) => `${m.backbone}, ${m.input_size} px${m.num_maps > 1 ? `, ${m.num_maps} maps per class` : ""}`);
     for (const [name, value] of [
       ["Classes", `${number(model.classes.length)}, ${model.task === "multiclass" ? "one" : "any number"} per image`],
@@ -79,7 +87,7 @@
     find("#colormap").append(...Object.keys(colormaps).map((name) => create("option", "", name)));
     setStatus("");
   };
-  const modelLoaded = showModel().then(() => true, () => { setStatus(UNREACHABLE, true); return false; });
+  const modelLoaded = showModel().then(() => true, (error) => { showError(error); return false; });
 
   // --- maps and masks ---
   /** A canvas in the proportions of the image, no side longer than `side` or the image's own. */
@@ -236,9 +244,9 @@
       return;
     }
     await runTask(`Predicting ${upload.name || "the image"} …`, async (signal) => {
-      const prediction = await (await post(`/predict?cells=${LISTED_CLASSES}`, upload, signal)).json();
+      const prediction = await (await post(`predict?cells=${LISTED_CLASSES}`, upload, signal)).json();
       const image = await loadImage(URL.createObjectURL(upload)).catch(async () => { // browsers cannot show TIFF
-        const png = await (await post("/map?kind=image", upload, signal)).blob();
+        const png = await (await post("map?kind=image", upload, signal)).blob();
         return loadImage(URL.createObjectURL(png));
       });
       if (photo) URL.revokeObjectURL(photo.src);
@@ -349,7 +357,7 @@
       return;
     }
     await runTask("Refining the mask …", async (signal) => {
-      const path = `/predict?save=masks&crf=true${threshold === null ? "" : `&threshold=${threshold}`}`;
+      const path = `predict?save=masks&crf=true${threshold === null ? "" : `&threshold=${threshold}`}`;
       refined = await decodeMask(await (await post(path, await reducedFile(), signal)).json());
       setStatus(`${row.image}, mask refined`);
       drawStage();
@@ -398,7 +406,7 @@
     const button = event.target, format = find("#format").value;
     button.disabled = true;
     try {
-      const response = await post(`/annotations?format=${encodeURIComponent(format)}`, file);
+      const response = await post(`annotations?format=${encodeURIComponent(format)}`, file);
       download(await response.blob(), `${stem()}-${format}.zip`);
     } catch (error) {
       showError(error);
