@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import multiprocessing
+import os
+import pickle
 import weakref
+import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +28,7 @@ from wildcat.config import Architecture
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ConfigError, ImageError, RunError
+from wildcat.errors import ConfigError, EngineError, ImageError, RunError
 from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.factory import ARCHITECTURES, create_model
@@ -208,11 +215,19 @@ def test_path_image_and_array_give_the_same_prediction(predictor: Predictor, tmp
     array = block(4, 3)
     path = tmp_path / "a.png"
     Image.fromarray(array).save(path)
-    kinds: list[Any] = [path, str(path), Image.fromarray(array), array]
-    for kind in kinds:
-        p = predictor.predict(kind)
+    in_memory = io.BytesIO()
+    Image.fromarray(array).save(in_memory, "PNG")  # and leaves it at its end
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "a.png")
+    with path.open("rb") as file, zipfile.ZipFile(tmp_path / "a.zip") as archive, archive.open("a.png") as member:
+        kinds: list[Any] = [path, str(path), os.fspath(path), Image.fromarray(array), array]
+        kinds += [file, file, in_memory, in_memory.getvalue(), member, PurePath(path)]
+        found = [predictor.predict(kind) for kind in kinds]
+        assert [p.points for p in predictor.predict(kinds)] == [p.points for p in found]
+    for kind, p in zip(kinds, found, strict=True):
         assert p.points["red"] == (3.5 * 40, 4.5 * 20)
-        assert p.path == (str(path) if isinstance(kind, (str, Path)) else "")
+        name = "a.png" if kind is member else str(path) if isinstance(kind, (str, PurePath)) or kind is file else ""
+        assert p.path == name
         assert np.array_equal(np.asarray(p.load_image()), array)
 
 
@@ -237,7 +252,7 @@ def test_an_iterator_gives_an_iterator_that_reads_few_images_ahead(predictor: Pr
 
     found = predictor.predict(endless())
     assert isinstance(found, Iterator)
-    assert pulled == 0  # nothing is read before it is asked for
+    assert pulled == 1  # the first is checked at once, the others are read when they are asked for
     first = next(found)
     assert first.points["red"] == (1.5 * 40, 10)
     assert pulled <= 2 * BATCH_SIZE
@@ -278,14 +293,79 @@ def test_grey_arrays_are_accepted(predictor: Predictor) -> None:
         (7, "int"),
         ({"a.jpg"}, "set"),
         (None, "NoneType"),
+        ([block(0, 0)], "list"),
+        ({"image": "a.jpg"}, "dict"),
+        (io.StringIO("a.jpg"), "opened as text"),
+        (SimpleNamespace(read=lambda *_: "text"), "read() gives str"),
     ],
 )
 def test_inputs_that_are_not_images_are_refused(predictor: Predictor, image: Any, named: str) -> None:
-    with pytest.raises(ConfigError, match="is not an image") as caught:
-        predictor.predict(image)
-    assert named in caught.value.message
-    with pytest.raises(ConfigError, match="is not an image"):
-        predictor.predict([block(0, 0), image])
+    wrong: list[Any] = [[block(0, 0), image], [image], *([] if isinstance(image, list) else [image])]
+    for given in wrong:
+        with pytest.raises(ConfigError, match="is not an image") as caught:
+            predictor.predict(given)
+        assert named in caught.value.message
+
+
+def test_a_list_or_generator_of_something_else_is_refused_before_the_first_forward_pass(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "forward", lambda *_: pytest.fail("a forward pass"))
+    with pytest.raises(ConfigError, match="an int, from a generator, is not an image"):
+        predictor.predict(i for i in range(3))
+    with pytest.raises(ConfigError, match="an int, item 40 of a list, is not an image"):
+        predictor.predict([*[block(0, 0)] * 40, 7])
+    assert list(predictor.predict(iter([]))) == []
+
+
+def test_a_closed_file_is_refused(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(block(0, 0)).save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open("rb") as file:
+        pass
+    with pytest.raises(ImageError, match=r"a\.png cannot be read: .*closed"):
+        predictor.predict(file)
+
+
+# --- pickling and processes -----------------------------------------------------------------------------------------
+
+
+def test_copies_and_spawned_processes_predict_the_same() -> None:
+    """With an engine, whose session is opened again."""
+    predictor, image = colour_finder(), block(2, 5)
+    predictor.use_engine("torch", "bf16")
+    expected = predictor.predict(image)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (spawned,) = pool.map(predictor.predict, [image])
+    for found in (
+        spawned,
+        copy.deepcopy(predictor).predict(image),
+        pickle.loads(pickle.dumps(predictor)).predict(image),
+    ):
+        assert found.to_dict() == expected.to_dict()
+        assert np.array_equal(found.class_maps, expected.class_maps)
+        assert np.array_equal(np.asarray(found.load_image()), image)
+
+
+def test_a_trained_network_can_be_copied(classifier: Predictor) -> None:
+    """Batch normalisation is folded into its convolutions by tracing."""
+    image = skimage.data.chelsea()
+    for copied in (copy.deepcopy(classifier), pickle.loads(pickle.dumps(classifier))):
+        np.testing.assert_array_equal(copied.predict(image).class_scores, classifier.predict(image).class_scores)
+
+
+def test_a_forked_process_is_refused_instead_of_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = colour_finder()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    predictor.predict(block(0, 0))  # one thread does not hang
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    with pytest.raises(EngineError, match="forked") as caught:
+        predictor.predict(block(0, 0))
+    assert "spawn" in caught.value.hint
+
+
+def test_a_predictor_is_one_line(predictor: Predictor) -> None:
+    assert repr(predictor) == "Predictor('colours', multilabel, 3 classes, device 'cpu')"
 
 
 def test_a_broken_file_raises_or_is_reported_and_skipped(predictor: Predictor, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wildcat.errors import ConfigError
+from wildcat.errors import ConfigError, EngineError
 
 CGROUP = Path("/sys/fs/cgroup")  # CPU limits of the container of this process (Linux)
 
@@ -33,6 +33,19 @@ def choose_device(name: str) -> torch.device:
             f"device={name}: this machine has no such device.", "Give auto, cpu, cuda, cuda:1 or mps."
         ) from error
     return device
+
+
+def refuse_forked(process: int) -> None:
+    """Refuse to compute in a process forked from `process`: its OpenMP threads do not exist here, and torch would hang.
+
+    Raises:
+        EngineError: how to start processes instead.
+    """
+    if os.getpid() != process and torch.get_num_threads() > 1:
+        raise EngineError(
+            "this process was forked from one that loaded the model; torch would hang here.",
+            'Start processes by multiprocessing.get_context("spawn"), or call torch.set_num_threads(1) in them.',
+        )
 
 
 def machine() -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -39,7 +38,7 @@ BOX_SIDE = 128  # longest side of the grid for finding boxes: class maps are smo
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """Scores and maps of one image, and what follows from them. Coordinates are (x, y) in pixels of the original image.
 
@@ -67,6 +66,10 @@ class Prediction:
     image: Image.Image | Path | ImageRef
     calibration: Calibration | None = None
     device: torch.device = CPU
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
+        return f"Prediction({self.path!r}, {self.width} x {self.height}, {{{found}}})"
 
     @cached_property
     def scores(self) -> Mapping[str, float]:
@@ -103,7 +106,7 @@ class Prediction:
     def points(self) -> Mapping[str, tuple[float, float]]:
         """(x, y) of each class: the centre of the highest cell of its map."""
         points = peak_points(self.class_maps, (self.height, self.width))
-        return MappingProxyType({c: (float(x), float(y)) for c, (x, y) in zip(self.classes, points, strict=True)})
+        return {c: (float(x), float(y)) for c, (x, y) in zip(self.classes, points, strict=True)}
 
     @cached_property
     def boxes(self) -> Mapping[str, list[Box]]:
@@ -111,7 +114,7 @@ class Prediction:
 
         A box encloses a connected region in which the class map is above the middle of its range.
         """
-        return MappingProxyType({c: self.find_boxes(c) for c in self.labels})
+        return {c: self.find_boxes(c) for c in self.labels}
 
     def find_boxes(self, name: str, threshold: float = 0.5) -> list[Box]:
         """Boxes of any class; `threshold` is a fraction of the range of its map."""
@@ -293,7 +296,7 @@ class Prediction:
         return self.classes.index(name)
 
     def _by_class(self, values: NDArray[np.float32]) -> Mapping[str, float]:
-        return MappingProxyType({c: float(v) for c, v in zip(self.classes, values, strict=True)})
+        return {c: float(v) for c, v in zip(self.classes, values, strict=True)}
 
 
 def default_mask_params(task: Task) -> MaskParams:

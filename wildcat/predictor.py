@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,9 +22,18 @@ from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, EngineName, Flip, Precision
 from wildcat.data.dataset import Task
-from wildcat.data.image_ref import ImageInput, ImageRef, decode_image, input_name
+from wildcat.data.image_ref import (
+    FileInput,
+    ImageInput,
+    ImageRef,
+    LoadedImage,
+    check_is_image,
+    decode_image,
+    input_name,
+    read_open_file,
+)
 from wildcat.data.transforms import Preprocess
-from wildcat.device import choose_device
+from wildcat.device import choose_device, refuse_forked
 from wildcat.engines import fold, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
 from wildcat.models.calibration import Calibration, read_calibration
@@ -38,25 +48,6 @@ BATCH_SIZE = 8
 READERS = 4  # threads that read images ahead
 
 OnError = Callable[[ImageInput, ImageError], object]
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedImage:
-    """An image that has been read and resized for the networks.
-
-    Attributes:
-        name: its path, or "".
-        size: (width, height) of the original image.
-        source: the original image, or its location if it can be read again: predictions then hold no pixels.
-        inputs: for each member (3, S, S) uint8; empty for an image that will be cut into tiles.
-        pixels: the image to cut into tiles, or None.
-    """
-
-    name: str
-    size: tuple[int, int]
-    source: Image.Image | Path | ImageRef
-    inputs: Sequence[Tensor] = ()
-    pixels: Image.Image | None = None
 
 
 class Predictor:
@@ -93,10 +84,24 @@ class Predictor:
         self.device = choose_device(device)
         self.flip, self.tile = flip, tile
         self.combination, self.calibration = combination, calibration
+        self.process = os.getpid()
         for member in members:
             for network in (member.model, member.segmenter):
                 if network is not None:
                     network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.name!r}, {self.task}, {len(self.classes)} classes, device {str(self.device)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle or copy without engines, whose sessions belong to this process."""
+        members, engine = tuple(replace(m, engine=None) for m in self.members), self.members[0].engine
+        return {**vars(self), "members": members, "engine": engine and (engine.name, engine.precision)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, process=os.getpid())
+        if engine := vars(self).pop("engine"):
+            self._open_engines(*engine)
 
     @property
     def model(self) -> Wildcat:
@@ -126,6 +131,9 @@ class Predictor:
             return
         for model, size in {member.model: member.preprocess.size for member in self.members}.items():
             model.backbone = fold(model.backbone, size).to(memory_format=torch.channels_last)
+        self._open_engines(engine, precision)
+
+    def _open_engines(self, engine: EngineName, precision: Precision) -> None:
         self.members = tuple(
             replace(m, engine=open_engine(engine, precision, m.model.backbone, m.preprocess.size, self.device))
             for m in self.members
@@ -134,39 +142,40 @@ class Predictor:
     # --- images -> predictions ---
 
     @overload
-    def predict(self, images: ImageInput, *, modalities: bool = True) -> Prediction: ...
+    def predict(self, images: ImageInput | FileInput, *, modalities: bool = True) -> Prediction: ...
     @overload
     def predict(self, images: list[Any] | tuple[Any, ...], *, modalities: bool = True) -> list[Prediction]: ...
     @overload
     def predict(self, images: Iterator[Any], *, modalities: bool = True) -> Iterator[Prediction]: ...
     def predict(
-        self, images: ImageInput | Iterable[ImageInput], *, modalities: bool = True
+        self, images: ImageInput | FileInput | Iterable[ImageInput | FileInput], *, modalities: bool = True
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
         """Predict one image, a list of images, or a stream of images.
 
         Args:
-            images: a path, a PIL image or a uint8 array, (H, W, 3) RGB or (H, W) grey; a list or tuple of these
-                returns a list, an iterator returns an iterator that reads only a few images ahead.
+            images: a path, an open binary file (or its content), a PIL image or a uint8 array, (H, W, 3) RGB or (H, W)
+                grey; a list or tuple of these returns a list, an iterator returns an iterator that reads only a few
+                images ahead, the first one at once.
             modalities: also compute the M maps behind each class.
 
         Raises:
             ImageError: an image cannot be read.
             ConfigError: not an image.
         """
-        if isinstance(images, (str, Path, Image.Image, np.ndarray, ImageRef)):
-            return next(self.stream([images], modalities=modalities))
         if isinstance(images, (list, tuple)):
+            for number, image in enumerate(images):
+                check_is_image(image, f", item {number} of a {type(images).__name__},")
             return list(self.stream(images, modalities=modalities))
-        if isinstance(images, Iterator):
-            return self.stream(images, modalities=modalities)
-        raise ConfigError(
-            f"a {type(images).__name__} is not an image.",
-            "Give a path, a PIL image or a uint8 RGB array; or a list or an iterator of them.",
-        )
+        if isinstance(images, Iterator) and not hasattr(images, "read"):  # an open file iterates over its lines
+            first = list(itertools.islice(images, 1))
+            for image in first:
+                check_is_image(image, f", from a {type(images).__name__},")
+            return self.stream(itertools.chain(first, images), modalities=modalities)
+        return next(self.stream([read_open_file(images)], modalities=modalities))  # type: ignore[arg-type]
 
     def stream(
         self,
-        images: Iterable[ImageInput],
+        images: Iterable[ImageInput | FileInput],
         *,
         modalities: bool = True,
         batch_size: int = BATCH_SIZE,
@@ -184,7 +193,7 @@ class Predictor:
 
     def outputs(
         self,
-        images: Iterable[ImageInput],
+        images: Iterable[ImageInput | FileInput],
         *,
         modalities: bool = False,
         batch_size: int = BATCH_SIZE,
@@ -207,21 +216,11 @@ class Predictor:
 
     def predictions(self, images: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         """B images and their outputs -> B predictions."""
+        modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
+        model = (self.classes, self.task)
         return [
-            Prediction(
-                path=image.name,
-                width=image.size[0],
-                height=image.size[1],
-                classes=self.classes,
-                task=self.task,
-                class_scores=outputs.scores[i],
-                class_maps=outputs.class_maps[i],
-                modality_maps=None if outputs.modality_maps is None else outputs.modality_maps[i],
-                image=image.source,
-                calibration=self.calibration,
-                device=self.device,
-            )
-            for i, image in enumerate(images)
+            Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, self.device)
+            for one, scores, maps, m_maps in zip(images, outputs.scores, outputs.class_maps, modalities, strict=True)
         ]
 
     # --- reading and preprocessing ---
@@ -248,14 +247,14 @@ class Predictor:
         return LoadedImage(input_name(image), size, source, inputs=self._inputs(rgb))
 
     def _read_ahead(
-        self, images: Iterable[ImageInput], batch_size: int, on_error: OnError | None
+        self, images: Iterable[ImageInput | FileInput], batch_size: int, on_error: OnError | None
     ) -> Iterator[list[LoadedImage]]:
         """Batches of images in order, without unreadable ones; threads read at most two batches ahead."""
         source = iter(images)
         with ThreadPoolExecutor(READERS) as pool:
             pending: list[tuple[ImageInput, Future[LoadedImage]]] = []
             while True:
-                for image in itertools.islice(source, 2 * batch_size - len(pending)):
+                for image in map(read_open_file, itertools.islice(source, 2 * batch_size - len(pending))):
                     pending.append((image, pool.submit(self.prepare, image)))
                 if not pending:
                     return
@@ -296,6 +295,7 @@ class Predictor:
     @torch.inference_mode()
     def forward(self, inputs: Sequence[Tensor], modalities: bool = True) -> Outputs:
         """Preprocessed images, (B, 3, S, S) for each member -> scores and maps, averaged over the mirrored views."""
+        refuse_forked(self.process)
         single = len(self.members) == 1
         outputs = []
         for member, batch in zip(self.members, inputs, strict=True):

@@ -30,7 +30,7 @@ from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor, load
 from wildcat.serve.service import count_processes
 from wildcat.serve.uploads import Limits, RequestError
-from wildcat.serve.workers import Job, Worker, WorkerError, WorkerProcess, pack, predict_batch, start_processes, unpack
+from wildcat.serve.workers import Job, Worker, WorkerError, WorkerProcess, predict_batch, start_processes
 from wildcat.train.loop import train
 
 LIMITS = Limits(max_pixels=10_000)
@@ -180,7 +180,7 @@ def test_a_predictor_is_pickled_with_the_precision_of_its_engine(tmp_path: Path)
     run = create_run(tmp_path / "run", config, data)
     train(run, data)
     here = load(str(run.folder), device="cpu", precision="bf16")
-    there = unpack(pack(here))
+    there = pickle.loads(pickle.dumps(here))
     assert there.members[0].engine is not None and there.members[0].engine.precision == "bf16"
     assert there.predict(image()).scores == here.predict(image()).scores
     assert here.members[0].engine is not None, "unchanged"

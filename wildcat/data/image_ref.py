@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, decode_file, full_size, header_error, to_rgb
 from wildcat.data.remote import file_size, is_url, read_range
@@ -38,6 +44,8 @@ class ImageRef(ABC):
 
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8] | ImageRef
+FileInput = IO[bytes] | bytes
+"""An open binary file, or its content; `read_open_file` turns them into an `ImageRef`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +85,90 @@ class ImageLocation(ImageRef):
         size = file_size(self.file) if self.size < 0 else self.size
         check_size(self.name, size)
         return decode_bytes(read_range(self.file, self.start, size), self.name, max_downscale)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage(ImageRef):
+    """An image file whose bytes are in memory, such as a cell of a table; None: `fault` says why there are none."""
+
+    location: ImageLocation
+    content: bytes | None
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.location.name
+
+    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+        if self.content is None:
+            raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
+        check_size(self.name, len(self.content))
+        return decode_bytes(self.content, self.name or "an image in memory", max_downscale)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedImage:
+    """An image that has been read and resized for the networks.
+
+    Attributes:
+        name: its path, or "".
+        size: (width, height) of the original image.
+        source: the original image, or its location if it can be read again: predictions then hold no pixels.
+        inputs: for each member (3, S, S) uint8; empty for an image that will be cut into tiles.
+        pixels: the image to cut into tiles, or None.
+    """
+
+    name: str
+    size: tuple[int, int]
+    source: Image.Image | Path | ImageRef
+    inputs: Sequence[Tensor] = ()
+    pixels: Image.Image | None = None
+
+
+def check_is_image(image: object, where: str = "") -> None:
+    """Refuse an object that can be no image, judged by its type alone; `where` follows its type in the error.
+
+    Raises:
+        ConfigError: names the type, and what to give instead.
+    """
+    if isinstance(image, io.TextIOBase):
+        raise ConfigError(
+            f"a file opened as text{where} is not an image.", "Open it with mode 'rb', or give its lines as a list."
+        )
+    kind = type(image).__name__
+    if not isinstance(image, (str, os.PathLike, bytes, Image.Image, np.ndarray, ImageRef)) and not hasattr(
+        image, "read"
+    ):
+        raise ConfigError(
+            f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}{where} is not an image.",
+            "Give a path, an open binary file, a PIL image or a uint8 RGB array; or a list or an iterator of them.",
+        )
+
+
+def read_open_file(image: ImageInput | FileInput) -> ImageInput:
+    """An open binary file, from its beginning, or its content, as an `ImageRef`; other images as they are.
+
+    Raises:
+        ImageError: the file cannot be read.
+        ConfigError: not an image.
+    """
+    check_is_image(image)
+    if isinstance(image, os.PathLike):
+        return Path(image)
+    if isinstance(image, (str, Image.Image, np.ndarray, ImageRef)):
+        return image
+    name, content = getattr(image, "name", ""), image
+    name = name if isinstance(name, str) else ""  # of a file without one it is None, or its number
+    if not isinstance(image, bytes):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # a stream is read from where it is
+            image.seek(0)
+        try:
+            content = image.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            raise ImageError(f"the file {name or 'given as image'} cannot be read: {error}.") from error
+    if not isinstance(content, bytes):
+        raise ConfigError(f"a {type(image).__name__} whose read() gives {type(content).__name__} is not an image.")
+    return EncodedImage(ImageLocation(name), content)
 
 
 def check_size(name: str, size: int) -> None:

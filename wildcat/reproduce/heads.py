@@ -16,14 +16,14 @@ from torch import Tensor
 from wildcat.config import Flip, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, label_matrix
-from wildcat.data.image_ref import ImageRef, load_image
+from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
 from wildcat.models.folder import Combine
 from wildcat.models.member import Member, Outputs, mean_over_views
 from wildcat.models.run import create_run
 from wildcat.prediction import Prediction
-from wildcat.predictor import LoadedImage, Predictor
+from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.train.feature_cache import Features, cached_features
 from wildcat.train.loop import train

@@ -10,14 +10,13 @@ import glob
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from wildcat.data import shards
 from wildcat.data.formats import skipped_note
-from wildcat.data.image_ref import ImageLocation, ImageRef, check_size
-from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size, image_files
+from wildcat.data.image_ref import EncodedImage, ImageLocation, ImageRef
+from wildcat.data.images import image_files
 from wildcat.data.remote import (
     expand_braces,
     file_name,
@@ -27,7 +26,7 @@ from wildcat.data.remote import (
     local_path,
     path_type,
 )
-from wildcat.errors import ConfigError, DataError, ImageError, did_you_mean
+from wildcat.errors import ConfigError, DataError, did_you_mean
 from wildcat.scale import parquet
 
 
@@ -136,27 +135,8 @@ def load_cells(images: Sequence[ImageLocation], column: str | None = None) -> It
         cells = list(group)
         contents = parquet.read_cells(path, [int(image.member) for image in cells], column)
         for image, (content, fault) in zip(cells, contents, strict=True):
-            yield TableImage(image, content, fault)
+            yield EncodedImage(image, content, fault)
 
 
 def _is_cell(image: ImageLocation) -> bool:
     return bool(image.member) and image.size < 0
-
-
-@dataclass(frozen=True, slots=True)
-class TableImage(ImageRef):
-    """An image in a cell of a table, whose bytes are in memory; None: `fault` says why there are none."""
-
-    location: ImageLocation
-    content: bytes | None
-    fault: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.location.name
-
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
-        if self.content is None:
-            raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
-        check_size(self.name, len(self.content))
-        return decode_bytes(self.content, self.name, max_downscale)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import copy
 import logging
 import math
 import multiprocessing
@@ -25,10 +24,11 @@ from typing import Any
 
 import torch
 
+from wildcat.data.image_ref import LoadedImage
 from wildcat.engines.threads import Shares
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
-from wildcat.predictor import LoadedImage, Predictor
+from wildcat.predictor import Predictor
 from wildcat.serve.uploads import Limits, RequestError, decode_image, try_later
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,8 @@ class WorkerProcess(Worker):
             WorkerError: the process ended, or took too long.
         """
         try:
-            self._call(pack(self.predictor), START_SECONDS)
+            # by value: the shared memory that multiprocessing would use for tensors may be small
+            self._call(pickle.dumps(self.predictor), START_SECONDS)
         except (EOFError, OSError) as error:
             self.kill()
             raise WorkerError(
@@ -278,26 +279,6 @@ def start_processes(
     return list(workers)
 
 
-def pack(predictor: Predictor) -> bytes:
-    """Pickle a predictor without the engine, which is created again from its precision by `unpack`.
-
-    Weights are pickled by value, because the shared memory that multiprocessing would use for tensors may be small.
-    """
-    engine = predictor.members[0].engine
-    plain = copy.copy(predictor)
-    plain.members = tuple(replace(member, engine=None) for member in predictor.members)
-    return pickle.dumps((plain, engine and engine.precision))
-
-
-def unpack(content: bytes) -> Predictor:
-    """The predictor that `pack` pickled."""
-    predictor: Predictor
-    predictor, precision = pickle.loads(content)  # noqa: S301  # the parent process sent it
-    if precision is not None:
-        predictor.use_engine("torch", precision)
-    return predictor
-
-
 def run_worker(connection: Connection, limits: Limits, setup: Callable[[], object] | None) -> None:
     """Main function of a worker process: load the model, then run batches until the connection closes."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the service handles them and ends its workers
@@ -306,7 +287,7 @@ def run_worker(connection: Connection, limits: Limits, setup: Callable[[], objec
     if setup is not None:
         setup()
     with contextlib.suppress(EOFError, ConnectionError):
-        predictor = unpack(connection.recv())
+        predictor = pickle.loads(connection.recv())  # noqa: S301  # the parent process sent it
         connection.send("ready")
         while True:
             jobs, threads = connection.recv()
