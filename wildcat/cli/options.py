@@ -69,7 +69,7 @@ class DataCommand(Command):
     """Flags of every command that reads a data set."""
 
     format: str | None = None
-    """Layout: voc, voc-action, coco, scenes, indoor, webdataset, csv or folder; recognised otherwise."""
+    """Layout: voc, voc-action, coco, scenes, indoor, webdataset, yolo, csv or folder; recognised otherwise."""
     data_option: Options = ()
     """An option of the reader, such as separator="|" for a table or cells=mono for solar; may be repeated."""
 

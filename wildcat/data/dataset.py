@@ -166,3 +166,11 @@ def grouped_splits(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Reader]
     """Splits of samples that are read already: train, val, test, then others in their order."""
     order = [name for name in ("train", "val", "test") if name in samples]
     return {name: partial(tuple, samples[name]) for name in dict.fromkeys([*order, *samples])}
+
+
+def split_samples(samples: Mapping[str, Sequence[Sample]], notes: list[str]) -> dict[str, Reader]:
+    """`grouped_splits`, or `default_splits` of samples without splits (under ""), with a note."""
+    if "" not in samples:
+        return grouped_splits(samples)
+    notes.append("No splits were found: train and val are a fixed random 80/20.")
+    return default_splits(samples[""])

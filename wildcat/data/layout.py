@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from wildcat.data.formats import skipped_note
 from wildcat.data.images import list_images
@@ -50,16 +49,10 @@ TRUTH_FOLDERS = frozenset(
 )
 _UNLABELLED = frozenset({"pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "inference"})
 # A folder with one of these was written by a command, or is a data set of its own.
-_OUTPUTS = {
-    "model.json": "a model",
-    "predictions.jsonl": "predictions",
-    "tasks.json": "an annotated data set of its own",
-    "data.yaml": "an annotated data set of its own",
-    "annotations.json": "an annotated data set of its own",
-    "ImageSets": "an annotated data set of its own",
-}
-
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # Label Studio puts it before the name of an uploaded file
+_WRITTEN = {"model.json": "a model", "predictions.jsonl": "predictions"}
+_DATA_SETS = dict.fromkeys(
+    ("tasks.json", "data.yaml", "annotations.json", "ImageSets"), "an annotated data set of its own"
+)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -125,7 +118,16 @@ def subfolders(folder: Path) -> list[Path]:
 
 def output_type(folder: Path) -> str:
     """What a folder inside a data set is, if it is no part of it: a model, predictions, an export; else ""."""
-    return next((what for name, what in _OUTPUTS.items() if (folder / name).exists()), "")
+    return next((what for name, what in {**_WRITTEN, **_DATA_SETS}.items() if (folder / name).exists()), "")
+
+
+def check_not_written(root: Path) -> None:
+    """Refuse a folder that a command has written as a data set."""
+    for name, what in _WRITTEN.items():
+        if (root / name).is_file():
+            raise DataError(
+                f"{root} holds {what} ({name}), not a data set.", "Give the folder or table of the labelled images."
+            )
 
 
 def find_images(root: Path, annotations: str = "") -> tuple[list[str], list[str]]:
@@ -133,69 +135,35 @@ def find_images(root: Path, annotations: str = "") -> tuple[list[str], list[str]
 
     The notes name the output folders, and count the other files by type, except those with the suffix `annotations`.
     """
-    start = len(os.path.join(root, ""))  # noqa: PTH118  # the length with the separator
     skipped: Counter[str] = Counter()
-    images = [str(path)[start:].replace(os.sep, "/") for path in list_images(root, skipped=skipped)]
+    images = _relative(root, list_images(root, skipped=skipped))
     skipped.pop(annotations, None)
     ignored: dict[str, str] = {}
     for folder in sorted({parent for image in images for parent in _folders_of(image)}, key=lambda f: f.count("/")):
-        inside = any(folder.startswith(f"{other}/") for other in ignored)
-        if not inside and (what := output_type(root / folder)):
+        if not _is_below(folder, ignored) and (what := output_type(root / folder)):
             ignored[folder] = what
+    if ignored and all(_is_below(image, ignored) for image in images):  # a data set in a wrapper or in split folders
+        ignored = {folder: what for folder, what in ignored.items() if what in _WRITTEN.values()}
     notes = [f"{root / folder} is {what} and is ignored." for folder, what in ignored.items()]
     if note := skipped_note(root, skipped):
         notes.append(note)
-    return [image for image in images if not any(image.startswith(f"{f}/") for f in ignored)], notes
+    return [image for image in images if not _is_below(image, ignored)], notes
+
+
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(f"{folder}/") for folder in folders)
+
+
+def _relative(root: Path, paths: Iterable[Path]) -> list[str]:
+    """Paths below `root` relative to it, with /; `Path.relative_to` takes minutes for a million."""
+    start = len(os.path.join(root, ""))  # noqa: PTH118  # the length with the separator
+    return [str(path)[start:].replace(os.sep, "/") for path in paths]
 
 
 def _folders_of(image: str) -> Iterator[str]:
     """The first three folders on a path: an output folder lies no deeper."""
     parts = image.split("/")[:-1][:3]
     return ("/".join(parts[: i + 1]) for i in range(len(parts)))
-
-
-class ImageIndex:
-    """Find images of a folder by names that were written elsewhere: with other separators, folders or URLs."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        images, _ = find_images(root)
-        splits = path_splits(images)
-        self._named: dict[str, list[tuple[str, str]]] = defaultdict(list)  # file name or stem -> (path, split)
-        for image, split in zip(images, splits, strict=True):
-            path = PurePosixPath(image)
-            for name in {path.name, path.stem}:
-                self._named[name].append((image, split))
-
-    def find(self, name: str, split: str = "") -> Path | None:
-        r"""The image that `name` means: the one with the most folders in common, of the split if several have these.
-
-        `name` may be absolute or a URL, with / or \ between folders, percent-encoded, or lack the suffix.
-
-        Raises:
-            DataError: several images have the name.
-        """
-        parts = [part for part in re.split(r"[/\\]", name.rpartition("?d=")[2]) if part not in ("", ".", "..")]
-        if not parts:
-            return None
-        own = (parts[-1], unquote(parts[-1]), _UPLOAD.sub("", unquote(parts[-1])))
-        found = next((self._named[name] for name in own if name in self._named), [])
-        common = {image: _common_folders(image.split("/")[:-1], parts[:-1]) for image, _ in found}
-        best = [(image, s) for image, s in found if common[image] == max(common.values())]
-        chosen = [image for image, s in best if s == split] or [image for image, _ in best]
-        if len(chosen) > 1:
-            raise DataError(
-                f"{name!r} may be {chosen[0]} or {chosen[1]} in {self.root}.",
-                "Write the folder of the image before its name.",
-            )
-        return self.root / chosen[0] if chosen else None
-
-
-def _common_folders(a: Sequence[str], b: Sequence[str]) -> int:
-    """Number of equal folders, counted from the last."""
-    return next(
-        (i for i, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b))
-    )
 
 
 class Pair(NamedTuple):
@@ -211,15 +179,13 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
 
     They lie beside each other, or in folders for all images and for all annotations, inside or around split folders:
     `images/train/1.jpg` and `labels/train/1.txt`, `train/1.jpg` and `train/1.xml`.
+
+    Raises:
+        DataError: images inside and outside of split folders.
     """
     images, notes = find_images(root, suffix)
     images = [image for image in images if not _in_folders(image, TRUTH_FOLDERS)] or images
-    start = len(os.path.join(root, ""))  # noqa: PTH118
-    texts = sorted(
-        str(p)[start:].replace(os.sep, "/")
-        for p in root.rglob(f"*{suffix}")
-        if not p.name.startswith(".") and p.is_file()
-    )
+    texts = [f for f in _relative(root, sorted(root.rglob(f"*{suffix}"))) if not re.search(r"(^|/)\.", f)]
     splits = path_splits([*images, *texts])
     exact: dict[tuple[str, ...], str] = {}
     alone: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -263,7 +229,7 @@ def probe(root: Path, suffix: str, depth: int = 3, folders: int = 50, entries: i
                 if is_hidden(entry.name):
                     continue
                 if entry.is_dir():
-                    if folder != root or output_type(Path(entry.path)) not in ("a model", "predictions"):
+                    if not any((Path(entry.path) / name).is_file() for name in _WRITTEN):
                         following.append(Path(entry.path))
                 elif entry.name.lower().endswith(suffix):
                     yield Path(entry.path)

@@ -20,9 +20,10 @@ from wildcat.data.readers.mit67 import read_indoor, recognise_indoor
 from wildcat.data.readers.scene15 import read_scenes, recognise_scenes
 from wildcat.data.readers.solar import read_solar
 from wildcat.data.readers.synthetic import read_shapes
-from wildcat.data.readers.voc import find_devkits, read_voc
+from wildcat.data.readers.voc import find_devkits, read_voc, recognise_voc
 from wildcat.data.readers.voc_action import read_action
 from wildcat.data.readers.webdataset import names_shards, read_webdataset, recognise_webdataset
+from wildcat.data.readers.yolo import read_yolo, recognise_yolo
 from wildcat.data.sources import SOURCES
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
@@ -39,10 +40,10 @@ class Format(NamedTuple):
 # Format name -> reader. The first that recognises a path reads it, so specific layouts come before general ones.
 FORMATS: dict[str, Format] = {
     "voc": Format(
-        find_devkits,
+        recognise_voc,
         read_voc,
-        "Pascal VOC devkit",
-        "VOC2012/{JPEGImages/*.jpg, ImageSets/Main/{train,val}.txt, Annotations/*.xml}",
+        "Pascal VOC devkit, or XML annotations of VOC",
+        "VOC2012/{JPEGImages/*.jpg, ImageSets/Main/{train,val}.txt, Annotations/*.xml} or photos/{1.jpg, 1.xml, ...}",
     ),
     "voc-action": Format(
         partial(find_devkits, lists="Action"),
@@ -55,6 +56,12 @@ FORMATS: dict[str, Format] = {
         read_coco,
         "MS COCO, or labels and boxes as COCO JSON",
         "coco/{annotations/instances_train2014.json, train2014/*.jpg, ...} or photos/{annotations.json, images/*.jpg}",
+    ),
+    "yolo": Format(
+        recognise_yolo,
+        read_yolo,
+        "labels of YOLO, read as image-level labels",
+        "photos/{data.yaml, images/{train,val}/*.jpg, labels/{train,val}/*.txt}",
     ),
     "scenes": Format(recognise_scenes, read_scenes, "15-Scene", "15-Scene/{CALsuburb,MITcoast,...,store}/*.jpg"),
     "indoor": Format(
@@ -148,7 +155,7 @@ def list_datasets() -> list[DataSetInfo]:
         )
         for source in SOURCES.values()
     ]
-    formats = [(name, FORMATS[name]) for name in ("folder", "csv", "coco", "webdataset")]
+    formats = [(name, FORMATS[name]) for name in ("folder", "csv", "coco", "voc", "yolo", "webdataset")]
     own = [DataSetInfo("(yours)", name, entry.description, entry.tree) for name, entry in formats]
     return packaged + public + own
 

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from wildcat.data.dataset import Sample, default_splits, one_label, stratified_indices
 from wildcat.data.readers.folder import read_folder, recognise_folder
+from wildcat.data.registry import open_dataset
 from wildcat.errors import DataError
+from wildcat.export.predictions import ROWS
+from wildcat.models.manifest import MANIFEST
 
 
 def fill(root: Path, *files: str) -> Path:
@@ -126,7 +129,7 @@ def test_copies_of_the_data_set_inside_it_are_ignored(tmp_path: Path) -> None:
 
 
 def test_our_own_output_is_ignored_with_a_note(tmp_path: Path) -> None:
-    written = ["run/model.json", "run/x.png", "cat/out/predictions.jsonl", "cat/out/overlays/1.png"]
+    written = [f"run/{MANIFEST}", "run/x.png", f"cat/out/{ROWS}", "cat/out/overlays/1.png"]
     exported = ["export/annotations.json", "export/images/1.jpg"]
     data = read_folder(fill(tmp_path, "cat/1.jpg", "dog/1.jpg", *written, *exported))
     assert data.classes == ("cat", "dog") and len(data.split("all")) == 2
@@ -134,6 +137,13 @@ def test_our_own_output_is_ignored_with_a_note(tmp_path: Path) -> None:
     assert f"{tmp_path / 'run'} is a model and is ignored" in ignored
     assert f"{tmp_path / 'cat/out'} is predictions and is ignored" in ignored
     assert f"{tmp_path / 'export'} is an annotated data set" in ignored
+
+
+def test_a_folder_that_a_command_wrote_is_no_data_set(tmp_path: Path) -> None:
+    for name in (MANIFEST, ROWS):
+        root = fill(tmp_path / name[:3], name, "overlays/1.png", "heatmaps/1.png")
+        with pytest.raises(DataError, match="not a data set"):
+            open_dataset(root)
 
 
 def test_class_names_that_differ_in_case_or_unicode_form(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from wildcat.data.dataset import label_matrix
 from wildcat.data.images import read_image, read_mask
 from wildcat.data.readers.synthetic import SHAPE_CLASSES, write_shapes
 from wildcat.data.readers.voc import VOC_CLASSES, find_devkits, read_voc
+from wildcat.data.registry import open_dataset
 from wildcat.errors import DataError
 
 
@@ -218,3 +219,70 @@ def test_no_lists_at_all(kit: Path) -> None:
     with pytest.raises(DataError, match="no list of images") as caught:
         read_voc(kit)
     assert "train.txt" in caught.value.hint
+
+
+XML = """<annotation><filename>x.jpg</filename><object><name>{}</name><difficult>0</difficult>
+<bndbox><xmin>1</xmin><xmax>4</xmax><ymin>2</ymin><ymax>6</ymax></bndbox></object></annotation>"""
+LAYOUTS = [
+    ("JPEGImages/{}.jpg", "Annotations/{}.xml"),
+    ("images/{}.jpg", "annotations/{}.xml"),
+    ("{}.jpg", "{}.xml"),
+    ("data/{}.png", "labels/{}.xml"),
+    ("archive/My photos/{}.jpg", "archive/my boxes/{}.xml"),
+]
+
+
+def lay_annotations(root: Path, image: str, xml: str, names: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """Six images with an object each in turn, and a seventh image without an annotation."""
+    for i in range(7):
+        (root / image.format(f"a.rf.{i}")).parent.mkdir(parents=True, exist_ok=True)
+        (root / image.format(f"a.rf.{i}")).touch()
+    for i in range(6):
+        (root / xml.format(f"a.rf.{i}")).parent.mkdir(parents=True, exist_ok=True)
+        (root / xml.format(f"a.rf.{i}")).write_text(XML.format(names[i % len(names)]))
+    return root
+
+
+@pytest.mark.parametrize(("image", "xml"), LAYOUTS)
+def test_annotations_without_lists(tmp_path: Path, image: str, xml: str) -> None:
+    data = open_dataset(lay_annotations(tmp_path, image, xml))
+    assert (data.format, data.classes, data.splits) == ("voc", ("cat", "dog"), ("train", "val", "all"))
+    assert label_matrix(data.split("all")).tolist() == [[1, -1], [-1, 1]] * 3
+    sample = data.split("all")[0]
+    assert sample.path == tmp_path / image.format("a.rf.0")
+    assert sample.boxes is not None and sample.boxes.tolist() == [[0, 1, 4, 6]]
+    assert any("1 images without an XML annotation are left out" in note for note in data.notes)
+    assert any("random 80/20" in note for note in data.notes)
+
+
+def test_annotations_beside_images_in_split_folders(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        lay_annotations(tmp_path, f"{split}/{{}}.jpg", f"{split}/{{}}.xml")
+    data = open_dataset(tmp_path)
+    assert (data.classes, data.splits) == (("cat", "dog"), ("train", "val"))
+    assert [s.name for s in data.split("val")] == [f"valid/a.rf.{i}.jpg" for i in range(6)]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "x.jpg").touch()
+    with pytest.raises(DataError, match=r"splits \(train, val\) and 1 images outside of them, such as more/x.jpg"):
+        open_dataset(tmp_path)
+
+
+def test_annotations_that_fit_no_image(tmp_path: Path) -> None:
+    lay_annotations(tmp_path, "images/b{}.jpg", "Annotations/{}.xml")
+    with pytest.raises(DataError, match="no image has the name of one") as caught:
+        open_dataset(tmp_path)
+    assert "1.jpg for 1.xml" in caught.value.hint
+
+
+def test_a_devkit_whose_only_list_is_no_split(kit: Path) -> None:
+    # CVAT and datumaro write default.txt and <class>_default.txt.
+    main = kit / "ImageSets" / "Main"
+    for path in list(main.glob("*.txt")):
+        if path.stem == "train" or path.stem.endswith("_train"):
+            path.rename(path.with_name(path.name.replace("train", "default")))
+        else:
+            path.unlink()
+    shutil.rmtree(kit / "ImageSets" / "Segmentation")
+    data = open_dataset(kit)
+    assert data.splits == ("train", "val", "all")
+    assert len(data.split("all")) == 6

@@ -14,6 +14,7 @@ from wildcat.data.images import holds_images, list_images
 from wildcat.data.layout import (
     IMAGE_FOLDERS,
     TRUTH_FOLDERS,
+    check_not_written,
     find_images,
     is_unlabelled,
     name_splits,
@@ -57,6 +58,7 @@ def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> Da
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.", "Give a folder that holds one folder per class.")
+    check_not_written(root)
     chosen = tuple(part.strip() for part in classes.split(",")) if isinstance(classes, str) else tuple(classes or ())
     images, notes = find_images(root)
     files = [image.split("/") for image in images]

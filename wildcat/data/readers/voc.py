@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, default_splits, split_samples
 from wildcat.data.images import list_images
+from wildcat.data.layout import name_splits, pair_annotations, probe
 from wildcat.data.readers.lists import missing_image, read_lines
 from wildcat.errors import DataError, did_you_mean
 
@@ -40,6 +41,19 @@ def find_devkits(root: Path, lists: str = "Main") -> list[Path]:
         if found:
             return found
     return []
+
+
+def recognise_voc(root: Path) -> bool:
+    """Whether `root` holds a devkit, or XML annotations of VOC without lists of images."""
+    if find_devkits(root) or not root.is_dir() or find_devkits(root, "Action"):
+        return bool(find_devkits(root))
+    return next(map(_is_annotation, probe(root, ".xml")), False)
+
+
+def _is_annotation(path: Path) -> bool:
+    """Whether an XML is an annotation of VOC: objects, if any, have boxes (those of LabelMe have polygons)."""
+    data = path.read_bytes()
+    return b"<annotation>" in data and (b"<bndbox>" in data or b"<object>" not in data)
 
 
 def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
@@ -88,6 +102,11 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     with exclusive x2, y2: (xmin, ymin, xmax, ymax) becomes (xmin - 1, ymin - 1, xmax, ymax). A sample has boxes if
     its XML exists and a mask if `SegmentationClass/<id>.png` does.
 
+    Without a devkit, the XML files below `root` are read, beside the images or in a folder of their own
+    (`Annotations/`): splits are those that folders are named after (`train/1.jpg` and `train/1.xml`), or else `train`
+    and `val` are a fixed stratified 80/20. Images without an XML are left out. A devkit whose only list has the name
+    of no split (`default.txt`) is split in the same way.
+
     `classes` default to the 20 of VOC in a `VOC20xx` folder, elsewhere to those with class lists, sorted, or, without
     any class list, to the names in the XML files.
 
@@ -95,6 +114,8 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
         DataError: no devkit at `root`, several and no `year`; and, when a split is read, a list or annotation that is
             cut, or names a missing image, an unknown class, or other images than the split's list.
     """
+    if year is None and not find_devkits(root) and recognise_voc(root):
+        return _read_annotations(root, classes)
     devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
     stems = {p.stem for p in main.glob("*.txt") if not p.name.startswith(".")}
@@ -115,7 +136,40 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     if not lists:
         raise DataError(f"{main} holds no list of images.", "Put train.txt and val.txt there, one id per line.")
     readers: dict[str, Reader] = {n: partial(_read_split, devkit, path, tuple(classes)) for n, path in lists.items()}
+    whole = [name for name in readers if not name.startswith("seg-")]
+    if len(whole) == 1 and not name_splits(whole) and whole != ["trainval"]:
+        readers = default_splits(readers[whole[0]]())
     return DataSet(devkit.name, "voc", devkit, tuple(classes), "multilabel", readers)
+
+
+def _read_annotations(root: Path, classes: Sequence[str] | None) -> DataSet:
+    """The images below `root` that have an XML annotation."""
+    pairs, notes = pair_annotations(root, ".xml")
+    objects = {pair.name: read_objects(pair.annotation) for pair in pairs if pair.annotation}
+    if not objects:
+        raise DataError(
+            f"{root} holds XML annotations of VOC, and no image has the name of one ({len(pairs)} images).",
+            "Put the images beside the XML files or into a folder images/, 1.jpg for 1.xml.",
+        )
+    if missing := [pair.name for pair in pairs if pair.name not in objects]:
+        notes.append(f"{len(missing)} images without an XML annotation are left out, such as {missing[0]}.")
+    found = sorted({o.name for row in objects.values() for o in row})
+    names = tuple(classes) if classes is not None else tuple(found)
+    if other := sorted(set(found).difference(names)):
+        raise DataError(
+            f"{root}: {other[0]!r} is none of the classes {', '.join(names)}.", did_you_mean(other[0], names)
+        )
+    if not names:
+        raise DataError(f"{root}: none of the {len(objects)} XML files has an object.", "Annotate some of the images.")
+    index = {name: i for i, name in enumerate(names)}
+    samples: dict[str, list[Sample]] = {}
+    for pair in pairs:
+        if (row := objects.get(pair.name)) is not None:
+            labels = np.array([label_of(name, row) for name in names], np.int8)
+            truth = box_arrays([(o.box, index[o.name], o.difficult) for o in row])
+            samples.setdefault(pair.split, []).append(Sample(pair.name, root / pair.name, labels, *truth))
+    readers = split_samples(samples, notes)
+    return DataSet(root.resolve().name, "voc", root, names, "multilabel", readers, tuple(notes))
 
 
 def _has_labels(path: Path) -> bool:
