@@ -227,7 +227,7 @@ def test_a_split_that_does_not_exist(refused: Refused, shapes: Path, trained: Pa
         (["--pooling", "maximum"], "maximum"),
         (["--image-size", "8"], "image_size=8"),
         (["--lr", "inf"], "lr=inf"),
-        (["--data-option", "separator"], "separator"),
+        (["--data-option", "task"], "task=multilabel"),
         (["--data-option", "seperator=|"], "seperator"),
         (["--format", "vocc"], "did you mean voc"),
     ],

@@ -196,12 +196,15 @@ def test_resume_keeps_settings_and_data_options(tmp_path: Path, capsys: pytest.C
     (tmp_path / "tags.csv").write_text(f"image,labels\n{rows}")
     out = tmp_path / "run"
     data = ("train", tmp_path / "tags.csv", "--out", out)
-    assert command(*data, "--data-option", "separator=|", "--format", "csv", "--epochs", 1, *TINY) == 0
+    assert (
+        command(*data, "--separator", "none", "--classes", "light,dark|small", "--format", "csv", "--epochs", 1, *TINY)
+        == 0
+    )
     before = {f.name: f.read_bytes() for f in out.iterdir()}
     capsys.readouterr()
     assert command(*data, "--resume") == 0
     printed = capsys.readouterr()
-    assert f"Continuing {out}" in printed.out and "3 classes" in printed.out
+    assert f"Continuing {out}" in printed.out and "2 classes" in printed.out
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before  # it was finished
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from wildcat.data import FORMATS, open_dataset, write_shapes
@@ -58,14 +59,16 @@ def test_options_reach_the_reader() -> None:
 
 def test_unknown_options_and_formats(tmp_path: Path) -> None:
     root = fill(tmp_path, "a/1.jpg", "b/1.jpg")
-    with pytest.raises(ConfigError, match="'folder' has no option 'separator'") as caught:
+    with pytest.raises(ConfigError, match="'folder' has no option --separator") as caught:
         open_dataset(root, separator="|")
-    assert "It has classes." in caught.value.hint
-    with pytest.raises(ConfigError, match="'csv' has no option 'seperator'") as caught:
+    assert "It has --classes." in caught.value.hint
+    with pytest.raises(ConfigError, match="'csv' has no option --data-option seperator=VALUE") as caught:
         open_dataset(root, format="csv", seperator="|")
     assert "did you mean separator?" in caught.value.hint
-    with pytest.raises(ConfigError, match="'solar' has no option 'root'"):
+    with pytest.raises(ConfigError, match="'solar' has no option --data-option root=VALUE"):
         open_dataset("solar", root=root)
+    with pytest.raises(ConfigError, match="--data-option threshold=high: give a number"):
+        open_dataset("solar", threshold="high")
     with pytest.raises(ConfigError, match="unknown data format 'flder'") as caught:
         open_dataset(root, format="flder")
     assert caught.value.hint == "did you mean folder?"
@@ -130,3 +133,34 @@ def test_list_datasets() -> None:
     assert {"solar", "shapes", "VOC2007", "VOC2012", "15-Scene"} <= {row.name for row in rows}
     assert {row.format for row in rows} >= {"folder", "csv"}
     assert all(row.description and row.where for row in rows)
+
+
+def test_names_are_composed_and_similar_ones_noted(tmp_path: Path) -> None:
+    data = open_dataset(
+        fill(tmp_path, *(f"{n}/{i}.jpg" for n in ("cafe\u0301", "Cat", "cat", "caf\u00e9") for i in "12"))
+    )
+    assert sorted(data.classes) == ["Cat", "caf\u00e9", "cat"]
+    assert [s.labels.argmax() for s in data.split("all") if "caf" in s.name] == [data.classes.index("caf\u00e9")] * 4
+    assert any("Unicode form alone" in note for note in data.notes)
+    assert any("'Cat', 'cat' differ in case" in note for note in data.notes)
+
+
+def test_classes_are_chosen_in_every_format(tmp_path: Path) -> None:
+    root = fill(tmp_path / "a", *(f"{name}/{i}.jpg" for name in "xyz" for i in "123"))
+    data = open_dataset(root, classes=["z", "x"])
+    assert (data.classes, len(data.split("all"))) == (("z", "x"), 6), "in this order; images of y are left out"
+    assert {s.name[0]: int(s.labels.argmax()) for s in data.split("all")} == {"x": 1, "z": 0}
+    assert any("ignored" in note for note in data.notes)
+    with pytest.raises(DataError, match=r"--classes.*no folder .w."):
+        open_dataset(root, classes=["w", "x"])
+    voc = open_dataset(write_shapes(tmp_path / "voc", train=4, val=2, size=(32, 32)))
+    chosen = open_dataset(voc.root, classes=["ring", "disc"])
+    assert (chosen.format, chosen.splits, chosen.classes) == ("voc", voc.splits, ("ring", "disc"))
+    positions = [voc.classes.index(name) for name in chosen.classes]
+    for sample, whole in zip(chosen.split("val"), voc.split("val"), strict=True):
+        assert sample.labels.tolist() == whole.labels[positions].tolist()
+        assert sample.boxes is not None and whole.box_classes is not None
+        assert len(sample.boxes) == np.isin(whole.box_classes, positions).sum()
+        mask, true = sample.read_mask(), whole.read_mask()
+        assert mask is not None and np.array_equal(mask == 1, true == positions[0] + 1)
+        assert set(np.unique(mask)) <= {0, 1, 2, 255}

@@ -68,7 +68,7 @@ def test_a_process_without_images_does_not_hang_the_others(run: Path, shapes: Da
     absent = "|".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] != 1)
     other = next(s for s in shapes.split("train"))
     listing.write_text(f"image,labels,split\n{sample.path},{labels},val\n{other.path},{absent},train\n")
-    command = ["evaluate", str(run), str(listing), "--data-option", "separator=|", "--json", "--device", "cpu"]
+    command = ["evaluate", str(run), str(listing), "--separator", "|", "--json", "--device", "cpu"]
     first, second = run_processes(2, tmp_path, said, command, joined=False)
     assert first[0] == second[0] == 0 and second[1] == ""
     assert json.loads(first[1])["images"] == 1

@@ -40,7 +40,7 @@ def run_calibrate(command: Calibrate) -> int:
     if command.run in PACKAGED:
         raise RunError(f"{command.run} is a packaged model.", "Give a model folder: the thresholds are stored there.")
     predictor = load_model(command, command.run, calibrated=False)
-    data = open_data(command, command.data)
+    data = open_data(command, command.data, command.run)
     samples = fitted_samples(data, command.split)
     describe(data, f"{len(samples)} images of {command.split} to fit on", predictor.device.type, quiet=command.json)
     with ProgressBar() as progress:

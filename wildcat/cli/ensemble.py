@@ -42,7 +42,11 @@ def run_ensemble(command: Ensemble) -> int:
     refuse_taken(command.out)
     device = choose_device(command.device)
     runs = [open_run(Path(folder).expanduser()) for folder in command.runs]
-    data = open_data(command, command.data) if command.data is not None and command.combine == "linear" else None
+    data = (
+        open_data(command, command.data, command.runs[0])
+        if command.data is not None and command.combine == "linear"
+        else None
+    )
     if data is not None:
         images = f"{len(data.split(command.split))} images of {command.split} to train the combination on"
         describe(data, images, device.type)

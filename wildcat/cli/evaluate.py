@@ -54,7 +54,7 @@ def run_evaluate(command: Evaluate) -> int:
     if command.curves is not None and command.curves.suffix not in (".csv", *SUFFIXES):
         drawn = ", ".join(SUFFIXES)
         raise ConfigError(f"{command.curves}: curves are written as .csv, or drawn as {drawn}.")
-    data = open_data(command, command.data)
+    data = open_data(command, command.data, command.run)
     split = evaluation_split(command.split, data)
     with process_group():
         predictor = load_model(command, command.run)

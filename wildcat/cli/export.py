@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, find_images, predict_each
-from wildcat.cli.options import DataCommand, Model, ModelCommand, Options, load_model
+from wildcat.cli.options import DataCommand, Model, ModelCommand, ReaderCommand, load_model
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(ModelCommand):
+class Export(ModelCommand, ReaderCommand):
     """Export the model as ONNX, or its predictions as COCO, YOLO, Pascal VOC or Label Studio annotations."""
 
     run: Model
@@ -44,8 +44,6 @@ class Export(ModelCommand):
     """Export this split of a data set."""
     data_format: str | None = None
     """Layout of the data set, like --format of wildcat predict; by default recognised from its structure."""
-    data_option: Options = ()
-    """A setting of the data set's reader; may be repeated."""
     limit: int = 0
     """Maximum number of images; 0: all."""
     batch_size: int = 8
@@ -80,7 +78,8 @@ def export_annotations(command: Export) -> int:
             )
     params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
     check_amounts(command.batch_size, command.limit)
-    data = DataCommand(format=command.data_format, data_option=command.data_option)
+    flags = {field.name: getattr(command, field.name) for field in fields(ReaderCommand)}
+    data = DataCommand(format=command.data_format, **flags)
     images = find_images(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
     written, regions = 0, 0

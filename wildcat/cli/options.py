@@ -65,13 +65,28 @@ class ModelCommand(ViewCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataCommand(Command):
+class ReaderCommand(Command):
+    """Flags that say how a data set is read; recorded with a run, and used again with it."""
+
+    image_column: Annotated[str | None, arg(metavar="NAME")] = None
+    """Column of a table with the names of the images; recognised otherwise."""
+    labels_column: Annotated[str | None, arg(metavar="NAME")] = None
+    """Column of a table with the labels; recognised otherwise."""
+    separator: Annotated[str | None, arg(metavar="TEXT")] = None
+    """What separates labels in a cell, such as "|", comma or blank; none: each cell is one label. By default decided
+    from the whole column."""
+    classes: Annotated[str, arg(metavar="A,B")] = ""
+    """Classes to read, in this order, separated by commas, or a .txt file with one per line; others are left out."""
+    data_option: Options = ()
+    """Another option of the reader, such as task=multilabel for a table or cells=mono for solar; may be repeated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(ReaderCommand):
     """Flags of every command that reads a data set."""
 
     format: str | None = None
     """Layout: voc, voc-action, coco, scenes, indoor, webdataset, yolo, csv or folder; recognised otherwise."""
-    data_option: Options = ()
-    """An option of the reader, such as separator="|" for a table or cells=mono for solar; may be repeated."""
 
 
 def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
@@ -103,17 +118,39 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def open_data(command: DataCommand, source: str) -> DataSet:
-    """Open the data set at `source` with the command's format and reader options."""
-    from wildcat.data import open_dataset
+def reader_options(command: ReaderCommand) -> tuple[str, ...]:
+    """The options of the reader that the flags of a command give, as NAME=VALUE."""
+    flags = {name: getattr(command, name) for name in ("image_column", "labels_column", "separator", "classes")}
+    return (*command.data_option, *(f"{name}={value}" for name, value in flags.items() if value not in (None, "")))
 
+
+def open_data(command: DataCommand, source: str, model: str | Path | None = None) -> DataSet:
+    """Open the data set at `source` with the command's format and reader options.
+
+    Args:
+        model: a model folder; without options of its own the command reads the data as those that it was trained on.
+    """
+    from wildcat.data import find_format, open_dataset, parse_names
+
+    format, given = command.format, reader_options(command)
+    if model is not None and not given:
+        from wildcat.models.manifest import recorded_data
+
+        recorded = recorded_data(Path(model).expanduser())
+        if recorded.source and Path(recorded.source).expanduser().absolute() == Path(source).expanduser().absolute():
+            format, given = format or recorded.format, recorded.options
+        elif recorded.options and find_format(source, format) == recorded.format:
+            given = tuple(option for option in recorded.options if not option.startswith("classes="))
+        if given:
+            print(f"note: {source} is read as for {model}: {', '.join(given)}", file=sys.stderr)
     options: dict[str, object] = {}
-    for text in command.data_option:
+    for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise ConfigError(f"--data-option {text}: give NAME=VALUE, for example separator=|.")
-        options[name.strip().replace("-", "_")] = _plain(value)
-    return open_dataset(source, command.format, **options)
+            raise ConfigError(f"--data-option {text}: give NAME=VALUE, for example task=multilabel.")
+        name = name.strip().replace("-", "_")
+        options[name] = parse_names(value) if name == "classes" else value
+    return open_dataset(source, format, **options)
 
 
 @contextmanager
@@ -133,15 +170,6 @@ def resume_hint(hint: Callable[[], str]) -> Iterator[None]:
         if external and "--resume" not in reported.hint:
             reported.hint = f"{reported.hint} {hint()}"
         raise reported from error.__cause__
-
-
-def _plain(value: str) -> str | float | int:
-    for number in (int, float):
-        try:
-            return number(value)
-        except ValueError:
-            pass
-    return value
 
 
 def evaluation_split(command_split: str | None, data: DataSet) -> str:

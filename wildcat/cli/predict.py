@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def run_into_folder(command: Predict) -> int:
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit)
-    images = find_images(command.paths, command.split, command.limit, command)
+    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""))
     predictor = load_model(command, command.run)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
@@ -104,7 +104,7 @@ def check_flags(command: Predict, sharded: bool) -> None:
         refused = {
             "--resume": command.resume,
             f"--shard-format {command.shard_format}": command.shard_format != "jsonl",
-            f"--image-column {command.image_column}": command.image_column is not None,
+            f"--image-column {command.image_column}": command.image_column is not None and command.split is None,
         }
         if command.split is None:
             refused |= {path: "://" in path or path.endswith((".tar", ".parquet")) for path in command.paths}

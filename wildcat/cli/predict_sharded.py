@@ -50,7 +50,7 @@ class ShardedCommand(ModelCommand, DataCommand):
     resume: bool = False
     """Continue the shards of --out after a stopped or killed command; images with a row are left out."""
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
-    """The column of Parquet tables with the images, if several columns hold bytes."""
+    """The column with the images: of a table read with --split, or of Parquet tables if several columns hold bytes."""
     engine: Literal["torch", "compile", "onnx", "openvino", "ray"] = "torch"  # type: ignore[assignment]  # one more
     """Library that runs the network; compile: torch.compile, ready after some minutes; ray: torch in several processes
     of Ray Data, with output in shards. An image that crashes its decoder ends the command; with ray it gets an error

@@ -43,7 +43,7 @@ def run_refine(command: Refine) -> int:
     share_one_arena()
     refuse_existing(command.out)
     run = open_run(Path(command.run).expanduser())
-    data = open_data(command, command.data)
+    data = open_data(command, command.data, command.run)
     device = choose_device(command.device)
     describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to train on", device.type)
     print(f"Writing {command.out}", flush=True)

@@ -45,7 +45,7 @@ def run_report(command: Report) -> int:
     from wildcat.progress import ProgressBar
     from wildcat.report import check_target, model_info, report_split
 
-    data = open_data(command, command.data)
+    data = open_data(command, command.data, command.run)
     split = evaluation_split(command.split, data)
     names = (Path(command.run).name, data.name, split)
     path = command.out or Path(f"report-{'-'.join(map(file_name, names))}.html")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.allocator import share_one_arena
-from wildcat.cli.options import DataCommand, check_readable, describe, open_data, resume_hint
+from wildcat.cli.options import DataCommand, check_readable, describe, open_data, reader_options, resume_hint
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, MissingExtra, RunError
 from wildcat.methods import METHODS
@@ -57,7 +57,7 @@ def run_train(command: Train) -> int:
 def train_command(command: Train) -> int:
     """The command in one process."""
     from wildcat.device import choose_device
-    from wildcat.models.manifest import MANIFEST
+    from wildcat.models.manifest import MANIFEST, recorded_data
     from wildcat.models.run import check_resumable, create_run, discard_unused
     from wildcat.progress import ProgressBar
     from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
@@ -66,9 +66,9 @@ def train_command(command: Train) -> int:
     config, source = command.config, command.data
     run = broadcast_from_first(lambda: run_to_resume(command))
     if run is not None:
-        recorded = run.manifest["data"]
-        options = command.data_option or tuple(recorded.get("options", ()))
-        command = dataclasses.replace(command, data_option=options, format=command.format or recorded.get("format"))
+        recorded = recorded_data(run.folder)
+        options = command.data_option if reader_options(command) else recorded.options
+        command = dataclasses.replace(command, data_option=options, format=command.format or recorded.format)
     with shared_errors():
         data = open_data(command, command.data)
         samples, val_samples = data.training_split(config.train_split, config.val_split)
@@ -79,7 +79,7 @@ def train_command(command: Train) -> int:
         check_resumable(run, config, source, data.classes)
     else:
         run = broadcast_from_first(
-            lambda: create_run(command.out, config, data, source, command.data_option, launch_name())
+            lambda: create_run(command.out, config, data, source, reader_options(command), launch_name())
         )
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"

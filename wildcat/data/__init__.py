@@ -7,9 +7,10 @@ from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.download import fetch_dataset, is_fetched
 from wildcat.data.image_ref import ImageInput, ImageRef, load_image
 from wildcat.data.images import list_images, read_image
+from wildcat.data.labels import parse_names
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.webdataset import write_webdataset
-from wildcat.data.registry import FORMATS, list_datasets, open_dataset
+from wildcat.data.registry import FORMATS, find_format, list_datasets, open_dataset
 from wildcat.data.sources import find_source
 
 __all__ = [
@@ -19,12 +20,14 @@ __all__ = [
     "ImageRef",
     "Sample",
     "fetch_dataset",
+    "find_format",
     "find_source",
     "is_fetched",
     "list_datasets",
     "list_images",
     "load_image",
     "open_dataset",
+    "parse_names",
     "read_image",
     "write_shapes",
     "write_webdataset",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.image_ref import ImageRef
+from wildcat.data.images import read_mask
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 Task = Literal["multilabel", "multiclass"]
@@ -40,6 +41,7 @@ class Sample:
         box_classes: (n,) int64 class indices.
         box_difficult: (n,) bool, "difficult" objects of VOC or crowds of COCO.
         mask: file of an indexed mask (0 background, i + 1 = classes[i], 255 ignored), or None if unknown.
+        mask_values: (256,) uint8, the value that each value of `mask` stands for; None: itself.
     """
 
     name: str
@@ -49,6 +51,12 @@ class Sample:
     box_classes: NDArray[np.int64] | None = None
     box_difficult: NDArray[np.bool_] | None = None
     mask: Path | None = None
+    mask_values: NDArray[np.uint8] | None = None
+
+    def read_mask(self) -> NDArray[np.uint8] | None:
+        """(H, W) of the mask, None without one; raises as `wildcat.data.images.read_mask`."""
+        mask = None if self.mask is None else read_mask(self.mask)
+        return mask if mask is None or self.mask_values is None else self.mask_values[mask]
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class DataSet:
             DataError: no such split, or it is empty.
         """
         if name == "val" and "val" not in self.readers and "train" in self.readers:
-            return hold_out(self.split("train"), HELD_OUT_FRACTION)[1]
+            return hold_out(self.split("train"), HELD_OUT_FRACTION, self.classes)[1]
         if name not in self._cache:
             try:
                 read = self.readers[name]
@@ -114,7 +122,92 @@ class DataSet:
             )
         if val != "val" or "val" in self.readers:
             return self.split(train), self.split(val)
-        return hold_out(self.split(train), HELD_OUT_FRACTION)
+        return hold_out(self.split(train), HELD_OUT_FRACTION, self.classes)
+
+    def for_classes(self, classes: Sequence[str], names: Mapping[str, str] | None = None) -> DataSet:
+        """This data set with its labels, boxes and masks in terms of other classes.
+
+        Labels of other classes are dropped, in multi-class data with their images. Classes that this data set lacks are
+        absent from every image if it is multi-class, else ignored, as nobody looked for them.
+
+        Args:
+            names: name of a class here -> its name in `classes`; others have the same name. Several may become one.
+        """
+        target = tuple(classes)
+        index = [
+            target.index(name) if name in target else -1 for name in ((names or {}).get(c, c) for c in self.classes)
+        ]
+        if index == list(range(len(target))) and len(index) == len(self.classes):
+            return replace(self, classes=target) if target != self.classes else self
+        readers = {split: partial(self._translated, split, index, len(target)) for split in self.readers}
+        return replace(self, classes=target, readers=readers, _cache={})
+
+    def _translated(self, split: str, index: Sequence[int], count: int) -> list[Sample]:
+        """The samples of a split with class `i` renumbered to `index[i]`; -1: dropped."""
+        position = np.asarray(index)
+        values = np.arange(256, dtype=np.uint8)
+        values[1 : len(index) + 1] = position[:254] + 1
+        samples = []
+        for sample in self.split(split):
+            labels = np.full(count, ABSENT if self.task == "multiclass" else IGNORED, np.int8)
+            labels[position[position >= 0]] = ABSENT
+            for value in (IGNORED, PRESENT):
+                chosen = position[sample.labels == value]
+                labels[chosen[chosen >= 0]] = value
+            if self.task == "multiclass" and not (labels == PRESENT).any():
+                continue
+            truth: dict[str, Any] = {}
+            if sample.box_classes is not None and sample.boxes is not None:
+                box_classes = position[sample.box_classes]
+                kept = box_classes >= 0
+                truth = {"boxes": sample.boxes[kept], "box_classes": box_classes[kept]}
+                if sample.box_difficult is not None:
+                    truth["box_difficult"] = sample.box_difficult[kept]
+            if sample.mask is not None:
+                truth["mask_values"] = values if sample.mask_values is None else values[sample.mask_values]
+            samples.append(replace(sample, labels=labels, **truth))
+        return samples
+
+
+def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> list[str]:
+    """Notes on classes that these training images cannot teach.
+
+    Raises:
+        DataError: no class is present in some images and absent from others, so there is nothing to learn.
+    """
+    labels = label_matrix(samples)
+    here, absent = (labels == PRESENT).any(axis=0), (labels == ABSENT).any(axis=0)
+    present = [name for name, found in zip(data.classes, here, strict=True) if found]
+    where = f"{len(samples)} images of {split}" if len(samples) > 1 else f"image of {split}"
+    if not present:
+        raise DataError(
+            f"none of the {where} of {data.name} has a label: there is nothing to learn.",
+            "Check that the labels are in the file or the folders that you named.",
+        )
+    everywhere = [name for name, both in zip(data.classes, here & ~absent, strict=True) if both]
+    if not (here & absent).any():
+        raise DataError(
+            f"all {where} of {data.name} have the same label{'s' * (len(present) > 1)} ({_few(present)}): there is "
+            "nothing to learn.",
+            "Add images without it: an empty label or a 0 in a table, or a folder of other images.",
+        )
+    notes = [f"Label {name!r} is in all {where}: the model learns to predict it always." for name in everywhere]
+    if missing := [name for name in data.classes if name not in present]:
+        notes.append(f"No image of {split} has {_few(missing)}: the model cannot learn it.")
+    return notes
+
+
+def describe_labels(data: DataSet, split: str, samples: Sequence[Sample]) -> list[str]:
+    """A note if the labels of a split to measure on do not vary, so that its metrics say nothing."""
+    present = (label_matrix(samples) == PRESENT).any(axis=0)
+    names = [name for name, found in zip(data.classes, present, strict=True) if found]
+    if len(names) == 1 and data.task == "multiclass":
+        return [f"All {len(samples)} images of {split} are of class {names[0]!r}: their accuracy says little."]
+    return [] if names else [f"No image of {split} has a label: there is nothing to measure."]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
@@ -144,9 +237,16 @@ def stratified_indices(strata: Sequence[int], fraction: float, seed: int) -> fro
     return frozenset(chosen)
 
 
-def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """The samples without, and with only, a fixed `fraction`, stratified by the rarest class present in each sample."""
+def hold_out(
+    samples: Sequence[Sample], fraction: float, classes: Sequence[str] = ()
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """The samples without, and with only, a fixed `fraction`, stratified by the rarest class present in each sample.
+
+    Depends on the names of `classes`, not on their order.
+    """
     present = label_matrix(samples) == PRESENT
+    if classes:
+        present = present[:, np.argsort(np.asarray(classes))]
     rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
     rarest = np.where(present.any(axis=1), rarity.argmin(axis=1), -1)
     held = stratified_indices(rarest.tolist(), fraction, seed=0)
@@ -156,9 +256,9 @@ def hold_out(samples: Sequence[Sample], fraction: float) -> tuple[tuple[Sample, 
     )
 
 
-def default_splits(samples: Sequence[Sample]) -> dict[str, Reader]:
-    """`train` and `val`, a fixed 80/20, and `all`."""
-    train, val = hold_out(samples, VAL_FRACTION)
+def default_splits(samples: Sequence[Sample], classes: Sequence[str] = ()) -> dict[str, Reader]:
+    """`train` and `val`, a fixed 80/20 as in `hold_out`, and `all`."""
+    train, val = hold_out(samples, VAL_FRACTION, classes)
     return {"train": lambda: train, "val": lambda: val, "all": lambda: samples}
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet
 from wildcat.data.formats import skipped_note
 from wildcat.data.images import image_files, list_images
+from wildcat.data.labels import normal_name, parse_names, similar_names
 from wildcat.data.readers.coco import read_coco, recognise_coco
 from wildcat.data.readers.csv import find_table, read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
@@ -90,6 +92,9 @@ FORMATS: dict[str, Format] = {
     ),
 }
 
+# Formats whose reader takes the classes; of others they are chosen afterwards.
+READS_CLASSES = ("csv", "folder", "webdataset")
+
 # Data sets opened by name alone.
 PACKAGED: dict[str, Callable[..., DataSet]] = {"shapes": read_shapes, "solar": read_solar}
 
@@ -110,11 +115,31 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
     `./shapes` for the folder). Otherwise `format` names the layout, or it is recognised in the order of `FORMATS`.
     A pattern of tar shards (`"shards/{train,val}-{000..099}.tar"`) or a URL (`s3://bucket/train-000.tar`) is a data set
     too. `options` go to the reader: see `read_voc`, `read_coco`, `read_table`, `read_webdataset`, `read_solar`.
+    `classes=["cat", "dog"]` goes with every format: the classes to read, in this order; others are left out, in
+    multi-class data with their images.
 
     Raises:
         ConfigError: unknown format, or an option that the format does not have.
         DataError: missing path, unknown layout, or an error of the reader.
         MissingExtra: a packaged data set whose package is not installed.
+    """
+    chosen = find_format(source, format)
+    classes = options.pop("classes", None) if chosen not in READS_CLASSES else None
+    if chosen in PACKAGED:
+        data = _call(PACKAGED[chosen], chosen, options)
+    elif chosen == "webdataset" and names_shards(str(source)):
+        data = _call(read_webdataset, chosen, options, source)
+    else:
+        data = _call(FORMATS[chosen].read, chosen, options, Path(source).expanduser())
+    return _with_names(data, parse_names(classes) if isinstance(classes, str) else cast(Sequence[str] | None, classes))
+
+
+def find_format(source: str | Path, format: str | None = None) -> str:
+    """The format that reads a source, or the name of a packaged data set; see `open_dataset`.
+
+    Raises:
+        ConfigError: unknown format.
+        DataError: missing path or unknown layout.
     """
     if format is not None and format not in FORMATS and format not in PACKAGED:
         raise ConfigError(
@@ -122,21 +147,41 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
             did_you_mean(format, FORMATS) or f"Choose one of: {', '.join(FORMATS)}.",
         )
     if isinstance(source, str) and source in PACKAGED and format in (None, source):
-        return _call(PACKAGED[source], source, options)
+        return source
     if source == "":
         raise DataError("The data set's path is empty.", "Give a folder, a table or a name; '.' is the current folder.")
     if names_shards(str(source)) and format in (None, "webdataset"):
-        return _call(read_webdataset, "webdataset", options, source)
+        return "webdataset"
     path = Path(source).expanduser()
     if not path.exists():
         raise _missing(path)
-    if format is None:
-        format = next((name for name, entry in FORMATS.items() if entry.recognise(path)), None)
-        if format is None:
-            raise _unrecognised(path)
-    elif format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise ConfigError(f"{format!r} is a packaged data set, not a format.", f"Give the name alone: {format}.")
-    return _call(FORMATS[format].read, format, options, path)
+    found = format or next((name for name, entry in FORMATS.items() if entry.recognise(path)), None)
+    if found is None:
+        raise _unrecognised(path)
+    return found
+
+
+def _with_names(data: DataSet, classes: Sequence[str] | None) -> DataSet:
+    """A data set with its names in composed Unicode, reduced to `classes` if given, and notes on similar names."""
+    names = {name: normal_name(name) for name in data.classes}
+    target, notes = tuple(dict.fromkeys(names.values())), list(data.notes)
+    if len(target) < len(names):
+        twice = next(name for name in target if list(names.values()).count(name) > 1)
+        notes.append(f"Classes whose names differ in Unicode form alone are joined: {twice!r}.")
+    if classes is not None:
+        for name in set(classes).difference(target):
+            raise DataError(
+                f"--classes names {name!r}, which {data.name} does not have.",
+                did_you_mean(name, target) or f"It has {', '.join(target[:20])}.",
+            )
+        if left_out := [name for name in target if name not in classes]:
+            more = ", ..." if len(left_out) > 5 else ""
+            notes.append(f"Classes that are not in --classes are left out: {', '.join(left_out[:5])}{more}.")
+        target = tuple(classes)
+    notes += similar_names(target)
+    return replace(data.for_classes(target, names), notes=tuple(notes))
 
 
 def list_datasets() -> list[DataSetInfo]:
@@ -166,10 +211,24 @@ def _call(read: Callable[..., DataSet], name: str, options: dict[str, object], *
     allowed = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     if unknown := [option for option in options if option not in allowed]:
         raise ConfigError(
-            f"Format {name!r} has no option {unknown[0]!r}.",
-            did_you_mean(unknown[0], allowed) or f"It has {', '.join(allowed) or 'no options'}.",
+            f"Format {name!r} has no option {_flag(unknown[0])}.",
+            did_you_mean(unknown[0], allowed) or f"It has {', '.join(map(_flag, allowed)) or 'no options'}.",
         )
+    for parameter in parameters:  # flags give text
+        value = options.get(parameter.name)
+        for kind in (int, float):
+            if isinstance(value, str) and kind.__name__ in str(parameter.annotation):
+                try:
+                    options[parameter.name] = kind(value)
+                except ValueError as error:
+                    raise ConfigError(f"--data-option {parameter.name}={value}: give a number.") from error
     return read(*path, **options)
+
+
+def _flag(option: str) -> str:
+    """How an option of a reader is typed."""
+    flags = ("image_column", "labels_column", "separator", "classes")
+    return f"--{option.replace('_', '-')}" if option in flags else f"--data-option {option}=VALUE"
 
 
 def _missing(path: Path) -> DataError:

@@ -16,7 +16,7 @@ import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy
 import PIL
@@ -81,6 +81,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if wrong := [name for name in valid if not valid[name]]:
         raise RunError(f"{path} is damaged: missing or invalid {', '.join(wrong)}.", RESTORE)
     return manifest
+
+
+class RecordedData(NamedTuple):
+    """Where and how the data of a model was read: source, format and reader options as given on the command line."""
+
+    source: str = ""
+    format: str | None = None
+    options: tuple[str, ...] = ()
+
+
+def recorded_data(folder: Path) -> RecordedData:
+    """The data that a model was trained on, of an ensemble that of its first member; empty if none is recorded."""
+    for path in (folder / part / MANIFEST for part in ("", "base", "members/1")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))["data"]
+            return RecordedData(str(data["source"]), data.get("format"), tuple(map(str, data.get("options", ()))))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
+    return RecordedData()
 
 
 def kind_of(folder: Path) -> Kind | None:

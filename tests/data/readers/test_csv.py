@@ -15,7 +15,7 @@ from wildcat.data.readers.csv import find_table, read_table
 from wildcat.errors import ConfigError, DataError
 
 
-def table(folder: Path, text: str, images: str = "a.jpg b.jpg c.jpg", name: str = "tags.csv") -> Path:
+def table(folder: Path, text: str, images: str = "a.jpg b.jpg c.jpg d.jpg", name: str = "tags.csv") -> Path:
     for image in images.split():
         (folder / image).parent.mkdir(parents=True, exist_ok=True)
         (folder / image).touch()
@@ -36,7 +36,7 @@ def test_one_label_per_row_is_multiclass_by_default(tmp_path: Path) -> None:
     path = table(tmp_path, "image,label\na.jpg,x\nb.jpg,y\nc.jpg,x\n")
     data = read_table(path)
     assert data.task == "multiclass"
-    assert "multi-class (task='multilabel' overrides)" in data.notes[0]
+    assert "multi-class (--data-option task=multilabel overrides)" in data.notes[0]
     assert read_table(path, task="multilabel").task == "multilabel"
     assert label_matrix(read_table(path, task="multilabel").split("all")).tolist() == [[1, -1], [-1, 1], [1, -1]]
 
@@ -61,11 +61,6 @@ def test_separators(tmp_path: Path, separator: str, joined: str) -> None:
     assert label_matrix(words.split("all")).tolist() == [[1, 1], [-1, 1]]
 
 
-def test_a_separator_that_may_be_another(tmp_path: Path) -> None:
-    data = read_table(table(tmp_path, "image,labels\na.jpg,x|y\nb.jpg,x|y\n"))
-    assert any("'x|y' may be several" in note and "separator" in note for note in data.notes)
-
-
 def test_byte_order_mark_crlf_and_delimiters(tmp_path: Path) -> None:
     rows = ["image,labels", "a.jpg,x", "b.jpg,y", "c.jpg,x", ""]
     expected = [[1, -1], [-1, 1], [1, -1]]
@@ -77,7 +72,7 @@ def test_byte_order_mark_crlf_and_delimiters(tmp_path: Path) -> None:
 
 def test_split_column_and_named_columns(tmp_path: Path) -> None:
     path = table(tmp_path, "file,what,part\na.jpg,x,Train\nb.jpg,y,validation\nc.jpg,y,fold2\n")
-    data = read_table(path, image_column="file", label_column="what", split_column="part")
+    data = read_table(path, image_column="file", labels_column="what", split_column="part")
     assert data.splits == ("train", "val", "fold2")
     assert [[s.name for s in data.split(n)] for n in data.splits] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
 
@@ -102,12 +97,167 @@ def test_windows_paths_and_folders(tmp_path: Path) -> None:
     assert [s.name for s in read_table(path).split("all")] == ["sub/a.jpg", "../b.jpg"]
 
 
+LISTS = {
+    "comma": ("round", '"flat,blue"', '"round, red"', "flat"),
+    "comma and blank": ("round", '"flat, blue"', '"round , red"', "flat"),
+    "pipe": ("round", "flat|blue", "round | red", "flat"),
+    "hash": ("round", "flat#blue", "round#red", "flat"),
+    "line break": ("round", '"flat\nblue"', '"round\r\nred"', "flat"),
+    "Python": ("['round']", "\"['flat', 'blue']\"", "\"['round', 'red']\"", "['flat']"),
+    "NumPy": ("['round']", "['flat' 'blue']", "['round' 'red']", "['flat']"),
+    "set": ("{'round'}", "\"{'flat', 'blue'}\"", "\"{'red', 'round'}\"", "{'flat'}"),
+    "JSON": ('"[""round""]"', '"[""flat"", ""blue""]"', '"[""round"", ""red""]"', '"[""flat""]"'),
+    "unquoted": ("[round]", '"[flat, blue]"', '"[round, red]"', "[flat]"),
+    "Label Studio": ("round", '"{""choices"": [""flat"", ""blue""]}"', '"{""choices"": [""round"", ""red""]}"', "flat"),
+    "regions": (
+        '"[{""x"": 1, ""rectanglelabels"": [""round""]}]"',
+        '"[{""rectanglelabels"": [""flat""]}, {""rectanglelabels"": [""blue""]}]"',
+        '"[{""rectanglelabels"": [""round"", ""red""]}]"',
+        '"[{""rectanglelabels"": [""flat""]}, {""rectanglelabels"": [""flat""]}]"',
+    ),
+    "flags": (
+        '"{""round"": 1}"',
+        '"{""flat"": true, ""blue"": 1}"',
+        '"{""round"": 1, ""red"": 1}"',
+        '"{""flat"": 1, ""red"": 0}"',
+    ),
+}
+
+
+@pytest.mark.parametrize("cells", LISTS.values(), ids=list(LISTS))
+def test_lists_and_separators(tmp_path: Path, cells: tuple[str, ...]) -> None:
+    rows = "".join(f"{name}.jpg,{cell}\n" for name, cell in zip("abcd", cells, strict=True))
+    data = read_table(table(tmp_path, f"image,labels\n{rows}"))
+    assert (data.classes, data.task) == (("blue", "flat", "red", "round"), "multilabel")
+    expected = [[-1, -1, -1, 1], [1, 1, -1, -1], [-1, -1, 1, 1], [-1, 1, -1, -1]]
+    assert label_matrix(data.split("all")).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "note"),
+    [
+        (("hot dog", "dog", "cat"), ("cat", "dog", "hot dog"), "'hot dog' is read as one name; --separator blank"),
+        (("no mask", "mask", "no hat", "hat"), ("hat", "mask", "no hat", "no mask"), "--separator blank splits it"),
+        (("living room", "bedroom", "dining room"), ("bedroom", "dining room", "living room"), ""),
+        (
+            ("haze water", "clear", "clear road water", "haze road"),
+            ("clear", "haze", "road", "water"),
+            "separated by ' '",
+        ),
+        (("animal/dog", "animal/cat"), ("animal/cat", "animal/dog"), "--separator / splits it"),
+        (("C#", "C++", "C"), ("C", "C#", "C++"), ""),
+        (("01", "1", "1.0"), ("01", "1", "1.0"), ""),
+        (("NaN", "a", "None", "b"), ("a", "b"), "1 of 4 cells hold 'NaN': read as no label"),
+        (("none", "a"), ("a", "none"), ""),
+        (("caf\u00e9", "cafe\u0301", "x"), ("caf\u00e9", "x"), "Unicode"),
+    ],
+)
+def test_names_that_are_not_lists(tmp_path: Path, cells: tuple[str, ...], classes: tuple[str, ...], note: str) -> None:
+    rows = "".join(f"{name}.jpg,{cell}\n" for name, cell in zip("abcd", cells, strict=False))
+    data = read_table(table(tmp_path, f"image,labels\n{rows}"))
+    assert data.classes == classes
+    said = [text for text in data.notes if "occurs once" not in text and "multi-class" not in text]
+    assert [note in text for text in said] == ([True] if note else [])
+
+
+def test_a_separator_that_is_named_overrides(tmp_path: Path) -> None:
+    path = table(tmp_path, 'image,labels\na.jpg,"x,y"\nb.jpg,"y;z"\n')
+    assert read_table(path, separator="none").classes == ("x,y", "y;z")
+    assert read_table(path, separator="comma").classes == ("x", "y", "y;z")
+    assert read_table(path, classes=["x,y", "y;z"]).classes == ("x,y", "y;z"), "known names are whole"
+    path = table(tmp_path, "image,labels\na.jpg,hot dog\nb.jpg,dog cat\n")
+    assert read_table(path, separator=" ").classes == ("cat", "dog", "hot")
+    assert read_table(path, classes=["dog", "cat", "hot"]).classes == ("dog", "cat", "hot")
+
+
+def test_classes_choose_and_order_labels(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,labels\na.jpg,x\nb.jpg,y\nc.jpg,z\n")
+    data = read_table(path, classes=["y", "x"])
+    assert (data.classes, label_matrix(data.split("all")).tolist()) == (("y", "x"), [[-1, 1], [1, -1], [-1, -1]])
+    assert any("left out: 'z'" in note for note in data.notes)
+    data = read_table(path, classes=["y", "x"], task="multiclass")
+    assert [s.name for s in data.split("all")] == ["a.jpg", "b.jpg"], "images of other classes are left out"
+
+
+def test_columns_with_other_names(tmp_path: Path) -> None:
+    text = "Unnamed: 0,filename,width,box,disc,\n0,a.jpg,640,1,no,\n1,b.jpg,32,0,yes,\n"
+    data = read_table(table(tmp_path, text))
+    assert data.classes == ("box", "disc")
+    assert label_matrix(data.split("all")).tolist() == [[1, -1], [-1, 1]]
+    assert any("left out: 'width'" in note for note in data.notes)
+    data = read_table(table(tmp_path, '"foto";"art"\n"a.jpg";"x"\n"b.jpg";"y"\n'))
+    assert (data.classes, data.task) == (("x", "y"), "multiclass")
+    assert [note.partition(" (")[0] for note in data.notes[:2]] == [
+        "Column 'foto' names the images",
+        "Column 'art' holds the labels",
+    ]
+    data = read_table(table(tmp_path, "id,Species,site\na.jpg,x,3\nb.jpg,y,4\n"), labels_column="Species")
+    assert data.classes == ("x", "y")
+
+
+def test_excel_and_utf16(tmp_path: Path) -> None:
+    for text in ("sep=;\r\nimage;label\r\na.jpg;x\r\nb.jpg;y\r\n", '\ufeff"sep=|"\nimage|label\na.jpg|x\nb.jpg|y\n'):
+        assert read_table(table(tmp_path, text)).classes == ("x", "y")
+    path = table(tmp_path, "")
+    path.write_bytes("image\tlabel\na.jpg\tx\nb.jpg\ty\n".encode("utf-16"))
+    assert read_table(path).classes == ("x", "y")
+    with pytest.raises(DataError, match="line 3 has 1 cells"):
+        table(tmp_path, "sep=;\nimage;label\na.jpg\n")
+        read_table(tmp_path / "tags.csv")
+
+
+def test_rows_of_one_image_are_joined(tmp_path: Path) -> None:
+    long = "image,label\na.jpg,x\na.jpg,y\nb.jpg,y\nb.jpg,y\n"
+    data = read_table(table(tmp_path, long))
+    assert (data.task, [s.name for s in data.split("all")]) == ("multilabel", ["a.jpg", "b.jpg"])
+    assert label_matrix(data.split("all")).tolist() == [[1, 1], [-1, 1]]
+    assert any("2 rows repeat an image" in note for note in data.notes)
+    columns = read_table(table(tmp_path, "image,x,y\na.jpg,1,0\na.jpg,0,1\nb.jpg,,1\n"))
+    assert label_matrix(columns.split("all")).tolist() == [[1, 1], [0, 1]]
+    same = read_table(table(tmp_path, "image,label\na.jpg,x\na.jpg,x\nb.jpg,y\n"))
+    assert (same.task, len(same.split("all"))) == ("multiclass", 2)
+    names = [f"{i}.jpg" for i in range(20)]
+    rows = "".join(f"{name},{'xy'[i % 2]}\n" for i, name in enumerate(names))
+    path = table(tmp_path, f"image,label\n{rows}4.jpg,y\n", " ".join(names))
+    with pytest.raises(DataError, match=r"line 22: image '4\.jpg' has another label than in line 6") as caught:
+        read_table(path)
+    assert "task=multilabel" in caught.value.hint
+    assert label_matrix(read_table(path, task="multilabel").split("all"))[4].tolist() == [1, 1]
+
+
+def test_images_elsewhere(tmp_path: Path) -> None:
+    for names in (
+        ("C:\\photos\\a.jpg", "C:\\photos\\b.jpg"),
+        ("/home/me/a.jpg", "/home/me/b.jpg"),
+        ("a", "b"),
+        ("A.JPG", "b.Jpg"),
+    ):
+        rows = "".join(f"{name},{label}\n" for name, label in zip(names, "xy", strict=True))
+        data = read_table(table(tmp_path, f"image,label\n{rows}"))
+        assert [(s.name, s.path) for s in data.split("all")] == [(n, tmp_path / n) for n in ("a.jpg", "b.jpg")]
+        assert any("2 names differ so" in note for note in data.notes)
+    (tmp_path / "x").mkdir()
+    data = read_table(table(tmp_path / "x", "image,label\nk.jpg,x\nl.jpg,y\n", "photos/k.jpg photos/l.jpg"))
+    assert data.split("all")[0].path == tmp_path / "x" / "photos" / "k.jpg"
+
+
+def test_the_val_split_depends_on_names_alone(tmp_path: Path) -> None:
+    rows = [f"{i}.jpg,{i % 2},{int(i % 3 == 0)}" for i in range(30)]
+    images = " ".join(f"{i}.jpg" for i in range(30))
+    one = read_table(table(tmp_path, "\n".join(["image,b,a", *rows]), images))
+    other = read_table(tmp_path / "tags.csv", classes=["a", "b"])
+    assert other.classes == ("a", "b") and one.classes == ("b", "a")
+    assert [s.name for s in one.split("val")] == [s.name for s in other.split("val")]
+
+
 MISTAKES = [
-    ("imge,labels\na.jpg,x\n", {}, ["'image'", "'imge', 'labels'"], "did you mean imge? Rename the column"),
-    ("image,labels\na.jpg,x\n", {"label_column": "lables"}, ["'lables'"], "did you mean labels?"),
+    ("imge,labels\nn.jpg,x\n", {}, ["no column of images", "'imge', 'labels'"], "did you mean imge? Name the column"),
+    ("image,labels\na.jpg,x\n", {"labels_column": "lables"}, ["'lables'"], "did you mean labels? Name the column with"),
+    ("image,labels\na.jpg,x\n", {"image_column": "img"}, ["'img'"], "--image-column"),
+    ("a.jpg,x\nb.jpg,y\n", {}, ["no header", "'a.jpg'"], "image,labels"),
+    ("one,two\na.jpg,b.jpg\n", {}, ["several columns", "'one', 'two'"], "--image-column one"),
     ("image,labels\na.jpg,x\nno.jpg,y\nnone.jpg,y\n", {}, ["line 3", "'no.jpg'", "2 of 3 rows"], "relative to"),
     ("image,labels\na.jpg,x\n,y\n", {}, ["line 3", "''", "1 of 2 rows"], "relative to"),
-    ("image,labels\na.jpg,x\nb.jpg,y\na.jpg,y\n", {}, ["line 4", "'a.jpg'", "line 2"], "one row"),
     ("image,labels\na.jpg,x,y\n", {}, ["line 2", "3 cells", "has 2"], "quotes"),
     ("image,labels\na.jpg\n", {}, ["line 2", "1 cells"], "cut"),
     ('image,labels\na.jpg,"x\nb.jpg,y\n', {}, ["line 3"], "quotes"),
@@ -117,9 +267,13 @@ MISTAKES = [
     ("image,labels\na.jpg,\nb.jpg,\n", {}, ["no label in any row"], "Fill the column 'labels'"),
     ("image,labels\na.jpg,\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 0 labels", "1 of 2 rows"], "multilabel"),
     ("image,labels\na.jpg,x;y\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 2 labels"], "multilabel"),
-    ("image,labels\na.jpg,cat\nb.jpg,dgo\n", {"classes": ["cat", "dog"]}, ["line 3", "'dgo'"], "did you mean dog?"),
+    ("image,labels\na.jpg,cat\nb.jpg,dgo\n", {"classes": ["cat", "dog"]}, ["--classes", "'dog'"], "did you mean dgo?"),
+    ('image,labels\na.jpg,x\nb.jpg,"[[""y""]]"\n', {}, ["line 3", "a list within a list"], "--separator none"),
+    ('image,labels\na.jpg,x\nb.jpg,"{""y"": 2}"\n', {}, ["line 3", "an object without"], "--separator none"),
+    ('image,labels\na.jpg,z\nb.jpg,"x,y"\n', {}, ["line 3", "'x,y' may be one name or several"], "--separator ,"),
+    ("image,labels\na.jpg,x\nb.jpg,x y\nc.jpg,z y\nd.jpg,z\n", {}, ["line 3", "'x y'"], "--separator blank"),
     ("image,x,y\na.jpg,1,-1\n", {}, ["line 2", "column 'y'", "'-1'"], "leave a cell empty"),
-    ("image,tags\na.jpg,cat\n", {}, ["line 2", "column 'tags'", "'cat'"], "label_column='tags'"),
+    ("image,it,tagz\na.jpg,1,cat\n", {}, ["line 2", "column 'tagz'", "'cat'"], "--labels-column tagz"),
     ("image,x\na.jpg,1\n", {"classes": ["z"]}, ["no column 'z'"], "classes"),
     ("image\na.jpg\n", {}, ["no labels", "'image'"], "Add a column 'labels'"),
     ("image,labels,split\na.jpg,x,train\nb.jpg,y,\n", {}, ["line 3", "split is empty"], "train, val or test"),
@@ -147,8 +301,8 @@ def test_wrong_encoding(tmp_path: Path) -> None:
 
 def test_wrong_options(tmp_path: Path) -> None:
     path = table(tmp_path, "image,labels\na.jpg,x\n")
-    with pytest.raises(ConfigError, match="separator='/'"):
-        read_table(path, separator="/")
+    with pytest.raises(ConfigError, match="--separator is empty"):
+        read_table(path, separator="")
     with pytest.raises(ConfigError, match="multilable") as caught:
         read_table(path, task="multilable")  # type: ignore[arg-type]
     assert "did you mean multilabel" in caught.value.hint

@@ -96,7 +96,7 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
         for split, layout in splits.items()
     }
     if "" in splits:
-        readers = default_splits(readers[""]())
+        readers = default_splits(readers[""](), content.classes)
     return DataSet(name, "coco", path, content.classes, "multilabel", readers)
 
 

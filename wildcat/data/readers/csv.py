@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,34 +23,20 @@ from wildcat.data.dataset import (
     grouped_splits,
 )
 from wildcat.data.images import holds_images
+from wildcat.data.labels import NO_LABEL, parse_labels
 from wildcat.data.layout import name_splits, subfolders
+from wildcat.data.readers.lists import find_named
+from wildcat.data.readers.table import IMAGE_COLUMNS, Table, read_cells
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 TABLE_SUFFIXES = (".csv", ".tsv")
-LABEL_COLUMNS = ("labels", "label")  # default names of the column of labels
-SEPARATORS = (";", "|", " ")
-_DELIMITERS = (",", "\t", ";")
-_CELLS = {"1": PRESENT, "1.0": PRESENT, "true": PRESENT, "0": ABSENT, "0.0": ABSENT, "false": ABSENT, "": IGNORED}
-
-
-class _Table(NamedTuple):
-    """The cells of a table as text, and the line number of each row in the file."""
-
-    path: Path
-    columns: list[str]
-    rows: list[dict[str, str]]
-    lines: list[int]
-
-    def error(self, row: int, problem: str, hint: str) -> DataError:
-        return DataError(f"{self.path}, line {self.lines[row]}: {problem}", hint)
-
-    def check_column(self, name: str, option: str) -> None:
-        if name not in self.columns:
-            raise DataError(
-                f"{self.path} has no column {name!r}; it has {', '.join(map(repr, self.columns))}.",
-                f"{did_you_mean(name, self.columns)} Rename the column, or name it with {option}.".strip(),
-            )
+LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "category", "categories", "choice")
+_CELLS = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
+    **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
+    **dict.fromkeys(map(str.lower, NO_LABEL), IGNORED),
+}
 
 
 def find_table(path: Path) -> Path | None:
@@ -72,25 +57,32 @@ def find_table(path: Path) -> Path | None:
 def check_task(task: str | None) -> None:
     """Raise a ConfigError unless the task is None, "multilabel" or "multiclass"."""
     if task is not None and task not in get_args(Task):
-        raise ConfigError(f"task={task!r}: give multilabel or multiclass.", did_you_mean(task, get_args(Task)))
+        raise ConfigError(
+            f"--data-option task={task}: give multilabel or multiclass.", did_you_mean(task, get_args(Task))
+        )
 
 
 def read_table(
     path: Path,
     *,
-    image_column: str = "image",
-    label_column: str | None = None,
+    image_column: str | None = None,
+    labels_column: str | None = None,
     split_column: str = "split",
-    separator: str = ";",
+    separator: str | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
 ) -> DataSet:
-    """The images and labels of a CSV or TSV file in UTF-8; images are relative to the table's folder.
+    """The images and labels of a CSV or TSV file in UTF-8 or UTF-16.
 
-    Two layouts. *Labels*: the column `labels` (or `label`, or `label_column`) holds the labels of an image, several
-    joined by `separator`; classes are the labels found, sorted. *One column per class*, if there is no such column:
-    1 or true is present, 0 or false absent, an empty cell ignored; classes are the columns, in their order. `classes`
-    replaces either: the labels that may occur, or the columns to read.
+    *Images* are named by `image_column`: `image` or a customary other name, else the only column whose first cell names
+    an existing file. Names are relative to the table's folder, or to a folder in it or `images/` beside it; see
+    `wildcat.data.readers.lists.find_named`. Several rows of an image are joined.
+
+    *Labels* have two layouts. A column of labels (`labels_column`; `labels`, `label` or a customary other name, or the
+    only other column) holds all labels of an image, see `wildcat.data.labels.parse_labels`; classes are the labels
+    found, sorted. *One column per class*, if there is no such column: 1, true or yes is present, 0, false or no absent,
+    an empty cell ignored; classes are the columns, in their order. Columns with other values are left out if there are
+    at least two of classes. `classes` names the labels or columns to read, in their order; others are left out.
 
     Task: unless `task` is given, a column of labels with exactly one in every row is multi-class (a note says so),
     anything else multi-label. A row without labels is a negative image, allowed in a multi-label table only.
@@ -98,31 +90,37 @@ def read_table(
     Splits are the values of `split_column` ("valid", "validation" are `val`); without that column, `train` and `val`
     are a fixed 80/20, stratified by each image's rarest label, and `all` is everything.
 
-    The delimiter is the first of comma, tab and semicolon with which the header has the image column.
-
     Raises:
-        ConfigError: an unknown `separator` or `task`.
-        DataError: unreadable or empty table, unknown column or label, a cell that fits no layout, a missing image,
-            an image listed twice, a multi-class row without exactly one label.
+        ConfigError: an unknown `task`.
+        DataError: unreadable or empty table, unknown or unclear column, a cell that fits no layout, a missing image,
+            different labels in several rows of an image in a multi-class table, or a row without exactly one label.
     """
-    if separator not in SEPARATORS:
-        raise ConfigError(f"separator={separator!r}: labels are joined by ';', '|' or ' '.", "The default is ';'.")
     check_task(task)
     found = find_table(path)
     if found is None:
         raise DataError(f"{path} is no table, nor a folder with a single one.", "Give the .csv or .tsv file itself.")
-    table = _read(found, image_column)
-    images = _images(table, image_column)
+    table = read_cells(found, image_column)
     notes: list[str] = []
-    if label_column is None:
-        label_column = next((name for name in LABEL_COLUMNS if name in table.columns), None)
-    if label_column is not None:
-        names, labels = _joined_labels(table, label_column, separator, classes, notes)
-        if task is None and ((labels == PRESENT).sum(axis=1) == 1).all():
-            task = "multiclass"
-            notes.append("Every row has exactly one label: read as multi-class (task='multilabel' overrides).")
+    image_column = _image_column(table, image_column, notes)
+    folder, images = _images(table, image_column, notes)
+    labels_column = _labels_column(table, labels_column, (image_column, split_column), notes)
+    if labels_column is not None:
+        names, labels = _joined_labels(table, labels_column, separator, classes, notes)
     else:
-        names, labels = _one_hot_labels(table, (image_column, split_column), classes)
+        names, labels = _one_hot_labels(table, (image_column, split_column), classes, notes)
+    if classes is not None and task == "multiclass" and labels_column is not None:
+        kept = (labels == PRESENT).any(axis=1)  # images of other classes
+        images = [image for image, keep in zip(images, kept, strict=True) if keep]
+        table = table._replace(
+            rows=[row for row, keep in zip(table.rows, kept, strict=True) if keep],
+            lines=[line for line, keep in zip(table.lines, kept, strict=True) if keep],
+        )
+        labels = labels[kept]
+    one_each = labels_column is not None and bool(((labels == PRESENT).sum(axis=1) == 1).all())
+    table, images, labels = _join_rows(table, images, labels, task, one_each, notes)
+    if task is None and labels_column is not None and ((labels == PRESENT).sum(axis=1) == 1).all():
+        task = "multiclass"
+        notes.append("Every row has exactly one label: read as multi-class (--data-option task=multilabel overrides).")
     task = task or "multilabel"
     present, unknown = (labels == PRESENT).sum(axis=1), (labels == IGNORED).sum(axis=1)
     wrong = np.flatnonzero((present != 1) | (unknown > 0))
@@ -132,17 +130,22 @@ def read_table(
             row,
             f"{present[row]} labels and {unknown[row]} empty cells; multi-class needs exactly one label ({len(wrong)} "
             f"of {len(labels)} rows are wrong).",
-            "Correct the rows, or choose task 'multilabel'.",
+            "Correct the rows, or give --data-option task=multilabel.",
         )
-    for name, count in zip(names, (labels == PRESENT).sum(axis=0), strict=True):
-        if count < 2:
-            notes.append(f"Label {name!r} occurs once." if count else f"Label {name!r} never occurs.")
-    samples = [Sample(name, table.path.parent / name, row) for name, row in zip(images, labels, strict=True)]
-    readers = _splits(table, split_column, samples) if split_column in table.columns else default_splits(samples)
+    counts = (labels == PRESENT).sum(axis=0)
+    for count, verb in ((1, "occurs once"), (0, "never occurs")):
+        if few := [name for name, number in zip(names, counts, strict=True) if number == count]:
+            more = f", and so for {len(few) - 1} others" if len(few) > 1 else ""
+            notes.append(f"Label {few[0]!r} {verb}{more}.")
+    samples = [Sample(name, folder / name, row) for name, row in zip(images, labels, strict=True)]
+    if split_column in table.columns:
+        readers = _splits(table, split_column, samples)
+    else:
+        readers = default_splits(samples, names)
     return DataSet(table.path.stem, "csv", table.path, names, task, readers, tuple(notes))
 
 
-def _splits(table: _Table, column: str, samples: Sequence[Sample]) -> dict[str, Reader]:
+def _splits(table: Table, column: str, samples: Sequence[Sample]) -> dict[str, Reader]:
     splits: dict[str, list[Sample]] = {}
     for row, sample in enumerate(samples):
         split = table.rows[row][column].lower()
@@ -152,102 +155,122 @@ def _splits(table: _Table, column: str, samples: Sequence[Sample]) -> dict[str, 
     return grouped_splits(splits)
 
 
-def _read(path: Path, image_column: str) -> _Table:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
+def _image_column(table: Table, name: str | None, notes: list[str]) -> str:
+    """The column that names the images."""
+    if name is not None:
+        table.check_column(name, "--image-column")
+        return name
+    if "image" in table.columns:
+        return "image"
+    folders = _folders(table)
+    if headless := next((c for c in table.columns if "." in c and find_named([c], folders)), None):
         raise DataError(
-            f"{path}, line {line}: byte {error.object[error.start]:#04x} is not UTF-8.", "Save the table as UTF-8."
-        ) from error
-    header = text.partition("\n")[0]
-    fits = [d for d in _DELIMITERS if image_column in (cell.strip(' "\r') for cell in header.split(d))]
-    delimiter = fits[0] if fits else max(_DELIMITERS, key=header.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        cells = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.", "Check the quotes around this line.") from error
-    if len(cells) < 2:
-        raise DataError(
-            f"{path} is empty or has no rows.", "Its first line names the columns; add one row per image below."
+            f"{table.path} has no header: its first line names the image {headless!r}.",
+            "Add a first line that names the columns, such as image,labels.",
         )
-    columns = cells.pop(0)[1]
-    if len(set(columns)) < len(columns):
-        twice = max(columns, key=columns.count)
-        raise DataError(f"{path} has two columns called {twice!r}.", "Rename or remove one.")
-    for line, row in cells:
-        if len(row) != len(columns):
-            raise DataError(
-                f"{path}, line {line} has {len(row)} cells; the header has {len(columns)}.",
-                "Put quotes around a cell that holds the delimiter, and restore the table if it was cut.",
-            )
-    rows = [dict(zip(columns, row, strict=True)) for _, row in cells]
-    return _Table(path, columns, rows, [line for line, _ in cells])
+    exist = [c for c in table.columns if not _is_binary(table, c) and find_named([table.rows[0][c]], folders)]
+    by_name = [c for known in IMAGE_COLUMNS for c in table.columns if c.lower() == known]
+    chosen = [c for c in by_name if c in exist] or exist or by_name
+    if len(chosen) == 1 or (chosen and chosen[0] in by_name):
+        notes.append(f"Column {chosen[0]!r} names the images (--image-column).")
+        return chosen[0]
+    if chosen:
+        raise DataError(
+            f"{table.path} has several columns that name images: {', '.join(map(repr, chosen))}.",
+            f"Choose one, for example --image-column {shlex.quote(chosen[0])}.",
+        )
+    raise DataError(
+        f"{table.path} has no column of images: no first cell of {', '.join(map(repr, table.columns))} is a file in "
+        f"{table.path.parent}.",
+        f"{did_you_mean('image', table.columns)} Name the column with --image-column; paths are relative to the "
+        "table.".strip(),
+    )
 
 
-def _images(table: _Table, column: str) -> list[str]:
-    """The image names, as written (with / between folders); each must exist, once."""
-    table.check_column(column, "image_column")
+def _folders(table: Table) -> list[Path]:
+    """Where the images of a table may be: its folder, the folders in it, `images/` beside its folder."""
     folder = table.path.parent
-    first: dict[str, int] = {}
-    for row, cells in enumerate(table.rows):
-        name = cells[column].replace("\\", "/")
-        if name in first:
-            raise table.error(
-                row,
-                f"image {name!r} appears already in line {table.lines[first[name]]}.",
-                "Give each image one row, with all of its labels.",
-            )
-        first[name] = row
-    missing = [name for name in first if not name or path_type(str(folder / name)) != "file"]
-    if missing:
+    return [folder, *subfolders(folder)[:100], folder.parent / "images"]
+
+
+def _images(table: Table, column: str, notes: list[str]) -> tuple[Path, list[str]]:
+    """The folder of the images, and the name of each row's image in it; each must exist."""
+    names = [name.replace("\\", "/") for name in table.column(column)]
+    found = find_named(names, _folders(table))
+    if found is None:
+        folder = table.path.parent
+        missing = [i for i, name in enumerate(names) if not name or path_type(str(folder / name)) != "file"]
+        row = missing[0] if missing else 0
         raise table.error(
-            first[missing[0]],
-            f"image {missing[0]!r} does not exist; {len(missing)} of {len(first)} rows name missing images.",
+            row,
+            f"image {names[row]!r} does not exist; {len(missing)} of {len(names)} rows name missing images.",
             f"Paths are relative to {folder}: move the table, correct the paths or remove the rows.",
         )
-    return list(first)
+    if changed := [(old, new) for old, new in zip(names, found[1], strict=True) if old != new]:
+        notes.append(f"Image {changed[0][0]!r} is {str(found[0] / changed[0][1])!r}; {len(changed)} names differ so.")
+    return found
 
 
-def _joined_labels(
-    table: _Table, column: str, separator: str, classes: Sequence[str] | None, notes: list[str]
-) -> tuple[tuple[str, ...], NDArray[np.int8]]:
-    """Classes and (N, C) labels from a column of joined labels."""
-    table.check_column(column, "label_column")
-    found = [[part.strip() for part in cells[column].split(separator) if part.strip()] for cells in table.rows]
-    names = tuple(classes) if classes is not None else tuple(sorted({part for parts in found for part in parts}))
-    if not names:
-        raise DataError(f"{table.path} has no label in any row.", f"Fill the column {column!r}.")
-    joined = [name for name in names if any(mark in name for mark in (";", "|", ","))]
-    if joined:
-        notes.append(f"Label {joined[0]!r} may be several: labels are joined by {separator!r} (see option separator).")
-    index = {name: position for position, name in enumerate(names)}
-    labels = np.full((len(found), len(names)), ABSENT, np.int8)
-    for row, parts in enumerate(found):
-        for part in parts:
-            if part not in index:
-                raise table.error(
-                    row,
-                    f"label {part!r} is none of the classes given.",
-                    did_you_mean(part, names) or f"The classes are: {', '.join(names)}.",
-                )
-            labels[row, index[part]] = PRESENT
-    return names, labels
-
-
-def _one_hot_labels(
-    table: _Table, others: Sequence[str], classes: Sequence[str] | None
-) -> tuple[tuple[str, ...], NDArray[np.int8]]:
-    """Classes and (N, C) labels from one column per class."""
-    names = tuple(classes) if classes is not None else tuple(c for c in table.columns if c not in others)
-    if not names:
+def _labels_column(table: Table, name: str | None, others: Sequence[str], notes: list[str]) -> str | None:
+    """The column of labels; None: one column per class."""
+    if name is not None:
+        table.check_column(name, "--labels-column")
+        return name
+    free = [c for c in table.columns if c not in others]
+    if not free:
         raise DataError(
             f"{table.path} has no labels; its columns are {', '.join(map(repr, table.columns))}.",
             "Add a column 'labels', or one column per class.",
         )
+    by_name = [c for known in LABEL_COLUMNS for c in free if c.lower() == known]
+    if by_name:
+        return by_name[0]
+    if len(free) == 1 and not _is_binary(table, free[0]):
+        notes.append(f"Column {free[0]!r} holds the labels (--labels-column).")
+        return free[0]
+    return None
+
+
+def _is_binary(table: Table, column: str) -> bool:
+    """Whether a column says of each image whether it has a class."""
+    return all(cell.lower() in _CELLS for cell in table.column(column)) and any(table.column(column))
+
+
+def _joined_labels(
+    table: Table, column: str, separator: str | None, classes: Sequence[str] | None, notes: list[str]
+) -> tuple[tuple[str, ...], NDArray[np.int8]]:
+    """Classes and (N, C) labels from a column of labels."""
+    found, said = parse_labels(table.column(column), table.error, separator, classes or ())
+    notes += said
+    occurring = sorted({name for parts in found for name in parts})
+    if not occurring:
+        raise DataError(f"{table.path} has no label in any row.", f"Fill the column {column!r}.")
+    names = tuple(occurring if classes is None else classes)
+    left_out = [name for name in occurring if name not in names]
     for name in names:
-        table.check_column(name, "classes")
+        if name not in occurring and (near := did_you_mean(name, left_out)):
+            raise DataError(f"--classes names {name!r}, which is no label in {table.path}.", near)
+    if left_out:
+        notes.append(f"Labels that are not in --classes are left out: {', '.join(map(repr, left_out[:5]))}.")
+    index = {name: position for position, name in enumerate(names)}
+    labels = np.full((len(found), len(names)), ABSENT, np.int8)
+    for row, parts in enumerate(found):
+        labels[row, [index[part] for part in parts if part in index]] = PRESENT
+    return names, labels
+
+
+def _one_hot_labels(
+    table: Table, others: Sequence[str], classes: Sequence[str] | None, notes: list[str]
+) -> tuple[tuple[str, ...], NDArray[np.int8]]:
+    """Classes and (N, C) labels from one column per class."""
+    names = tuple(classes) if classes is not None else tuple(c for c in table.columns if c not in others)
+    for name in names:
+        table.check_column(name, "--classes")
+    binary = [name for name in names if _is_binary(table, name)]
+    if classes is None and 2 <= len(binary) < len(names):
+        left_out = ", ".join(repr(name) for name in names if name not in binary)
+        notes.append(f"Columns that hold no 1 and 0 are left out: {left_out}; --labels-column names labels.")
+        names = tuple(binary)
     labels = np.empty((len(table.rows), len(names)), np.int8)
     for row, cells in enumerate(table.rows):
         for position, name in enumerate(names):
@@ -256,8 +279,40 @@ def _one_hot_labels(
                 raise table.error(
                     row,
                     f"column {name!r}: {cells[name]!r} is not 1, 0 or empty (present, absent, ignored).",
-                    f"Name a column of labels 'labels' (or pass label_column={name!r}); leave a cell empty if the "
-                    "label is unknown; list the class columns in classes if there are others.",
+                    f"If the column holds labels: --labels-column {shlex.quote(name)}. If there is one column per "
+                    "class, list these: --classes a,b; leave a cell empty if the label is unknown.",
                 )
             labels[row, position] = _CELLS[value]
     return names, labels
+
+
+def _join_rows(
+    table: Table, images: list[str], labels: NDArray[np.int8], task: Task | None, one_each: bool, notes: list[str]
+) -> tuple[Table, list[str], NDArray[np.int8]]:
+    """One row per image: the labels of several rows of an image are joined.
+
+    Different labels of an image are a mistake if the task is multi-class, and if they are rare in a table of single
+    labels; otherwise the table lists each label of an image in a row of its own.
+    """
+    first: dict[str, int] = {}
+    rows: dict[int, int] = {}  # repeated row -> first row of the image
+    for row, image in enumerate(images):
+        if first.setdefault(image, row) != row:
+            rows[row] = first[image]
+    if not rows:
+        return table, images, labels
+    joined, different = labels.copy(), [row for row, main in rows.items() if (labels[row] != labels[main]).any()]
+    if different and (task == "multiclass" or (one_each and task is None and len(different) <= 0.1 * len(first))):
+        row = different[0]
+        raise table.error(
+            row,
+            f"image {images[row]!r} has another label than in line {table.lines[rows[row]]} ({len(different)} rows "
+            "contradict others).",
+            "Correct them, or give --data-option task=multilabel if an image can have several labels.",
+        )
+    for row, main in rows.items():
+        joined[main][labels[row] == PRESENT] = PRESENT
+    notes.append(f"{len(rows)} rows repeat an image: the labels of its rows are joined ({len(different)} differ).")
+    kept = list(first.values())
+    table = table._replace(rows=[table.rows[i] for i in kept], lines=[table.lines[i] for i in kept])
+    return table, [images[i] for i in kept], joined[kept]

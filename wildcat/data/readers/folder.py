@@ -94,7 +94,7 @@ def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> Da
     if "all" in splits:
         single = [name for name in names if len(splits["all"][1][name]) == 1]
         notes += [f"Class {name!r} has a single image, which is in train and not in val." for name in single]
-    readers = default_splits(samples["all"]) if "all" in samples else grouped_splits(samples)
+    readers = default_splits(samples["all"], names) if "all" in samples else grouped_splits(samples)
     return DataSet(root.resolve().name, "folder", root, names, "multiclass", readers, tuple(notes))
 
 

@@ -1,11 +1,13 @@
-"""Read text files that list images, one per line."""
+"""Images that a list, table or annotation file names: read the list, find the files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wildcat.data.dataset import Sample, one_label
+from wildcat.data.formats import IMAGE_SUFFIXES
 from wildcat.errors import DataError
 
 
@@ -53,3 +55,63 @@ def read_class_list(folder: Path, path: Path, classes: Sequence[str]) -> list[Sa
             raise missing_image(path, number, line, folder)
         samples.append(Sample(line, folder / line, one_label(classes.index(name), len(classes))))
     return samples
+
+
+def find_named(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path, list[str]] | None:
+    """The first of the folders that has all images, and their paths in it; None if no folder has all.
+
+    Names may be written on Windows (`images\\a.jpg`), on another machine (`/data/upload/3/a.jpg`, a URL), in another
+    case or Unicode form, or without a suffix: leading folders are dropped, the same number from each name, until every
+    name leads to a file of its own.
+    """
+    parts = [[part for part in name.replace("\\", "/").split("/") if part not in ("", ".")] for name in names]
+    if not parts or not all(parts):
+        return None
+    absolute = names[0].startswith("/")
+    for folder in folders:
+        listing = _Listing(folder)
+        for drop in range(max(map(len, parts))):
+            root = "/" if absolute and drop == 0 else ""
+            wanted = [root + "/".join(some[min(drop, len(some) - 1) :]) for some in parts]
+            if listing.find(wanted[0]) is None:
+                continue
+            found = [listing.find(name) for name in wanted]
+            if None not in found and len(set(found)) == len(set(names)):
+                return folder, [name for name in found if name is not None]
+    return None
+
+
+class _Listing:
+    """The files of a folder by name; each folder in it is listed once, as 82,000 queries of a disk take minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.listed = folder, dict[str, dict[str, str]]()
+
+    def find(self, name: str) -> str | None:
+        """The path of the file with this name, or the only one that differs from it in case, form or suffix alone."""
+        parent, _, file = name.rpartition("/")
+        if name.startswith("/") and not parent:
+            parent = "/"
+        if parent not in self.listed:
+            self.listed[parent] = self._list(parent)
+        found = self.listed[parent]
+        match = found.get(file) or found.get(f"\0{_folded(file)}") or found.get(f"\0{_folded(file)}.")
+        return f"{parent}/{match}".lstrip("/" if not parent else "") if match else None
+
+    def _list(self, parent: str) -> dict[str, str]:
+        """Name -> file; and after a zero byte the folded name, and the folded stem and a dot -> the only such file."""
+        try:
+            files = [path.name for path in (self.folder / parent).iterdir()]
+        except OSError:
+            return {}
+        found: dict[str, str] = {}
+        for file in files:
+            stem, dot, suffix = _folded(file).rpartition(".")
+            keys = [_folded(file), f"{stem}."] if dot and f".{suffix}" in IMAGE_SUFFIXES else [_folded(file)]
+            for key in keys:
+                found[f"\0{key}"] = "" if f"\0{key}" in found else file  # "": several
+        return found | {file: file for file in files}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -129,7 +129,7 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
             f"{splits[''][0].path} is in a shard whose name gives no split, unlike others.",
             "Call shards train-..., val-..., test-..., or none of them.",
         )
-    readers = default_splits(splits[""]) if "" in splits else grouped_splits(splits)
+    readers = default_splits(splits[""], names) if "" in splits else grouped_splits(splits)
     title = file_name(folder) if folder not in (".", "") else Path(str(source)).resolve().parent.name
     return DataSet(title, "webdataset", Path(folder), names, chosen, readers, (note,) if note else ())
 
