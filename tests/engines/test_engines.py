@@ -157,6 +157,21 @@ def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name:
             torch.testing.assert_close(folded(images(2, size)), backbone(images(2, size)), rtol=1e-3, atol=1e-4)
 
 
+def test_one_thread_runs_the_kernels_of_several() -> None:
+    """Torch's own kernel for 1x1 convolutions with one thread is slower."""
+    backbone = create_model("lite0", num_classes=3, pretrained=False).eval().backbone
+    folded, threads, batch = fold(backbone, SIZE), torch.get_num_threads(), images(2)
+    try:
+        torch.set_num_threads(1)
+        with torch.inference_mode(), torch.profiler.profile() as recorded:
+            features = folded(batch)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(features, backbone(batch).detach(), rtol=1e-3, atol=1e-4)
+    operations = {event.key for event in recorded.key_averages()}
+    assert "aten::mkldnn_convolution" in operations and "aten::_slow_conv2d_forward" not in operations
+
+
 def test_what_cannot_be_traced_is_not_folded_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Forked(nn.Module):
         pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012  # as timm has it
