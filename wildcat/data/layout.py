@@ -113,7 +113,8 @@ def is_unlabelled(name: str) -> bool:
 
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, without those of the operating system, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not is_hidden(p.name))
+    with os.scandir(folder) as entries:  # `Path.is_dir` would ask the disk about every image
+        return sorted(folder / e.name for e in entries if not is_hidden(e.name) and e.is_dir())
 
 
 def output_type(folder: Path) -> str:

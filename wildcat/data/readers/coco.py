@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, SPLIT_NAMES, DataSet, Reader, Sample, default_splits
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, default_splits
+from wildcat.data.layout import IMAGE_FOLDERS, TRUTH_FOLDERS, name_splits, path_splits, subfolders
 from wildcat.data.readers.voc import MOST_PIXELS, box_arrays
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError
@@ -44,7 +45,7 @@ def recognise_coco(path: Path) -> bool:
     """Whether `path` is a JSON with the keys of COCO, or a folder that `read_coco` finds some in."""
     if path.is_file():
         return path.suffix.lower() == ".json" and _has_keys(path)
-    return bool(_official(path) or _own(path))
+    return path.is_dir() and bool(_official(path) or _own(path))
 
 
 def read_coco(path: Path, *, year: int | None = None) -> DataSet:
@@ -52,10 +53,10 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
 
     Three layouts. *MS COCO*: `annotations/instances_{train,val}{2014,2017}.json`, with the images in `train2014/` and
     so on, or in `images/train2014/`; `year` chooses if both exist; splits are `train` and `val`. *Several files*:
-    `train.json`, `val.json`, `test.json` (also in `annotations/`) with the images in `images/` or in a folder of the
-    split's name, or `{train,valid,test}/_annotations.coco.json` with the images beside it. *One file*, given itself
-    or the only one of its folder: images in `images/` or beside it; `train` and `val` are a fixed stratified 80/20,
-    `all` is everything.
+    `train.json`, `val.json`, `test.json` (also in `annotations/`, or with more words, as `instances_train.json`), or a
+    file in each split folder (`train/_annotations.coco.json`). *One file*, given itself or the only one of its folder:
+    `train` and `val` are a fixed stratified 80/20, `all` is everything. The images are in a folder of the split's or
+    file's name, in `images/` or `data/`, or beside the file.
 
     Classes are the categories in the order of the JSON (80 in MS COCO). A class is present in an image with an
     annotation of it that is no crowd, ignored with crowds only (`iscrowd` 1), else absent. Boxes x y w h become
@@ -114,21 +115,57 @@ def _official(root: Path) -> dict[int, dict[str, _Layout]]:
 def _own(path: Path) -> dict[str, _Layout]:
     """Split -> file of other layouts; the split "" is a single file that names none."""
     if path.is_file():
-        return {"": _Layout(path, (path.parent / "images", path.parent, path.parent.parent / "images"))}
-    tables = [p for pattern in ("*.json", "annotations/*.json") for p in sorted(path.glob(pattern))]
-    tables = [p for p in tables if _has_keys(p)] if len(tables) <= _MOST_TABLES else []
-    images = (path / "images", path)
-    named = {p.parent.name: _Layout(p, (p.parent,)) for p in path.glob("*/_annotations.coco.json")}
-    named = named or {p.stem: _Layout(p, (*(i / p.stem for i in images), *images)) for p in tables}
-    splits = {SPLIT_NAMES[name.lower()]: layout for name, layout in named.items() if name.lower() in SPLIT_NAMES}
-    if splits:
-        return {name: splits[name] for name in ("train", "val", "test") if name in splits}
-    if len(tables) > 1:
+        return {"": _Layout(path, _image_folders(path, path.parent, ""))}
+    base, tables = path, _tables(path)
+    while not tables and len(inside := subfolders(base)) == 1:  # a wrapper
+        base, tables = inside[0], _tables(inside[0])
+    splits = path_splits([p.relative_to(base).as_posix() for p in tables], own_names=True)
+    if not any(splits) and len(tables) > 1:
         raise DataError(
-            f"{path} holds {len(tables)} COCO files: {', '.join(p.name for p in tables)}.",
+            f"{path} holds {len(tables)} COCO files: {', '.join(p.relative_to(base).as_posix() for p in tables)}.",
             f"Name one, for example {tables[0]}, or call them train.json and val.json.",
         )
-    return {"": _Layout(tables[0], (*images, tables[0].parent))} if tables else {}
+    found: dict[str, Path] = {}
+    for table, split in zip(tables, splits, strict=True):
+        if split in found and split:
+            raise DataError(
+                f"{path} holds two COCO files of split {split}: {found[split].relative_to(base)} and "
+                f"{table.relative_to(base)}.",
+                "Name one of them as the data set, or give one the name of another split.",
+            )
+        if split or len(tables) == 1:
+            found[split] = table
+    order = [split for split in ("train", "val", "test", "") if split in found]
+    return {split: _Layout(found[split], _image_folders(found[split], base, split)) for split in order}
+
+
+def _tables(base: Path) -> list[Path]:
+    """The COCO files in a folder, its folder of annotations, and its split folders."""
+    inside = subfolders(base)
+    splits = name_splits(p.name for p in inside)
+    folders = [base, *(p for p in inside if p.name in splits or p.name.lower() in TRUTH_FOLDERS)]
+    folders += [q for p in folders[1:] if p.name in splits for q in subfolders(p) if q.name.lower() in TRUTH_FOLDERS]
+    tables: list[Path] = []
+    for folder in folders:
+        found = sorted(p for p in folder.glob("*.json") if not p.name.startswith("."))
+        instances = [p for p in found if p.name.startswith("instances")]  # beside captions and keypoints
+        tables += instances or (found if len(found) <= _MOST_TABLES else [])
+    return [p for p in tables if _has_keys(p)]
+
+
+def _image_folders(table: Path, base: Path, split: str) -> tuple[Path, ...]:
+    """Where the images of a COCO file may be: in folders of its split or name, in `images/` or `data/`, beside it."""
+    parents = [p for p in (table.parent, *table.parent.parents) if base in (p, *p.parents)] or [table.parent]
+    if base == table.parent and table.parent.name.lower() in TRUTH_FOLDERS:
+        parents.append(base.parent)
+    general = [q for p in parents for q in (*(i for i in subfolders(p) if i.name.lower() in IMAGE_FOLDERS), p)]
+    special = []
+    for folder in general:
+        inside = subfolders(folder)
+        splits = name_splits(p.name for p in inside)
+        named = [p for p in inside if p.name == table.stem or table.stem.endswith(f"_{p.name}")]
+        special += named + [p for p in inside if split and splits.get(p.name) == split]
+    return tuple(dict.fromkeys([*special, *general, *(p / "images" for p in parents)]))
 
 
 def _has_keys(path: Path) -> bool:
