@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import read_mask
+from wildcat.data.layout import path_splits
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 Task = Literal["multilabel", "multiclass"]
@@ -268,9 +269,17 @@ def grouped_splits(samples: Mapping[str, Sequence[Sample]]) -> dict[str, Reader]
     return {name: partial(tuple, samples[name]) for name in dict.fromkeys([*order, *samples])}
 
 
-def split_samples(samples: Mapping[str, Sequence[Sample]], notes: list[str]) -> dict[str, Reader]:
-    """`grouped_splits`, or `default_splits` of samples without splits (under ""), with a note."""
+def split_samples(
+    samples: Mapping[str, Sequence[Sample]], classes: Sequence[str], notes: list[str]
+) -> dict[str, Reader]:
+    """`grouped_splits`; those without a split (under "") by the split folders in their names, or `default_splits`."""
     if "" not in samples:
         return grouped_splits(samples)
+    found = path_splits([sample.name for sample in samples[""]])
+    if all(found) and len(set(found)) > 1:
+        notes.append(f"The folders of the images give the splits: {', '.join(sorted(set(found)))}.")
+        return grouped_splits(
+            {split: [s for s, own in zip(samples[""], found, strict=True) if own == split] for split in set(found)}
+        )
     notes.append("No splits were found: train and val are a fixed random 80/20.")
-    return default_splits(samples[""])
+    return default_splits(samples[""], classes)

@@ -266,3 +266,83 @@ def test_polygons_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     read_coco(lay(tmp_path)).split("all")
     assert len(seen) == 1, "the file is parsed once"
     assert not any("segmentation" in row for row in seen[0]["annotations"])
+
+
+@pytest.mark.parametrize(
+    ("table", "images"),
+    [
+        ("annotations/instances_default.json", "images/default"),  # CVAT, datumaro
+        ("annotations/instances_default.json", "images"),
+        ("annotations/instances_holiday.json", "images/holiday"),
+        ("labels.json", "data"),  # FiftyOne
+        ("result.json", "images"),  # Label Studio
+        ("zip/annotations/instances_default.json", "zip/images/default"),
+        ("_annotations.coco.json", "."),
+    ],
+)
+def test_layouts_of_other_tools(tmp_path: Path, table: str, images: str) -> None:
+    lay(tmp_path, BY_HAND, table, images)
+    if "instances" in table:
+        (tmp_path / table).with_name("captions_default.json").write_text('{"images": [], "annotations": []}')
+    data = open_dataset(tmp_path)
+    assert (data.format, data.splits) == ("coco", ("train", "val", "all"))
+    assert {s.path for s in data.split("all")} == {tmp_path / images / f"{name}.jpg" for name in "abc"}
+
+
+@pytest.mark.parametrize(
+    ("table", "images"),
+    [
+        ("annotations/instances_{}.json", "images/{}"),
+        ("annotations/instances_{}.json", "{}_images"),
+        ("{}/labels.json", "{}/data"),
+        ("{}/_annotations.coco.json", "{}"),
+        ("{}/annotations/coco.json", "{}/images"),
+        ("zip/annotations_{}.json", "zip/images/{}"),
+        ("{}_annotations.json", "{}"),
+    ],
+)
+def test_split_layouts_of_other_tools(tmp_path: Path, table: str, images: str) -> None:
+    for split in ("training", "valid"):
+        lay(tmp_path, BY_HAND, table.format(split), images.format(split))
+    data = open_dataset(tmp_path)
+    assert (data.format, data.splits) == ("coco", ("train", "val"))
+    for split, folder in (("train", "training"), ("val", "valid")):
+        assert {s.path for s in data.split(split)} == {
+            tmp_path / images.format(folder) / f"{name}.jpg" for name in "abc"
+        }
+
+
+@pytest.mark.parametrize(
+    "name", ["images\\{}.jpg", "/data/upload/3/{}.jpg", "../images/{}.jpg", "c:\\x\\{}.jpg", "images/{}.jpg"]
+)
+def test_file_names_of_other_machines(tmp_path: Path, name: str) -> None:
+    content = copy.deepcopy(BY_HAND)
+    for row in content["images"]:
+        row["file_name"] = name.format(row["file_name"][0])
+    lay(tmp_path, content, "result.json")
+    found = open_dataset(tmp_path).split("all")
+    assert {s.path.name: s.labels.tolist() for s in found if isinstance(s.path, Path)} == {
+        "c.jpg": [-1, -1, 0],
+        "a.jpg": [1, 1, -1],
+        "b.jpg": [-1, -1, -1],
+    }
+
+
+def test_two_files_for_one_split(tmp_path: Path) -> None:
+    lay(tmp_path, BY_HAND, "annotations/instances_train.json")
+    lay(tmp_path, BY_HAND, "train/_annotations.coco.json")
+    with pytest.raises(DataError, match="two COCO files of split train") as caught:
+        open_dataset(tmp_path)
+    assert "Name one of them" in caught.value.hint
+
+
+def test_one_file_whose_images_lie_in_split_folders(tmp_path: Path) -> None:
+    content = copy.deepcopy(BY_HAND)
+    for row, split in zip(content["images"], ("train", "valid", "train"), strict=True):
+        row["file_name"] = f"{split}/{row['file_name']}"
+    for split in ("train", "valid"):
+        lay(tmp_path, content, images=f"images/{split}")
+    data = open_dataset(tmp_path)
+    assert [s.name for s in data.split("train")] == ["train/c.jpg", "train/b.jpg"]
+    assert [s.name for s in data.split("val")] == ["valid/a.jpg"]
+    assert "folders of the images give the splits: train, val" in data.notes[0]

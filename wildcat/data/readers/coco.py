@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, default_splits
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, split_samples
 from wildcat.data.layout import IMAGE_FOLDERS, TRUTH_FOLDERS, name_splits, path_splits, subfolders
+from wildcat.data.readers.lists import find_named
 from wildcat.data.readers.voc import MOST_PIXELS, box_arrays
-from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError
 
 KEYS = ("images", "annotations", "categories")  # of a COCO JSON (cocodataset.org, "data format")
@@ -96,9 +96,10 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
         split: partial(_samples, layout, content.classes, content if layout == first else None)
         for split, layout in splits.items()
     }
+    notes: list[str] = []
     if "" in splits:
-        readers = default_splits(readers[""](), content.classes)
-    return DataSet(name, "coco", path, content.classes, "multilabel", readers)
+        readers = split_samples({"": readers[""]()}, content.classes, notes)
+    return DataSet(name, "coco", path, content.classes, "multilabel", readers, tuple(notes))
 
 
 def _official(root: Path) -> dict[int, dict[str, _Layout]]:
@@ -263,9 +264,9 @@ def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None
             f"({len(content.classes)} and {len(classes)}).",
             "Export the splits together, so that they share one list.",
         )
+    root, names = _find_images(layout, list(content.images))
     samples = []
-    root = _image_folder(layout, list(content.images))
-    for name, objects in content.images.items():
+    for name, objects in zip(names, content.images.values(), strict=True):
         boxes, found, crowd = box_arrays(objects)
         labels = np.full(len(classes), ABSENT, np.int8)
         labels[found[crowd]] = IGNORED
@@ -274,23 +275,21 @@ def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None
     return samples
 
 
-def _image_folder(layout: _Layout, names: Sequence[str]) -> Path:
-    """The first of the folders that exists and has the first image; it must have all of them."""
+def _find_images(layout: _Layout, names: Sequence[str]) -> tuple[Path, list[str]]:
+    """The folder that has all images of a split, and their paths in it."""
     folders = [folder for folder in layout.folders if folder.is_dir()]
+    inside = ["/".join(part for part in re.split(r"[/\\]", name) if part != "..") for name in names]
+    if found := find_named(inside, folders):
+        return found
     if not folders:
         raise DataError(
             f"The images of {layout.path} are missing: there is no folder {' or '.join(map(str, layout.folders))}.",
             f"Put the {len(names)} images there.",
         )
-    root = next((f for f in folders if names and path_type(str(f / names[0])) == "file"), folders[0])
-    found: set[str] = set()  # one listing per folder: 82,000 queries take minutes on a network disk
-    for parent in {name.rpartition("/")[0] for name in names}:
-        inside = not Path(parent).is_absolute() and ".." not in Path(parent).parts
-        if inside and path_type(str(root / parent)) == "folder":
-            found |= {f"{parent}/{p.name}".lstrip("/") for p in (root / parent).iterdir()}
-    if missing := [name for name in names if name not in found]:
-        raise DataError(
-            f"{len(missing)} of {len(names)} images of {layout.path} are not in {root}; the first is {missing[0]!r}.",
-            "Restore the images, or remove them from the JSON.",
-        )
-    return root
+    there = {folder: [n for n, i in zip(names, inside, strict=True) if find_named([i], [folder])] for folder in folders}
+    best = max(there, key=lambda folder: len(there[folder]))
+    missing = [name for name in names if name not in there[best]]
+    raise DataError(
+        f"{len(missing)} of {len(names)} images of {layout.path} are not in {best}; the first is {missing[0]!r}.",
+        "Restore the images, or remove them from the JSON.",
+    )

@@ -138,7 +138,7 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     readers: dict[str, Reader] = {n: partial(_read_split, devkit, path, tuple(classes)) for n, path in lists.items()}
     whole = [name for name in readers if not name.startswith("seg-")]
     if len(whole) == 1 and not name_splits(whole) and whole != ["trainval"]:
-        readers = default_splits(readers[whole[0]]())
+        readers = default_splits(readers[whole[0]](), classes)
     return DataSet(devkit.name, "voc", devkit, tuple(classes), "multilabel", readers)
 
 
@@ -168,7 +168,7 @@ def _read_annotations(root: Path, classes: Sequence[str] | None) -> DataSet:
             labels = np.array([label_of(name, row) for name in names], np.int8)
             truth = box_arrays([(o.box, index[o.name], o.difficult) for o in row])
             samples.setdefault(pair.split, []).append(Sample(pair.name, root / pair.name, labels, *truth))
-    readers = split_samples(samples, notes)
+    readers = split_samples(samples, names, notes)
     return DataSet(root.resolve().name, "voc", root, names, "multilabel", readers, tuple(notes))
 
 

@@ -83,7 +83,7 @@ def read_yolo(root: Path) -> DataSet:
         labels = np.full(len(names), ABSENT, np.int8)
         labels[[index[number] for number in numbers.get(pair.name, ())]] = PRESENT
         samples.setdefault(_split(root, pair, settings), []).append(Sample(pair.name, root / pair.name, labels))
-    readers = split_samples(samples, notes)
+    readers = split_samples(samples, tuple(names.values()), notes)
     return DataSet(root.resolve().name, "yolo", root, tuple(names.values()), "multilabel", readers, tuple(notes))
 
 
