@@ -17,12 +17,21 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from tests.counting import CountingProgress
+from wildcat.cli.evaluate import evaluation_table
 from wildcat.data import open_dataset, write_shapes
 from wildcat.data.dataset import DataSet, Sample, Task
 from wildcat.data.images import read_mask
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import DataError
-from wildcat.evaluation import SCORES, THRESHOLDS, confusions_by_threshold, evaluate, strength_histogram, true_mask
+from wildcat.evaluation import (
+    SCORES,
+    THRESHOLDS,
+    confusions_by_threshold,
+    evaluate,
+    match_classes,
+    strength_histogram,
+    true_mask,
+)
 from wildcat.metrics import mean_iou
 from wildcat.models.member import Member
 from wildcat.nn.factory import create_model
@@ -90,7 +99,7 @@ def test_a_perfect_model_has_perfect_scores(shapes: DataSet, order: tuple[int, .
     assert result["pointing"]["map"] == 1.0
     assert result["pointing"]["pointing_game"] == 1.0
     assert result["segmentation"]["miou"] == 1.0
-    assert list(result["segmentation"]["iou"]) == ["background", *shapes.classes]
+    assert list(result["segmentation"]["iou"]) == ["background", *(shapes.classes[i] for i in order)]
 
 
 def test_one_wrong_prediction_affects_its_class_alone(shapes: DataSet) -> None:
@@ -124,15 +133,52 @@ def test_classes_are_matched_by_name(shapes: DataSet) -> None:
     assert 0 < expected["classification"]["map"] < 1
 
 
-def test_different_classes_are_refused_and_named(shapes: DataSet) -> None:
-    for classes, named in (
-        (("cross", "disc", "ring", "square", "cube"), ("only the model has cube", "only the data has triangle")),
-        (("cross", "disc"), ("only the data has ring, square, triangle",)),
-    ):
-        with pytest.raises(DataError, match="script and shapes have different classes") as caught:
-            evaluate(Scripted(classes, {}), shapes, "val")  # type: ignore[arg-type]
-        assert all(part in caught.value.message for part in named)
-        assert caught.value.hint
+def test_no_common_class_is_refused(shapes: DataSet) -> None:
+    with pytest.raises(DataError, match=r"no class in common: the model has 'cat', 'dog'.*'cross', 'disc'") as caught:
+        evaluate(Scripted(("cat", "dog"), {}), shapes, "val")  # type: ignore[arg-type]
+    assert caught.value.hint
+
+
+def test_classes_that_only_one_has(shapes: DataSet) -> None:
+    """The metrics of the common classes are those on data and model with these classes alone."""
+    rng = np.random.default_rng(3)
+    names = [s.path.name for s in shapes.split("val")]
+    said = {n: (rng.normal(size=5), rng.normal(size=(5, 4, 6))) for n in names}
+    whole = score(Scripted(shapes.classes, said), shapes, "val")
+    # The model knows "cube" in place of the last class, and writes the first in capitals.
+    model = Scripted((shapes.classes[0].upper(), *shapes.classes[1:4], "cube"), said)
+    data = match_classes(model, shapes)  # type: ignore[arg-type]
+    assert [note.partition(":")[0] for note in data.notes[-3:]] == [
+        "shapes writes the model's class 'CROSS' as 'cross'.",
+        "shapes lacks 'cube'",
+        "The model does not know 'triangle'",
+    ]
+    result = score(model, shapes, "val")
+    for measure, key in (("classification", "ap"), ("pointing", "ap")):
+        assert list(result[measure][key].values())[:4] == list(whole[measure][key].values())[:4]
+        assert result[measure][key]["cube"] is None
+    present = [value for value in list(whole["classification"]["ap"].values())[:4] if value is not None]
+    assert result["classification"]["map"] == pytest.approx(np.mean(present))
+    assert "triangle" not in result["segmentation"]["iou"]
+
+
+def test_multiclass_data_with_other_classes(tmp_path: Path) -> None:
+    """A prediction of a class that the data lacks is wrong; images of a class that the model lacks are left out."""
+    said = {f"{i}.png": (scores, np.zeros((3, 1, 1))) for i, scores in enumerate(np.eye(3)[[0, 1, 2, 0]])}
+    labels = np.where(np.eye(3)[[0, 1, 1, 2]] == 1, 1, -1).astype(np.int8)  # of a, b, z; the model has a, b, c
+    data = dataclasses.replace(table(tmp_path, labels, "multiclass"), classes=("a", "b", "z"))
+    result = score(Scripted(("a", "b", "c"), said, "multiclass"), data, data.splits[0])
+    assert (result["images"], result["classification"]["accuracy"]) == (3, pytest.approx(2 / 3))
+
+
+def test_a_split_of_one_class_says_that_its_accuracy_is_none(tmp_path: Path) -> None:
+    labels = np.tile(np.int8([1, -1]), (4, 1))
+    data = table(tmp_path, labels, "multiclass")
+    said = {f"{i}.png": (np.array([1.0, 0.0]), np.zeros((2, 1, 1))) for i in range(4)}
+    result = score(Scripted(data.classes, said, "multiclass"), data, data.splits[0])
+    assert result["classification"]["accuracy"] == 1
+    assert "All 4 images" in result["notes"][0]
+    assert "note: All 4 images" in evaluation_table(result)
 
 
 # --- against scikit-learn and by hand -------------------------------------------------------------------------------
@@ -279,7 +325,7 @@ def test_hindsight_is_the_best_of_all_masks_drawn_one_by_one(shapes: DataSet) ->
     assert result["miou"] < result["hindsight"]["miou"]
     for rule, each in expected.items():
         histogram = sum(
-            strength_histogram(p, true_mask(p, s), range(5), MaskParams(rule=rule))  # type: ignore[arg-type]
+            strength_histogram(p, true_mask(p, s), MaskParams(rule=rule))  # type: ignore[arg-type]
             for p, s in zip(predictions, samples, strict=True)
         )
         found = [mean_iou(confusion) for confusion in confusions_by_threshold(histogram)]  # type: ignore[arg-type]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import PRESENT, DataSet, Sample, label_matrix
-from wildcat.data.images import read_mask
+from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, label_matrix
+from wildcat.data.labels import name_key
 from wildcat.errors import DataError
 from wildcat.metrics import (
     ApVariant,
@@ -66,9 +66,9 @@ class Tally:
     params: MaskParams | None = None
     calibration: Calibration | None = None
 
-    def score_matrix(self, order: Sequence[int]) -> NDArray[np.float32]:
-        """(N, C) scores in the order of the split, columns by `order` (see `class_order`)."""
-        return np.stack([self.scores[i] for i in range(len(self.scores))])[:, order]
+    def score_matrix(self) -> NDArray[np.float32]:
+        """(N, C) scores in the order of the split."""
+        return np.stack([self.scores[i] for i in range(len(self.scores))])
 
     def merge(self, other: Tally) -> Tally:
         """The union of both.
@@ -109,15 +109,15 @@ def evaluate(
 
     Returns:
         `{"data", "split", "images", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
-        ready for JSON.
+        ready for JSON. Classes are the model's, see `match_classes`; `notes` says why a metric means little.
 
     Raises:
-        DataError: the data set's classes are not the model's.
+        DataError: the data set has none of the model's classes.
         ImageError: an image cannot be read.
     """
-    order = class_order(predictor, data)
+    data = match_classes(predictor, data)
     tally = measure(predictor, data, split, crf, progress, predictions, measures)
-    return summarize(tally, data, split, order, variant, crf, measures)
+    return summarize(tally, data, split, variant, crf, measures)
 
 
 def measure(
@@ -131,10 +131,10 @@ def measure(
 ) -> Tally:
     """Predict the images of a split and collect what `summarize` needs; see `evaluate` for the arguments.
 
-    Under torchrun each process predicts its share of the images, and all return the merged tally.
+    The data has the model's classes, see `match_classes`. Under torchrun each process predicts its share of the images,
+    and all return the merged tally.
     """
     samples = data.split(split)
-    order = class_order(predictor, data)
     with_masks = "segmentation" in measures and all(s.mask is not None for s in samples)
     shared = predictions is None
     indices = share_of(len(samples)) if shared else range(len(samples))
@@ -149,10 +149,10 @@ def measure(
         tally.points[i] = np.asarray(list(prediction.points.values()))
         if tally.confusion is not None:
             truth = true_mask(prediction, samples[i])
-            tally.confusion += mask_confusion(prediction, truth, order, crf)
+            tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
             if not crf and tally.params.rule != "trained":  # a CRF would have to run once for every threshold
-                tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth, order))
+                tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth))
         progress.advance(world_size() if shared else 1)
     # Every rank gathers, also one without images: a rank that skipped it would leave the others waiting.
     return reduce(Tally.merge, gather(tally)) if shared else tally
@@ -162,16 +162,17 @@ def summarize(
     tally: Tally,
     data: DataSet,
     split: str,
-    order: Sequence[int],
     variant: ApVariant,
     crf: bool = False,
     measures: Collection[str] = MEASURES,
 ) -> dict[str, Any]:
     """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
     samples = data.split(split)
-    scores = tally.score_matrix(order)
-    points = np.stack([tally.points[i] for i in range(len(samples))])[:, order]
+    scores = tally.score_matrix()
+    points = np.stack([tally.points[i] for i in range(len(samples))])
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
+    if notes := describe_labels(data, split, samples):
+        result["notes"] = notes
     if "classification" in measures:
         result["classification"] = classification_report(scores, samples, data, variant)
     if "pointing" in measures and all(s.boxes is not None for s in samples):
@@ -181,22 +182,36 @@ def summarize(
     return result
 
 
-def class_order(predictor: Predictor, data: DataSet) -> list[int]:
-    """Index in the model's classes of each of the data set's classes.
+def match_classes(predictor: Predictor, data: DataSet) -> DataSet:
+    """The data set in terms of the model's classes, with notes on classes that only one of the two has.
+
+    Metrics are then over the classes that occur. Labels that the model does not know are left out, in multi-class data
+    with their images. Names that differ in case or blanks alone are the same class, with a note.
 
     Raises:
-        DataError: the two have different classes.
+        DataError: no class in common.
     """
-    if set(predictor.classes) != set(data.classes):
-        only_model = sorted(set(predictor.classes) - set(data.classes))[:5]
-        only_data = sorted(set(data.classes) - set(predictor.classes))[:5]
-        parts = [f"only the model has {', '.join(only_model)}"] if only_model else []
-        parts += [f"only the data has {', '.join(only_data)}"] if only_data else []
+    by_key = {name_key(name): name for name in predictor.classes}
+    spelled = {c: by_key.get(name_key(c), c) for c in data.classes if c not in predictor.classes}
+    names = {c: name for c, name in spelled.items() if name not in data.classes}
+    common = [c for c in predictor.classes if c in {names.get(c, c) for c in data.classes}]
+    if not common:
         raise DataError(
-            f"{predictor.name} and {data.name} have different classes: {'; '.join(parts)}.",
+            f"{predictor.name} and {data.name} have no class in common: the model has {_few(predictor.classes)}, the "
+            f"data has {_few(data.classes)}.",
             "Evaluate on data with the classes the model was trained on.",
         )
-    return [predictor.classes.index(c) for c in data.classes]
+    notes = [f"{data.name} writes the model's class {new!r} as {old!r}." for old, new in names.items() if new != old]
+    if lacking := [c for c in predictor.classes if c not in common]:
+        notes.append(f"{data.name} lacks {_few(lacking)}: the metrics are over the other {len(common)} classes.")
+    if unknown := [c for c in data.classes if names.get(c, c) not in common]:
+        images = " and their images" if data.task == "multiclass" else ""
+        notes.append(f"The model does not know {_few(unknown)}: these labels{images} are left out.")
+    return replace(data.for_classes(predictor.classes, names), notes=(*data.notes, *notes))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def classification_report(
@@ -257,14 +272,14 @@ def pointing_report(
 
 
 def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
-    """(H, W) ground truth of an image: 0 background, i + 1 = class i of the data set, 255 ignored.
+    """(H, W) ground truth of an image: 0 background, i + 1 = class i, 255 ignored.
 
     Raises:
         DataError: the image has no mask, or one of another size.
     """
-    if sample.mask is None:
+    truth = sample.read_mask()
+    if truth is None:
         raise DataError(f"{sample.name} has no mask.", "Evaluate segmentation on data with masks.")
-    truth = read_mask(sample.mask)
     if truth.shape != (prediction.height, prediction.width):
         raise DataError(
             f"{sample.mask} is {truth.shape[1]} x {truth.shape[0]}, its image {prediction.width} x "
@@ -277,23 +292,22 @@ def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
 def mask_confusion(
     prediction: Prediction,
     truth: NDArray[np.uint8],
-    order: Sequence[int],
     crf: bool = False,
     params: MaskParams | None = None,
 ) -> NDArray[np.int64]:
-    """(C+1, C+1) confusion of the pixels of an image, rows true, columns predicted, in the data set's class order.
+    """(C+1, C+1) confusion of the pixels of an image, rows true, columns predicted.
 
     Args:
-        truth: see `true_mask`. order: see `class_order`. params: see `Prediction.mask`.
+        truth: see `true_mask`. params: see `Prediction.mask`.
 
     Raises:
         ConfigError: the true mask has labels beyond the classes.
     """
-    return overlap_confusion(_to_data(order)[prediction.mask(crf, params)], truth, len(order) + 1)
+    return overlap_confusion(prediction.mask(crf, params), truth, len(prediction.classes) + 1)
 
 
 def strength_histogram(
-    prediction: Prediction, truth: NDArray[np.uint8], order: Sequence[int], params: MaskParams | None = None
+    prediction: Prediction, truth: NDArray[np.uint8], params: MaskParams | None = None
 ) -> NDArray[np.int64]:
     """(T+1, C+1, C+1) histogram of the pixels of an image by strength, true class and strongest class.
 
@@ -305,9 +319,9 @@ def strength_histogram(
     thresholds = thresholds_of(params.rule)
     strength, labels = strongest_class(prediction.class_maps, prediction.class_probs, size, params.gate, params.rule)
     above = np.searchsorted(np.asarray(thresholds, dtype=np.float32), strength.astype(np.float32))
-    counted, classes = truth != IGNORED_PIXEL, len(order) + 1
+    counted, classes = truth != IGNORED_PIXEL, len(prediction.classes) + 1
     class_indices("truth", truth[counted], classes)
-    cells = (above * classes + truth) * classes + _to_data(order)[labels.astype(np.int64)]
+    cells = (above * classes + truth) * classes + labels.astype(np.int64)
     shape = (len(thresholds) + 1, classes, classes)
     counts = np.bincount(cells[counted], minlength=int(np.prod(shape)))
     return counts.reshape(shape).astype(np.int64, copy=False)
@@ -355,13 +369,6 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
         best = int(np.argmax(means)) if not np.isnan(means).any() else 0
         result["hindsight"] = {"threshold": thresholds_of(params.rule)[best], "miou": _number(means[best])}
     return result
-
-
-def _to_data(order: Sequence[int]) -> NDArray[np.int64]:
-    """(C+1,) the data set's label of each label of the model."""
-    to_data = np.zeros(len(order) + 1, dtype=np.int64)
-    to_data[np.asarray(order) + 1] = np.arange(1, len(order) + 1)
-    return to_data
 
 
 def _sum(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> NDArray[np.int64] | None:

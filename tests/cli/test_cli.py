@@ -208,6 +208,45 @@ def test_resume_keeps_settings_and_data_options(tmp_path: Path, capsys: pytest.C
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before  # it was finished
 
 
+def test_classes_in_another_order_and_data_that_lack_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+
+    def write(name: str, *classes: str) -> Path:
+        cells = {"dark": lambda i: i < 6, "red": lambda i: i % 3 == 0, "even": lambda i: i % 2 == 0}
+        rows = "".join(f"{i}.png,{','.join(str(int(cells[c](i))) for c in classes)}\n" for i in range(12))
+        (tmp_path / name).write_text(f"image,{','.join(classes)}\n{rows}")
+        return tmp_path / name
+
+    out = tmp_path / "run"
+    data = write("tags.csv", "red", "dark")
+    assert command("train", data, "--out", out, "--epochs", 1, *TINY) == 0
+    write("tags.csv", "dark", "red")
+    capsys.readouterr()
+    assert command("train", data, "--out", out, "--resume") == 0
+    assert command("evaluate", out, data, "--json", "--device", "cpu") == 0
+    lines = capsys.readouterr().out.splitlines()
+    history = json.loads((out / "metrics.jsonl").read_text())
+    whole = json.loads(lines[-1])["classification"]
+    assert whole["map"] == pytest.approx(history["val"]["map"]), "the same images are held out"
+    assert (
+        command("evaluate", out, write("other.csv", "even", "dark"), "--split", "val", "--json", "--device", "cpu") == 0
+    )
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["classification"]["ap"]["red"] is None
+    assert "lacks 'red'" in printed.err and "does not know 'even'" in printed.err
+
+
+def test_one_class_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos" / "defect").mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / "photos" / "defect" / f"{i}.png")
+    assert command("train", tmp_path / "photos", "--out", tmp_path / "run", *TINY) == 1
+    told = capsys.readouterr().err
+    assert "same label ('defect'): there is nothing to learn.\n  Add images without it" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_interrupted_training_says_how_to_go_on_and_does(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

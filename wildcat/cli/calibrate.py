@@ -32,6 +32,7 @@ class Calibrate(ModelCommand, DataCommand):
 
 def run_calibrate(command: Calibrate) -> int:
     """wildcat calibrate"""
+    from wildcat.evaluation import match_classes
     from wildcat.fitting.calibrate import calibrate
     from wildcat.models.calibration import fitted_samples, write_calibration
     from wildcat.models.packaged import PACKAGED
@@ -41,6 +42,7 @@ def run_calibrate(command: Calibrate) -> int:
         raise RunError(f"{command.run} is a packaged model.", "Give a model folder: the thresholds are stored there.")
     predictor = load_model(command, command.run, calibrated=False)
     data = open_data(command, command.data, command.run)
+    data = match_classes(predictor, data)
     samples = fitted_samples(data, command.split)
     describe(data, f"{len(samples)} images of {command.split} to fit on", predictor.device.type, quiet=command.json)
     with ProgressBar() as progress:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ class Evaluate(ModelCommand, DataCommand):
 
 def run_evaluate(command: Evaluate) -> int:
     """wildcat evaluate; under torchrun the processes share the images, and the first one prints the result."""
-    from wildcat.evaluation import class_order, measure, summarize
+    from wildcat.evaluation import match_classes, measure, summarize
     from wildcat.progress import SILENT, ProgressBar
     from wildcat.train.distributed import process_group, rank, world_size
     from wildcat.viz.curves import SUFFIXES
@@ -58,21 +57,21 @@ def run_evaluate(command: Evaluate) -> int:
     split = evaluation_split(command.split, data)
     with process_group():
         predictor = load_model(command, command.run)
-        order = class_order(predictor, data)
+        data = match_classes(predictor, data)
         if first := rank() == 0:
             device = predictor.device.type + (f" on {world_size()} processes" if world_size() > 1 else "")
             describe(data, f"{len(data.split(split))} images of {split}", device, quiet=command.json)
         with ProgressBar() if first else nullcontext(SILENT) as progress:
             tally = measure(predictor, data, split, command.crf, progress)
     if first:
-        result = summarize(tally, data, split, order, command.ap, command.crf)
+        result = summarize(tally, data, split, command.ap, command.crf)
         if command.curves is not None:
-            save_curves(command.curves, tally, data, split, order)
+            save_curves(command.curves, tally, data, split)
         print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
     return 0
 
 
-def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequence[int]) -> None:
+def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
     """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf)."""
     from wildcat.data.dataset import label_matrix
     from wildcat.files import write_bytes
@@ -81,7 +80,7 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str, order: Sequ
     from wildcat.viz.curves import draw_precision_recall
 
     labels = label_matrix(data.split(split))
-    scores = tally.score_matrix(order)
+    scores = tally.score_matrix()
     ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     if path.suffix == ".csv":
@@ -109,6 +108,7 @@ def evaluation_table(result: dict[str, Any]) -> str:
     for key in ("accuracy", "class_mean_accuracy", "roc_auc"):
         if key in classification:
             lines.append(f"{key.replace('_', ' '):20}{_percent(classification[key])}")
+    lines += [f"note: {note}" for note in result.get("notes", ())]
     if pointing:
         lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
     if "segmentation" in result:

@@ -40,7 +40,7 @@ class Report(ModelCommand, DataCommand):
 
 def run_report(command: Report) -> int:
     """wildcat report"""
-    from wildcat.evaluation import class_order
+    from wildcat.evaluation import match_classes
     from wildcat.prediction import file_name
     from wildcat.progress import ProgressBar
     from wildcat.report import check_target, model_info, report_split
@@ -51,7 +51,7 @@ def run_report(command: Report) -> int:
     path = command.out or Path(f"report-{'-'.join(map(file_name, names))}.html")
     check_target(path)
     predictor = load_model(command, command.run)
-    class_order(predictor, data)  # refuses other classes
+    data = match_classes(predictor, data)
     describe(data, f"{len(data.split(split))} images of {split}", f"{predictor.device.type}; writing {path}")
     views = [f"flipped, {command.flip}"] if command.flip != "none" else []
     views += [f"at {command.sizes} px"] if command.sizes else []

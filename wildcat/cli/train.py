@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,7 @@ from wildcat.errors import ConfigError, MissingExtra, RunError
 from wildcat.methods import METHODS
 
 if TYPE_CHECKING:
+    from wildcat.data import DataSet, Sample
     from wildcat.models.run import Run
 
 
@@ -57,7 +59,7 @@ def run_train(command: Train) -> int:
 def train_command(command: Train) -> int:
     """The command in one process."""
     from wildcat.device import choose_device
-    from wildcat.models.manifest import MANIFEST, recorded_data
+    from wildcat.models.manifest import MANIFEST
     from wildcat.models.run import check_resumable, create_run, discard_unused
     from wildcat.progress import ProgressBar
     from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
@@ -66,12 +68,11 @@ def train_command(command: Train) -> int:
     config, source = command.config, command.data
     run = broadcast_from_first(lambda: run_to_resume(command))
     if run is not None:
-        recorded = recorded_data(run.folder)
-        options = command.data_option if reader_options(command) else recorded.options
-        command = dataclasses.replace(command, data_option=options, format=command.format or recorded.format)
+        command = as_recorded(command, run)
     with shared_errors():
         data = open_data(command, command.data)
         samples, val_samples = data.training_split(config.train_split, config.val_split)
+        data = with_label_notes(data, config, samples, val_samples)
         device = choose_device(config.device)
     check_readable([s.path for s in (*samples, *val_samples)])
     resume = run is not None
@@ -113,6 +114,26 @@ def train_command(command: Train) -> int:
     predicting = shlex.join(["wildcat", "predict", str(command.out), "IMAGE", "--out", "DIR"])
     print(f"Next: {evaluating}   or   {predicting}")
     return 0
+
+
+def as_recorded(command: Train, run: Run) -> Train:
+    """The command with the format and reader options that a run was started with, unless it gives others."""
+    from wildcat.models.manifest import recorded_data
+
+    recorded = recorded_data(run.folder)
+    options = command.data_option if reader_options(command) else recorded.options
+    return dataclasses.replace(command, data_option=options, format=command.format or recorded.format)
+
+
+def with_label_notes(
+    data: DataSet, config: TrainConfig, samples: Sequence[Sample], val_samples: Sequence[Sample]
+) -> DataSet:
+    """The data with notes on classes that it cannot teach; refused if it can teach none."""
+    from wildcat.data.dataset import check_learnable, describe_labels
+
+    notes = check_learnable(data, config.train_split, samples)
+    notes += describe_labels(data, config.val_split, val_samples) if val_samples else []
+    return dataclasses.replace(data, notes=(*data.notes, *notes))
 
 
 def run_to_resume(command: Train) -> Run | None:

@@ -20,9 +20,9 @@ from wildcat.errors import DataError
 from wildcat.evaluation import (
     SCORES,
     THRESHOLDS,
-    class_order,
     confusions_by_threshold,
     mask_confusion,
+    match_classes,
     strength_histogram,
     true_mask,
 )
@@ -65,16 +65,16 @@ def calibrate(
         `masks` (number used), `crf`, and per class `prior` (its share of the images) and `f1`.
 
     Raises:
-        DataError: the data set's classes are not the model's, or none of its images has a label.
+        DataError: the data set has none of the model's classes, or none of its images has a label.
         ImageError: an image cannot be read.
     """
-    order = class_order(predictor, data)
+    data = match_classes(predictor, data)
     samples = fitted_samples(data, split)
     masked = set(_masked(samples, crf))
     probs, with_masks = [], []
     progress.start("predicting", len(samples))
     for i, prediction in enumerate(predictor.stream([s.path for s in samples], modalities=False)):
-        probs.append(prediction.class_probs[order])
+        probs.append(prediction.class_probs)
         if i in masked:
             with_masks.append((prediction, samples[i]))
         progress.advance()
@@ -83,11 +83,8 @@ def calibrate(
         raise DataError(f"no image of {split} of {data.name} has a label.", "Give a split with labelled images.")
     gates, f1 = fit_gates(np.stack(probs), labels)
     prior = (labels == PRESENT).mean(axis=0)
-    by_model = [0.5] * len(predictor.classes)
-    for c, index in enumerate(order):
-        by_model[index] = float(gates[c])
-    params = replace(default_mask_params(data.task), gate=tuple(by_model))
-    params, tried = fit_background(params, with_masks, order, crf, progress)
+    params = replace(default_mask_params(data.task), gate=tuple(map(float, gates)))
+    params, tried = fit_background(params, with_masks, crf, progress)
     record = {
         "data": data.name,
         "split": split,
@@ -141,7 +138,6 @@ def fit_gates(probs: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[NDA
 def fit_background(
     params: MaskParams,
     with_masks: Sequence[tuple[Prediction, Sample]],
-    order: Sequence[int],
     crf: bool,
     progress: Progress = SILENT,
 ) -> tuple[MaskParams, list[dict[str, Any]]]:
@@ -152,7 +148,7 @@ def fit_background(
     if not with_masks:
         return params, []
     candidates = _candidates(params, crf)
-    classes = len(order) + 1
+    classes = len(with_masks[0][0].classes) + 1
     confusions: Sequence[NDArray[np.int64]]
     if crf:
         confusions = [np.zeros((classes, classes), dtype=np.int64) for _ in candidates]
@@ -160,13 +156,13 @@ def fit_background(
         for prediction, sample in with_masks:
             truth = true_mask(prediction, sample)
             for k, candidate in enumerate(candidates):
-                confusions[k] += mask_confusion(prediction, truth, order, True, candidate)
+                confusions[k] += mask_confusion(prediction, truth, True, candidate)
             progress.advance()
     else:
         confusions = []
         progress.start("fitting the background", len(FITTED_RULES) * len(with_masks))
         for rule in FITTED_RULES:
-            histograms = _histograms(replace(params, rule=rule), with_masks, order, progress)
+            histograms = _histograms(replace(params, rule=rule), with_masks, progress)
             confusions = [*confusions, *confusions_by_threshold(reduce(np.add, histograms))]
     tried = [
         {"rule": p.rule, "threshold": round(p.threshold or 0.0, 4), "miou": round(mean_iou(confusion), 6)}
@@ -181,11 +177,10 @@ def fit_background(
 def _histograms(
     params: MaskParams,
     with_masks: Sequence[tuple[Prediction, Sample]],
-    order: Sequence[int],
     progress: Progress,
 ) -> Iterator[NDArray[np.int64]]:
     for prediction, sample in with_masks:
-        yield strength_histogram(prediction, true_mask(prediction, sample), order, params)
+        yield strength_histogram(prediction, true_mask(prediction, sample), params)
         progress.advance()
 
 

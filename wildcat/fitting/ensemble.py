@@ -56,11 +56,11 @@ def create_ensemble(
         return write_ensemble(folder, runs, None, {})
     if data is None:
         raise ConfigError("a linear combination is trained on labelled images.", "Add --data, or --combine average.")
-    if data.classes != runs[0].classes:
+    if set(data.classes) != set(runs[0].classes):
         raise DataError(
-            f"{data.name} has other classes than {runs[0].folder}, or in another order.",
-            "Give the data the runs were trained on.",
+            f"{data.name} has other classes than {runs[0].folder}.", "Give the data the runs were trained on."
         )
+    data = data.for_classes(runs[0].classes)
     members = [Member(run.load_model(), run.preprocess) for run in runs]
     predictor = Predictor("members", members, runs[0].classes, runs[0].task, device)
     samples = data.split(split)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from wildcat.config import TrainConfig, config_text, read_config
-from wildcat.data.dataset import DataSet, Task
+from wildcat.data.dataset import DataSet, Task, check_learnable
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
@@ -114,6 +114,7 @@ def create_run(
 
     Raises:
         RunError: the folder exists and is not empty; nothing in it is touched.
+        DataError: there is nothing to learn, see `wildcat.data.dataset.check_learnable`.
         ConfigError: no such backbone, or a setting out of range.
     """
     config.validate()
@@ -123,7 +124,10 @@ def create_run(
             "Leave --background out.",
         )
     refuse_taken(folder)
+    if Path(config.weights).is_dir() and set(start := open_run(Path(config.weights)).classes) == set(data.classes):
+        data = data.for_classes(start)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
+    check_learnable(data, config.train_split, samples)
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
     preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
@@ -241,9 +245,9 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     """
     old, new = asdict(run.config), asdict(config)
     changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
-    if classes != run.classes:
+    if set(classes) != set(run.classes):
         same = len(classes) == len(run.classes)
-        changed.append(f"classes {len(run.classes)} -> {len(classes)}{' of other names or order' if same else ''}")
+        changed.append(f"classes {len(run.classes)} -> {len(classes)}{' of other names' if same else ''}")
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",

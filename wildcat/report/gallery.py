@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wildcat.data.dataset import ABSENT, PRESENT, Sample, Task
-from wildcat.data.images import read_mask
 from wildcat.errors import ConfigError
 from wildcat.evaluation import POINT_TOLERANCE
 from wildcat.metrics import point_hits
@@ -193,7 +192,8 @@ def printable(value: str) -> str:
 def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Sequence[str], crf: bool) -> Thumbnail:
     """Reduce an image, its masks and its labels; `classes` are in the order of the sample's labels."""
     mask = _shrink_mask(prediction.mask(crf))
-    truth = None if sample is None or sample.mask is None else _shrink_mask(read_mask(sample.mask).astype(np.int64))
+    true_mask = None if sample is None else sample.read_mask()
+    truth = None if true_mask is None else _shrink_mask(true_mask.astype(np.int64))
     in_mask = {prediction.classes[i - 1] for i in np.unique(mask).tolist() if i > 0}
     in_truth = set() if truth is None else {classes[i - 1] for i in np.unique(truth).tolist() if 0 < i <= len(classes)}
     names = [name for name in classes if name in in_mask | in_truth]

@@ -11,7 +11,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.resources import files
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from wildcat._version import __version__
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, RunError
-from wildcat.evaluation import class_order, evaluate
+from wildcat.evaluation import evaluate, match_classes
 from wildcat.files import next_free, remove_leftovers, write_bytes, writing
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.manifest import kind_of
@@ -98,20 +98,20 @@ def report_split(
 
     Raises:
         RunError: `path` exists, or cannot be written.
-        DataError: the data set's classes are not the model's.
+        DataError: the data set has none of the model's classes.
         ImageError: an image cannot be read.
         ConfigError: `max_mb` is too small for the page without images.
     """
+    data = match_classes(predictor, data)
     gallery = Gallery(data.classes, data.task, examples, crf, max_mb)
     check_target(path)
     samples = data.split(split)
-    order = class_order(predictor, data)
     scores: list[NDArray[np.float32]] = []
 
     def predictions() -> Iterator[Prediction]:
         stream = predictor.stream([s.path for s in samples], modalities=True)
         for sample, prediction in zip(samples, stream, strict=True):
-            scores.append(prediction.class_scores[order])
+            scores.append(prediction.class_scores)
             gallery.add(prediction, sample)
             yield prediction
 
@@ -129,6 +129,8 @@ def report_split(
         "curves": draw_curves(curves, metrics["classification"]["ap"]),
         "confusion": confusion,
     }
+    info = info or ModelInfo({})
+    info = replace(info, notes=(*info.notes, *data.notes, *metrics.get("notes", ())))
     return _write(path, gallery, context, facts, info)
 
 

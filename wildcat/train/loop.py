@@ -79,6 +79,9 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
             f"batch_size={config.batch_size} and {distributed.world_size()} processes: each needs an image per batch.",
             f"Give --batch-size {distributed.world_size()} or more, or start fewer processes.",
         )
+    if set(data.classes) != set(run.classes):
+        raise RunError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was created with.")
+    data = data.for_classes(run.classes)  # they may be in another order
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     data_fingerprint = fingerprint(samples, val_samples)
     if len(set(distributed.gather(data_fingerprint))) > 1:

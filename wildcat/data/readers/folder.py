@@ -52,7 +52,7 @@ def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> Da
     everything.
 
     Raises:
-        DataError: an empty class folder, fewer than two classes, split folders beside class folders, two folders for
+        DataError: an empty class folder, no class, split folders beside class folders, two folders for
             one split, folders that are named like splits or folders of all images but would be classes, or a class in
             val or test that train lacks.
     """
@@ -229,11 +229,8 @@ def _class_names(folder: Path, found: Classes, chosen: Sequence[str], notes: lis
             notes.append(f"The folders {_some(ignored)} are not in --classes and are ignored.")
     else:
         _check_no_class(folder, found, notes)
-    if len(chosen or found) < 2:
-        has = f"a single class folder, {next(iter(found))}" if found else "no class folder"
-        raise DataError(
-            f"{folder} has {has}.", "At least two are needed: add a folder of images without the object, for example."
-        )
+    if not found:
+        raise DataError(f"{folder} has no class folder.", "Put the images of each class into a folder of its name.")
     return tuple(chosen or found)
 
 
