@@ -26,7 +26,7 @@ from torch.nn import functional
 import wildcat
 from wildcat.config import Architecture
 from wildcat.data.image_ref import ImageRef
-from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, full_size
+from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import ConfigError, EngineError, ImageError, RunError
 from wildcat.models.member import Member
@@ -139,7 +139,7 @@ class InAnArchive(ImageRef):
     def name(self) -> str:
         return "archive#photo"
 
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
         return decode_bytes(self.content, self.name, max_downscale)
 
 

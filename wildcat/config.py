@@ -110,6 +110,9 @@ class TrainConfig:
     # --- data --------------------------------------------------------------------------------------------------
     image_size: int = 320
     """Side in pixels of the square every image is warped to."""
+    intensity_range: str = ""
+    """LOW,HIGH: the values of grey images of 16 bits, 32 bits or floats that are black and white, such as 0,4095 for
+    12-bit data; the model keeps them. Empty: 0,65535 for 16 bits; others are refused."""
     flip: Flip = "horizontal"
     """Mirror training images at random: none, horizontal, or both ways (where up and down mean nothing)."""
     crop_scale: float = 0.5

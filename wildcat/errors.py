@@ -16,6 +16,11 @@ class WildcatError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def one_line(self) -> str:
+        """Message and hint in one line, for lists and rows of errors."""
+        return " ".join(f"{self.message} {self.hint}".split())
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by message and hint: subclasses have constructors of their own."""
         return _restore_error, (type(self), self.message, self.hint)

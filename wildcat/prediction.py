@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import ImageRef, load_image
+from wildcat.data.images import IntensityRange
 from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.files import making
 from wildcat.models.calibration import Calibration
@@ -27,6 +28,7 @@ from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
+from wildcat.viz.fonts import drawable
 from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
 
 SCHEMA = 1  # version of the rows of predictions.jsonl and of the folder that `Prediction.save` writes
@@ -53,6 +55,7 @@ class Prediction:
         image: the RGB image, or its location, from which it is read when needed.
         calibration: thresholds fitted by `wildcat calibrate`, or None.
         device: where `mask` runs the dense CRF.
+        intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
     """
 
     path: str
@@ -66,6 +69,7 @@ class Prediction:
     image: Image.Image | Path | ImageRef
     calibration: Calibration | None = None
     device: torch.device = CPU
+    intensity_range: IntensityRange | None = None
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
@@ -197,7 +201,7 @@ class Prediction:
 
     def load_image(self) -> Image.Image:
         """The original image in RGB."""
-        return self.image if isinstance(self.image, Image.Image) else load_image(self.image)
+        return self.image if isinstance(self.image, Image.Image) else load_image(self.image, self.intensity_range)
 
     @property
     def drawn_size(self) -> tuple[int, int]:
@@ -222,7 +226,17 @@ class Prediction:
         drawn = overlay_heatmap(image, self.heatmap(name, self.drawn_size), alpha=self.opacity(name))
         if boxes:
             drawn = draw_boxes(drawn, [np.tile(scale, 2) * box[:4] for box in self.find_boxes(name)])
-        return draw_points(drawn, [scale * self.points[name]], [f"{name} {self.probabilities[name]:.0%}"])
+        label = f"{self.drawn_name(name)} {self.probabilities[name]:.0%}"
+        return draw_points(drawn, [scale * self.points[name]], [label])
+
+    def drawn_name(self, name: str) -> str:
+        """The name of a class on drawings: `#i` (i = 1 for the first) if no font of the system has its characters."""
+        return name if drawable(name) else f"#{self.index_of(name) + 1}"
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """`drawn_name` -> name, for the classes whose name cannot be drawn."""
+        return {self.drawn_name(name): name for name in self.classes if not drawable(name)}
 
     def _repr_png_(self) -> bytes | None:
         """Show `plot` of the likeliest class in a notebook, at most 640 pixels a side; nothing if the file is gone."""
@@ -278,6 +292,8 @@ class Prediction:
                 overlays[name] = f"{safe[name]}.{image_suffix(overlay)}"
                 overlay.save(unfinished / overlays[name], quality=92)
             row = {"schema": SCHEMA, **self.to_dict(), "files": {"maps": "maps.npz", "overlays": overlays}}
+            if self.legend:
+                row["legend"] = self.legend
             text = json.dumps(row, indent=2, ensure_ascii=False)
             (unfinished / "prediction.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         return folder

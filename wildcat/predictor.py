@@ -217,9 +217,11 @@ class Predictor:
     def predictions(self, images: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         """B images and their outputs -> B predictions."""
         modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
-        model = (self.classes, self.task)
+        model, intensity = (self.classes, self.task), self.preprocess.intensity_range
         return [
-            Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, self.device)
+            Prediction(
+                one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, self.device, intensity
+            )
             for one, scores, maps, m_maps in zip(images, outputs.scores, outputs.class_maps, modalities, strict=True)
         ]
 
@@ -236,7 +238,7 @@ class Predictor:
             """Maximum downscale factor when decoding an image of this (width, height)."""
             return 1.0 if self._is_tiled(size) else min(m.preprocess.max_downscale(size) for m in self.members)
 
-        rgb, size = decode_image(image, max_downscale)
+        rgb, size = decode_image(image, max_downscale, self.preprocess.intensity_range)
         source: Image.Image | Path | ImageRef = rgb
         if isinstance(image, (str, Path)):
             source = Path(image)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wildcat.data.images import decode_bytes, decode_file, list_images, read_image, read_mask, to_rgb
+from wildcat.data.images import decode_bytes, decode_file, limit_pixels, list_images, read_image, read_mask, to_rgb
 from wildcat.errors import DataError, ImageError
 
 # EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 are in the upright image.
@@ -197,9 +197,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str, str]]:
         "text": (folder / "text.jpg", "begins with b'version https://", "Convert it"),
         "cut jpg": (folder / "cut.jpg", "truncated", "Copy it again"),
         "cut png": (folder / "cut.png", "truncated", "Copy it again"),
-        "bomb": (folder / "bomb.png", "900000000 pixels", "tiles"),
-        "float": (folder / "float.tif", "float values", "8-bit or 16-bit PNG"),
-        "32 bit": (folder / "wide.tif", "32-bit values", "8-bit or 16-bit PNG"),
+        "bomb": (folder / "bomb.png", "900000000 pixels", "--max-pixels 900000000"),
+        "float": (folder / "float.tif", "float values", "--intensity-range LOW,HIGH"),
+        "32 bit": (folder / "wide.tif", "32-bit values", "--intensity-range LOW,HIGH"),
     }
 
 
@@ -217,8 +217,69 @@ def test_broken_files_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="cannot be read: File name too long"):
-        read_image(tmp_path / ("a" * 300))
+    with pytest.raises(ImageError, match="too long for the path of a file"):
+        read_image(tmp_path / ("a.b" * 100))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data:image/png;base64,iVBORw0KGgo" + 5000 * "A", "is a data URL"),
+        ("https://example.com/a.jpg", "is a URL; this needs a file"),
+        (5000 * "iVBORw0KGgo/", "looks like the base64 content of an image"),
+        (900 * "a photo of a cat. ", "too long for the path of a file"),
+        ("a\nb.jpg", r"a\\nb.jpg does not exist"),
+        ("nul\0.jpg", r"nul\\x00.jpg does not exist"),
+    ],
+)
+def test_a_text_that_is_no_path_gets_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(ImageError, match=said) as caught:
+        read_image(text)
+    assert len(caught.value.message) < 400
+    assert caught.value.message.count("\n") == 0
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_twelve_bit_data_in_sixteen_bits(tmp_path: Path, kind: str) -> None:
+    values = np.array([[0, 100, 2048, 4095, 4096, 60000]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{kind}")
+    scaled = decode_file(tmp_path / f"a.{kind}", intensity=(100, 4095))[0]
+    assert np.asarray(scaled)[0, :, 1].tolist() == [0, 0, round(1948 * 255 / 3995), 255, 255, 255]
+
+
+def test_an_intensity_range_reads_floats_and_leaves_eight_bits(tmp_path: Path) -> None:
+    values = np.array([[-2.0, -1.0, 0.0, 3.0, 9.0, np.nan, np.inf]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    scaled = decode_file(tmp_path / "a.tif", intensity=(-1, 3))[0]
+    assert np.asarray(scaled)[0, :, 2].tolist() == [0, 0, 64, 255, 255, 0, 255]
+    Image.fromarray(np.array([[-5, 0, 70000]], np.int32)).save(tmp_path / "b.tif")
+    assert np.asarray(decode_file(tmp_path / "b.tif", intensity=(0, 70000))[0])[0, :, 0].tolist() == [0, 0, 255]
+    Image.fromarray(np.array([[0, 7, 255]], np.uint8)).save(tmp_path / "c.png")
+    assert np.asarray(decode_file(tmp_path / "c.png", intensity=(0, 4095))[0])[0, :, 0].tolist() == [0, 7, 255]
+
+
+def test_sixteen_bit_colour_is_not_scaled() -> None:
+    rows = b"".join(b"\0" + struct.pack(">6H", *range(0, 4096, 700)) for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    assert decode_bytes(content, "a.png")[0].size == (2, 2)
+    with pytest.raises(ImageError, match="16-bit colour"):
+        decode_bytes(content, "a.png", intensity=(0, 4095))
+
+
+def test_the_limit_of_pixels_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # restored after the test
+    Image.new("L", (30, 30)).save(tmp_path / "a.png")
+    limit_pixels(800)
+    with pytest.raises(ImageError, match=r"900 pixels.* limit of 800 pixels") as caught:
+        read_image(tmp_path / "a.png")
+    assert "--max-pixels 900 " in caught.value.hint
+    limit_pixels(900)
+    assert read_image(tmp_path / "a.png").size == (30, 30)
 
 
 def test_to_rgb_refuses_too() -> None:

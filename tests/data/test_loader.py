@@ -188,7 +188,7 @@ def test_large_jpegs_are_downscaled_as_far_as_the_crop_allows(
     augment = None if crop_scale is None else Augment(0, crop_scale, "none")
     sizes = []
 
-    def recording(path: Path, max_downscale: MaxDownscale) -> Decoded:
+    def recording(path: Path, max_downscale: MaxDownscale, _intensity: object) -> Decoded:
         image, size = decode_image(path, max_downscale)
         sizes.append((image.size, size))
         return image, size
@@ -198,7 +198,7 @@ def test_large_jpegs_are_downscaled_as_far_as_the_crop_allows(
     for epoch in range(12):
         monkeypatch.setattr(loader, "decode_image", recording)
         one = images[epoch, 0]
-        monkeypatch.setattr(loader, "decode_image", lambda path, _: decode_image(path))
+        monkeypatch.setattr(loader, "decode_image", lambda path, *_: decode_image(path))
         other = images[epoch, 0]
         assert not isinstance(one, ImageError) and not isinstance(other, ImageError)
         levels = (one[0] - other[0]).abs() * 0.25 * 255

@@ -30,7 +30,7 @@ from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
-from wildcat.cli.options import Command
+from wildcat.cli.options import Command, limit_pixels_of
 from wildcat.cli.predict import Predict, run_predict
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
@@ -87,6 +87,8 @@ def run_command(arguments: list[str]) -> int:
     """Run a command and print errors that the user can fix as one sentence; returns the exit code."""
     try:
         command = parse(arguments)
+        if not isinstance(command, Serve):  # which answers larger images with a status of their own
+            limit_pixels_of(command)
         code = COMMANDS[arguments[0]][1](command)
         sys.stdout.flush()
         return code

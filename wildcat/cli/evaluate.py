@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
     from wildcat.metrics import precision_recall_curve
     from wildcat.prediction import score_probabilities
     from wildcat.viz.curves import draw_precision_recall
+    from wildcat.viz.fonts import drawn_texts
 
     labels = label_matrix(data.split(split))
     scores = tally.score_matrix()
@@ -92,6 +94,9 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
         write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
         return
     title = f"{data.name} {split}, {len(labels)} images"
+    numbers = [f"{shown} is {c}" for shown, c in zip(drawn_texts(list(curves)), curves, strict=True) if shown != c]
+    if numbers:
+        print(f"note: no font for the names of some classes; in the plot {', '.join(numbers)}.", file=sys.stderr)
     drawn = {c: (curve.recall, curve.precision) for c, curve in curves.items()}
     write_bytes(path, draw_precision_recall(drawn, title, path.suffix))
 

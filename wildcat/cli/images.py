@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wildcat.cli.options import DataCommand, open_data
+from wildcat.cli.options import DataCommand, note_dark, open_data
 from wildcat.errors import ConfigError, DataError, WildcatError
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def predict_each(
     from wildcat.progress import ProgressBar
 
     names = {str(image): name for image, name in images}
+    note_dark([image for image, _ in images], predictor.preprocess.intensity_range, "train the model with")
     skipped = 0
 
     def skip(image: object, error: WildcatError) -> None:
@@ -89,7 +90,7 @@ def predict_each(
                 "Restore it and give another --out; or predict with --shard-rows 1000, which --resume continues.",
             )
         skipped += 1
-        tqdm.write(f"skipped {error.message}", file=sys.stderr)
+        tqdm.write(f"skipped {error.one_line}", file=sys.stderr)
         progress.advance()
 
     with ProgressBar() as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -39,7 +39,15 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewCommand(Command):
+class ImageCommand(Command):
+    """Flags of every command that reads images."""
+
+    max_pixels: int | None = None
+    """Refuse images of more pixels; by default 178,956,970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCommand(ImageCommand):
     """Flags of every command that times or uses a trained model."""
 
     flip: Flip = "none"
@@ -65,7 +73,7 @@ class ModelCommand(ViewCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReaderCommand(Command):
+class ReaderCommand(ImageCommand):
     """Flags that say how a data set is read; recorded with a run, and used again with it."""
 
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
@@ -87,6 +95,18 @@ class DataCommand(ReaderCommand):
 
     format: str | None = None
     """Layout: voc, voc-action, coco, scenes, indoor, webdataset, yolo, csv or folder; recognised otherwise."""
+
+
+def limit_pixels_of(command: Command) -> None:
+    """Apply --max-pixels to this process."""
+    pixels = getattr(command, "max_pixels", None)
+    if pixels is None:
+        return
+    if pixels < 1:
+        raise ConfigError(f"--max-pixels {pixels}: give a number of pixels of at least 1.")
+    from wildcat.data.images import limit_pixels
+
+    limit_pixels(pixels)
 
 
 def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
@@ -189,17 +209,45 @@ def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> No
         print(f"note: {note}", file=sys.stderr)
 
 
-def check_readable(images: Sequence[Path | ImageRef]) -> None:
+def check_readable(images: Sequence[Path | ImageRef], intensity_range: str = "") -> None:
     """Check the first bytes of all images before a long computation; several processes share the images."""
     from wildcat.data.image_ref import input_error
-    from wildcat.train.distributed import gather, share_of
+    from wildcat.data.transforms import parse_range
+    from wildcat.train.distributed import gather, rank, share_of
 
-    found = [(i, reason) for i in share_of(len(images)) if (reason := input_error(images[i]))]
-    unreadable = sorted(itertools.chain(*gather(found)))
+    intensity = parse_range(intensity_range)
+    found = [(i, error) for i in share_of(len(images)) if (error := input_error(images[i]))]
+    unreadable = dict(sorted(itertools.chain(*gather(found)), key=lambda pair: pair[0]))
     if unreadable:
-        listed = "; ".join(f"{Path(str(images[i])).name}: {reason}" for i, reason in unreadable[:5])
+        listed = "; ".join(
+            f"{error.message.rstrip('.').removeprefix(f'{Path(str(images[i])).parent}/')}"
+            for i, error in list(unreadable.items())[:5]
+        )
         more = "; ..." if len(unreadable) > 5 else ""
+        first, error = next(iter(unreadable.items()))
         raise DataError(
             f"{len(unreadable)} of {len(images)} images cannot be read: {listed}{more}.",
-            f"Repair or remove them; the first is {images[unreadable[0][0]]}.",
+            f"The first is {images[first]}. {error.hint}",
+        )
+    if rank() == 0:
+        note_dark(images, intensity, "add")
+
+
+def note_dark(images: Sequence[Path | ImageRef], intensity: tuple[float, float] | None, remedy: str) -> None:
+    """Note that 16-bit images hold 10, 12 or 14 bits, judged by 8 of them; read as 16 bits, they are nearly black."""
+    from wildcat.data.images import highest_grey
+
+    if intensity is not None:
+        return
+    highest = 0
+    for image in images[:: max(1, len(images) // 8)][:8]:
+        if isinstance(image, Path):
+            with suppress(WildcatError):
+                highest = max(highest, highest_grey(image))
+    bits = next((bits for bits in (10, 12, 14) if 0 < highest < 2**bits), None)
+    if bits:
+        print(
+            f"note: the 16-bit images reach {highest:,} of 65,535 ({bits} bits) and are read as nearly black: "
+            f"{remedy} --intensity-range 0,{2**bits - 1}.",
+            file=sys.stderr,
         )

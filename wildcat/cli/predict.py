@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +81,9 @@ def run_into_folder(command: Predict) -> int:
             if not writer or len(images) <= 10:
                 tqdm.write(prediction_line(prediction))
             written += 1
+    if writer and writer.legend and save:
+        names = ", ".join(f"{number} is {name}" for number, name in list(writer.legend.items())[:10])
+        print(f"note: no font of this system for the names of some classes; on drawings {names}.", file=sys.stderr)
     if command.out:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
         if gallery and written:
@@ -133,6 +137,8 @@ def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
 
 def prediction_line(prediction: Any) -> str:
     """One line of text: the image, its most likely classes, and their points."""
+    from wildcat.data.images import shown
+
     names = list(prediction.labels) or [prediction.top]
     if prediction.task == "multiclass":
         names = sorted(prediction.classes, key=lambda c: -prediction.probabilities[c])[:3]
@@ -141,4 +147,4 @@ def prediction_line(prediction: Any) -> str:
         for c in names
     ]
     none = "" if prediction.labels else "(below 50%) "
-    return f"{prediction.path}: {none}{', '.join(texts)}"
+    return f"{shown(prediction.path)}: {none}{', '.join(texts)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, note_skipped, split_samples
-from wildcat.cli.options import DataCommand, ModelCommand, load_model, parse_sizes, resume_hint
+from wildcat.cli.options import DataCommand, ModelCommand, limit_pixels_of, load_model, parse_sizes, resume_hint
 from wildcat.config import ShardFormat
 from wildcat.errors import ConfigError
 
@@ -173,4 +173,5 @@ def load_in_worker(command: ShardedCommand) -> Predictor:
     from wildcat.cli.allocator import keep_freed_memory
 
     keep_freed_memory()
+    limit_pixels_of(command)
     return load_model(command, command.run)

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import Model, ModelCommand, load_model
@@ -60,12 +61,12 @@ def run_serve(command: Serve) -> int:
     """wildcat serve"""
     import warnings
 
-    from wildcat.cli.allocator import keep_freed_memory
     from wildcat.serve import Limits, create_app
     from wildcat.serve.middleware import LOOPBACK
 
     warnings.filterwarnings("ignore", module="PIL")  # about uploaded images
     limits = Limits(**{field.name: getattr(command, field.name) for field in fields(Limits)})
+    set_up_process(limits)
     with listen(command.host, command.port) as listener:
         predictor = load_model(command, command.run)
         names = command.names.replace(",", " ").split()
@@ -75,7 +76,7 @@ def run_serve(command: Serve) -> int:
             limits,
             hosts,
             command.processes,
-            keep_freed_memory,
+            partial(set_up_process, limits),
             names=names,
             root_path=command.root_path,
         )
@@ -88,6 +89,15 @@ def run_serve(command: Serve) -> int:
         serve_until_signal(app, listener, limits)
     print("stopped", file=sys.stderr)
     return 0
+
+
+def set_up_process(limits: Limits) -> None:
+    """Set the allocator, and let Pillow open all images within the limits."""
+    from wildcat.cli.allocator import keep_freed_memory
+    from wildcat.data.images import PILLOW_PIXELS, limit_pixels
+
+    keep_freed_memory()
+    limit_pixels(max(limits.max_pixels, PILLOW_PIXELS))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -74,7 +74,7 @@ def train_command(command: Train) -> int:
         samples, val_samples = data.training_split(config.train_split, config.val_split)
         data = with_label_notes(data, config, samples, val_samples)
         device = choose_device(config.device)
-    check_readable([s.path for s in (*samples, *val_samples)])
+    check_readable([s.path for s in (*samples, *val_samples)], config.intensity_range)
     resume = run is not None
     if run is not None:
         check_resumable(run, config, source, data.classes)

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wildcat.data.images import Decoded, MaxDownscale, decode_bytes, decode_file, full_size, header_error, to_rgb
+from wildcat.data.images import (
+    Decoded,
+    IntensityRange,
+    MaxDownscale,
+    decode_bytes,
+    decode_file,
+    full_size,
+    header_error,
+    shown,
+    to_rgb,
+)
 from wildcat.data.remote import file_size, is_url, read_range
 from wildcat.errors import ConfigError, DataError, ImageError
 
@@ -32,7 +42,7 @@ class ImageRef(ABC):
         """The name in `Prediction.path` and in errors."""
 
     @abstractmethod
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
         """The image as `wildcat.data.images.decode_bytes` returns it; called in threads.
 
         Raises:
@@ -70,13 +80,13 @@ class ImageLocation(ImageRef):
         """`file`, or `file#member`."""
         return f"{self.file}#{self.member}" if self.member else self.file
 
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
         """As `ImageRef.decode`; a DataError if its folder or store is gone."""
         if self.error:
             raise ImageError(f"{self.name} {self.error}.", "It is skipped; give the image itself instead.")
         if not self.member and not is_url(self.file):
             try:
-                return decode_file(self.file, max_downscale)
+                return decode_file(self.file, max_downscale, intensity)
             except ImageError:
                 folder = Path(self.file).parent
                 if not folder.is_dir():
@@ -84,7 +94,7 @@ class ImageLocation(ImageRef):
                 raise
         size = file_size(self.file) if self.size < 0 else self.size
         check_size(self.name, size)
-        return decode_bytes(read_range(self.file, self.start, size), self.name, max_downscale)
+        return decode_bytes(read_range(self.file, self.start, size), self.name, max_downscale, intensity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +109,11 @@ class EncodedImage(ImageRef):
     def name(self) -> str:
         return self.location.name
 
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
         if self.content is None:
             raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
         check_size(self.name, len(self.content))
-        return decode_bytes(self.content, self.name or "an image in memory", max_downscale)
+        return decode_bytes(self.content, self.name or "an image in memory", max_downscale, intensity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +187,22 @@ def check_size(name: str, size: int) -> None:
         raise ImageError(f"{name} has {size:,} bytes; the limit is {MAX_BYTES:,} bytes.", "Save a smaller image.")
 
 
-def decode_image(image: ImageInput, max_downscale: MaxDownscale = full_size) -> Decoded:
+def decode_image(
+    image: ImageInput, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None
+) -> Decoded:
     """Any image input as RGB; a file or reference may be downscaled, see `wildcat.data.images.decode_file`.
+
+    Args:
+        intensity: see `wildcat.data.images.to_rgb`.
 
     Raises:
         ImageError: it cannot be read.
         ConfigError: an array that is not uint8 of shape (H, W, 3) or (H, W), or an object of another type.
     """
     if isinstance(image, (str, Path)):
-        return decode_file(image, max_downscale)
+        return decode_file(image, max_downscale, intensity)
     if isinstance(image, ImageRef):
-        return image.decode(max_downscale)
+        return image.decode(max_downscale, intensity)
     if isinstance(image, np.ndarray):
         fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
         if image.dtype != np.uint8 or not fits or image.size == 0:
@@ -200,13 +215,13 @@ def decode_image(image: ImageInput, max_downscale: MaxDownscale = full_size) -> 
         raise ConfigError(
             f"a {type(image).__name__} is not an image.", "Give a path, a PIL image or a uint8 RGB array."
         )
-    rgb = to_rgb(image)
+    rgb = to_rgb(image, intensity)
     return rgb, rgb.size
 
 
-def load_image(image: ImageInput) -> Image.Image:
-    """Any image input as RGB in full size. Raises as `decode_image`."""
-    return decode_image(image)[0]
+def load_image(image: ImageInput, intensity: IntensityRange | None = None) -> Image.Image:
+    """Any image input as RGB in full size. Arguments and errors as for `decode_image`."""
+    return decode_image(image, intensity=intensity)[0]
 
 
 def input_name(image: ImageInput) -> str:
@@ -214,11 +229,12 @@ def input_name(image: ImageInput) -> str:
     return "" if isinstance(image, (Image.Image, np.ndarray)) else str(image)
 
 
-def input_error(image: ImageInput) -> str:
-    """Why an image cannot be read, judged by its header or location alone; empty if nothing is known against it."""
+def input_error(image: ImageInput) -> ImageError | None:
+    """Why an image cannot be read, judged by its header or location alone; None if nothing is known against it."""
     if isinstance(image, ImageLocation):
-        return image.error or ("is empty (0 bytes)" if image.size == 0 else "")
-    return header_error(Path(image)) if isinstance(image, (str, Path)) else ""
+        reason = image.error or ("is empty (0 bytes)" if image.size == 0 else "")
+        return ImageError(f"{shown(image.name)} {reason}.", "Give the image itself instead.") if reason else None
+    return header_error(Path(image)) if isinstance(image, (str, Path)) else None
 
 
 def fingerprint(image: Path | ImageRef) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -36,6 +37,10 @@ _JPEG_FACTORS = (8, 4, 2)  # downscale factors of the JPEG decoder (libjpeg's sc
 # (width, height) of an upright image -> maximum downscale factor when decoding; 1 or less: decode every pixel.
 MaxDownscale = Callable[[tuple[int, int]], float]
 
+PILLOW_PIXELS = 178_956_970  # Pillow refuses images of more
+
+IntensityRange = tuple[float, float]  # values of grey images of more than 8 bits that become black and white
+
 # An upright RGB image, perhaps downscaled, and the (width, height) of the stored image, upright.
 Decoded = tuple[Image.Image, tuple[int, int]]
 
@@ -55,45 +60,78 @@ def read_image(path: str | Path) -> Image.Image:
     return decode_file(path)[0]
 
 
-def decode_file(path: str | Path, max_downscale: MaxDownscale = full_size) -> Decoded:
+def decode_file(
+    path: str | Path, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None
+) -> Decoded:
     """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where `max_downscale` allows it.
 
     The decoder then computes the small image from the low frequencies, in a fraction of the time and memory.
     Other formats are decoded in full. Raises as `read_image`.
+
+    Args:
+        intensity: see `to_rgb`.
     """
     with _open_file(Path(path)) as image:
-        return _decode(image, str(path), max_downscale)
+        return _decode(image, shown(path), max_downscale, intensity)
 
 
-def decode_bytes(content: bytes, name: str, max_downscale: MaxDownscale = full_size) -> Decoded:
+def decode_bytes(
+    content: bytes, name: str, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None
+) -> Decoded:
     """As `decode_file`, from the bytes of an image file; errors call it `name`."""
-    with _open(io.BytesIO(content), name) as image:
-        return _decode(image, name, max_downscale)
+    with _open(io.BytesIO(content), shown(name)) as image:
+        return _decode(image, shown(name), max_downscale, intensity)
 
 
-def header_error(path: Path) -> str:
-    """Why a file is no image, judged by its header alone; empty if the header is sound."""
+def header_error(path: Path) -> ImageError | None:
+    """Why a file is no image, judged by its header alone; None if the header is sound."""
     try:
         with _open_file(path) as image:
-            return "" if min(image.size) > 0 else "has no pixels"
+            return None if min(image.size) > 0 else ImageError(f"{shown(path)} has no pixels.", "Remove it.")
     except ImageError as error:
-        return error.message.removeprefix(str(path)).strip(" :.")
+        return error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def highest_grey(path: Path) -> int:
+    """The highest value of a 16-bit grey image; 0 for any other file. Raises an ImageError if it is broken."""
+    with _open_file(path) as image:
+        return int(np.asarray(image).max()) if _is_sixteen_bit(image) and min(image.size) > 0 else 0
+
+
+def limit_pixels(pixels: int) -> None:
+    """Set the most pixels of an image that this process reads, instead of `PILLOW_PIXELS`."""
+    Image.MAX_IMAGE_PIXELS = (pixels + 1) // 2  # Pillow raises at twice its limit
+
+
+def shown(name: object) -> str:
+    r"""A file name for a message: control characters escaped, cut in the middle if it is longer than 250 characters.
+
+    >>> shown("a\nb.jpg")
+    'a\\nb.jpg'
+    """
+    text = "".join(c if c.isprintable() or c == " " or 0xD800 <= ord(c) < 0xE000 else repr(c)[1:-1] for c in str(name))
+    return text if len(text) <= 250 else f"{text[:120]}...{text[-120:]}"
+
+
+def to_rgb(image: Image.Image, intensity: IntensityRange | None = None) -> Image.Image:
     """An opened image as RGB, as `read_image` returns it; the original is unchanged.
 
     Applies and drops the EXIF orientation, so that a second call changes nothing; puts transparency on white;
     divides 16-bit grey by 257; reads CMYK by the Adobe convention.
 
+    Args:
+        intensity: (low, high), the values of grey images of 16 bits, 32 bits or floats that become 0 and 255. Images
+            of 8 bits do not change.
+
     Raises:
-        ImageError: float or 32-bit values without a defined range, no pixels, or broken data.
+        ImageError: float or 32-bit values without `intensity`, no pixels, or broken data.
 
     >>> to_rgb(Image.new("LA", (2, 1), (0, 0))).getpixel((0, 0))
     (255, 255, 255)
     """
     with _pillow_errors("this image"):
-        return _to_rgb(image, "this image")
+        _check_colour(image, "this image", intensity)
+        return _to_rgb(image, "this image", intensity)
 
 
 def read_mask(path: str | Path) -> NDArray[np.uint8]:
@@ -169,16 +207,44 @@ def _skipped_file_type(path: str) -> str:
 
 @contextmanager
 def _open_file(path: Path) -> Iterator[Image.Image]:
+    name = shown(path)
     try:
         file = path.open("rb")
     except IsADirectoryError as error:
-        raise ImageError(f"{path} is a folder, not an image.", "Name an image inside it.") from error
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(f"{path} does not exist.", "Check the spelling and the folder it is relative to.") from error
+        raise ImageError(f"{name} is a folder, not an image.", "Name an image inside it.") from error
     except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
-    with file, _open(file, str(path)) as image:
+        if problem := not_a_path(str(path)):
+            raise ImageError(*problem) from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise ImageError(
+                f"{name} does not exist.", "Check the spelling and the folder it is relative to."
+            ) from error
+        raise ImageError(f"{name} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(f"{name} does not exist.", "Check the spelling and the folder it is relative to.") from error
+    with file, _open(file, name) as image:
         yield image
+
+
+def not_a_path(text: str) -> tuple[str, str] | None:
+    """Message and hint for a text that is given as the path of an image and holds something else; None: a path."""
+    start = shown(text[:60]) + ("..." if len(text) > 60 else "")
+    if text.startswith("data:"):
+        return f"{start} is a data URL, not the path of an image.", "Decode it: base64.b64decode(text.split(',')[1])."
+    if url := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", text):
+        return (
+            f"{shown(text)} is a URL; this needs a file.",
+            f"Download it first; wildcat predict --shard-rows N reads {url[1]}:// addresses.",
+        )
+    longest = max(map(len, text.encode(errors="surrogateescape").split(b"/")))
+    if len(text) > 200 and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
+        return (
+            f"{start} ({len(text):,} characters) looks like the base64 content of an image, not its path.",
+            "Decode it with base64.b64decode and write it to a file, or open it with PIL.Image.open(io.BytesIO(...)).",
+        )
+    if longest > 255 or len(text) > 4096:
+        return f"{start} ({len(text):,} characters) is too long for the path of a file.", "Give the path of an image."
+    return None
 
 
 @contextmanager
@@ -215,7 +281,9 @@ def _pillow_errors(name: str) -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"{name} is refused as a decompression bomb: {str(error).split(', could')[0]}.",
-                "Cut it into tiles or shrink it; if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS.",
+                "Cut it into tiles or shrink it; if you trust it, add "
+                f"--max-pixels {next(iter(re.findall(r'[0-9]+', str(error))), 'N')} (in Python, raise "
+                "PIL.Image.MAX_IMAGE_PIXELS).",
             ) from error
         except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError, ...
             problem = "truncated" if "truncated" in str(error).lower() else "broken"
@@ -225,7 +293,7 @@ def _pillow_errors(name: str) -> Iterator[None]:
             ) from error
 
 
-def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decoded:
+def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensity: IntensityRange | None) -> Decoded:
     size = None
     if isinstance(image, JpegImagePlugin.JpegImageFile) and min(image.size) > 0:
         width, height = image.size
@@ -233,25 +301,31 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale) -> Decod
         allowed = max_downscale(size)
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
         image.draft(None, (width // factor, height // factor))
+    _check_colour(image, name, intensity)
     image.load()
-    rgb = _to_rgb(image, name)
+    rgb = _to_rgb(image, name, intensity)
     return rgb, size or rgb.size
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
     orientation = orientation_of(image)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    elif intensity and (_is_sixteen_bit(image) or image.mode in ("F", "I")):
+        low, high = intensity
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=high, neginf=low)
+        scaled = ((values - low) * (255 / (high - low))).clip(0, 255)
+        rgb = Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
     elif _is_sixteen_bit(image):
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         rgb = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # v / 257, rounded
     elif image.mode in ("F", "I"):
         raise ImageError(
             f"{name} holds {'float' if image.mode == 'F' else '32-bit'} values, which have no defined white.",
-            "Scale it to 0..255 yourself and save it as an 8-bit or 16-bit PNG.",
+            "Train with their range, --intensity-range LOW,HIGH, or scale it to 0..255 and save it as an 8-bit PNG.",
         )
     else:
         rgb = image.convert("RGB")
@@ -259,6 +333,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info = {}  # an orientation left here would be applied again
     return rgb
+
+
+def _check_colour(image: Image.Image, name: str, intensity: IntensityRange | None) -> None:
+    """Refuse an image of 16-bit colour, not decoded yet, of which Pillow reads the upper 8 bits of each value."""
+    if intensity and image.mode.startswith("RGB") and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+        raise ImageError(
+            f"{name} holds 16-bit colour, of which the upper 8 bits are read; --intensity-range is for grey images.",
+            "Scale it to 0..255 yourself and save it as an 8-bit PNG.",
+        )
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -52,7 +53,8 @@ class ImageDataset(Dataset[Item | ImageError]):
         sample = self.samples[index]
         crop_scale = 1.0 if self.augment is None else self.augment.crop_scale
         try:
-            image, size = decode_image(sample.path, partial(self.preprocess.max_downscale, crop_scale=crop_scale))
+            max_downscale = partial(self.preprocess.max_downscale, crop_scale=crop_scale)
+            image, size = decode_image(sample.path, max_downscale, self.preprocess.intensity_range)
         except ImageError as error:
             return error
         if self.augment is None:
@@ -93,7 +95,7 @@ class BatchLoader:
             batch_sampler=self._keys,  # read again at each `iter(self._loader)`
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=partial(_start_worker, Image.MAX_IMAGE_PIXELS),
             collate_fn=_collate,
             # A loader draws a seed for its workers: from the global generator it would change what dropout draws.
             generator=torch.Generator(),
@@ -134,8 +136,9 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
     return batch, torch.stack(labels)
 
 
-def _ignore_interrupt(_worker: int) -> None:
+def _start_worker(max_pixels: int | None, _worker: int) -> None:
     """Ignore Ctrl-C, which reaches every process of the terminal: only the trainer handles it, after its step."""
+    Image.MAX_IMAGE_PIXELS = max_pixels  # a process that is not forked has Pillow's own limit
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from wildcat.config import Flip
+from wildcat.errors import ConfigError
 
 DETAIL = 2  # image pixels per input pixel and side that decoding keeps: with more, the input hardly changes
 
@@ -25,12 +26,15 @@ class Preprocess:
         size: side in pixels of the square that the whole image is resized to (as in the paper's release).
         mean, std: per-channel normalisation of images in [0, 1].
         interpolation: "bicubic" or "bilinear".
+        intensity_range: the values of grey images of more than 8 bits that become black and white, see
+            `wildcat.data.images.to_rgb`.
     """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    intensity_range: tuple[float, float] | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB image of any size -> (3, size, size) float32."""
@@ -81,6 +85,21 @@ class Preprocess:
         rows = pixels.permute(0, 2, 3, 1).reshape(len(pixels), self.size, 3 * self.size)
         scaled = rows.float().mul_(scale).add_(offset)
         return scaled.reshape(len(pixels), self.size, self.size, 3).permute(0, 3, 1, 2)
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """LOW and HIGH of --intensity-range; None if it is empty. Raises a ConfigError if they are no range.
+
+    >>> parse_range("0,4095"), parse_range("")
+    ((0.0, 4095.0), None)
+    """
+    try:
+        low, high = map(float, text.split(",")) if text else (0.0, 1.0)
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ConfigError(f"--intensity-range {text}: give two numbers, the lower first.", "For 12-bit data: 0,4095.")
+    return (low, high) if text else None
 
 
 def smallest_side(smallest: float) -> float:

@@ -30,6 +30,7 @@ from wildcat.viz.overlay import overlay_heatmap, side_by_side
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 
 ROWS = "predictions.jsonl"
+LEGEND = "legend.json"  # number on the drawings -> class, where no font has the characters of its name
 OVERVIEW, THUMBNAIL = 48, 160  # number of overlays in overview.jpg, and their height in pixels
 
 
@@ -71,6 +72,7 @@ class PredictionWriter:
         self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
         self.names: dict[str, int] = {}  # see `free_name`
         self.class_files: dict[str, str] = {}
+        self.legend: dict[str, str] = {}  # see `Prediction.legend`
         self.thumbnails: list[tuple[Image.Image, str]] = []
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,8 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.rows.close()
+        if self.legend and not {"overlays", "modalities"}.isdisjoint(self.save):
+            self._write(LEGEND, json.dumps(self.legend, ensure_ascii=False, indent=2).encode())
         if self.thumbnails and error is None:
             images, captions = zip(*self.thumbnails, strict=True)
             self._write("overview.jpg", _encoded(side_by_side(list(images), list(captions), height=THUMBNAIL), "jpg"))
@@ -92,6 +96,7 @@ class PredictionWriter:
         stem = self._unique_stem(Path(name).with_suffix(""))
         if prediction.classes != tuple(self.class_files):
             self.class_files = file_names(prediction.classes)
+            self.legend |= prediction.legend
         drawn = self.classes or prediction.labels or (prediction.top,)
         files: dict[str, object] = {}
         if "overlays" in self.save:
@@ -132,7 +137,7 @@ class PredictionWriter:
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
         drawn = draw_modalities(prediction, name)
-        captions = ["", *(f"{name} {i + 1}" for i in range(len(drawn)))]
+        captions = ["", *(f"{prediction.drawn_name(name)} {i + 1}" for i in range(len(drawn)))]
         grid = side_by_side([prediction.load_drawn(), *drawn], captions, columns=min(5, len(drawn) + 1))
         paths = [self._image(d, "modalities", stem, name, f"-{i + 1}") for i, d in enumerate(drawn)]
         return [*paths, self._image(grid, "modalities", stem, name, "-all")]

@@ -75,7 +75,7 @@ def bench_engines(
                 calibrate(predictor, images, batch_size)
             ready[label] = _with_engine(predictor, name, precision)
         except (EngineError, MissingExtra) as error:
-            left_out[label] = error.message
+            left_out[label] = error.one_line
     compared = _evenly(images, COMPARED)
     rows: dict[str, dict[str, Any]] = {label: {} for label in ready}
     if compared:
@@ -155,7 +155,8 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
         def batches(member: Member = member) -> Iterator[Tensor]:
             for start in range(0, len(chosen), batch_size):
                 paths = chosen[start : start + batch_size]
-                yield torch.stack([member.preprocess(load_image(path)) for path in paths])
+                read = [load_image(path, member.preprocess.intensity_range) for path in paths]
+                yield torch.stack([member.preprocess(image) for image in read])
 
         calibrate_int8(member.model.backbone, member.preprocess.size, batches())
     return len(chosen)
@@ -171,7 +172,7 @@ def _batch(members: Sequence[Member], paths: Sequence[ImageInput], batch_size: i
     """One batch for each member: of the images, repeated if they are too few, or of random ones."""
     if not paths:
         return [probe(member.preprocess.size, batch_size) for member in members]
-    read = [load_image(paths[i % len(paths)]) for i in range(batch_size)]
+    read = [load_image(paths[i % len(paths)], members[0].preprocess.intensity_range) for i in range(batch_size)]
     return [torch.stack([member.preprocess(image) for image in read]) for member in members]
 
 

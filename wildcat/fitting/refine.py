@@ -27,6 +27,7 @@ from wildcat.config import FLIP_VIEWS, RefineConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import PRESENT, DataSet, Sample
 from wildcat.data.image_ref import ImageRef, load_image
+from wildcat.data.images import IntensityRange
 from wildcat.data.loader import batch_indices, epoch_order
 from wildcat.device import choose_device
 from wildcat.errors import DataError, TrainingError
@@ -178,7 +179,7 @@ class Refinement:
         self.progress.start(task, len(self.samples))
         targets = []
         for index, sample in enumerate(self.samples):
-            image = small_image(sample.path)
+            image = small_image(sample.path, self.member.preprocess.intensity_range)
             size = (image.shape[0], image.shape[1])
             maps = upsample_maps(self.maps(index, segmenter)[self.present[index].to(self.device)], size)
             unary = class_probabilities_with_background(maps, params)
@@ -256,9 +257,9 @@ def unflattened(vectors: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list
     return [x.reshape(len(x), h, w, d).permute(0, 3, 1, 2) for x, (d, h, w) in zip(layers, shapes, strict=True)]
 
 
-def small_image(ref: Path | ImageRef) -> NDArray[np.uint8]:
+def small_image(ref: Path | ImageRef, intensity: IntensityRange | None = None) -> NDArray[np.uint8]:
     """(H, W, 3) RGB, downscaled to at most `MASK_PIXELS`."""
-    image = load_image(ref)
+    image = load_image(ref, intensity)
     scale = min(1.0, math.sqrt(MASK_PIXELS / (image.width * image.height)))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return np.asarray(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)

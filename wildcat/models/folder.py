@@ -132,14 +132,18 @@ def check_members(runs: Sequence[Run]) -> None:
     """Refuse runs that cannot form an ensemble.
 
     Raises:
-        RunError: fewer than two, or they differ in classes or task.
+        RunError: fewer than two, or they differ in classes, task or --intensity-range.
     """
     if len(runs) < 2:
         raise RunError(f"an ensemble of {len(runs)} run has nothing to combine.", "Give at least two run folders.")
     first = runs[0]
     for run in runs[1:]:
-        if run.task != first.task or run.classes != first.classes:
-            difference = "task" if run.task != first.task else "classes"
+        pairs = {
+            "task": (run.task, first.task),
+            "classes": (run.classes, first.classes),
+            "intensity ranges": (run.preprocess.intensity_range, first.preprocess.intensity_range),
+        }
+        if difference := next((name for name, (own, other) in pairs.items() if own != other), ""):
             raise RunError(
                 f"{run.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
                 "Combine runs that were trained on the same data set.",

@@ -2,7 +2,7 @@
 
     config.yaml        the settings of the training
     model.json         the manifest, see `wildcat.models.manifest`; a run adds
-                       preprocess: size, mean, std and interpolation of its input
+                       preprocess: size, mean, std, interpolation and intensity_range of its input
                        data: source, reader options, name, format and number of images of the training data
                        launch: the torchrun launch that created it, or ""
     model.safetensors  the best weights so far
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from wildcat.config import TrainConfig, config_text, read_config
 from wildcat.data.dataset import DataSet, Task, check_learnable
-from wildcat.data.transforms import Preprocess
+from wildcat.data.transforms import Preprocess, parse_range
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
@@ -130,7 +130,9 @@ def create_run(
     check_learnable(data, config.train_split, samples)
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
-    preprocess = Preprocess(config.image_size, backbone.mean, backbone.std, backbone.interpolation)
+    preprocess = Preprocess(
+        config.image_size, backbone.mean, backbone.std, backbone.interpolation, parse_range(config.intensity_range)
+    )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG, config_text(config).encode())
@@ -226,6 +228,9 @@ def open_run(folder: Path) -> Run:
 def _read_preprocess(entry: Any, image_size: int, folder: Path) -> Preprocess:
     size, interpolation = int(entry["size"]), str(entry["interpolation"])
     mean, std = (tuple(map(float, entry[name])) for name in ("mean", "std"))
+    intensity = None if entry.get("intensity_range") is None else tuple(map(float, entry["intensity_range"]))
+    if intensity is not None and not (len(intensity) == 2 and -math.inf < intensity[0] < intensity[1] < math.inf):
+        raise ValueError("out of range")
     valid = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
     if not valid or interpolation not in ("bicubic", "bilinear"):
         raise ValueError("out of range")
@@ -234,7 +239,7 @@ def _read_preprocess(entry: Any, image_size: int, folder: Path) -> Preprocess:
             f"{folder / MANIFEST} is of images of {size} px and {folder / CONFIG} of {image_size}: one is damaged.",
             RESTORE,
         )
-    return Preprocess(size, mean, std, interpolation)
+    return Preprocess(size, mean, std, interpolation, intensity)
 
 
 def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[str, ...]) -> None:

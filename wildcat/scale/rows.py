@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from wildcat.config import ShardFormat
 from wildcat.data.image_ref import ImageLocation, ImageRef
-from wildcat.data.images import Decoded, MaxDownscale, full_size
+from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, full_size
 from wildcat.errors import ImageError
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.scale.inputs import load_cells
@@ -69,9 +69,9 @@ def predict_rows(
             if number not in errors:
                 yield Row(number, json_line({"row": number, **prediction.to_dict()}))
                 break
-            yield error_row(number, image, errors.pop(number).message)
+            yield error_row(number, image, errors.pop(number).one_line)
     for number, image in waiting:
-        yield error_row(number, image, errors.pop(number).message)
+        yield error_row(number, image, errors.pop(number).one_line)
 
 
 def error_row(number: int, image: ImageRef, message: str) -> Row:
@@ -96,8 +96,8 @@ class _NumberedRef(ImageRef):
     def name(self) -> str:
         return self.ref.name
 
-    def decode(self, max_downscale: MaxDownscale = full_size) -> Decoded:
-        return self.ref.decode(max_downscale)
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
+        return self.ref.decode(max_downscale, intensity)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
     row = {**prediction.to_dict(), "files": files}
     if "overlays" in query.save:
         files["overlays"] = {c: _data_url(prediction.plot(c)) for c in drawn}
+        if prediction.legend:
+            row["legend"] = prediction.legend
     if "heatmaps" in query.save:
         files["heatmaps"] = {c: _data_url(draw_heatmap(prediction, c)) for c in drawn}
     if "modalities" in query.save:
@@ -136,7 +138,7 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
             return _png(draw_mask(prediction, query.crf, query.threshold)[0])
         case "modalities":
             maps = draw_modalities(prediction, name)
-            return _png(side_by_side(maps, [f"{name} {i + 1}" for i in range(len(maps))]))
+            return _png(side_by_side(maps, [f"{prediction.drawn_name(name)} {i + 1}" for i in range(len(maps))]))
         case "heatmap":
             return _png(draw_heatmap(prediction, name))
         case "overlay":

@@ -12,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from wildcat.data.images import to_rgb
+from wildcat.data.images import IntensityRange, to_rgb
 from wildcat.errors import ConfigError, ImageError, WildcatError
 
 FIELD = "image"  # name of the file in the form
@@ -139,14 +139,14 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def decode_image(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode an image to RGB, upright, transparency on white.
+def decode_image(content: bytes, max_pixels: int, intensity: IntensityRange | None = None) -> Image.Image:
+    """Decode an image to RGB, upright, transparency on white; `intensity` as in `wildcat.data.images.to_rgb`.
 
     Raises:
         RequestError: as `open_image`; 422 broken or truncated, 413 larger than its header says and than `max_pixels`.
     """
     try:
-        rgb = to_rgb(open_image(content, max_pixels))
+        rgb = to_rgb(open_image(content, max_pixels), intensity)
     except ImageError as error:
         raise RequestError(422, error.message, "Send the file again, or save it as JPEG or PNG.") from error
     _check_pixels(rgb, max_pixels)

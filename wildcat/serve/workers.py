@@ -65,7 +65,7 @@ def predict_batch(
     """
 
     def load(job: Job) -> LoadedImage:
-        return predictor.prepare(decode_image(job.content, limits.max_pixels))
+        return predictor.prepare(decode_image(job.content, limits.max_pixels, predictor.preprocess.intensity_range))
 
     def render(job: Job, prediction: Prediction) -> Any:
         return job.render(replace(prediction, path=job.name))

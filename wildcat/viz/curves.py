@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from wildcat.errors import ConfigError, MissingExtra
 from wildcat.viz.colors import MARK_COLORS
+from wildcat.viz.fonts import drawn_texts, font_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MARKERS = "osD^vPX"
@@ -73,12 +75,15 @@ def draw_precision_recall(
 ) -> bytes:
     """Plot precision over recall, one line per class: name -> (recall (K,), precision (K,)), both in [0, 1].
 
+    A class whose name no font of the system has is `#i` in the legend, i = 1 for the first.
+
     Raises:
         ConfigError, MissingExtra: see `draw_series`.
     """
     figure, axes = _figure(title, suffix)
     dashes = ("-", "--", ":", "-.")
-    for i, (name, (recall, precision)) in enumerate(curves.items()):
+    names = drawn_texts([f" {name}" if name.startswith("_") else name for name in curves])  # "_x" is not in a legend
+    for i, (name, (recall, precision)) in enumerate(zip(names, curves.values(), strict=True)):
         style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": dashes[i // len(COLORS) % len(dashes)]}
         axes.step(recall, precision, where="pre", linewidth=1.4, label=name, **style)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
@@ -100,11 +105,24 @@ def _figure(title: str, suffix: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _use_font(artist: Text) -> None:
+    """Draw a text with a font that has its characters."""
+    from matplotlib.font_manager import FontProperties  # noqa: PLC0415
+
+    if file := font_file(artist.get_text()):
+        artist.set_fontproperties(FontProperties(fname=file, size=artist.get_fontsize()))
+
+
 def _encode(figure: Figure, suffix: str, legend: bool) -> bytes:
     (axes,) = figure.axes
     handles, labels = axes.get_legend_handles_labels()
     if legend and handles:
-        axes.legend(handles, labels, fontsize=8, frameon=False, ncols=1 + (len(labels) - 1) // 14)
+        texts = axes.legend(handles, labels, fontsize=8, frameon=False, ncols=1 + (len(labels) - 1) // 14).get_texts()
+        for artist in texts:
+            _use_font(artist)
+    if font_file(axes.get_title()) is None:
+        axes.title.set_text(axes.get_title().encode("ascii", "replace").decode())
+    _use_font(axes.title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix[1:], dpi=144)
     return buffer.getvalue()

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.viz.colors import MARK_COLORS, class_palette, colormap_table, readable_on, unit_range
+from wildcat.viz.fonts import drawn_texts, text_font
 
 Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, x2 and y2 exclusive
@@ -123,7 +124,7 @@ def draw_points(
 
     Args:
         points: (n, 2) of (x, y) in pixels of `image`; points outside the image are not visible.
-        labels: n texts, or None.
+        labels: n texts, or None; `#1`, `#2`, ... is drawn for those whose characters no font of the system has.
         colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
 
     Raises:
@@ -159,7 +160,7 @@ def draw_boxes(
     Args:
         boxes: (n, 4) or (n, 5) rows of x1 y1 x2 y2 in pixels of `image`, x2 and y2 exclusive; a fifth column (a score)
             is ignored.
-        labels: n texts, or None.
+        labels: n texts, or None; `#1`, `#2`, ... is drawn for those whose characters no font of the system has.
         colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
 
     Raises:
@@ -193,7 +194,8 @@ def side_by_side(
 
     Args:
         images: at least one; resized to one height, with their aspect ratio.
-        captions: one text per image, shortened to the width of its column; or None.
+        captions: one text per image, shortened to the width of its column; or None. `#1`, `#2`, ... is drawn for those
+            whose characters no font of the system has.
         columns: None: one row for up to four images, otherwise as many columns as rows.
         height: of each image in pixels; None: that of the first image.
 
@@ -216,8 +218,8 @@ def side_by_side(
     ]
     width = max(cell.width for cell in cells)
     gap = max(4, height // 40)
-    font = _font(max(11, height // 20))
-    caption_height = round(font.size * 1.7) if any(texts) else 0
+    font_size = max(11, height // 20)
+    caption_height = round(font_size * 1.7) if any(texts) else 0
     step_x, step_y = width + gap, height + caption_height + gap
     sheet = Image.new("RGB", (columns * step_x + gap, math.ceil(count / columns) * step_y + gap), WHITE)
     draw = ImageDraw.Draw(sheet)
@@ -226,6 +228,7 @@ def side_by_side(
         sheet.paste(cell, (x + (width - cell.width) // 2, y))
         if text:
             centre = (x + width / 2, y + height + caption_height / 2)
+            font = _font(text, font_size)
             draw.text(centre, _shorten(text, font, width), font=font, fill=BLACK, anchor="mm")
     return sheet
 
@@ -239,21 +242,21 @@ def _font_size(size: tuple[int, int]) -> int:
     return max(12, round(14 * _unit(size)))
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))  # all wheels of Pillow have FreeType
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The font for one of `_texts`, which all can be drawn."""
+    return cast(ImageFont.FreeTypeFont, text_font(text, size))
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and font.getlength(text + "...") > width:
         text = text[:-1]
-    return text.rstrip() + "…"
+    return text.rstrip() + "..."
 
 
 def _label_size(text: str, font_size: int) -> tuple[int, int]:
-    return math.ceil(_font(font_size).getlength(text) + 0.8 * font_size), round(1.45 * font_size)
+    return math.ceil(_font(text, font_size).getlength(text) + 0.8 * font_size), round(1.45 * font_size)
 
 
 def _draw_label(
@@ -263,7 +266,7 @@ def _draw_label(
     if not text:
         return
     font_size = _font_size(image.size)
-    font = _font(font_size)
+    font = _font(text, font_size)
     text = _shorten(text, font, image.width - 0.8 * font_size)
     width, height = _label_size(text, font_size)
 
@@ -338,7 +341,7 @@ def _texts(labels: Sequence[str] | None, count: int) -> list[str]:
         return [""] * count
     if isinstance(labels, str) or len(labels) != count:
         raise ShapeError(f"{len(labels)} texts for {count}.", "Give one text for each, in a list.")
-    return [str(label) for label in labels]
+    return drawn_texts([str(label) for label in labels])
 
 
 def _cycle(colors: Sequence[Color] | None, count: int) -> list[Color]:
