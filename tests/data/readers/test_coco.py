@@ -161,11 +161,48 @@ def test_splits_of_a_user(tmp_path: Path) -> None:
     lay(tmp_path / "many", table="two.json")
     with pytest.raises(DataError, match=r"2 COCO files: one\.json, two\.json"):
         open_dataset(tmp_path / "many")
+
+
+def test_splits_list_their_categories_in_another_order(tmp_path: Path) -> None:
+    lay(tmp_path, table="train.json")
     other = copy.deepcopy(BY_HAND)
     other["categories"].reverse()
-    lay(tmp_path / "named", other, table="val.json")
-    with pytest.raises(DataError, match=r"categories .* in another order \(3 and 3\)"):
-        [open_dataset(tmp_path / "named").split(s) for s in ("train", "val")]
+    other["categories"].append({"id": 5, "name": "emu"})
+    lay(tmp_path, other, table="val.json")
+    data = open_dataset(tmp_path)
+    assert data.classes == ("dog", "cat", "bus", "emu")
+    assert np.array_equal(label_matrix(data.split("train")), label_matrix(data.split("val")))
+    for one, two in zip(data.split("train"), data.split("val"), strict=True):
+        assert described(one) == described(two)
+
+
+def test_categories_that_group_others(tmp_path: Path) -> None:
+    content = copy.deepcopy(BY_HAND)
+    content["categories"] = [
+        {"id": 0, "name": "animals", "supercategory": "none"},
+        {"id": 1, "name": "_background_", "supercategory": ""},
+        {"id": 7, "name": "dog", "supercategory": "animals"},
+        {"id": 2, "name": "cat", "supercategory": "animals"},
+        {"id": 90, "name": "bus", "supercategory": "bus"},
+    ]
+    data = read_coco(lay(tmp_path / "a", content))
+    assert data.classes == ("dog", "cat", "bus"), "bus is used, in crowds"
+    assert np.array_equal(label_matrix(data.split("all")), label_matrix(read_coco(lay(tmp_path / "b")).split("all")))
+    assert any("left out: 'animals', '_background_'" in note for note in data.notes)
+    content["annotations"].append({"id": 9, "image_id": 20, "category_id": 0, "bbox": [0, 0, 2, 2]})
+    assert read_coco(lay(tmp_path / "c", content)).classes == ("animals", "dog", "cat", "bus"), "it has an annotation"
+
+
+def test_categories_of_one_name_are_one_class(tmp_path: Path) -> None:
+    content = copy.deepcopy(BY_HAND)
+    content["categories"] = [
+        {"id": 0, "name": "defect", "supercategory": "none"},
+        *({"id": i, "name": name, "supercategory": "defect"} for i, name in ((7, "defect"), (2, "cat"), (90, "bus"))),
+    ]
+    data = read_coco(lay(tmp_path, content))
+    assert data.classes == ("defect", "cat", "bus")
+    assert by_name(data, "all")["a.jpg"].labels.tolist() == [1, 1, -1]
+    assert any("called 'defect': they are one class" in note for note in data.notes)
 
 
 def test_annotations_without_boxes(tmp_path: Path) -> None:
@@ -221,7 +258,6 @@ DAMAGE: list[tuple[Callable[[Path], object], str, str]] = [
     (put("images", 0, id=10), "image with id 10 and file_name 'a.jpg' .*that of another", "each once"),
     (put("images", 0, file_name="a.jpg"), "image with id 10 and file_name 'a.jpg' .*that of another", "each once"),
     (put("categories", 0, id=2), "category with id 2 and name 'cat' .*that of another", "each once"),
-    (put("categories", 0, name="cat"), "category with id 2 and name 'cat' .*that of another", "each once"),
     (put("images", 0, id=[1]), r"image with id \[1\]", "an id is a number or text"),
     (put("images", 0, file_name=None), "image with id 30 and file_name None lacks one", "Export"),
     (put("annotations", 3, bbox=[1, 2, 3]), r"annotation 4 of 4 has the box \[1, 2, 3\]", "[x, y, width, height]"),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, split_samples
+from wildcat.data.labels import normal_name
 from wildcat.data.layout import IMAGE_FOLDERS, TRUTH_FOLDERS, name_splits, path_splits, subfolders
 from wildcat.data.readers.lists import find_named
 from wildcat.data.readers.voc import MOST_PIXELS, box_arrays
@@ -34,11 +35,21 @@ class _Layout(NamedTuple):
 
 
 class _Content(NamedTuple):
-    """A JSON: class names, and for each image file its (box, class index, crowd); `boxes` if they have any."""
+    """A JSON: class names, and for each image file its (box, class index, crowd); `boxes` if they have any.
+
+    `joined` are names of several categories, `parents` those that only group others or mean no object: without an
+    annotation they are no classes.
+    """
 
     classes: tuple[str, ...]
     images: dict[str, list[tuple[Box, int, bool]]]
     boxes: bool
+    joined: tuple[str, ...]
+    parents: frozenset[str]
+
+    def used(self) -> set[str]:
+        """Classes with an annotation."""
+        return {self.classes[index] for objects in self.images.values() for _, index, _ in objects}
 
 
 def recognise_coco(path: Path) -> bool:
@@ -58,7 +69,9 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
     `train` and `val` are a fixed stratified 80/20, `all` is everything. The images are in a folder of the split's or
     file's name, in `images/` or `data/`, or beside the file.
 
-    Classes are the categories in the order of the JSON (80 in MS COCO). A class is present in an image with an
+    Classes are the categories in the order of the JSON (80 in MS COCO); splits may list them in another order.
+    Categories of the same name are one class. A category that is a supercategory of others, or called background, is
+    none if no annotation has it. Notes say so. A class is present in an image with an
     annotation of it that is no crowd, ignored with crowds only (`iscrowd` 1), else absent. Boxes x y w h become
     x y x+w y+h, those of crowds difficult; None if no annotation of a file has a box. Masks are None: polygons are
     dropped while parsing, so that reading takes about twice the size of the file in memory.
@@ -66,8 +79,8 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
     Raises:
         ConfigError: a `year` for data that has none.
         DataError: no such layout, several years or files and no choice; a JSON that is cut or of another kind, an id or
-            name that occurs twice, an annotation of an unknown category or image, an invalid box, a missing image,
-            splits with different classes.
+            image that occurs twice, an annotation of an unknown category or image, an invalid box, a missing image,
+            splits of MS COCO with different classes.
     """
     official = {} if path.is_file() else _official(path)
     if official:
@@ -89,17 +102,33 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
             f"{path} holds no COCO annotations.",
             "Give a JSON with images, annotations and categories, or the folder that has it beside images/.",
         )
-    # The smallest file gives the classes: val of MS COCO has half the size of train.
+    # Of MS COCO the smallest file gives the classes: val has half the size of train, which is read when it is used.
     first = min(splits.values(), key=lambda split: split.path.stat().st_size)
-    content = _read(first.path)
-    readers: dict[str, Reader] = {
-        split: partial(_samples, layout, content.classes, content if layout == first else None)
-        for split, layout in splits.items()
-    }
+    contents = {split: _read(layout.path) for split, layout in splits.items() if not official or layout == first}
     notes: list[str] = []
+    classes = _classes(list(contents.values()), notes)
+    readers: dict[str, Reader] = {
+        split: partial(_samples, layout, classes, contents.get(split)) for split, layout in splits.items()
+    }
     if "" in splits:
-        readers = split_samples({"": readers[""]()}, content.classes, notes)
-    return DataSet(name, "coco", path, content.classes, "multilabel", readers, tuple(notes))
+        readers = split_samples({"": readers[""]()}, classes, notes)
+    return DataSet(name, "coco", path, classes, "multilabel", readers, tuple(notes))
+
+
+def _classes(contents: Sequence[_Content], notes: list[str]) -> tuple[str, ...]:
+    """The classes of all files of a data set, in the order in which they are listed."""
+    names = list(dict.fromkeys(name for content in contents for name in content.classes))
+    used = {name for content in contents for name in content.used()}
+    parents = {name for content in contents for name in content.parents} - used
+    if dropped := [name for name in names if name in parents]:
+        notes.append(f"Categories that only group others and that no annotation has are left out: {_few(dropped)}.")
+    if joined := sorted({name for content in contents for name in content.joined}):
+        notes.append(f"Several categories are called {_few(joined)}: they are one class.")
+    return tuple(name for name in names if name not in parents) or tuple(names)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _official(root: Path) -> dict[int, dict[str, _Layout]]:
@@ -201,10 +230,13 @@ def _read(path: Path) -> _Content:
             "Give the file of instances (instances_train2014.json), not of captions or predictions.",
         )
     images = _names(path, found["images"], "image", "file_name")
-    categories = _names(path, found["categories"], "category", "name")
+    categories = _names(path, found["categories"], "category", "name", repeated=True)
     if not categories or not images:
         raise DataError(f"{path} has no category or no image.", "Export the file again.")
-    index = {key: position for position, key in enumerate(categories)}
+    classes = list(dict.fromkeys(categories.values()))
+    index = {key: classes.index(value) for key, value in categories.items()}
+    groups = {normal_name(str(row.get("supercategory"))) for row in found["categories"]}
+    parents = {name for name in classes if name in groups or name.lower().strip("_ ") in ("background", "ignore")}
     annotations = found["annotations"]
     boxed = not annotations or any(isinstance(row, dict) and row.get("bbox") for row in annotations)
     objects: dict[str, list[tuple[Box, int, bool]]] = {name: [] for name in images.values()}
@@ -225,22 +257,23 @@ def _read(path: Path) -> _Content:
             )
         x, y, width, height = box
         objects[images[image]].append(((x, y, x + width, y + height), index[category], bool(row.get("iscrowd", 0))))
-    return _Content(tuple(categories.values()), objects, boxed)
+    joined = tuple(name for name in classes if list(categories.values()).count(name) > 1)
+    return _Content(tuple(classes), objects, boxed, joined, frozenset(parents))
 
 
-def _names(path: Path, rows: list[Any], entry: str, name: str) -> dict[int | str, str]:
-    """id -> name of the images or categories of a JSON; both must be unique."""
+def _names(path: Path, rows: list[Any], entry: str, name: str, repeated: bool = False) -> dict[int | str, str]:
+    """id -> name of the images or categories of a JSON; the ids must be unique, and unless `repeated` the names."""
     names: dict[int | str, str] = {}
     used: set[str] = set()
     for row in rows:
         key, value = (row.get("id"), row.get(name)) if isinstance(row, dict) else (None, None)
-        if not (_is_id(key) and isinstance(value, str)) or key in names or value in used:
+        if not (_is_id(key) and isinstance(value, str)) or key in names or (value in used and not repeated):
             raise DataError(
                 f"{path}: the {entry} with id {reprlib.repr(key)} and {name} {reprlib.repr(value)} lacks one of the "
                 "two or has that of another.",
                 "Export the file again, with each once; an id is a number or text.",
             )
-        names[key] = value
+        names[key] = normal_name(value) if repeated else value
         used.add(value)
     return names
 
@@ -258,16 +291,17 @@ def _is_box(box: Any) -> bool:
 
 def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None) -> list[Sample]:
     content = content or _read(layout.path)
-    if content.classes != classes:
+    if other := content.used() - set(classes):
         raise DataError(
-            f"{layout.path} lists other categories than the other splits, or in another order "
-            f"({len(content.classes)} and {len(classes)}).",
+            f"{layout.path} has annotations of {min(other)!r}, which the other split does not list.",
             "Export the splits together, so that they share one list.",
         )
+    order = np.array([classes.index(name) if name in classes else -1 for name in content.classes])  # -1: unused
     root, names = _find_images(layout, list(content.images))
     samples = []
     for name, objects in zip(names, content.images.values(), strict=True):
         boxes, found, crowd = box_arrays(objects)
+        found = order[found]
         labels = np.full(len(classes), ABSENT, np.int8)
         labels[found[crowd]] = IGNORED
         labels[found[~crowd]] = PRESENT
