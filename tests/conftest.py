@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from wildcat.data.dataset import DataSet
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.voc import read_voc
+from wildcat.train.batchnorm import estimate_running_statistics
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -119,8 +120,10 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file of weights for test_resnet: training only the head asks for some."""
+    """A file of weights for test_resnet, with running statistics that fit them."""
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    safetensors.torch.save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    network = timm.create_model("test_resnet", num_classes=0)
+    estimate_running_statistics(network, torch.randn(2, 8, 3, 64, 64))
+    safetensors.torch.save_file(network.state_dict(), path)
     return str(path)

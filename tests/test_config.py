@@ -100,7 +100,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"seed": 2**63}, "seed=9223372036854775808"),
         ({"schedule": "cosin"}, "schedule='cosin': give cosine, step or constant"),
         ({"flip": "vertical"}, "flip='vertical'"),
-        ({"tune": "heads"}, "tune='heads': give all or head"),
+        ({"tune": "heads"}, "tune='heads': give all, last or head"),
         ({"pooling": "mean"}, "pooling='mean'"),
         ({"architecture": "d"}, "architecture='d': give a, b or c."),
         ({"tune": "head", "weights": "none"}, "tune=head with weights=none"),

@@ -18,8 +18,9 @@ from wildcat.errors import ConfigError, did_you_mean
 
 Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"]
 Architecture = Literal["a", "b", "c"]
-Tune = Literal["all", "head"]
+Tune = Literal["all", "last", "head"]
 Flip = Literal["none", "horizontal", "both"]
+Distortion = Literal["none", "trivial", "rand"]
 EngineName = Literal["torch", "compile", "onnx", "openvino"]
 ShardFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
@@ -116,7 +117,10 @@ class TrainConfig:
     flip: Flip = "horizontal"
     """Mirror training images at random: none, horizontal, or both ways (where up and down mean nothing)."""
     crop_scale: float = 0.5
-    """Training crops cover at least this part of the image's area; 1: no cropping (--tune head never crops)."""
+    """Training crops cover at least this part of the image's area; 1: no cropping (only --tune all crops)."""
+    augment: Distortion = "none"
+    """Distort colours and shapes of training images at random (only --tune all): trivial is TrivialAugment, rand
+    RandAugment of torchvision."""
     train_split: str = "train"
     """Split to learn from."""
     val_split: str = "val"
@@ -124,9 +128,13 @@ class TrainConfig:
 
     # --- optimisation ------------------------------------------------------------------------------------------
     tune: Tune = "all"
-    """all: fine-tune every layer; head: train the layers after the backbone on features computed once and cached."""
+    """all: fine-tune every layer; last: the last stage of the backbone and the head, on features of the stage before it
+    that are computed once and cached; head: the layers after the backbone, on its cached features."""
+    head_epochs: int = 10
+    """Passes over the training images with --tune head before the first epoch of --tune all or last; 0: none. A network
+    that starts from random weights or from a run has none."""
     epochs: int = 20
-    """Passes over the training images."""
+    """Passes over the training images, after those of head_epochs."""
     batch_size: int = 16
     """Images per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
@@ -136,6 +144,8 @@ class TrainConfig:
     receives 1/M of the gradient. The bias of the maps has this times the root of the number of features."""
     backbone_lr_scale: float = 0.1
     """Learning rate of the backbone as a fraction of lr."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer of the backbone as a fraction of that of the next one, in (0, 1]."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float | None = None
@@ -147,6 +157,14 @@ class TrainConfig:
     """Epochs over which the learning rate rises linearly from zero."""
     balance: bool = False
     """Weigh the loss so that rare classes count as much as common ones."""
+    ema: float = 0.0
+    """Decay per step of the moving average of the weights that is measured and kept; 0: the weights themselves. Not for
+    --tune head."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of a step; 0: no limit."""
+    freeze_bn: bool = True
+    """Normalise by the running statistics of the pretrained backbone (--no-freeze-bn: by each batch, and train them). A
+    backbone that starts from random weights is always trained by batches."""
     amp: bool = False
     """Compute in bfloat16 where that is safe (autocast); with --tune head, in the frozen backbone alone."""
     sync_bn: bool = True
@@ -200,6 +218,10 @@ class TrainConfig:
                 raise ConfigError(f"{name}={number}: give a number of at least 0.")
         for name, allowed, right in (
             ("momentum", "a number in [0, 1)", 0 <= self.momentum < 1),
+            ("ema", "a number in [0, 1)", 0 <= self.ema < 1),
+            ("clip_norm", "a number of at least 0", 0 <= self.clip_norm < math.inf),
+            ("layer_decay", "a number in (0, 1]", 0 < self.layer_decay <= 1),
+            ("head_epochs", f"a whole number from 0 to {MOST['epochs']:,}", 0 <= self.head_epochs <= MOST["epochs"]),
             ("crop_scale", "a part of the image's area in (0, 1]", 0 < self.crop_scale <= 1),
             ("workers", "a whole number, or -1 to let the machine decide", self.workers >= -1),
             ("save_minutes", "a number above 0, or inf", self.save_minutes > 0),
@@ -217,10 +239,10 @@ class TrainConfig:
 
 
 def _check_head(config: TrainConfig) -> None:
-    """Refuse settings that mean nothing where only the head is trained."""
-    if config.tune == "head" and config.weights == "none":
+    """Refuse settings that mean nothing where a part of the backbone is frozen."""
+    if config.tune != "all" and config.weights == "none":
         raise ConfigError(
-            "tune=head with weights=none would train on the features of a random network.",
+            f"tune={config.tune} with weights=none would train on the features of a random network.",
             "Give --weights imagenet, or --tune all.",
         )
 

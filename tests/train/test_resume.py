@@ -24,10 +24,20 @@ from wildcat.models.run import METRICS, STATE, WEIGHTS, Run, create_run, load_st
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import Progress
-from wildcat.train.loop import Outcome, train
+from wildcat.train.loop import Outcome, stages, train
 
 SMALL = TrainConfig(
-    backbone="test_resnet", image_size=64, num_maps=2, epochs=2, batch_size=4, lr=0.05, backbone_lr_scale=0.3, workers=0
+    backbone="test_resnet",
+    image_size=64,
+    num_maps=2,
+    head_epochs=1,
+    epochs=2,
+    batch_size=4,
+    lr=0.05,
+    backbone_lr_scale=0.3,
+    ema=0.9,
+    clip_norm=1.0,
+    workers=0,
 )
 STEPS = 6  # an epoch: 22 images in batches of 4, 4, 4, 4, 4, 2
 
@@ -74,6 +84,7 @@ def result(run: Run) -> tuple[dict[str, Tensor], bytes, list[dict[str, Any]]]:
     last = dict(state["model"])
     for index, entry in state["optimizer"]["state"].items():
         last[f"momentum {index}"] = entry["momentum_buffer"]
+    last |= {f"average {name}": value for name, value in (state["average"] or {}).items()}
     last["random numbers"] = state["generators"]["cpu"]
     history = [{k: v for k, v in line.items() if "second" not in k} for line in run.history()]
     return last, (run.folder / WEIGHTS).read_bytes(), history
@@ -85,7 +96,7 @@ def assert_same(one: Run, other: Run) -> None:
     assert [name for name in last if not torch.equal(last[name], other_last[name])] == []
     assert best == other_best
     assert history == other_history
-    assert [line["epoch"] for line in history] == list(range(1, one.config.epochs + 1)), "no line twice"
+    assert [line["epoch"] for line in history] == list(range(1, stages(one.config)[-1].last_epoch + 1)), "no line twice"
 
 
 def interrupted(run: Run, data: DataSet, *stops: Interrupter) -> Outcome:
@@ -97,8 +108,7 @@ def interrupted(run: Run, data: DataSet, *stops: Interrupter) -> Outcome:
 
 
 @pytest.mark.usefixtures("dropout")
-@pytest.mark.parametrize("tune", ["all", "head"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("tune", "accumulate"), [("all", 1), ("all", 2), ("last", 1), ("head", 1), ("head", 2)])
 def test_interruptions_do_not_change_a_bit(
     tmp_path: Path, shapes: DataSet, weights: str, tune: str, accumulate: int
 ) -> None:
@@ -109,11 +119,36 @@ def test_interruptions_do_not_change_a_bit(
         "in an epoch": [Interrupter(step=2)],
         "between epochs": [Interrupter(epochs=1)],
         "again and again": [Interrupter(step=1), Interrupter(step=1), Interrupter(step=STEPS // accumulate)],
+        "in the second stage": [Interrupter(step=STEPS // accumulate + 2)],
     }
     for name, interruptions in stops.items():
         run = create_run(tmp_path / name, config, shapes)
         assert interrupted(run, shapes, *interruptions).finished
         assert_same(run, through)
+
+
+def test_the_head_is_trained_first_and_stays_usable(tmp_path: Path, shapes: DataSet, weights: str) -> None:
+    """Fine-tuning starts from the head's weights, and a run that is stopped between the two has them."""
+    run = create_run(tmp_path / "run", replace(SMALL, weights=weights, tune="last", val_split="none"), shapes)
+    assert train(run, shapes, progress=Interrupter(epochs=1)).epochs_done == 1
+    head = run.load_model()
+    frozen = create_run(tmp_path / "head", replace(SMALL, weights=weights, tune="head", epochs=1), shapes)
+    train(frozen, shapes)
+    assert torch.equal(head.transfer.weight, frozen.load_model().transfer.weight)
+    train(run, shapes, resume=True)
+    assert [line["tune"] for line in run.history()] == ["head", "last", "last"]
+    before, after = head.backbone.state_dict(), run.load_model().backbone.state_dict()
+    changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"layer4"}, "the stages before the last one are frozen, its running statistics too"
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+
+
+def test_random_weights_and_runs_have_one_stage(tmp_path: Path) -> None:
+    assert [stage.config.tune for stage in stages(TrainConfig())] == ["head", "all"]
+    assert [stage.config.tune for stage in stages(TrainConfig(tune="last"))] == ["head", "last"]
+    for settings in ({"weights": "none"}, {"weights": str(tmp_path)}, {"head_epochs": 0}, {"tune": "head"}):
+        (stage,) = stages(replace(TrainConfig(), **settings))
+        assert stage.config.tune == settings.get("tune", "all") and stage.last_epoch == 20
 
 
 def test_every_step_counts(tmp_path: Path, shapes: DataSet, weights: str) -> None:
@@ -218,7 +253,7 @@ def test_damage_is_named(tmp_path: Path, shapes: DataSet, weights: str, damage: 
 
 def test_ctrl_c_of_a_terminal(tmp_path: Path, shapes: DataSet, weights: str) -> None:
     """A process of its own, with reading processes, that gets SIGINT as a group, as a terminal sends it."""
-    config = replace(SMALL, weights=weights, workers=1, epochs=2)
+    config = replace(SMALL, weights=weights, workers=1, head_epochs=0, epochs=2)
     through = create_run(tmp_path / "through", config, shapes)
     train(through, shapes)
     run = create_run(tmp_path / "run", config, shapes)

@@ -87,7 +87,7 @@ def train_command(command: Train) -> int:
     describe(data, images, f"{device.type}{processes}")
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
-        print("No GPU: --tune head trains in a fraction of the time, on features computed once.", file=sys.stderr)
+        print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)
     start = shlex.join([*launcher(), "train", source, "--out", str(command.out), "--resume"])
     resume_command = f"Resume with:\n  {start}"
 

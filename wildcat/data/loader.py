@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wildcat.config import Flip
+from wildcat.config import Distortion, Flip
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import decode_image
 from wildcat.data.transforms import Preprocess
@@ -29,6 +29,7 @@ class Augment:
     seed: int
     crop_scale: float = 0.5
     flip: Flip = "horizontal"
+    distortion: Distortion = "none"
 
 
 Item = tuple[Tensor, Tensor]
@@ -61,7 +62,8 @@ class ImageDataset(Dataset[Item | ImageError]):
             tensor = self.preprocess(image)
         else:
             rng = np.random.default_rng([self.augment.seed, epoch, index])
-            tensor = self.preprocess.augmented(image, rng, crop_scale, self.augment.flip, size)
+            augment = self.augment
+            tensor = self.preprocess.augmented(image, rng, crop_scale, augment.flip, size, augment.distortion)
         return tensor, torch.from_numpy(sample.labels)
 
 

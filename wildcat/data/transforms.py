@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wildcat.config import Flip
+from wildcat.config import Distortion, Flip
 from wildcat.errors import ConfigError
 
 DETAIL = 2  # image pixels per input pixel and side that decoding keeps: with more, the input hardly changes
@@ -49,9 +49,15 @@ class Preprocess:
         return min(size) * smallest_side(crop_scale) / (DETAIL * self.size)
 
     def augmented(
-        self, image: Image.Image, rng: np.random.Generator, crop_scale: float, flip: Flip, size: Size | None = None
+        self,
+        image: Image.Image,
+        rng: np.random.Generator,
+        crop_scale: float,
+        flip: Flip,
+        size: Size | None = None,
+        distortion: Distortion = "none",
     ) -> Tensor:
-        """A random crop of at least `crop_scale` of the area, resized to the square and perhaps flipped.
+        """A random crop of at least `crop_scale` of the area, resized to the square, distorted and perhaps flipped.
 
         The same state of `rng` gives the same tensor in any process.
 
@@ -66,6 +72,8 @@ class Preprocess:
         corner = round(left * x), round(top * y)
         opposite = max(corner[0] + 1, round((left + width) * x)), max(corner[1] + 1, round((top + height) * y))
         crop = self.warp(image.crop((*corner, *opposite)))
+        if distortion != "none":
+            crop = distort(crop, rng, distortion)
         axes = [-1] * bool(mirrored and flip != "none") + [-2] * bool(upended and flip == "both")
         return self.normalise(crop.flip(axes)[None])[0]
 
@@ -100,6 +108,17 @@ def parse_range(text: str) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"--intensity-range {text}: give two numbers, the lower first.", "For 12-bit data: 0,4095.")
     return (low, high) if text else None
+
+
+def distort(pixels: Tensor, rng: np.random.Generator, distortion: Distortion) -> Tensor:
+    """(3, H, W) uint8 -> the same shape, with random changes of colour and shape, see `TrainConfig.augment`."""
+    from torchvision.transforms import v2  # noqa: PLC0415  # slow to import, and only needed here
+
+    transform = v2.TrivialAugmentWide() if distortion == "trivial" else v2.RandAugment()
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(int(rng.integers(2**63)))
+        changed: Tensor = transform(pixels)
+    return changed
 
 
 def smallest_side(smallest: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,9 +14,11 @@ from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample, label_matrix
 from wildcat.data.loader import Augment, BatchLoader, ImageDataset, batch_indices, epoch_order, suggested_workers
 from wildcat.data.transforms import Preprocess
+from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
+from wildcat.nn.split import split_backbone
 from wildcat.progress import Progress
-from wildcat.train.batchnorm import estimate_running_statistics, synchronize_batchnorm
+from wildcat.train.batchnorm import estimate_running_statistics, freeze_batchnorm, synchronize_batchnorm
 from wildcat.train.distributed import data_parallel, local_size, rank, share_of, world_size
 from wildcat.train.feature_cache import Features, cached_features, feature_workers
 
@@ -74,7 +76,7 @@ class ImageBatches:
     ) -> None:
         self.config, self.device = config, device
         workers = suggested_workers(device.type, local_size()) if config.workers < 0 else config.workers
-        augment = Augment(config.seed, config.crop_scale, config.flip)
+        augment = Augment(config.seed, config.crop_scale, config.flip, config.augment)
         self.train = BatchLoader(ImageDataset(samples, preprocess, augment), workers, device.type == "cuda")
         self.plain = BatchLoader(ImageDataset(samples, preprocess), workers)
         self.val_loader = BatchLoader(ImageDataset(val_samples, preprocess), workers)
@@ -100,23 +102,20 @@ class ImageBatches:
 
     def set_training_mode(self, model: Wildcat) -> None:
         model.train()
+        if frozen_batchnorm(self.config):
+            freeze_batchnorm(model.backbone)
 
     def adapt(self, model: Wildcat) -> None:
-        estimate_running_statistics(model.backbone, self._statistics_images())
+        if not frozen_batchnorm(self.config):
+            estimate_running_statistics(model.backbone, self._statistics_images())
 
     @torch.no_grad()
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
         training = model.training
         model.eval()
-        total, squares, count = torch.zeros(()), torch.zeros(()), 0
-        for images in self._statistics_images():
-            features = model.features(images).cpu().double()  # on the CPU: MPS has no double precision
-            total = total + features.sum(dim=(0, 2, 3))
-            squares = squares + features.square().sum(dim=(0, 2, 3))
-            count += features.numel() // features.shape[1]
+        statistics = channel_statistics(model.features(images) for images in self._statistics_images())
         model.train(training)
-        mean = total / count
-        return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+        return statistics
 
     def _statistics_images(self) -> Iterator[Tensor]:
         """Batches of training images without augmentation, (B, 3, S, S), on the device."""
@@ -126,7 +125,7 @@ class ImageBatches:
 
 
 class FeatureBatches:
-    """Cached features of a frozen backbone through the layers after it (`--tune head`)."""
+    """Cached features of frozen layers through the layers after them (`--tune head` and `last`)."""
 
     def __init__(
         self,
@@ -138,8 +137,12 @@ class FeatureBatches:
         progress: Progress,
     ) -> None:
         self.config = config
-        model.backbone.requires_grad_(False)
         model.eval()
+        self.frozen: Backbone = model.backbone
+        self.rest: nn.Module = nn.Identity()
+        if config.tune == "last":
+            self.frozen, self.rest = split_backbone(model.backbone, preprocess.size)
+        self.frozen.requires_grad_(False)
         device = next(model.parameters()).device
         workers = feature_workers(device.type, local_size()) if config.workers < 0 else config.workers
         progress.start("features", len(samples) * len(FLIP_VIEWS[config.flip]) + len(val_samples))
@@ -147,7 +150,7 @@ class FeatureBatches:
         def features_of(part: Sequence[Sample], flip: Flip) -> Features:
             folder = cache_folder() / "features"
             return cached_features(
-                model.backbone, part, preprocess, flip, folder, workers, progress=progress, amp=config.amp
+                self.frozen, part, preprocess, flip, folder, workers, progress=progress, amp=config.amp
             )
 
         self.train = features_of(samples, config.flip)
@@ -170,17 +173,40 @@ class FeatureBatches:
                 yield self.val_features.batch(batch)
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        return model.training_scores(inputs)
+        return model.training_scores(self.rest(inputs))
 
     def set_training_mode(self, model: Wildcat) -> None:
         model.train()
-        model.backbone.eval()
+        if self.config.tune == "head":
+            model.backbone.eval()
+        elif frozen_batchnorm(self.config):
+            freeze_batchnorm(model.backbone)
 
     def adapt(self, model: Wildcat) -> None:
         pass  # the features are those of the backbone as it is
 
+    @torch.no_grad()
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
-        return self.train.channel_statistics()
+        every = batch_indices(range(self.images), self.config.batch_size)
+        features = (self.train.batch(batch, [v] * len(batch)) for v in range(self.train.views) for batch in every)
+        return channel_statistics(self.rest(batch.to(model.transfer.mean)) for batch in features)
+
+
+def frozen_batchnorm(config: TrainConfig) -> bool:
+    """Whether the backbone keeps its running statistics in training; random weights have none worth keeping."""
+    return config.freeze_bn and config.weights != "none"
+
+
+def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel over all images and places of (B, D, h, w) features: (D,) each."""
+    total, squares, count = torch.zeros(()), torch.zeros(()), 0
+    for batch in batches:
+        rows = batch.cpu().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D), on the CPU: MPS has no double precision
+        total = total + rows.sum(dim=0, dtype=torch.float64)
+        squares = squares + rows.square().sum(dim=0, dtype=torch.float64)
+        count += len(rows)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
 def _share(batch: Sequence[int]) -> list[int]:
@@ -202,7 +228,8 @@ def create_batches(
     progress: Progress,
 ) -> Batches:
     """The batches for `config.tune`."""
-    if config.tune == "head":
+    model.requires_grad_(True)
+    if config.tune != "all":
         return FeatureBatches(config, model, samples, val_samples, preprocess, progress)
     return ImageBatches(config, samples, val_samples, preprocess, next(model.parameters()).device)
 

@@ -1,4 +1,4 @@
-"""Batch normalisation: running statistics estimated from new images, and statistics shared by several GPUs."""
+"""Batch normalisation: running statistics that are frozen, or estimated from new images, or shared by several GPUs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,13 @@ def estimate_running_statistics(network: nn.Module, batches: Iterable[Tensor]) -
         network.train(training)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def freeze_batchnorm(network: nn.Module) -> None:
+    """Let every batch normalisation of a network in training mode use its running statistics, and leave them."""
+    for module in network.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def synchronize_batchnorm(module: nn.Module) -> None:

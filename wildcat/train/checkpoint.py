@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wildcat.data.dataset import Sample
 from wildcat.errors import RunError
@@ -52,13 +54,46 @@ class Checkpoint:
         saved: time of the last save, `time.monotonic()`.
     """
 
-    def __init__(self, run: Run, model: Wildcat, optimizer: torch.optim.Optimizer, fingerprint: str) -> None:
-        self.run, self.model, self.optimizer, self.fingerprint = run, model, optimizer, fingerprint
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, run: Run, model: Wildcat, fingerprint: str) -> None:
+        self.run, self.model, self.fingerprint = run, model, fingerprint
         self.device = next(model.parameters()).device
         self.position = Position()
+        self.average: nn.Module | None = None
+        self.restored: dict[str, Any] = {}  # the state of the stage that was interrupted
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] | None = None
         self.saved = time.monotonic()
+
+    def start_stage(
+        self, optimizer: torch.optim.Optimizer, average: nn.Module | None, first_epoch: int, seed: int
+    ) -> None:
+        """Take over what a stage trains with, as it was left if the stage was interrupted.
+
+        Args:
+            average: the network with the moving average of the weights, if there is one.
+            first_epoch: of the stage.
+            seed: of the random numbers of a stage that begins; each process draws its own.
+
+        Raises:
+            RunError: the restored state belongs to another optimiser or network.
+        """
+        self.optimizer, self.average = optimizer, average
+        state, self.restored = self.restored, {}
+        if (self.position.epoch, self.position.step) == (first_epoch, 0):
+            torch.manual_seed((seed + rank()) % 2**63)
+            return
+        path = self.run.folder / STATE
+        with reading(path):
+            load_optimizer_state(optimizer, state["optimizer"])
+            if average is not None:
+                adopt_state(average, state["average"], path)
+            generators = [state["generators"], *state.get("other_generators", ())]
+            if rank() < len(generators):
+                torch.set_rng_state(generators[rank()]["cpu"])
+                if self.device.type == "cuda" and "cuda" in generators[rank()]:
+                    torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
 
     def end_epoch(self, record: dict[str, Any], key: list[float]) -> dict[str, Any]:
         """Record an epoch, keep its weights if they are the best so far, and move on to the next epoch.
@@ -93,6 +128,7 @@ class Checkpoint:
                 state = {
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
+                    "average": None if self.average is None else self.average.state_dict(),
                     "generators": first,
                     "other_generators": others,
                     "position": vars(self.position),
@@ -127,19 +163,21 @@ class Checkpoint:
                 f"the images or labels are not those that {self.run.folder} was started with.",
                 "Bring the data back as it was, or give another --out.",
             )
-        try:
+        with reading(path):
             adopt_state(self.model, state["model"], path)
-            load_optimizer_state(self.optimizer, state["optimizer"])
-            generators = [state["generators"], *state.get("other_generators", ())]
-            if rank() < len(generators):
-                torch.set_rng_state(generators[rank()]["cpu"])
-                if self.device.type == "cuda" and "cuda" in generators[rank()]:
-                    torch.cuda.set_rng_state(generators[rank()]["cuda"], self.device)
             self.position = read_position(state["position"])
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
+        self.restored = state
         history = broadcast_from_first(self.run.history)
         self.history = [record for record in history if record["epoch"] <= self.position.epoch]
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with the values of a saved state is the same error."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
 
 
 def read_position(values: dict[str, Any]) -> Position:

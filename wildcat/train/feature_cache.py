@@ -43,7 +43,6 @@ from wildcat.train.distributed import gather, rank, share_of, shared_errors, wor
 LAYOUT = 6  # part of every folder's key: raise it when the bytes of a shard change meaning
 SHARD = 256  # images per shard, the most that an interruption loses
 PARALLEL_PASSES = 4  # most batches that a CPU computes at the same time: each needs its own memory
-STATISTICS_BATCH = 16  # images whose features are summed at once, in double precision
 
 Location = tuple[Tensor, int]  # a memory-mapped shard (n, V, h, w, D) float16, and a row of it
 
@@ -74,17 +73,6 @@ class Features:
             shard, row = self.locations[index]
             batch[k] = shard[row, 0 if views is None else views[k]]  # reads and widens in one pass
         return batch.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w), channels last in memory
-
-    def channel_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each channel over images, views and places: two (D,) float32."""
-        total = torch.zeros(2, self.shape[0], dtype=torch.float64)
-        for view in range(self.views):
-            for batch in batch_indices(range(len(self)), STATISTICS_BATCH):
-                values = self.batch(batch, [view] * len(batch)).permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D)
-                sums = values.sum(dim=0, dtype=total.dtype), values.square_().sum(dim=0, dtype=total.dtype)
-                total += torch.stack(sums)
-        mean, square = total / (self.views * len(self) * self.shape[1] * self.shape[2])
-        return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
 
 
 def feature_workers(device_type: str, processes: int = 1) -> int:

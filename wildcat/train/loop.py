@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # timm does not list what it exports
+from torch import Tensor, nn
 
+from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.data.loader import batch_indices
 from wildcat.device import choose_device
@@ -28,7 +31,7 @@ from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network
-from wildcat.train.checkpoint import Checkpoint, fingerprint
+from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
 from wildcat.train.optim import (
     balancing_weights,
     class_frequencies,
@@ -95,42 +98,81 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
             if parent is not None:
                 load_weights(model, parent.folder / WEIGHTS)
         model = model.to(device).to(memory_format=torch.channels_last)
-        batches = create_batches(config, model, samples, val_samples, run.preprocess, progress)
         frequencies = class_frequencies(torch.from_numpy(label_matrix(samples)))
-        if parent is None:
-            with distributed.shared_errors():
-                batches.adapt(model)
-                if config.standardize:
-                    model.transfer.standardize(*batches.channel_statistics(model))
-                model.initialise(frequencies, multiclass)
-        if distributed.rank():  # processes start with the same weights and draw different dropout masks
-            torch.manual_seed((config.seed + distributed.rank()) % 2**63)
-        trainer = Trainer(run, multiclass, model, batches, frequencies, progress, data_fingerprint)
+        checkpoint = Checkpoint(run, model, data_fingerprint)
         if resume:
-            trainer.checkpoint.restore()
-        with interruptible() as interrupted:
-            return trainer.run_epochs(interrupted)
+            checkpoint.restore()
+        fresh = parent is None and checkpoint.position == Position()
+        total = stages(config)[-1].last_epoch * len(samples)
+        for stage in stages(config):
+            if checkpoint.position.epoch >= stage.last_epoch:
+                continue
+            batches = create_batches(stage.config, model, samples, val_samples, run.preprocess, progress)
+            if fresh and stage.first_epoch == 0:
+                with distributed.shared_errors():
+                    batches.adapt(model)
+                    if config.standardize:
+                        model.transfer.standardize(*batches.channel_statistics(model))
+                    model.initialise(frequencies, multiclass)
+            trainer = Trainer(stage, multiclass, model, batches, frequencies, progress, checkpoint)
+            progress.start("training", total, trainer.images_done())
+            with interruptible() as interrupted:
+                finished = trainer.run_epochs(interrupted)
+                if not finished or any(distributed.any_process(interrupted.is_set())):
+                    break
+    position = checkpoint.position
+    metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
+    finished = position.epoch >= stages(config)[-1].last_epoch
+    return Outcome(finished, position.epoch, position.best_epoch, metric_name(multiclass), metric)
+
+
+class Stage(NamedTuple):
+    """A part of the training: its settings, its first epoch and the one after its last, counted over all stages."""
+
+    config: TrainConfig
+    first_epoch: int
+    last_epoch: int
+
+
+def stages(config: TrainConfig) -> list[Stage]:
+    """The head on cached features, then the layers that `config.tune` names.
+
+    A head that is fitted first does not push the pretrained features away from where they generalise (linear probing,
+    then fine-tuning: Kumar et al., ICLR 2022). A network that starts from random weights has no features worth that,
+    one that starts from a run has its head, and a training of the head alone needs nothing else: these have one stage.
+    """
+    first = (
+        0 if config.tune == "head" or config.weights == "none" or Path(config.weights).is_dir() else config.head_epochs
+    )
+    last = Stage(config, first, first + config.epochs)
+    return [Stage(replace(config, tune="head", epochs=first), 0, first), last] if first else [last]
 
 
 class Trainer:
-    """The training loop of one network."""
+    """The training loop of one stage."""
 
     def __init__(
         self,
-        run: Run,
+        stage: Stage,
         multiclass: bool,
         model: Wildcat,
         batches: Batches,
         frequencies: Tensor,
         progress: Progress,
-        data_fingerprint: str,
+        checkpoint: Checkpoint,
     ) -> None:
-        self.config, self.num_classes, self.multiclass = run.config, len(run.classes), multiclass
-        self.model, self.batches, self.progress = model, batches, progress
+        self.config, self.first_epoch, self.last_epoch = stage
+        self.num_classes, self.multiclass = model.num_classes, multiclass
+        self.model, self.batches, self.progress, self.checkpoint = model, batches, progress, checkpoint
         self.device = next(model.parameters()).device
         self.optimizer = create_optimizer(model, self.config)
-        self.network = parallel_network(model, batches, self.config.sync_bn and self.config.tune == "all")
-        self.autocast = self.config.amp and self.config.tune == "all"  # for a head alone bfloat16 saves nothing
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        fine_tunes = self.config.tune != "head"
+        self.network = parallel_network(model, batches, fine_tunes and self.config.sync_bn)
+        self.autocast = self.config.amp and fine_tunes  # for a head alone bfloat16 saves nothing
+        self.average: ModelEmaV3 | None = None
+        if self.config.ema and fine_tunes:  # buffers are copied: a channel without spread has an infinite one
+            self.average = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
         self.loss = multiclass_loss if multiclass else multilabel_loss
         self.class_weights: Tensor | None = None
         if self.config.balance:
@@ -140,27 +182,35 @@ class Trainer:
             self.class_weights = weights.to(self.device)
         num_batches = len(batch_indices(range(batches.images), self.config.batch_size))
         self.steps_per_epoch = -(-num_batches // self.config.accumulate)
-        self.metric_name = "accuracy" if multiclass else "map"
-        self.checkpoint = Checkpoint(run, model, self.optimizer, data_fingerprint)
+        average = None if self.average is None else self.average.module
+        checkpoint.start_stage(self.optimizer, average, self.first_epoch, self.config.seed)
 
-    def run_epochs(self, interrupted: threading.Event) -> Outcome:
-        """Train to the last epoch, or until interrupted."""
-        config, position = self.config, self.checkpoint.position
-        images = self.batches.images
-        done = position.epoch * images + position.step * config.accumulate * config.batch_size
-        self.progress.start("training", config.epochs * images, min(done, config.epochs * images))
+    def run_epochs(self, interrupted: threading.Event) -> bool:
+        """Train to the last epoch of the stage; False if interrupted."""
+        position = self.checkpoint.position
         try:
-            while position.epoch < config.epochs:
+            while position.epoch < self.last_epoch:
                 if not self.train_epoch(interrupted):
                     self.checkpoint.save()
-                    break
+                    return False
                 self.end_epoch()
         except BaseException:
             with contextlib.suppress(RunError):  # the error in hand is the one to report
                 self.checkpoint.write_best()
             raise
-        metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
-        return Outcome(position.epoch >= config.epochs, position.epoch, position.best_epoch, self.metric_name, metric)
+        return True
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done in this stage."""
+        position = self.checkpoint.position
+        return (position.epoch - self.first_epoch) * self.steps_per_epoch + position.step
+
+    def images_done(self) -> int:
+        """Images trained on in all stages."""
+        position = self.checkpoint.position
+        in_epoch = position.step * self.config.accumulate * self.config.batch_size
+        return position.epoch * self.batches.images + min(in_epoch, self.batches.images)
 
     def train_epoch(self, interrupted: threading.Event) -> bool:
         """Take the remaining steps of an epoch; False if interrupted between two of them."""
@@ -183,7 +233,7 @@ class Trainer:
             position.loss_sum += loss * images
             position.loss_count += images
             position.seconds += time.perf_counter() - started
-            note = f"epoch {position.epoch + 1}/{config.epochs} loss {position.loss_sum / position.loss_count:.4f}"
+            note = f"epoch {position.epoch + 1}/{self.last_epoch} loss {position.loss_sum / position.loss_count:.4f}"
             self.progress.advance(images, f"{note} lr {lr:.2g}")
         return True
 
@@ -208,13 +258,16 @@ class Trainer:
         value = distributed.sum_over_processes(float(mean_loss))
         if not np.isfinite(value):
             raise self.not_finite(f"the loss is {value}")
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, self.step + 1)
         return value, images
 
     def set_learning_rate(self) -> float:
         """Set the learning rate of every parameter group for the next step; returns that of the head."""
-        step = self.checkpoint.position.epoch * self.steps_per_epoch + self.checkpoint.position.step
-        factor = learning_rate_factor(step, self.steps_per_epoch, self.config)
+        factor = learning_rate_factor(self.step, self.steps_per_epoch, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return self.config.peak_lr * factor
@@ -226,21 +279,36 @@ class Trainer:
             raise self.not_finite("the weights are not finite")
         record: dict[str, Any] = {
             "epoch": position.epoch + 1,
+            "tune": self.config.tune,
             "loss": position.loss_sum / max(1, position.loss_count),
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(position.seconds, 3),
             "images_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
         }
         key: list[float] = []
-        if len(self.batches.val_labels):
-            val = self.validate()
-            record["val"] = val
-            key = [val[self.metric_name], -val["loss"]]
-        record = self.checkpoint.end_epoch(record, key)
+        with self.averaged_weights():
+            if len(self.batches.val_labels):
+                val = self.validate()
+                record["val"] = val
+                key = [val[metric_name(self.multiclass)], -val["loss"]]
+            record = self.checkpoint.end_epoch(record, key)
         (due,) = distributed.any_process(distributed.rank() == 0 and self.seconds_since_save() >= SAVE_SECONDS)
-        if due or position.epoch >= self.config.epochs:
+        if due or position.epoch >= self.last_epoch:
             self.checkpoint.save()
         self.progress.epoch(record)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The network has the moving average of its weights, if there is one, until the block ends."""
+        if self.average is None:
+            yield
+            return
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -258,7 +326,7 @@ class Trainer:
             raise self.not_finite("the scores on val are not finite")
         weights = None if self.class_weights is None else self.class_weights[: self.num_classes].cpu()
         loss = float(self.loss(all_scores, labels, weights).mean())
-        return {"loss": loss, self.metric_name: validation_metric(all_scores, labels, self.multiclass)}
+        return {"loss": loss, metric_name(self.multiclass): validation_metric(all_scores, labels, self.multiclass)}
 
     def seconds_since_save(self) -> float:
         return time.monotonic() - self.checkpoint.saved
@@ -270,7 +338,7 @@ class Trainer:
         lr = self.optimizer.param_groups[0]["lr"]
         intact = "; the weights of the best epoch are intact in the run folder" if self.checkpoint.history else ""
         return TrainingError(
-            f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g}.",
+            f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g} (--tune {self.config.tune}).",
             f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp{intact}.",
         )
 
@@ -291,6 +359,11 @@ def parent_run(run: Run) -> Run | None:
             "Start from a run with the same classes, or from imagenet.",
         )
     return parent
+
+
+def metric_name(multiclass: bool) -> str:
+    """The name of `validation_metric`."""
+    return "accuracy" if multiclass else "map"
 
 
 def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:

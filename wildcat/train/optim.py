@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # timm does not list its exports
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,8 +63,8 @@ def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
 def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, object]]:
     """Trained parameters in groups with their peak learning rates.
 
-    The layers after the backbone have `lr`, the backbone `lr * backbone_lr_scale`. Biases and normalisation layers have
-    no weight decay.
+    The layers after the backbone have `lr`, the last layer of the backbone `lr * backbone_lr_scale`, and each layer
+    before it `layer_decay` times the rate of the next one. Biases and normalisation layers have no weight decay.
 
     The bias of the transfer layer has sqrt(D) times the rate, for D features: standardised features have length
     sqrt(D), the constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and
@@ -77,13 +78,13 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
     add([model.transfer.weight], config.peak_lr, config.decay)
     add([model.transfer.bias], config.peak_lr * model.transfer.in_channels**0.5, 0.0)
-    parts = [(model.pool, config.peak_lr)]
-    if config.tune == "all":
-        parts.append((model.backbone, config.peak_lr * config.backbone_lr_scale))
-    for module, lr in parts:
-        trained = [p for p in module.parameters() if p.requires_grad]
-        add([p for p in trained if p.ndim > 1], lr, config.decay)
-        add([p for p in trained if p.ndim <= 1], lr, 0.0)
+    pool = list(model.pool.parameters())
+    add([p for p in pool if p.ndim > 1], config.peak_lr, config.decay)
+    add([p for p in pool if p.ndim <= 1], config.peak_lr, 0.0)
+    if config.tune != "head":
+        for group in param_groups_layer_decay(model.backbone.network, config.decay, layer_decay=config.layer_decay):
+            lr = config.peak_lr * config.backbone_lr_scale * group["lr_scale"]
+            add(group["params"], lr, group["weight_decay"])
     return groups
 
 
