@@ -344,8 +344,8 @@ def test_errors_of_json_leave_stdout_empty(run: Path, tmp_path: Path, capsys: py
     assert command("evaluate", run, tmp_path, "--json") == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "have different classes" in printed.err
-    assert "only the data has cat, dog" in printed.err
+    assert "have no class in common" in printed.err
+    assert "the data has 'cat', 'dog'" in printed.err
 
 
 # --- predict --------------------------------------------------------------------------------------------------------
