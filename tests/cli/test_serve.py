@@ -255,8 +255,11 @@ def test_worker_processes_end_with_the_service(ending: str, image: Path) -> None
     with serving("--processes", "1") as service:
         assert post(service, image.read_bytes()).status_code == 200
         pid = service.process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        assert len(children) >= 1
+        descendants = [str(pid)]
+        for each in descendants:
+            descendants += Path(f"/proc/{each}/task/{each}/children").read_text().split()
+        children = descendants[1:]
+        assert len(children) >= 2, "the fork server and the worker"
         if ending == "kill":
             service.process.kill()
         else:

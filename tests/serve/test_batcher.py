@@ -15,7 +15,7 @@ from wildcat.serve.uploads import RequestError
 class FakeWorker:
     """A worker for jobs of any type."""
 
-    alive, closed = True, False
+    alive, closed, threads = True, False, 1
 
     def __init__(self, run: Callable[[Sequence[Any]], Any]) -> None:
         self.run = run
@@ -92,3 +92,26 @@ def test_cancelled_jobs_are_skipped_and_a_closed_batcher_finishes_its_queue() ->
     assert batcher.workers_alive == 0
     with pytest.raises(RequestError, match="stopping"):
         batcher.submit(3)
+
+
+def test_a_job_that_is_alone_gets_all_threads_and_others_equal_batches_and_shares() -> None:
+    threads: list[tuple[int, int]] = []
+    gates = [Gate(), Gate()]
+    workers = [FakeWorker(gate) for gate in gates]
+    for worker, gate in zip(workers, gates, strict=True):
+        gate.run = lambda jobs, worker=worker: threads.append((len(jobs), worker.threads)) or jobs  # type: ignore[misc]
+    batcher = Batcher(workers, 8, threads=4)  # type: ignore[arg-type]
+    first = batcher.submit(0)
+    wait_until(lambda: any(gate.batches for gate in gates))
+    second = batcher.submit(1)
+    wait_until(lambda: all(gate.batches for gate in gates))
+    rest = [batcher.submit(i) for i in range(2, 8)]
+    for gate in gates:
+        gate.open.set()
+    assert [future.result(SECONDS) for future in (first, second, *rest)] == list(range(8))
+    assert {(1, 4), (1, 2)} <= set(threads) and max(count for count, _ in threads) <= 4
+    wait_until(lambda: batcher.pending == 0)
+    threads.clear()
+    batcher.submit(8).result(SECONDS)
+    assert threads == [(1, 4)]
+    batcher.close()

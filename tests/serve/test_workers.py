@@ -23,7 +23,6 @@ from tests.serve.conftest import SECONDS, Connect, encoded, image
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
 from wildcat.engines import Engine
-from wildcat.engines.threads import Shares
 from wildcat.errors import ConfigError, ImageError, WildcatError
 from wildcat.models.run import create_run
 from wildcat.prediction import Prediction
@@ -73,7 +72,7 @@ def run(predictor: Predictor, jobs: list[Job]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def worker(predictor: Predictor) -> Iterator[WorkerProcess]:
-    (worker,) = start_processes(predictor, LIMITS, Shares(1), None, 1)
+    (worker,) = start_processes(predictor, LIMITS, None, 1)
     assert isinstance(worker, WorkerProcess) and worker.alive
     yield worker
     worker.close()
@@ -96,7 +95,7 @@ def test_a_bad_image_or_rendering_fails_its_job_only(predictor: Predictor) -> No
 
 def test_a_process_gives_the_results_of_a_thread(worker: WorkerProcess, predictor: Predictor) -> None:
     jobs = [job(seed) for seed in range(5)] + [job(6, content=b"none")]
-    in_thread = Worker(predictor, LIMITS, Shares(1), nullcontext()).run(jobs)
+    in_thread = Worker(predictor, LIMITS, nullcontext()).run(jobs)
     in_process = worker.run(jobs)
     assert in_process[:5] == in_thread[:5]
     assert str(in_process[5]) == str(in_thread[5])
@@ -160,7 +159,7 @@ def test_an_idle_service_restarts_a_dead_process(connect: Connect) -> None:
 
 def test_a_process_that_cannot_start_is_one_sentence(predictor: Predictor) -> None:
     with pytest.raises(WorkerError, match=r"cannot start \(exit code 3\)") as error:
-        start_processes(predictor, LIMITS, Shares(1), exit_at_once, 2)
+        start_processes(predictor, LIMITS, exit_at_once, 2)
     assert "__main__" in error.value.hint
 
 

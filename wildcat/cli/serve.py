@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import multiprocessing
 import signal
 import socket
 import sys
 from dataclasses import dataclass, fields
 from functools import partial
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import Model, ModelCommand, load_model
@@ -59,6 +62,8 @@ class Serve(ModelCommand):
 
 def run_serve(command: Serve) -> int:
     """wildcat serve"""
+    if command.processes and command.engine == "torch":
+        start_fork_server(command.device)
     import warnings
 
     from wildcat.serve import Limits, create_app
@@ -98,6 +103,13 @@ def set_up_process(limits: Limits) -> None:
 
     keep_freed_memory()
     limit_pixels(max(limits.max_pixels, PILLOW_PIXELS))
+
+
+def start_fork_server(device: str) -> None:
+    """Let the process from which worker processes are forked import torch while this one loads the model."""
+    if sys.platform == "linux" and (device == "cpu" or (device == "auto" and not Path("/dev/nvidiactl").exists())):
+        multiprocessing.set_forkserver_preload(["wildcat.serve.fork_server"])
+        forkserver.ensure_running()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Message
 
-from wildcat.engines.threads import Shares, engine_threads
+from wildcat.engines.threads import engine_threads
 from wildcat.errors import ConfigError, out_of_memory
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
@@ -26,7 +26,6 @@ Result = TypeVar("Result")
 Entry = tuple[Job, "Future[Any]"]
 
 MAX_WORKERS = 4  # each needs memory for a batch
-SMALL_BATCH = 2  # images per batch of workers that share the cores; larger batches are no faster (serve_load.py)
 LARGE_IMAGES = 3  # images above `max_pixels` / LARGE_SHARE that are decoded at the same time, to bound the memory
 LARGE_SHARE = 10
 CHECK_SECONDS = 1.0  # how often idle workers are checked
@@ -47,8 +46,8 @@ class Service:
     ) -> None:
         self.limits, self.requests, self.bytes = limits, 0, 0
         self.receiving: dict[asyncio.Timeout, None] = {}
-        self.workers, batch_size = create_workers(predictor, limits, processes, setup)
-        self.batcher = Batcher(self.workers, batch_size)
+        self.workers = create_workers(predictor, limits, processes, setup)
+        self.batcher = Batcher(self.workers, limits.batch_size, engine_threads())
         self.large = asyncio.Semaphore(LARGE_IMAGES)
 
     async def predict(self, request: Request, render: Callable[[Prediction], Result]) -> Result:
@@ -165,10 +164,13 @@ class Batcher:
 
     Args:
         batch_size: most jobs per batch.
+        threads: of torch, for all workers together. A forward pass on all cores waits at every layer for the slowest
+            core; several passes with a part of the cores each do not. A job that is alone gets all.
     """
 
-    def __init__(self, workers: Sequence[Worker], batch_size: int) -> None:
-        self.workers, self.batch_size = workers, batch_size
+    def __init__(self, workers: Sequence[Worker], batch_size: int, threads: int = 1) -> None:
+        self.workers, self.batch_size, self.cores = workers, batch_size, threads
+        self.pending = 0  # jobs that wait or run
         self.queue: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()  # None ends a thread
         self.lock = threading.Lock()
         self.closed = False
@@ -186,8 +188,14 @@ class Batcher:
         with self.lock:
             if self.closed:
                 raise RequestError(503, "the service is stopping.")
+            self.pending += 1
+            future.add_done_callback(self._done)
             self.queue.put((job, future))
         return future
+
+    def _done(self, _: Future[Any]) -> None:
+        with self.lock:
+            self.pending -= 1
 
     @property
     def workers_alive(self) -> int:
@@ -210,7 +218,7 @@ class Batcher:
         while True:
             batch: list[Entry] = []
             with contextlib.suppress(queue.Empty):
-                while len(batch) < self.batch_size:
+                while len(batch) < min(self.batch_size, max(1, -(-self.pending // len(self.workers)))):
                     entry = self.queue.get(timeout=0 if batch else CHECK_SECONDS)
                     if entry is None and not batch:
                         return
@@ -220,6 +228,7 @@ class Batcher:
                     batch.append(entry)
             running = [(job, future) for job, future in batch if future.set_running_or_notify_cancel()]
             if running:
+                worker.threads = self.cores if self.pending == 1 else max(1, self.cores // len(self.workers))
                 self._run_batch(worker, running)
             del batch, running  # do not hold the images until the next batch
             with contextlib.suppress(RequestError):  # the next batch tries again
@@ -243,24 +252,20 @@ class Batcher:
 
 def create_workers(
     predictor: Predictor, limits: Limits, processes: int, setup: Callable[[], object] | None
-) -> tuple[Sequence[Worker], int]:
-    """The workers of a service, and their batch size.
+) -> Sequence[Worker]:
+    """The workers of a service.
 
     Raises:
         ConfigError: see `count_processes`.
         WorkerError: a worker process cannot start.
     """
-    threads = Shares(engine_threads())
-    count = count_processes(processes, predictor, threads.total)
+    count = count_processes(processes, predictor, engine_threads())
     if not shares_cores(predictor):  # one forward pass at a time, while the other worker decodes and renders
         lock = threading.Lock()
-        return [Worker(predictor, limits, threads, lock) for _ in range(2)], limits.batch_size
+        return [Worker(predictor, limits, lock) for _ in range(2)]
     if count:
-        workers = start_processes(predictor, limits, threads, setup, count)
-    else:
-        count = min(MAX_WORKERS, threads.total)
-        workers = [Worker(predictor, limits, threads, nullcontext()) for _ in range(count)]
-    return workers, limits.batch_size if count == 1 else min(SMALL_BATCH, limits.batch_size)
+        return start_processes(predictor, limits, setup, count)
+    return [Worker(predictor, limits, nullcontext()) for _ in range(min(MAX_WORKERS, engine_threads()))]
 
 
 def shares_cores(predictor: Predictor) -> bool:

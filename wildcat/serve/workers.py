@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -25,7 +26,6 @@ from typing import Any
 import torch
 
 from wildcat.data.image_ref import LoadedImage
-from wildcat.engines.threads import Shares
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
@@ -97,18 +97,16 @@ class Worker:
     """Runs batches in the thread that calls `run`.
 
     Args:
-        threads: the cores that all workers share.
         lock: held during the forward pass.
 
     Attributes:
+        threads: of torch, for the next batch.
         restarts: how often the worker was restarted.
     """
 
-    def __init__(
-        self, predictor: Predictor, limits: Limits, threads: Shares, lock: AbstractContextManager[Any]
-    ) -> None:
-        self.predictor, self.limits, self.threads, self.lock = predictor, limits, threads, lock
-        self.restarts = 0
+    def __init__(self, predictor: Predictor, limits: Limits, lock: AbstractContextManager[Any]) -> None:
+        self.predictor, self.limits, self.lock = predictor, limits, lock
+        self.threads, self.restarts = 1, 0
         self.deadline = math.inf
 
     @property
@@ -120,8 +118,8 @@ class Worker:
         """The results of jobs, or exceptions; see `predict_batch`."""
         self.deadline = time.monotonic() + self.limits.worker_timeout
         try:
-            with self.threads.take():
-                return predict_batch(self.predictor, self.limits, jobs, self.lock)
+            torch.set_num_threads(self.threads)  # of this Python thread only, in torch's OpenMP
+            return predict_batch(self.predictor, self.limits, jobs, self.lock)
         finally:
             self.deadline = math.inf
 
@@ -142,10 +140,8 @@ class WorkerProcess(Worker):
         setup: called first in the process.
     """
 
-    def __init__(
-        self, predictor: Predictor, limits: Limits, threads: Shares, setup: Callable[[], object] | None = None
-    ) -> None:
-        super().__init__(predictor, limits, threads, nullcontext())
+    def __init__(self, predictor: Predictor, limits: Limits, setup: Callable[[], object] | None = None) -> None:
+        super().__init__(predictor, limits, nullcontext())
         self.setup = setup
         self.loaded = self.closed = False
         self._start()
@@ -184,24 +180,23 @@ class WorkerProcess(Worker):
         """
         self.restart_if_dead()
         seconds, start = self.limits.worker_timeout, time.monotonic()
-        with self.threads.take() as threads:
-            try:
-                results: list[Any] | Exception = self._call((jobs, threads), seconds)
-            except (EOFError, OSError) as error:
-                self.kill()
-                if self.closed:
-                    raise RequestError(503, "the service is stopping.") from error
-                if time.monotonic() - start >= seconds:
-                    log.warning("a worker process took longer than %g seconds; restarting it", seconds)
-                    message = f"the worker did not finish within {seconds:g} seconds; it is restarted."
-                    return [try_later(message)] * len(jobs)
-                log.warning("a worker process ended (exit code %s); restarting it", self.process.exitcode)
-                raise RequestError(
-                    503,
-                    "the worker process crashed on this image; it is restarted.",
-                    "Try again; if it crashes again, skip the image.",
-                    retry_after=5,
-                ) from error
+        try:
+            results: list[Any] | Exception = self._call((jobs, self.threads), seconds)
+        except (EOFError, OSError) as error:
+            self.kill()
+            if self.closed:
+                raise RequestError(503, "the service is stopping.") from error
+            if time.monotonic() - start >= seconds:
+                log.warning("a worker process took longer than %g seconds; restarting it", seconds)
+                message = f"the worker did not finish within {seconds:g} seconds; it is restarted."
+                return [try_later(message)] * len(jobs)
+            log.warning("a worker process ended (exit code %s); restarting it", self.process.exitcode)
+            raise RequestError(
+                503,
+                "the worker process crashed on this image; it is restarted.",
+                "Try again; if it crashes again, skip the image.",
+                retry_after=5,
+            ) from error
         if isinstance(results, Exception):
             raise results
         return results
@@ -238,7 +233,10 @@ class WorkerProcess(Worker):
         self.process.join()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the service's threads
+        # Not forked from the service: the process would inherit locks of its threads.
+        forks = sys.platform == "linux"
+        context = multiprocessing.get_context("forkserver") if forks else multiprocessing.get_context("spawn")
+        context.set_forkserver_preload(["wildcat.serve.fork_server"])
         self.connection, connection = context.Pipe()
         self.process = context.Process(
             target=run_worker, args=(connection, self.limits, self.setup), name="wildcat-worker", daemon=True
@@ -261,14 +259,14 @@ class WorkerProcess(Worker):
 
 
 def start_processes(
-    predictor: Predictor, limits: Limits, threads: Shares, setup: Callable[[], object] | None, count: int
+    predictor: Predictor, limits: Limits, setup: Callable[[], object] | None, count: int
 ) -> list[Worker]:
     """Start worker processes and load the model in all of them at the same time.
 
     Raises:
         WorkerError: one cannot start.
     """
-    workers = [WorkerProcess(predictor, limits, threads, setup) for _ in range(count)]
+    workers = [WorkerProcess(predictor, limits, setup) for _ in range(count)]
     try:
         for worker in workers:
             worker.load()
