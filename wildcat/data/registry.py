@@ -92,8 +92,8 @@ FORMATS: dict[str, Format] = {
     ),
 }
 
-# Formats whose reader takes the classes; of others they are chosen afterwards.
-READS_CLASSES = ("csv", "folder", "webdataset")
+# Formats whose reader chooses the classes; of others, and of numbered classes of shards, they are chosen afterwards.
+READS_CLASSES = ("csv", "folder")
 
 # Data sets opened by name alone.
 PACKAGED: dict[str, Callable[..., DataSet]] = {"shapes": read_shapes, "solar": read_solar}
@@ -124,7 +124,11 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
         MissingExtra: a packaged data set whose package is not installed.
     """
     chosen = find_format(source, format)
-    classes = options.pop("classes", None) if chosen not in READS_CLASSES else None
+    classes = options.get("classes") if chosen not in READS_CLASSES else None
+    if chosen != "webdataset" and chosen not in READS_CLASSES:
+        options.pop("classes", None)
+    elif chosen == "webdataset" and isinstance(classes, str):  # a file, which numbers the classes
+        classes = None
     if chosen in PACKAGED:
         data = _call(PACKAGED[chosen], chosen, options)
     elif chosen == "webdataset" and names_shards(str(source)):

@@ -110,7 +110,7 @@ def test_features_of_images_in_shards_are_those_of_files(shapes: DataSet, shards
 # --- shards of other writers ------------------------------------------------------------------------------------------
 
 
-def labels_of(folder: Path, members: dict[str, bytes], **options: str) -> tuple[DataSet, list[list[int]]]:
+def labels_of(folder: Path, members: dict[str, bytes], **options: object) -> tuple[DataSet, list[list[int]]]:
     folder.mkdir(exist_ok=True)
     shard(folder / "train-0.tar", members)
     data = open_dataset(folder, **options)
@@ -119,13 +119,49 @@ def labels_of(folder: Path, members: dict[str, bytes], **options: str) -> tuple[
 
 def test_class_numbers_are_multiclass(tmp_path: Path) -> None:
     data, labels = labels_of(tmp_path / "a", {"0.cls": b"2\n", "0.jpg": png(0), "1.jpg": png(1), "1.cls": b"0"})
-    assert (data.classes, data.task) == (("0", "1", "2"), "multiclass")
-    assert labels == [[-1, -1, 1], [1, -1, -1]]
+    assert (data.classes, data.task) == (("0", "2"), "multiclass"), "a number invents no other classes"
+    assert labels == [[-1, 1], [1, -1]]
     (tmp_path / "a" / "classes.txt").write_text("ant\nbee\ncat\n")
     assert open_dataset(tmp_path / "a").classes == ("ant", "bee", "cat")
     (tmp_path / "names").write_text("x\ny\nz\n")
     assert open_dataset(tmp_path / "a", classes=str(tmp_path / "names")).classes == ("x", "y", "z")
     assert open_dataset(tmp_path / "a", task="multilabel").task == "multilabel"
+
+
+def test_numbers_are_text(tmp_path: Path) -> None:
+    members = {
+        f"{i}.{kind}": png(i) if kind == "png" else label
+        for i, label in enumerate((b"01", b"1", b"7", b"10"))
+        for kind in ("png", "cls")
+    }
+    data, labels = labels_of(tmp_path / "a", members)
+    assert data.classes == ("01", "1", "7", "10")
+    assert labels == (2 * np.eye(4, dtype=int) - 1).tolist()
+    assert any("'01', '1' differ" in note for note in data.notes)
+    data, _ = labels_of(
+        tmp_path / "b", {"0.png": png(0), "0.cls": b"1", "1.png": png(1), "1.json": b"[0]"}, classes=("x", "y")
+    )
+    assert data.classes == ("x", "y"), "--classes numbers them"
+    data, labels = labels_of(
+        tmp_path / "c", {"0.png": png(0), "0.cls": b"x", "1.png": png(1), "1.cls": b"y"}, classes=("y",)
+    )
+    assert (data.classes, labels) == (("y",), [[1]]), "--classes chooses them"
+
+
+def test_texts_hold_labels_as_tables_do(tmp_path: Path) -> None:
+    texts = {"0": b"round", "1": b"flat,blue", "2": b"round, red", "3": b"flat"}
+    members = {f"{key}.png": png(int(key)) for key in texts} | {f"{key}.txt": text for key, text in texts.items()}
+    data, _ = labels_of(tmp_path / "a", members)
+    assert data.classes == ("blue", "flat", "red", "round")
+    assert any("separated by ','" in note for note in data.notes)
+    assert labels_of(tmp_path / "b", members, separator="none")[0].classes == (
+        "flat",
+        "flat,blue",
+        "round",
+        "round, red",
+    )
+    members |= {f"{key}.json": json.dumps({"labels": text.decode()}).encode() for key, text in texts.items()}
+    assert labels_of(tmp_path / "c", members)[0].classes == data.classes
 
 
 def test_json_and_text_hold_any_number_of_names(tmp_path: Path) -> None:
@@ -199,7 +235,7 @@ def test_invalid_labels_are_named(tmp_path: Path, members: dict[str, bytes], say
 def test_unknown_labels_and_missing_shards(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ant\nbee\n")
     shard(tmp_path / "train-0.tar", {"0.png": png(0), "0.cls": b"2"})
-    with pytest.raises(DataError, match=r"train-0.tar#0.png: label 2 is none of the 2 classes"):
+    with pytest.raises(DataError, match=r"train-0.tar#0.png: label '2' is none of the 2 classes"):
         open_dataset(tmp_path)
     with pytest.raises(DataError, match=r"val-0.tar holds no tar shards"):
         open_dataset(f"{tmp_path}/{{train,val}}-0.tar")

@@ -33,6 +33,7 @@ from wildcat.data.dataset import (
 from wildcat.data.formats import IMAGE_SUFFIXES, skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.images import holds_images
+from wildcat.data.labels import normal_name, parse_labels
 from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
     expand_braces,
@@ -53,15 +54,14 @@ LABEL_SUFFIXES = (".json", ".cls", ".txt")  # of the members with labels; the fi
 JSON_KEYS = ("labels", "label", "cls", "class")  # hold the labels of a JSON object; "ignored" those that are unknown
 MAX_LABEL_BYTES = 1 << 20
 
-Label = str | int
-
 
 class _Labelled(NamedTuple):
-    """An image of a shard, and its labels as names or numbers."""
+    """An image of a shard, and its labels as text: names or numbers. `cell` is text that may hold several."""
 
     image: ImageLocation
-    present: list[Label]
-    ignored: list[Label]
+    present: list[str]
+    ignored: list[str]
+    cell: str = ""
 
 
 def names_shards(text: str) -> bool:
@@ -76,7 +76,13 @@ def recognise_webdataset(path: Path) -> bool:
     return path.is_dir() and any(path.glob("*.tar")) and not holds_images(path)
 
 
-def read_webdataset(source: str | Path, *, classes: str | None = None, task: str | None = None) -> DataSet:
+def read_webdataset(
+    source: str | Path,
+    *,
+    classes: Sequence[str] | str | None = None,
+    separator: str | None = None,
+    task: str | None = None,
+) -> DataSet:
     """A data set of tar shards: a shard, a folder of them, a pattern (`shards/{train,val}-{000..099}.tar`), a URL.
 
     Members with the same path up to the first dot of their name belong together (WebDataset's key); `a.b.jpg` and
@@ -84,13 +90,18 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
 
         key.json  {"labels": ["cat", "dog"], "ignored": ["cow"]}, {"label": "cat"} or ["cat", "dog"]; numbers as well
         key.cls   a number or a name
-        key.txt   names, one per line or separated by ";"
+        key.txt   names, one per line or as in the column of a table, see `wildcat.data.labels.parse_labels`
+
+    A number is the position of a class in `classes`, from 0; without them it is a name like any other: the classes are
+    the numbers that occur, and "01" is not "1".
 
     The name of a shard gives its split (`train-000.tar`, `imagenet-val-07.tar`); if no name does, `train` and `val`
     are a fixed stratified 80/20 and `all` is everything. Images with exactly one label each are multi-class.
 
     Args:
-        classes: a file of class names, one per line; default: `classes.txt` beside the shards, or the names that occur.
+        classes: a file of class names, one per line, or their names; default: `classes.txt` beside the shards, or the
+            labels that occur.
+        separator: between the names of a text, see `parse_labels`.
         task: "multilabel" or "multiclass".
 
     Raises:
@@ -105,16 +116,17 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
     note = skipped_note(source, skipped)
     if not found:
         raise DataError(f"{source} holds no images.", f"{note} Members should be key.jpg, key.json, ...".strip())
-    names = _classes(found, folder, classes)
+    notes = [note] if note else []
+    found = _split_cells(found, separator, notes)
+    names, index = _classes(found, folder, classes)
     unclear = next((one for one in found if len(set(one.present)) != 1 or one.ignored), None)
     if task == "multiclass" and unclear:
         raise DataError(
             f"{unclear.image} has {len(unclear.present)} labels and {len(unclear.ignored)} ignored ones; multi-class "
             "needs exactly one.",
-            "Correct it, or choose task multilabel.",
+            "Correct it, or give --data-option task=multilabel.",
         )
     chosen: Task = "multilabel" if task == "multilabel" or unclear else "multiclass"
-    index = {label: i for i, name in enumerate(names) for label in (name, i)}
     splits: dict[str, list[Sample]] = {}
     for one in found:
         labels = np.full(len(names), ABSENT, np.int8)
@@ -131,7 +143,7 @@ def read_webdataset(source: str | Path, *, classes: str | None = None, task: str
         )
     readers = default_splits(splits[""], names) if "" in splits else grouped_splits(splits)
     title = file_name(folder) if folder not in (".", "") else Path(str(source)).resolve().parent.name
-    return DataSet(title, "webdataset", Path(folder), names, chosen, readers, (note,) if note else ())
+    return DataSet(title, "webdataset", Path(folder), names, chosen, readers, tuple(notes))
 
 
 def find_shards(source: str) -> list[str]:
@@ -207,18 +219,16 @@ def _read_shard(shard: str, skipped: Counter[str]) -> Iterator[_Labelled]:
                 raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
             content.seek(label.start)
             try:
-                present, ignored = _parse(content.read(label.size), file_suffix(label.member))
+                yield _Labelled(image, *_parse(content.read(label.size), file_suffix(label.member)))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{label} holds no labels: {error}.", 'Write {"labels": ["cat", "dog"]}.') from error
-            yield _Labelled(image, present, ignored)
 
 
-def _parse(content: bytes, suffix: str) -> tuple[list[Label], list[Label]]:
-    """Present and ignored labels of a member; raises ValueError or RecursionError if it holds none."""
+def _parse(content: bytes, suffix: str) -> tuple[list[str], list[str], str]:
+    """Present and ignored labels of a member, and text that may hold several; ValueError or RecursionError if none."""
     text = content.decode("utf-8-sig").strip()
     if suffix != ".json":
-        parts = [text] if suffix == ".cls" else re.split(r"[;\n]", text)
-        return [int(p) if p.strip().isdecimal() else p.strip() for p in parts if p.strip()], []
+        return ([normal_name(text)], [], "") if suffix == ".cls" and text else ([], [], text)
     value = json.loads(text)
     found = value if isinstance(value, dict) else {"labels": value}
     key = next((key for key in JSON_KEYS if key in found), None)
@@ -228,21 +238,39 @@ def _parse(content: bytes, suffix: str) -> tuple[list[Label], list[Label]]:
     for label in [*both[0], *both[1]]:
         if not isinstance(label, str | int) or isinstance(label, bool):
             raise ValueError(f"{str(label)[:60]} is neither a name nor a number")
-    return both[0], both[1]
+    present, ignored = ([normal_name(str(label)) for label in labels] for labels in both)
+    return ([], ignored, present[0]) if isinstance(found[key], str) else (present, ignored, "")
 
 
-def _classes(found: Sequence[_Labelled], folder: str, file: str | None) -> tuple[str, ...]:
-    """The classes, in order, from a file or the labels that occur; every label must be one of them."""
+def _split_cells(found: Sequence[_Labelled], separator: str | None, notes: list[str]) -> list[_Labelled]:
+    """The images with the labels that their texts hold."""
+    texts = [one for one in found if one.cell]
+
+    def error(row: int, problem: str, hint: str) -> DataError:
+        return DataError(f"{texts[row].image}: {problem}", hint)
+
+    rows, said = parse_labels([one.cell for one in texts], error, separator)
+    notes += said
+    split = {id(one): names for one, names in zip(texts, rows, strict=True)}
+    return [one._replace(present=split.get(id(one), one.present)) for one in found]
+
+
+def _classes(
+    found: Sequence[_Labelled], folder: str, given: Sequence[str] | str | None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """The classes, in order, from a file or the labels that occur, and the class of each label."""
     occurring = {label: one.image for one in found for label in (*one.present, *one.ignored)}
-    path = f"{folder}/{CLASSES}" if file is None else local_path(file)
-    if file is not None or path_type(path) == "file":
+    path = local_path(given) if isinstance(given, str) else f"{folder}/{CLASSES}"
+    numbers = [label for label in occurring if label.isdecimal()]
+    if isinstance(given, str) or path_type(path) == "file":
         with open_file(path) as content:
-            lines = [line.strip() for line in content.read().decode("utf-8-sig").splitlines()]
+            lines = [normal_name(line) for line in content.read().decode("utf-8-sig").splitlines()]
         names = tuple(line for line in lines if line)
         if not names or len(set(names)) < len(names):
             raise DataError(f"{path} names {'a class twice' if names else 'no class'}.", "Write one class per line.")
+    elif given is not None and len(numbers) == len(occurring) and not set(given).intersection(numbers):
+        names = tuple(given)
     else:
-        numbers = [label for label in occurring if isinstance(label, int)]
         if not occurring:
             raise DataError("no image has any label.", "Write the labels of each image beside it.")
         if numbers and len(numbers) < len(occurring):
@@ -252,14 +280,14 @@ def _classes(found: Sequence[_Labelled], folder: str, file: str | None) -> tuple
                 f"{len(found)} images have {len(occurring)} labels, such as {str(next(iter(occurring)))[:40]!r}.",
                 f"Captions are no labels; if these are labels, list the classes in {CLASSES}.",
             )
-        names = tuple(map(str, range(max(numbers) + 1))) if numbers else tuple(sorted(map(str, occurring)))
-    known = {*names, *range(len(names))}
-    if unknown := [label for label in occurring if label not in known]:
+        names = tuple(sorted(occurring, key=lambda label: (int(label) if numbers else 0, label)))
+    index = {str(i): i for i in range(len(names))} | {name: i for i, name in enumerate(names)}
+    if unknown := [label for label in occurring if label not in index]:
         raise DataError(
             f"{occurring[unknown[0]]}: label {unknown[0]!r} is none of the {len(names)} classes.",
-            did_you_mean(str(unknown[0]), names) or f"Classes are {', '.join(names[:8])}, numbered from 0.",
+            did_you_mean(unknown[0], names) or f"Classes are {', '.join(names[:8])}, numbered from 0.",
         )
-    return names
+    return names, index
 
 
 def write_webdataset(data: DataSet, folder: Path, images: int = 1000) -> list[Path]:
