@@ -71,6 +71,18 @@ def test_predict_returns_the_row_of_predictions_jsonl(
     assert list(response.json()) == list(row)
 
 
+def test_a_large_jpeg_is_decoded_as_for_predict(connect: Connect, predictor: Predictor, tmp_path: Path) -> None:
+    """At a reduced size for the network, in full for drawings."""
+    path = tmp_path / "a.jpg"
+    image(size=(96, 48)).resize((1200, 600)).save(path)
+    prediction = predictor.predict(path)
+    response = post(connect, "/predict?save=overlays&classes=red", **upload(path.read_bytes())).json()
+    assert (response["width"], response["height"]) == (1200, 600)
+    assert response["scores"] == prediction.to_dict()["scores"]
+    overlay = np.asarray(image_of(response["files"]["overlays"]["red"]))
+    assert np.array_equal(overlay, np.asarray(prediction.plot("red"))) and overlay.shape == (600, 1200, 3)
+
+
 def test_exif_orientation_and_transparency_are_applied(connect: Connect) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

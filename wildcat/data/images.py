@@ -76,10 +76,14 @@ def decode_file(
 
 
 def decode_bytes(
-    content: bytes, name: str, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None
+    content: bytes,
+    name: str,
+    max_downscale: MaxDownscale = full_size,
+    intensity: IntensityRange | None = None,
+    formats: tuple[str, ...] | None = None,
 ) -> Decoded:
-    """As `decode_file`, from the bytes of an image file; errors call it `name`."""
-    with _open(io.BytesIO(content), shown(name)) as image:
+    """As `decode_file`, from the bytes of an image file; errors call it `name`; `formats`: as Pillow names them."""
+    with _open(io.BytesIO(content), shown(name), formats) as image:
         return _decode(image, shown(name), max_downscale, intensity)
 
 
@@ -248,7 +252,7 @@ def not_a_path(text: str) -> tuple[str, str] | None:
 
 
 @contextmanager
-def _open(file: IO[bytes], name: str) -> Iterator[Image.Image]:
+def _open(file: IO[bytes], name: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     """The first frame of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
     with _pillow_errors(name):
         head = file.read(HEAD_BYTES)
@@ -259,7 +263,7 @@ def _open(file: IO[bytes], name: str) -> Iterator[Image.Image]:
         if other is not None and not load_plugin(other):
             raise ImageError(f"{name} is {other.name}, which cannot be read.", other.hint)
         try:
-            image = Image.open(file)
+            image = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"{name} is not an image: its format is unknown or its header is cut (it begins with {head[:16]!r}).",

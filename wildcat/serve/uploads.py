@@ -12,7 +12,8 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from wildcat.data.images import IntensityRange, to_rgb
+from wildcat.data.image_ref import ImageRef
+from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_bytes, full_size
 from wildcat.errors import ConfigError, ImageError, WildcatError
 
 FIELD = "image"  # name of the file in the form
@@ -139,18 +140,28 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def decode_image(content: bytes, max_pixels: int, intensity: IntensityRange | None = None) -> Image.Image:
-    """Decode an image to RGB, upright, transparency on white; `intensity` as in `wildcat.data.images.to_rgb`.
+@dataclass(frozen=True)
+class Upload(ImageRef):
+    """An uploaded image file."""
 
-    Raises:
-        RequestError: as `open_image`; 422 broken or truncated, 413 larger than its header says and than `max_pixels`.
-    """
-    try:
-        rgb = to_rgb(open_image(content, max_pixels), intensity)
-    except ImageError as error:
-        raise RequestError(422, error.message, "Send the file again, or save it as JPEG or PNG.") from error
-    _check_pixels(rgb, max_pixels)
-    return rgb
+    content: bytes
+    max_pixels: int
+    name: str = "this image"
+
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
+        """As `ImageRef.decode`.
+
+        Raises:
+            RequestError: as `open_image`; 422 broken or truncated, 413 larger than `max_pixels` although its header
+                says less.
+        """
+        open_image(self.content, self.max_pixels)
+        try:
+            rgb, size = decode_bytes(self.content, self.name, max_downscale, intensity, FORMATS)
+        except ImageError as error:
+            raise RequestError(422, error.message, "Send the file again, or save it as JPEG or PNG.") from error
+        _check_pixels(rgb, self.max_pixels)
+        return rgb, size
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:

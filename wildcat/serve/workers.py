@@ -29,7 +29,7 @@ from wildcat.data.image_ref import LoadedImage
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
-from wildcat.serve.uploads import Limits, RequestError, decode_image, try_later
+from wildcat.serve.uploads import Limits, RequestError, Upload, try_later
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def predict_batch(
     """
 
     def load(job: Job) -> LoadedImage:
-        return predictor.prepare(decode_image(job.content, limits.max_pixels, predictor.preprocess.intensity_range))
+        return predictor.prepare(Upload(job.content, limits.max_pixels))
 
     def render(job: Job, prediction: Prediction) -> Any:
         return job.render(replace(prediction, path=job.name))
