@@ -281,5 +281,4 @@ def split_samples(
         return grouped_splits(
             {split: [s for s, own in zip(samples[""], found, strict=True) if own == split] for split in set(found)}
         )
-    notes.append("No splits were found: train and val are a fixed random 80/20.")
     return default_splits(samples[""], classes)

@@ -167,6 +167,26 @@ def _folders_of(image: str) -> Iterator[str]:
     return ("/".join(parts[: i + 1]) for i in range(len(parts)))
 
 
+def image_folders(table: Path, base: Path, split: str) -> tuple[Path, ...]:
+    """Where the images that a table or JSON lists may be: a folder of its split or name, `images/`, beside it.
+
+    Args:
+        base: the data set's folder, around `table`.
+    """
+    parents = [p for p in (table.parent, *table.parent.parents) if base in (p, *p.parents)]
+    if base == table.parent and base.name.lower() in TRUTH_FOLDERS:
+        parents.append(base.parent)
+    general = [q for p in parents for q in (*(i for i in subfolders(p) if i.name.lower() in IMAGE_FOLDERS), p)]
+    special: list[Path] = []
+    for folder in general:
+        inside = subfolders(folder)
+        splits = name_splits(p.name for p in inside)
+        special += [p for p in inside if p.name == table.stem or table.stem.endswith(f"_{p.name}")]
+        own = [p for p in inside if split and splits.get(p.name) == split]
+        special += [q for p in own for q in (p, *subfolders(p))]
+    return tuple(dict.fromkeys([*special, *general, *(p / "images" for p in parents)]))
+
+
 class Pair(NamedTuple):
     """An image and its annotation, None if it has none."""
 

@@ -16,12 +16,13 @@ from wildcat.data.formats import skipped_note
 from wildcat.data.images import image_files, list_images
 from wildcat.data.labels import normal_name, parse_names, similar_names
 from wildcat.data.readers.coco import read_coco, recognise_coco
-from wildcat.data.readers.csv import find_table, read_table
+from wildcat.data.readers.csv import read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
 from wildcat.data.readers.mit67 import read_indoor, recognise_indoor
 from wildcat.data.readers.scene15 import read_scenes, recognise_scenes
 from wildcat.data.readers.solar import read_solar
 from wildcat.data.readers.synthetic import read_shapes
+from wildcat.data.readers.table import find_table
 from wildcat.data.readers.voc import find_devkits, read_voc, recognise_voc
 from wildcat.data.readers.voc_action import read_action
 from wildcat.data.readers.webdataset import names_shards, read_webdataset, recognise_webdataset

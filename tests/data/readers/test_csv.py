@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wildcat.data.dataset import label_matrix
-from wildcat.data.readers.csv import find_table, read_table
+from wildcat.data.readers.csv import read_table
+from wildcat.data.readers.table import find_table
+from wildcat.data.registry import open_dataset
 from wildcat.errors import ConfigError, DataError
 
 
@@ -314,7 +316,7 @@ def test_recognise(tmp_path: Path) -> None:
     assert find_table(tmp_path), "images and a single table"
     table(tmp_path, "", "images/b.jpg")
     assert find_table(tmp_path), "one folder of images beside it"
-    table(tmp_path, "", "cat/b.jpg")
+    table(tmp_path, "", "cat/b.jpg dog/b.jpg")
     assert not find_table(tmp_path), "class folders beside it"
     other = tmp_path / "flat"
     table(other, "image,labels\n", "train/a.jpg test/b.jpg")
@@ -342,3 +344,82 @@ def test_any_labels_survive_a_round_trip(rows: list[frozenset[str]], separator: 
         assert data.classes == tuple(names)
         expected = [[1 if name in row else -1 for name in names] for row in rows]
         assert label_matrix(data.split("all")).tolist() == expected
+
+
+ROWS = "image,labels\n" + "".join(f"{i}.jpg,{'cat' if i % 2 else 'dog'}\n" for i in range(6))
+ONE_HOT = "filename, cat, dog\n" + "".join(f"{i}.jpg, {i % 2}, {1 - i % 2}\n" for i in range(6))
+BARE = "id,label\n" + "".join(f"{i},{'cat' if i % 2 else 'dog'}\n" for i in range(6))
+SUBMISSION = "id,label\n" + "".join(f"{i},cat\n" for i in range(6))
+IDS = "id\n" + "".join(f"{i}\n" for i in range(6))
+
+
+def lay(root: Path, tables: dict[str, str], *folders: str) -> Path:
+    """Tables of images 0.jpg to 5.jpg, of cats (odd) and dogs, and folders with images of these names."""
+    for path in (root / folder / f"{i}.jpg" for folder in folders for i in range(6)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name, text in tables.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("tables", "folders", "splits"),
+    [
+        ({f"{s}/_classes.csv": ONE_HOT for s in ("train", "valid")}, ["train", "valid"], ["train", "val"]),
+        ({f"{s}/labels.csv": ROWS for s in ("Training", "Testing")}, ["Training", "Testing/images"], ["train", "test"]),
+        ({"train.csv": ROWS, "test.csv": ROWS}, ["train", "test"], ["train", "test"]),
+        ({"train_labels.csv": ROWS, "val_labels.csv": ROWS}, ["images/train", "images/val"], ["train", "val"]),
+        ({"train.csv": BARE, "test.csv": IDS, "sample_submission.csv": SUBMISSION}, ["train", "test"], ["train"]),
+        ({"train.csv": BARE, "sample_submission.csv": SUBMISSION}, ["test_images", "train_images"], ["train"]),
+        ({"train.csv": BARE}, ["test", "train/train"], ["all"]),
+        ({"labels.csv": ROWS}, ["photos"], ["all"]),
+        ({"zip/labels.csv": ROWS}, ["zip/images"], ["all"]),
+        ({"labels.csv": ROWS}, ["test", "train"], ["all"]),
+    ],
+)
+def test_tables_and_folders(tmp_path: Path, tables: dict[str, str], folders: list[str], splits: list[str]) -> None:
+    data = open_dataset(lay(tmp_path, tables, *folders))
+    assert (data.format, data.classes) == ("csv", ("cat", "dog"))
+    assert [s for s in data.splits if s in splits] == splits and set(splits) == set(data.splits) - (
+        {"train", "val"} if splits == ["all"] else set()
+    )
+    for split in splits:
+        samples = data.split(split)
+        assert label_matrix(samples).tolist() == [[-1, 1], [1, -1]] * 3
+        folder = next(
+            (f for f in folders if split[:3] in f.lower()), next((f for f in folders if "tr" in f), folders[0])
+        )
+        assert [s.path for s in samples] == [tmp_path / folder / f"{i}.jpg" for i in range(6)]
+
+
+def test_tables_of_splits_name_the_file_of_a_mistake(tmp_path: Path) -> None:
+    broken = ROWS.replace("3.jpg,cat", "3.jpg,")
+    lay(tmp_path, {"train.csv": ROWS, "val.csv": broken}, "train", "val")
+    with pytest.raises(DataError, match=r"val\.csv, line 5"):
+        open_dataset(tmp_path, task="multiclass")
+    lay(tmp_path, {"val.csv": ROWS.replace("3.jpg", "9.jpg")})
+    with pytest.raises(DataError, match=r"val\.csv, line 5: image '9.jpg' does not exist"):
+        open_dataset(tmp_path)
+
+
+def test_folders_of_the_images_of_a_table_give_the_splits(tmp_path: Path) -> None:
+    text = "image,labels\n" + "".join(f"{s}/{i}.jpg,{i % 2}\n" for s in ("train", "valid") for i in range(6))
+    data = open_dataset(lay(tmp_path, {"labels.csv": text}, "train", "valid"))
+    assert data.splits == ("train", "val")
+    assert [s.name for s in data.split("val")] == [f"valid/{i}.jpg" for i in range(6)]
+
+
+def test_images_in_several_folders_that_the_table_does_not_name(tmp_path: Path) -> None:
+    images = " ".join(f"camera{i % 2}/x/{i}.jpg" for i in range(6))
+    data = read_table(table(tmp_path, ROWS, images))
+    assert [s.name for s in data.split("all")] == [f"camera{i % 2}/x/{i}.jpg" for i in range(6)]
+
+
+def test_split_columns_with_other_words(tmp_path: Path) -> None:
+    text = "image,labels,split\n0.jpg,a,Training\n1.jpg,b,Training\n2.jpg,a,Validation\n3.jpg,b,TEST\n"
+    lay(tmp_path, {"labels.csv": text}, ".")
+    assert open_dataset(tmp_path).splits == ("train", "val", "test")
+    lay(tmp_path, {"labels.csv": "image,labels,split\n0.jpg,a,default\n1.jpg,b,default\n"})
+    assert open_dataset(tmp_path).splits == ("train", "val", "all")

@@ -252,7 +252,6 @@ def test_annotations_without_lists(tmp_path: Path, image: str, xml: str) -> None
     assert sample.path == tmp_path / image.format("a.rf.0")
     assert sample.boxes is not None and sample.boxes.tolist() == [[0, 1, 4, 6]]
     assert any("1 images without an XML annotation are left out" in note for note in data.notes)
-    assert any("random 80/20" in note for note in data.notes)
 
 
 def test_annotations_beside_images_in_split_folders(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, split_samples
 from wildcat.data.labels import normal_name
-from wildcat.data.layout import IMAGE_FOLDERS, TRUTH_FOLDERS, name_splits, path_splits, subfolders
+from wildcat.data.layout import TRUTH_FOLDERS, image_folders, name_splits, path_splits, subfolders
 from wildcat.data.readers.lists import find_named
 from wildcat.data.readers.voc import MOST_PIXELS, box_arrays
 from wildcat.errors import ConfigError, DataError
@@ -145,7 +145,7 @@ def _official(root: Path) -> dict[int, dict[str, _Layout]]:
 def _own(path: Path) -> dict[str, _Layout]:
     """Split -> file of other layouts; the split "" is a single file that names none."""
     if path.is_file():
-        return {"": _Layout(path, _image_folders(path, path.parent, ""))}
+        return {"": _Layout(path, image_folders(path, path.parent, ""))}
     base, tables = path, _tables(path)
     while not tables and len(inside := subfolders(base)) == 1:  # a wrapper
         base, tables = inside[0], _tables(inside[0])
@@ -166,7 +166,7 @@ def _own(path: Path) -> dict[str, _Layout]:
         if split or len(tables) == 1:
             found[split] = table
     order = [split for split in ("train", "val", "test", "") if split in found]
-    return {split: _Layout(found[split], _image_folders(found[split], base, split)) for split in order}
+    return {split: _Layout(found[split], image_folders(found[split], base, split)) for split in order}
 
 
 def _tables(base: Path) -> list[Path]:
@@ -181,21 +181,6 @@ def _tables(base: Path) -> list[Path]:
         instances = [p for p in found if p.name.startswith("instances")]  # beside captions and keypoints
         tables += instances or (found if len(found) <= _MOST_TABLES else [])
     return [p for p in tables if _has_keys(p)]
-
-
-def _image_folders(table: Path, base: Path, split: str) -> tuple[Path, ...]:
-    """Where the images of a COCO file may be: in folders of its split or name, in `images/` or `data/`, beside it."""
-    parents = [p for p in (table.parent, *table.parent.parents) if base in (p, *p.parents)] or [table.parent]
-    if base == table.parent and table.parent.name.lower() in TRUTH_FOLDERS:
-        parents.append(base.parent)
-    general = [q for p in parents for q in (*(i for i in subfolders(p) if i.name.lower() in IMAGE_FOLDERS), p)]
-    special = []
-    for folder in general:
-        inside = subfolders(folder)
-        splits = name_splits(p.name for p in inside)
-        named = [p for p in inside if p.name == table.stem or table.stem.endswith(f"_{p.name}")]
-        special += named + [p for p in inside if split and splits.get(p.name) == split]
-    return tuple(dict.fromkeys([*special, *general, *(p / "images" for p in parents)]))
 
 
 def _has_keys(path: Path) -> bool:

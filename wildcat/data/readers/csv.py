@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -14,44 +14,27 @@ from wildcat.data.dataset import (
     ABSENT,
     IGNORED,
     PRESENT,
-    SPLIT_NAMES,
     DataSet,
     Reader,
     Sample,
     Task,
     default_splits,
     grouped_splits,
+    split_samples,
 )
-from wildcat.data.images import holds_images
 from wildcat.data.labels import NO_LABEL, parse_labels
-from wildcat.data.layout import name_splits, subfolders
-from wildcat.data.readers.lists import find_named
-from wildcat.data.readers.table import IMAGE_COLUMNS, Table, read_cells
+from wildcat.data.layout import image_folders, name_splits, subfolders
+from wildcat.data.readers.lists import find_anywhere, find_named
+from wildcat.data.readers.table import IMAGE_COLUMNS, Table, find_tables, read_cells
 from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
-TABLE_SUFFIXES = (".csv", ".tsv")
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "category", "categories", "choice")
 _CELLS = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
     **dict.fromkeys(map(str.lower, NO_LABEL), IGNORED),
 }
-
-
-def find_table(path: Path) -> Path | None:
-    """The table at `path`: itself, or the only one in a folder without class folders; else None.
-
-    In a folder with two or more folders of images, a table is not the data set, unless these are named as splits and
-    hold their images directly (`train/`, `test/`).
-    """
-    if path.is_file():
-        return path if path.suffix.lower() in TABLE_SUFFIXES else None
-    tables = [p for p in path.glob("*") if p.suffix.lower() in TABLE_SUFFIXES and not p.name.startswith(".")]
-    filled = [p for p in subfolders(path) if holds_images(p)]
-    flat_splits = len(name_splits(p.name for p in filled)) == len(filled)
-    flat_splits = flat_splits and not any(holds_images(inner) for p in filled for inner in subfolders(p))
-    return tables[0] if len(tables) == 1 and (len(filled) < 2 or flat_splits) else None
 
 
 def check_task(task: str | None) -> None:
@@ -96,13 +79,14 @@ def read_table(
             different labels in several rows of an image in a multi-class table, or a row without exactly one label.
     """
     check_task(task)
-    found = find_table(path)
-    if found is None:
-        raise DataError(f"{path} is no table, nor a folder with a single one.", "Give the .csv or .tsv file itself.")
-    table = read_cells(found, image_column)
+    base, found = find_tables(path)
+    if not found:
+        raise DataError(
+            f"{path} is no table, nor a folder with a single one or with one per split.",
+            "Give the .csv or .tsv file itself.",
+        )
     notes: list[str] = []
-    image_column = _image_column(table, image_column, notes)
-    folder, images = _images(table, image_column, notes)
+    table, image_column, folder, images = _read_tables(base, found, image_column, split_column, notes)
     labels_column = _labels_column(table, labels_column, (image_column, split_column), notes)
     if labels_column is not None:
         names, labels = _joined_labels(table, labels_column, separator, classes, notes)
@@ -111,10 +95,7 @@ def read_table(
     if classes is not None and task == "multiclass" and labels_column is not None:
         kept = (labels == PRESENT).any(axis=1)  # images of other classes
         images = [image for image, keep in zip(images, kept, strict=True) if keep]
-        table = table._replace(
-            rows=[row for row, keep in zip(table.rows, kept, strict=True) if keep],
-            lines=[line for line, keep in zip(table.lines, kept, strict=True) if keep],
-        )
+        table = table.keep([int(row) for row in np.flatnonzero(kept)])
         labels = labels[kept]
     one_each = labels_column is not None and bool(((labels == PRESENT).sum(axis=1) == 1).all())
     table, images, labels = _join_rows(table, images, labels, task, one_each, notes)
@@ -139,20 +120,54 @@ def read_table(
             notes.append(f"Label {few[0]!r} {verb}{more}.")
     samples = [Sample(name, folder / name, row) for name, row in zip(images, labels, strict=True)]
     if split_column in table.columns:
-        readers = _splits(table, split_column, samples)
+        readers = _splits(table, split_column, samples, names)
     else:
-        readers = default_splits(samples, names)
+        readers = split_samples({"": samples}, names, notes)
     return DataSet(table.path.stem, "csv", table.path, names, task, readers, tuple(notes))
 
 
-def _splits(table: Table, column: str, samples: Sequence[Sample]) -> dict[str, Reader]:
+def _read_tables(
+    base: Path, tables: Mapping[str, Path], image_column: str | None, split_column: str, notes: list[str]
+) -> tuple[Table, str, Path, list[str]]:
+    """The rows of all tables, the column of images, the folder of the images, and the name of each row's image in it.
+
+    Several tables become one with a column of splits; tables without the columns of the first are left out with a note.
+    """
+    if "" in tables:
+        table = read_cells(tables[""], image_column)
+        column = _image_column(table, image_column, notes)
+        return table, column, *_images(table, column, base, "", notes)
+    first, column, names = None, "", list[str]()
+    for split, file in tables.items():
+        table = read_cells(file, image_column)
+        if first is None:
+            first, column = (
+                Table(base, [*table.columns, split_column], [], [], []),
+                _image_column(table, image_column, notes),
+            )
+        if lacking := [c for c in first.columns if c not in (*table.columns, split_column)]:
+            notes.append(
+                f"{file} lacks the column {lacking[0]!r} of {next(iter(tables.values())).name} and is ignored."
+            )
+            continue
+        folder, images = _images(table, column, base, split, notes)
+        names += [(folder / name).relative_to(base).as_posix() for name in images]
+        first.rows.extend({**row, split_column: split} for row in table.rows)
+        first.lines.extend(table.lines)
+        first.files.extend(file for _ in table.rows)
+    assert first is not None  # noqa: S101  # there is a table
+    return first, column, base, names
+
+
+def _splits(table: Table, column: str, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, Reader]:
+    named = name_splits(set(table.column(column)))
     splits: dict[str, list[Sample]] = {}
     for row, sample in enumerate(samples):
-        split = table.rows[row][column].lower()
+        split = table.rows[row][column]
         if not split:
             raise table.error(row, "the split is empty.", "Write train, val or test, or remove the column.")
-        splits.setdefault(SPLIT_NAMES.get(split, split), []).append(sample)
-    return grouped_splits(splits)
+        splits.setdefault(named.get(split, split.lower()), []).append(sample)
+    return default_splits(samples, classes) if len(splits) == 1 and not named else grouped_splits(splits)
 
 
 def _image_column(table: Table, name: str | None, notes: list[str]) -> str:
@@ -187,18 +202,23 @@ def _image_column(table: Table, name: str | None, notes: list[str]) -> str:
     )
 
 
-def _folders(table: Table) -> list[Path]:
-    """Where the images of a table may be: its folder, the folders in it, `images/` beside its folder."""
+def _folders(table: Table, base: Path | None = None, split: str = "") -> list[Path]:
+    """Where the images of a table may be: in a folder of its split, its folder, those in it, `images/` beside it."""
     folder = table.path.parent
-    return [folder, *subfolders(folder)[:100], folder.parent / "images"]
+    split = split or name_splits([table.path.stem]).get(table.path.stem, "train")
+    special = image_folders(table.path, base or folder, split)
+    return list(dict.fromkeys([folder, *special, *subfolders(folder)[:100], folder.parent / "images"]))
 
 
-def _images(table: Table, column: str, notes: list[str]) -> tuple[Path, list[str]]:
+def _images(table: Table, column: str, base: Path, split: str, notes: list[str]) -> tuple[Path, list[str]]:
     """The folder of the images, and the name of each row's image in it; each must exist."""
     names = [name.replace("\\", "/") for name in table.column(column)]
-    found = find_named(names, _folders(table))
+    folders = _folders(table, base, split)
+    found = find_named(names, folders)
+    if found is None and (anywhere := find_anywhere(names, base)):
+        found = base, anywhere
     if found is None:
-        folder = table.path.parent
+        folder = max(folders, key=lambda f: sum(path_type(str(f / name)) == "file" for name in names[:50]))
         missing = [i for i, name in enumerate(names) if not name or path_type(str(folder / name)) != "file"]
         row = missing[0] if missing else 0
         raise table.error(
@@ -314,5 +334,4 @@ def _join_rows(
         joined[main][labels[row] == PRESENT] = PRESENT
     notes.append(f"{len(rows)} rows repeat an image: the labels of its rows are joined ({len(different)} differ).")
     kept = list(first.values())
-    table = table._replace(rows=[table.rows[i] for i in kept], lines=[table.lines[i] for i in kept])
-    return table, [images[i] for i in kept], joined[kept]
+    return table.keep(kept), [images[i] for i in kept], joined[kept]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from wildcat.data.dataset import Sample, one_label
 from wildcat.data.formats import IMAGE_SUFFIXES
+from wildcat.data.layout import find_images
 from wildcat.errors import DataError
 
 
@@ -79,6 +80,17 @@ def find_named(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path, lis
             if None not in found and len(set(found)) == len(set(names)):
                 return folder, [name for name in found if name is not None]
     return None
+
+
+def find_anywhere(names: Sequence[str], root: Path) -> list[str] | None:
+    """The paths below `root` of the images with these file names, perhaps without suffix; None unless each has one."""
+    by_name: dict[str, list[str]] = {}
+    for image in find_images(root)[0]:
+        file = image.rpartition("/")[2]
+        for key in {file, file.rpartition(".")[0]}:
+            by_name.setdefault(key, []).append(image)
+    found = [by_name.get(name.rpartition("/")[2], []) for name in names]
+    return [images[0] for images in found] if all(len(images) == 1 for images in found) else None
 
 
 class _Listing:
