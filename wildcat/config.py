@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 import types
 import typing
@@ -231,9 +232,9 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)}: give {allowed}.")
         if self.background and (self.architecture != "a" or self.pooling == "attention"):
             raise ConfigError(
-                f"background goes with architecture a and pooling of class maps, not with architecture "
-                f"{self.architecture}, pooling {self.pooling}.",
-                "Leave --background out, or --architecture and --pooling at their defaults.",
+                f"background=True goes with architecture=a and pooling of class maps, not with "
+                f"architecture={self.architecture}, pooling={self.pooling}.",
+                "Leave out background=True, or give architecture=a and pooling=wildcat.",
             )
         _check_head(self)
 
@@ -243,7 +244,7 @@ def _check_head(config: TrainConfig) -> None:
     if config.tune != "all" and config.weights == "none":
         raise ConfigError(
             f"tune={config.tune} with weights=none would train on the features of a random network.",
-            "Give --weights imagenet, or --tune all.",
+            "Give weights=imagenet, or tune=all.",
         )
 
 
@@ -334,8 +335,16 @@ def from_dict(values: typing.Mapping[str, Any], source: str, base: TrainConfig |
             )
         clean[name] = _typed(name, value, hints[name], source)
     config = dataclasses.replace(base or TrainConfig(), **clean)
-    config.validate()
+    try:
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {_as_yaml(error.message)}", _as_yaml(error.hint)) from error
     return config
+
+
+def _as_yaml(text: str) -> str:
+    """Write each setting `name=value` in a message as in a file: `name: value`."""
+    return re.sub(rf"\b({'|'.join(typing.get_type_hints(TrainConfig))})=", r"\1: ", text)
 
 
 def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
@@ -358,7 +367,7 @@ def _typed(name: str, value: Any, hint: Any, source: str) -> Any:
     # YAML 1.1 reads 1e-4 without a point, and inf without one, as text
     number = _yaml_number(value) if float in options else ""
     raise ConfigError(
-        f"{source}: {name}={reprlib.repr(value)} should be {wanted.replace('NoneType', 'null')}.",
+        f"{source}: {name}: {reprlib.repr(value)} should be {wanted.replace('NoneType', 'null')}.",
         f"Write it as {number}." if number else "",
     )
 

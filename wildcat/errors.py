@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,14 +75,12 @@ class OutOfMemory(WildcatError):
     """The machine or its GPU is out of memory."""
 
 
-# Texts in errors of torch: a RuntimeError, or a DataLoader worker killed by the system.
-_SHORTAGES = (
-    "out of memory",
-    "allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "shared memory",
-    "DataLoader worker",
+MEMORY_HINT = "Close other programs, or use smaller batches or fewer workers."
+
+# Texts in errors of torch: a RuntimeError, or a DataLoader worker that the system killed.
+_SHORTAGES = re.compile(
+    "out of memory|allocate memory|not enough memory|bad_alloc|shared memory"
+    r"|DataLoader worker .*(signal: (Killed|Bus error)|exited unexpectedly)"
 )
 
 
@@ -93,13 +92,25 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """
     text = (str(error).splitlines() or [""])[0]
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    short = short or (isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES))
+    short = short or (isinstance(error, RuntimeError) and _SHORTAGES.search(str(error)) is not None)
     if not short and not isinstance(error, MemoryError):
         return None
     return OutOfMemory(
         f"there is not enough memory{f' ({text[:200].rstrip(chr(46))})' if text else ''}.",
-        "Close other programs, or reduce --batch-size or --workers.",
+        MEMORY_HINT,
     )
+
+
+def known_error(error: BaseException) -> WildcatError | None:
+    """The error that tells a user what to do: `error` itself, or what torch's error means; None for any other."""
+    if isinstance(error, WildcatError):
+        return error
+    if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker .*signal: (\w[\w ]*)", str(error))):
+        return out_of_memory(error) or WildcatError(
+            f"a process that reads images has ended by the signal {found[1]}.",
+            "If it was not ended by hand, an image may crash its decoder: look for it by reading with --workers 0.",
+        )
+    return out_of_memory(error)
 
 
 def did_you_mean(value: str, allowed: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}.",
-            "Check the free space and the permissions there; files written before are intact.",
+            "Check the free space and the permissions there.",
         ) from error
 
 

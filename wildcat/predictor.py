@@ -126,7 +126,7 @@ class Predictor:
                 raise ConfigError(
                     f"{self.name} is a refined model: its segmenter needs inner layers of the backbone, which {engine} "
                     f"in {precision} does not return.",
-                    "Leave --engine and --precision out, or use the run it was made from.",
+                    "Give engine=torch and precision=fp32, or use the run it was made from.",
                 )
             return
         for model, size in {member.model: member.preprocess.size for member in self.members}.items():
@@ -374,7 +374,7 @@ def load(
     """
     name, folder = str(source), Path(source).expanduser()
     if small := [size for size in sizes if size < 32]:
-        raise ConfigError(f"sizes: {small[0]} pixels is too small; give at least 32.", "224 to 560 are usual.")
+        raise ConfigError(f"sizes={small[0]}: give at least 32 pixels.", "224 to 560 are usual.")
     classes: Sequence[str]
     task: Task
     combination, calibration = None, None
@@ -386,7 +386,7 @@ def load(
             raise RunError(f"there is no model folder or packaged model {name!r}.", near)
         model = open_model(folder)
         if sizes and len(model.runs) > 1:
-            raise ConfigError(f"{name} is an ensemble: each member has its own size.", "Leave sizes out.")
+            raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
         segmenter = model.load_segmenter()
         members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
         classes, task, combination = model.classes, model.task, model.combination

@@ -6,7 +6,8 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -85,25 +86,60 @@ def progress_bar(total: int | None, task: str, unit: str = "img") -> tqdm[Any]:
     )
 
 
+REPEATED = 0.5  # seconds: torchrun passes a signal on to processes that have received it with their group
+
+_received: list[tuple[int, float]] = []  # the stop signals of this process: number, time
+
+
+def stop_code() -> int:
+    """The exit code of a command that a signal stopped: 143 for SIGTERM, otherwise 130."""
+    return 128 + (_received[-1][0] if _received else signal.SIGINT)
+
+
+def stopped_by_signal() -> bool:
+    """Whether the command was asked to stop: errors of its worker processes then follow from the same signal."""
+    return bool(_received)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raise KeyboardInterrupt at Ctrl-C and SIGTERM, wherever the command is, so that it ends in order."""
+    _received.clear()
+    with _handling(_interrupt):
+        yield
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that Ctrl-C or SIGTERM sets; a second one interrupts at once. Former handlers come back at the end."""
     event = threading.Event()
+    with _handling(lambda: _interrupt() if event.is_set() else event.set()):
+        yield event
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handling(handle: Callable[[], None]) -> Iterator[None]:
+    """Call `handle` for each stop signal, but for repetitions, in the main thread; elsewhere do nothing."""
+
+    def receive(number: int, _: Any) -> None:
+        now = time.monotonic()
+        repeated = bool(_received) and now - _received[-1][1] < REPEATED
+        if not repeated:
+            _received.append((number, now))
+            handle()
+
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    former = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
+    former = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for s in signals:
-            signal.signal(s, handle)
-        yield event
+        for s in former:
+            signal.signal(s, receive)
+        yield
     finally:
         for s, handler in former.items():
             signal.signal(s, handler)

@@ -244,7 +244,7 @@ def test_an_ensemble_is_not_a_run_and_has_its_own_sizes(runs: list[Run], tmp_pat
     create_ensemble(tmp_path / "both", runs, "average")
     with pytest.raises(RunError, match="is an ensemble"):
         open_run(tmp_path / "both")
-    with pytest.raises(ConfigError, match="each member has its own size"):
+    with pytest.raises(ConfigError, match="sizes=64: each member of the ensemble"):
         wildcat.load(tmp_path / "both", "cpu", sizes=(64,))
     with pytest.raises(ConfigError, match="8 pixels"):
         wildcat.load(runs[0].folder, "cpu", sizes=(8,))

@@ -11,6 +11,7 @@ import pytest
 def _every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings of a second are saved as those of hours are."""
     monkeypatch.setattr("wildcat.train.loop.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("wildcat.progress.REPEATED", 0.0)  # and interrupted as often
 
 
 @pytest.fixture(autouse=True)

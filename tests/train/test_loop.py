@@ -472,6 +472,6 @@ def test_a_background_is_for_independent_classes(tmp_path: Path, shapes: DataSet
     data = replace(shapes, task="multiclass", _cache={})
     with pytest.raises(ConfigError, match="background is for independent classes; those of shapes exclude"):
         create_run(tmp_path / "run", replace(SMALL, background=True), data)
-    with pytest.raises(ConfigError, match="background goes with architecture a"):
+    with pytest.raises(ConfigError, match="background=True goes with architecture=a"):
         create_run(tmp_path / "run", replace(SMALL, background=True, architecture="b"), shapes)
     assert not (tmp_path / "run").exists()

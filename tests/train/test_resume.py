@@ -251,8 +251,11 @@ def test_damage_is_named(tmp_path: Path, shapes: DataSet, weights: str, damage: 
         train(run, shapes, resume=True)
 
 
-def test_ctrl_c_of_a_terminal(tmp_path: Path, shapes: DataSet, weights: str) -> None:
-    """A process of its own, with reading processes, that gets SIGINT as a group, as a terminal sends it."""
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_of_processes(
+    tmp_path: Path, shapes: DataSet, weights: str, stop: signal.Signals
+) -> None:
+    """As a terminal sends SIGINT, and `timeout`, Slurm and containers SIGTERM, twice: reading processes get it too."""
     config = replace(SMALL, weights=weights, workers=1, head_epochs=0, epochs=2)
     through = create_run(tmp_path / "through", config, shapes)
     train(through, shapes)
@@ -279,7 +282,8 @@ sys.exit(0 if outcome.finished else 7)
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "step\n"
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, stop)
+        os.killpg(process.pid, stop)
         steps = 1 + len(process.stdout.readlines())
         errors = process.stderr.read()
         assert process.wait(timeout=300) == 7, errors

@@ -30,7 +30,7 @@ from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
-from wildcat.cli.options import Command, limit_pixels_of
+from wildcat.cli.options import Command, flag, flag_names, limit_pixels_of, with_flags
 from wildcat.cli.predict import Predict, run_predict
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
@@ -38,8 +38,9 @@ from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig, load_recipe, read_config
-from wildcat.errors import ConfigError, WildcatError, did_you_mean, out_of_memory
+from wildcat.errors import MEMORY_HINT, ConfigError, OutOfMemory, did_you_mean, known_error
 from wildcat.methods import method_settings
+from wildcat.progress import stop_code, stopped_by_signal, terminable
 
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
@@ -69,13 +70,14 @@ COMMANDS = {name: command for group in GROUPS.values() for name, command in grou
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 failed, 2 misuse."""
+    """Run a command; returns the exit code: 0 done, 1 failed, 2 misuse, 130 or 143 stopped by Ctrl-C or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(terminable())
         if os.environ.get("RANK", "0") != "0":  # of torchrun: only rank 0 prints; tracebacks are printed outside
             devnull = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(devnull))
@@ -92,19 +94,32 @@ def run_command(arguments: list[str]) -> int:
         code = COMMANDS[arguments[0]][1](command)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("wildcat: interrupted.", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as stop:
+        print(f"wildcat: {stop}" if stop.args else "wildcat: interrupted.", file=sys.stderr)
+        return stop_code()
     except BrokenPipeError:  # the reader of stdout (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is still buffered
         return 1
     except Exception as error:
-        known = error if isinstance(error, WildcatError) else out_of_memory(error)
-        if "--debug" in arguments or known is None:
+        known = known_error(error)
+        if "--debug" in arguments or (known is None and not stopped_by_signal()):
             raise
-        print(f"wildcat: {known.message}", file=sys.stderr)
-        if known.hint:
-            print(f"  {known.hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
+        if known is None:  # a process that got the same signal has ended
+            print("wildcat: interrupted.", file=sys.stderr)
+            return stop_code()
+        kind = COMMANDS[arguments[0]][0] if arguments and arguments[0] in COMMANDS else Command
+        names = flag_names(kind)
+        message, hint = known.message, known.hint
+        if isinstance(known, ConfigError):
+            message, hint = with_flags(message, names), with_flags(hint, names)
+        elif isinstance(known, OutOfMemory):
+            fixed = {"batch_size"} if kind is Train and "--resume" in hint else set()  # in a run that has begun
+            less = [name for name in ("batch_size", "workers") if name in names - fixed]
+            remedy = f", or reduce {' or '.join(map(flag, less))}" if less else ""
+            hint = hint.replace(MEMORY_HINT, f"Close other programs{remedy}.")
+        print(f"wildcat: {message}", file=sys.stderr)
+        if hint:
+            print(f"  {hint.replace('did you mean', 'Did you mean', 1)}", file=sys.stderr)
         return 2 if isinstance(known, ConfigError) else 1
 
 
@@ -152,8 +167,8 @@ def _train_defaults(flags: Sequence[str]) -> Train:
     different one is refused as a changed setting instead of being ignored.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--recipe", "--method", "--out"):
-        parser.add_argument(flag, nargs="?")
+    for name in ("--recipe", "--method", "--out"):
+        parser.add_argument(name, nargs="?")
     parser.add_argument("--resume", action="store_true")
     given, _ = parser.parse_known_args(flags)
     config = TrainConfig()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import itertools
+import re
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from wildcat.config import EngineName, Flip, Precision
-from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, out_of_memory
+from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, known_error
+from wildcat.progress import stopped_by_signal
 
 if TYPE_CHECKING:
     from wildcat.data import DataSet
@@ -26,6 +31,7 @@ Model = Positional[
 Data = Positional[
     Annotated[str, arg(metavar="DATA", help="A folder, a .csv, or the name of a packaged data set, such as solar.")]
 ]
+QUOTES = ("'", '"')
 Sizes = Annotated[str, arg(metavar="S,S,...")]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 
@@ -109,6 +115,38 @@ def limit_pixels_of(command: Command) -> None:
     limit_pixels(pixels)
 
 
+def flag(name: str) -> str:
+    """A field as it is typed: --image-size."""
+    return f"--{name.replace('_', '-')}"
+
+
+def flag_names(kind: type) -> set[str]:
+    """The fields of a command and of its settings."""
+    names = set()
+    for field in dataclasses.fields(kind):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        names |= flag_names(type(default)) if dataclasses.is_dataclass(default) else {field.name}
+    return names
+
+
+def with_flags(text: str, names: Collection[str]) -> str:
+    """Write each setting `name=value` in a message as it is typed.
+
+    >>> with_flags("image_size=16: give 32, or crop_scale=0.5, flip='none'", ("image_size", "flip"))
+    '--image-size 16: give 32, or crop_scale=0.5, --flip none'
+    """
+
+    def typed(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        if name not in names:
+            return found[0]
+        if value in ("True", "False"):
+            return flag(name if value == "True" else f"no_{name}")
+        return f"{flag(name)} {shlex.quote(ast.literal_eval(value)) if value[0] in QUOTES else value}"
+
+    return re.sub(r"(?<![\w/.-])([a-z]\w*)=('[^']*'|\"[^\"]*\"|[^\s,;]*[^\s,;:.])", typed, text)
+
+
 def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
     """Load the model of a command with its flags; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
@@ -175,19 +213,23 @@ def open_data(command: DataCommand, source: str, model: str | Path | None = None
 
 @contextmanager
 def resume_hint(hint: Callable[[], str]) -> Iterator[None]:
-    """Add how to resume to the hint of errors that the machine or the sources cause: disk, memory, missing images.
+    """Add how to resume to an interruption, and to errors that the machine or the sources cause: disk, memory, images.
 
     Args:
         hint: returns a sentence; called when the error occurs.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted. {hint()}") from None
     except Exception as error:
-        reported = error if isinstance(error, WildcatError) else out_of_memory(error)
+        reported = known_error(error)
+        lost = isinstance(reported, DataError) or isinstance(error.__cause__, OSError)
+        if stopped_by_signal() and not lost:  # a process that got the same signal has ended
+            raise KeyboardInterrupt(f"interrupted. {hint()}") from error
         if reported is None:
             raise
-        external = isinstance(reported, DataError | OutOfMemory) or isinstance(error.__cause__, OSError)
-        if external and "--resume" not in reported.hint:
+        if (lost or isinstance(reported, OutOfMemory)) and "--resume" not in reported.hint:
             reported.hint = f"{reported.hint} {hint()}"
         raise reported from error.__cause__
 

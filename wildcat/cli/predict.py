@@ -45,6 +45,7 @@ def run_into_folder(command: Predict) -> int:
     from tqdm import tqdm
 
     from wildcat.export.predictions import PredictionWriter, parse_save
+    from wildcat.progress import interruptible
 
     save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
@@ -73,6 +74,7 @@ def run_into_folder(command: Predict) -> int:
             flush=True,
         )
         modalities = command.report or bool({"modalities", "arrays"} & set(save))
+        interrupted = stack.enter_context(interruptible())
         for prediction, name in predict_each(predictor, images, "predicting", modalities, command.batch_size):
             if writer:
                 writer.add(prediction, name)
@@ -81,6 +83,9 @@ def run_into_folder(command: Predict) -> int:
             if not writer or len(images) <= 10:
                 tqdm.write(prediction_line(prediction))
             written += 1
+            if interrupted.is_set():
+                rows = f" in {command.out / 'predictions.jsonl'}" if command.out else ""
+                raise KeyboardInterrupt(f"interrupted after {written} of {len(images)} images{rows}.")
     if writer and writer.legend and save:
         names = ", ".join(f"{number} is {name}" for number, name in list(writer.legend.items())[:10])
         print(f"note: no font of this system for the names of some classes; on drawings {names}.", file=sys.stderr)

@@ -76,8 +76,13 @@ def run_sharded(command: ShardedCommand) -> int:
     print(f"{command.run}: images of {source}; device {device}; shards of {rows} rows in {out}", flush=True)
 
     shards = split_shards(images, rows)
-    how = "Then give the same command with --resume; shards that are written stay."
-    with resume_hint(lambda: how), ProgressBar() as progress:
+
+    def hint() -> str:
+        if folder.discard_unused():
+            return "Nothing was written: give the same command again."
+        return "Then give the same command with --resume; shards that are written stay."
+
+    with resume_hint(hint), ProgressBar() as progress:
         if predictor is not None:
             predict = partial(predict_here, predictor, command.image_column, command.batch_size)
             summary = write_shards(shards, folder, predict, progress)

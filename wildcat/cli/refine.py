@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -53,11 +52,12 @@ def run_refine(command: Refine) -> int:
                 run, data, command.out, command.config, command.split, device=command.device, progress=progress
             )
     except KeyboardInterrupt:
-        print("Interrupted; only the cached features were written, and are reused next time.", file=sys.stderr)
-        return 1
+        raise KeyboardInterrupt(
+            f"interrupted; {command.out} is not written. The same command starts again, with the cached features."
+        ) from None
     losses = ", ".join(f"{loss:.3f}" for loss in model.manifest["trained"]["losses"])
     print(f"{command.out}: a segmenter on {run.config.backbone}; loss {losses}")
-    folder = shlex.quote(str(command.out))
-    evaluating = f"wildcat evaluate {folder} {shlex.quote(command.data)} --crf"
-    print(f"Next: {evaluating}   or   wildcat predict {folder} IMAGE --crf --save masks --out DIR")
+    evaluating = shlex.join(["wildcat", "evaluate", str(command.out), command.data, "--crf"])
+    predicting = f"wildcat predict {shlex.quote(str(command.out))} IMAGE --crf --save masks --out DIR"
+    print(f"Next: {evaluating}   or   {predicting}")
     return 0

@@ -72,7 +72,6 @@ def run_reproduce(command: Reproduce) -> int:
                 metrics = ", ".join(f"{name} {100 * value:.1f}" for name, value in cell.record["metrics"].items())
                 print(f"[{cell.number}/{cell.total}] {cell.row}, seed {cell.seed}: {metrics}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("Interrupted; finished cells are stored. Run the same command to continue.", file=sys.stderr)
-        return 1
+        raise KeyboardInterrupt("interrupted. Give the same command again: it continues where it was.") from None
     print(f"\n{markdown(json.loads(path.read_text(encoding='utf-8')))}")
     return 0

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.allocator import share_one_arena
-from wildcat.cli.options import DataCommand, check_readable, describe, open_data, reader_options, resume_hint
+from wildcat.cli.options import DataCommand, check_readable, describe, flag, open_data, reader_options, resume_hint
 from wildcat.config import TrainConfig
-from wildcat.errors import ConfigError, MissingExtra, RunError
 from wildcat.methods import METHODS
 
 if TYPE_CHECKING:
@@ -60,8 +59,8 @@ def train_command(command: Train) -> int:
     """The command in one process."""
     from wildcat.device import choose_device
     from wildcat.models.manifest import MANIFEST
-    from wildcat.models.run import check_resumable, create_run, discard_unused
-    from wildcat.progress import ProgressBar
+    from wildcat.models.run import check_resumable, create_run, discard_unused, is_unused
+    from wildcat.progress import ProgressBar, stop_code
     from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
     from wildcat.train.loop import train
 
@@ -75,9 +74,12 @@ def train_command(command: Train) -> int:
         data = with_label_notes(data, config, samples, val_samples)
         device = choose_device(config.device)
     check_readable([s.path for s in (*samples, *val_samples)], config.intensity_range)
-    resume = run is not None
+    if run is not None and broadcast_from_first(lambda: discard_unused(command.out)):
+        run = None  # it saved nothing: start it again, with other settings if they are given
+    resume, settings = run is not None, config
     if run is not None:
         check_resumable(run, config, source, data.classes)
+        settings, run = run.config, dataclasses.replace(run, config=config)
     else:
         run = broadcast_from_first(
             lambda: create_run(command.out, config, data, source, reader_options(command), launch_name())
@@ -88,26 +90,24 @@ def train_command(command: Train) -> int:
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)
-    start = shlex.join([*launcher(), "train", source, "--out", str(command.out), "--resume"])
-    resume_command = f"Resume with:\n  {start}"
 
     def hint() -> str:
-        exists = (command.out / MANIFEST).is_file()
-        return resume_command if exists else f"{command.out} no longer exists: start the training again."
+        if not (command.out / MANIFEST).is_file():
+            return f"{command.out} no longer exists: start the training again."
+        if is_unused(command.out):
+            return f"Nothing was saved yet: start the training again; {command.out} is free."
+        return resume_text(command, settings)
 
     try:
         with resume_hint(hint), ProgressBar() as progress:
             outcome = train(run, data, resume=resume, progress=progress)
-    except KeyboardInterrupt:  # before the first step, or a second Ctrl-C
-        print(f"Interrupted; all saved files are intact. {resume_command}", file=sys.stderr)
-        return 1
-    except (ConfigError, MissingExtra, RunError):  # wrong settings: the same --out can be used again
-        if not resume and rank() == 0:
-            discard_unused(run)
+    except BaseException:  # before the first save: the same --out can be used again
+        if rank() == 0:
+            discard_unused(command.out)
         raise
     if not outcome.finished:
-        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {resume_command}", file=sys.stderr)
-        return 1
+        print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {hint()}", file=sys.stderr)
+        return stop_code()
     if outcome.metric is not None:
         print(f"Best epoch {outcome.best_epoch + 1}: {outcome.metric_name} {outcome.metric:.4f} on {config.val_split}")
     evaluating = shlex.join(["wildcat", "evaluate", str(command.out), source])
@@ -156,12 +156,21 @@ def run_to_resume(command: Train) -> Run | None:
     return None
 
 
-def launcher() -> list[str]:
-    """The command line that starts these processes."""
+def resume_text(command: Train, recorded: TrainConfig) -> str:
+    """How to continue the run with its settings, with as many processes, and with the device and workers of `command`.
+
+    Args:
+        recorded: the settings in the run folder.
+    """
+    from wildcat.models.run import RESUMABLE, resume_words
     from wildcat.train.distributed import local_size, world_size
 
-    if world_size() == 1:
-        return ["wildcat"]
-    machines = world_size() // local_size()
-    nodes = ["--nnodes", str(machines)] if machines > 1 else []
-    return ["torchrun", *nodes, "--nproc-per-node", str(local_size()), "-m", "wildcat"]
+    if world_size() > local_size():  # how machines find each other is not known here
+        return "Resume by the same torchrun commands with --resume."
+    words = resume_words(command.out, command.data)
+    for name in RESUMABLE:
+        if (value := getattr(command.config, name)) != getattr(recorded, name):
+            words += [flag(name), str(value)]
+    if world_size() > 1:
+        words = ["torchrun", "--nproc-per-node", str(world_size()), "-m", *words]
+    return f"Resume with:\n  {shlex.join(words)}"

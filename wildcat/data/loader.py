@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from wildcat.data.image_ref import decode_image
 from wildcat.data.transforms import Preprocess
 from wildcat.device import available_cores
 from wildcat.errors import ImageError
+from wildcat.progress import REPEATED
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,21 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
 
 
 def _start_worker(max_pixels: int | None, _worker: int) -> None:
-    """Ignore Ctrl-C, which reaches every process of the terminal: only the trainer handles it, after its step."""
+    """Ignore Ctrl-C and SIGTERM, which reach every process of a group: only the trainer handles them, after its step.
+
+    A later SIGTERM ends the worker: torch ends workers by it that do not stop when asked.
+    """
     Image.MAX_IMAGE_PIXELS = max_pixels  # a process that is not forked has Pillow's own limit
+    first: list[float] = []
+
+    def terminate(number: int, _: object) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] > REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def suggested_workers(device_type: str, processes: int = 1) -> int:

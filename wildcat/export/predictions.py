@@ -84,7 +84,12 @@ class PredictionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        unused = error is not None and not self.rows.tell()
         self.rows.close()
+        if unused:  # nothing was predicted: the same folder can be given again
+            with contextlib.suppress(OSError):
+                (self.folder / ROWS).unlink()
+                self.folder.rmdir()
         if self.legend and not {"overlays", "modalities"}.isdisjoint(self.save):
             self._write(LEGEND, json.dumps(self.legend, ensure_ascii=False, indent=2).encode())
         if self.thumbnails and error is None:

@@ -20,6 +20,7 @@ import io
 import json
 import math
 import reprlib
+import shlex
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,11 +69,12 @@ class Run:
             RunError: no weights yet, or they are damaged or of another network.
             ConfigError: the backbone does not support the output stride.
         """
-        path = self.folder / WEIGHTS
+        path, source = self.folder / WEIGHTS, self.manifest["data"]["source"]
         if not path.is_file():
+            how = f": {shlex.join(resume_words(self.folder, source))}" if source else " as it was started"
             raise RunError(
                 f"{self.folder} has no {WEIGHTS}: its training stopped before the first epoch ended.",
-                f"Continue it: wildcat train {self.manifest['data']['source']} --out {self.folder} --resume",
+                f"Continue it{how}",
             )
         rows = len(self.classes) * self.config.num_maps
         if weight_shapes(path).get("transfer.weight", ())[:1] != (rows,):  # before memory of that size is allocated
@@ -109,7 +111,7 @@ def create_run(
     """Create the run folder of a new training on `data`.
 
     Args:
-        source, options: the data set and its reader options as given on the command line.
+        source, options: the data set and its reader options as given on the command line; "" without one.
         launch: the torchrun launch that creates the run, see `wildcat.train.distributed.launch_name`.
 
     Raises:
@@ -120,8 +122,7 @@ def create_run(
     config.validate()
     if config.background and data.task == "multiclass":
         raise ConfigError(
-            f"background is for independent classes; those of {data.name} exclude each other.",
-            "Leave --background out.",
+            f"background=True is for independent classes; those of {data.name} exclude each other.", "Leave it out."
         )
     refuse_taken(folder)
     if Path(config.weights).is_dir() and set(start := open_run(Path(config.weights)).classes) == set(data.classes):
@@ -143,7 +144,7 @@ def create_run(
             data.task,
             preprocess=dataclasses.asdict(preprocess),
             data={
-                "source": source or str(data.root),
+                "source": source,
                 "options": list(options),
                 "name": data.name,
                 "format": data.format,
@@ -164,10 +165,22 @@ def refuse_taken(folder: Path) -> None:
     refuse_existing(folder, hint if kind_of(folder) == "run" else "")
 
 
-def discard_unused(run: Run) -> None:
-    """Remove a run folder that holds only settings, so that the same --out can be given again."""
-    if run.folder.is_dir() and {p.name for p in run.folder.iterdir()} <= {CONFIG, MANIFEST}:
-        shutil.rmtree(run.folder)
+def is_unused(folder: Path) -> bool:
+    """Whether a run folder holds only settings: its training saved nothing."""
+    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG, MANIFEST}
+
+
+def discard_unused(folder: Path) -> bool:
+    """Remove a run folder that `is_unused`, so that the same --out can be given again; whether it was."""
+    unused = is_unused(folder)
+    if unused:
+        shutil.rmtree(folder)
+    return unused
+
+
+def resume_words(folder: Path, source: str) -> list[str]:
+    """The words of the command that continues a run with its own settings and reader options."""
+    return ["wildcat", "train", source, "--out", str(folder), "--resume"]
 
 
 def tidy_run(folder: Path) -> None:
@@ -249,15 +262,16 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
         RunError: lists each difference.
     """
     old, new = asdict(run.config), asdict(config)
-    changed = [f"{k} {old[k]} -> {new[k]}" for k in old if old[k] != new[k] and k not in RESUMABLE]
+    shown = [{k: "default" if v is None else v for k, v in settings.items()} for settings in (old, new)]
+    names = [k for k in old if old[k] != new[k] and k not in RESUMABLE]
+    changed = [f"--{k.replace('_', '-')} {shown[0][k]} -> {shown[1][k]}" for k in names]
     if set(classes) != set(run.classes):
         same = len(classes) == len(run.classes)
         changed.append(f"classes {len(run.classes)} -> {len(classes)}{' of other names' if same else ''}")
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",
-            f"Type: wildcat train {source} --out {run.folder} --resume (its own settings are used), "
-            "or give another --out.",
+            f"Type: {shlex.join(resume_words(run.folder, source))} (its own settings are used), or give another --out.",
         )
 
 
@@ -364,8 +378,9 @@ def load_state(path: Path) -> dict[str, Any]:
             raise ValueError("it is compressed")
         state = dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises anything on damaged files
+        usable = "The best weights in the run folder are still usable. " if path.with_name(WEIGHTS).is_file() else ""
         raise RunError(
             f"{path} is damaged or half-written ({type(error).__name__}).",
-            "The best weights in the run folder are still usable; to train further, give another --out.",
+            f"{usable}To train further, give another --out.",
         ) from error
     return state

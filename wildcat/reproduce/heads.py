@@ -71,7 +71,8 @@ def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) 
     """The trained network, loaded for prediction; its run folder is deleted."""
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(Path(folder) / "run", config, data)
-        train(run, data, progress=progress)
+        if not train(run, data, progress=progress).finished:
+            raise KeyboardInterrupt
         # Not `load`, which folds batch normalisation: the features cached for this backbone would not be found.
         members = [Member(run.load_model(), run.preprocess)]
         return Predictor(str(run.folder), members, run.classes, run.task, config.device)

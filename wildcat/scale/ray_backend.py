@@ -12,6 +12,8 @@ import itertools
 import logging
 import os
 import pickle
+import signal
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from wildcat.device import available_cores
-from wildcat.errors import MissingExtra, RunError, WildcatError, out_of_memory
+from wildcat.errors import MissingExtra, RunError, WildcatError, known_error
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.scale.rows import NumberedImage, Row, error_row, predict_rows
 from wildcat.scale.shards import Shard
@@ -94,7 +96,7 @@ class Worker:
         try:
             rows = self.predict_task(pickle.loads(batch["task"][0].as_py()))  # noqa: S301  # from the driver
         except Exception as error:
-            known = error if isinstance(error, WildcatError) else out_of_memory(error)
+            known = known_error(error)
             raised = known or RuntimeError(traceback.format_exc())  # not every exception can be pickled
             rows = [Row(-1, pickle.dumps(raised))]
         return pa.table(dict(zip(Row._fields, map(list, zip(*rows, strict=True)), strict=True)))
@@ -154,7 +156,10 @@ def ray_started(workers: int) -> Iterator[None]:
         yield
         return
     local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(available_cores(), workers)}
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False if local else None, **local)
+    if threading.current_thread() is threading.main_thread():  # Ray has set its own, which exits
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

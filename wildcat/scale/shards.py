@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,6 +108,13 @@ class ShardFolder:
         if not started:
             refuse_existing(folder)
             write_json(folder / MANIFEST, {"schema": SCHEMA, **self.plan, "versions": versions()})
+
+    def discard_unused(self) -> bool:
+        """Remove the folder if it has no shard yet, so that the same one can be given again; whether it had none."""
+        unused = [path.name for path in self.folder.iterdir()] == [MANIFEST]
+        if unused:
+            shutil.rmtree(self.folder)
+        return unused
 
     def path_of(self, number: int) -> Path:
         """The file of a shard."""

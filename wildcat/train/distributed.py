@@ -171,7 +171,7 @@ def process_group() -> Iterator[None]:
             raise
         raise TrainingError(
             "another process has died, and this one cannot continue without it.",
-            "All saved files are intact. torchrun names the process; with --max-restarts 3 it restarts all of them.",
+            "torchrun names the process; with --max-restarts 3 it restarts all of them.",
         ) from error
     finally:
         distributed.destroy_process_group()

@@ -80,7 +80,7 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     if config.batch_size < distributed.world_size():
         raise ConfigError(
             f"batch_size={config.batch_size} and {distributed.world_size()} processes: each needs an image per batch.",
-            f"Give --batch-size {distributed.world_size()} or more, or start fewer processes.",
+            f"Give batch_size={distributed.world_size()} or more, or start fewer processes.",
         )
     if set(data.classes) != set(run.classes):
         raise RunError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was created with.")
@@ -336,10 +336,13 @@ class Trainer:
         position = self.checkpoint.position
         step = min(position.step + 1, self.steps_per_epoch)
         lr = self.optimizer.param_groups[0]["lr"]
-        intact = "; the weights of the best epoch are intact in the run folder" if self.checkpoint.history else ""
+        remedy = f"Try --lr {self.config.peak_lr / 10:g} or a longer --warmup"
+        remedy += ", or leave --amp out" if self.autocast else ""
+        if self.checkpoint.history:
+            remedy += f", with another --out: {self.checkpoint.run.folder} has the weights of the best epoch so far"
         return TrainingError(
             f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g} (--tune {self.config.tune}).",
-            f"Try --lr {self.config.peak_lr / 10:g}, a longer --warmup, or train without --amp{intact}.",
+            f"{remedy}.",
         )
 
 
