@@ -84,7 +84,7 @@ def remove_leftovers(path: Path, seconds: float = LEFT_ALONE) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_json(path: Path, hint: str) -> Any:

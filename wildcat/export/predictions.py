@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from wildcat.errors import ConfigError, did_you_mean
-from wildcat.files import refuse_existing, write_bytes, writing
+from wildcat.files import refuse_existing, write_bytes, write_json, writing
 from wildcat.prediction import Prediction, file_name, file_names, free_name, image_suffix
 from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
@@ -91,7 +91,7 @@ class PredictionWriter:
                 (self.folder / ROWS).unlink()
                 self.folder.rmdir()
         if self.legend and not {"overlays", "modalities"}.isdisjoint(self.save):
-            self._write(LEGEND, json.dumps(self.legend, ensure_ascii=False, indent=2).encode())
+            write_json(self.folder / LEGEND, self.legend)
         if self.thumbnails and error is None:
             images, captions = zip(*self.thumbnails, strict=True)
             self._write("overview.jpg", _encoded(side_by_side(list(images), list(captions), height=THUMBNAIL), "jpg"))

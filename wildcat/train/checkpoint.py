@@ -199,5 +199,5 @@ def fingerprint(samples: Sequence[Sample], val_samples: Sequence[Sample]) -> str
     for split in (samples, val_samples):
         digest.update(f"{len(split)}\0".encode())
         for sample in split:
-            digest.update(sample.name.encode() + b"\0" + sample.labels.tobytes())
+            digest.update(sample.name.encode(errors="surrogateescape") + b"\0" + sample.labels.tobytes())
     return digest.hexdigest()

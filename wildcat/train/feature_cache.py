@@ -111,7 +111,10 @@ def cached_features(
     """
     limit, views = cache_limit(), FLIP_VIEWS[flip]
     with shared_errors():
-        keys = [hashlib.sha256(fingerprint(sample.path).encode()).hexdigest()[:24] for sample in samples]
+        keys = [
+            hashlib.sha256(fingerprint(sample.path).encode(errors="surrogateescape")).hexdigest()[:24]
+            for sample in samples
+        ]
     with torch.inference_mode():
         example = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     channels, height, width = example.shape[1:]

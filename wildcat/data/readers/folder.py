@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -95,7 +96,20 @@ def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> Da
         single = [name for name in names if len(splits["all"][1][name]) == 1]
         notes += [f"Class {name!r} has a single image, which is in train and not in val." for name in single]
     readers = default_splits(samples["all"], names) if "all" in samples else grouped_splits(samples)
-    return DataSet(root.resolve().name, "folder", root, names, "multiclass", readers, tuple(notes))
+    title = _unicode_name(root.resolve().name, [])
+    names = tuple(_unicode_name(name, notes) for name in names)
+    return DataSet(title, "folder", root, names, "multiclass", readers, tuple(notes))
+
+
+def _unicode_name(name: str, notes: list[str]) -> str:
+    """A folder's name as text: one that is not UTF-8 is read as Latin-1."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        text = os.fsencode(name).decode("latin-1")
+        notes.append(f"The name of the class folder {text!r} is not UTF-8 and is read as Latin-1.")
+        return text
+    return name
 
 
 def _by_folder(files: Sequence[Parts], depth: int) -> Classes:
