@@ -60,7 +60,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
     config = TrainConfig()
     config.validate()
     assert (config.pooling, config.architecture, config.num_maps, config.alpha) == ("wildcat", "a", 4, 0.7)
-    assert (config.peak_lr, config.backbone_lr_scale) == (0.04, 0.1)
+    assert (config.peak_lr, config.backbone_lr_scale) == (0.04, 0.01)
     assert TrainConfig(num_maps=1).peak_lr == 0.01 and TrainConfig(num_maps=1, lr=0.5).peak_lr == 0.5
     assert TrainConfig(num_maps=1).decay == 4 * config.decay == 0.06 and TrainConfig(weight_decay=0.5).decay == 0.5
 

@@ -143,8 +143,8 @@ class TrainConfig:
     lr: float | None = None
     """Peak learning rate of SGD for the layers after the backbone; None: 0.01 times num_maps, since each of the M maps
     receives 1/M of the gradient. The bias of the maps has this times the root of the number of features."""
-    backbone_lr_scale: float = 0.1
-    """Learning rate of the backbone as a fraction of lr."""
+    backbone_lr_scale: float = 0.01
+    """Learning rate of a pretrained backbone as a fraction of lr / num_maps; train one with random weights at 1."""
     layer_decay: float = 1.0
     """Learning rate of a layer of the backbone as a fraction of that of the next one, in (0, 1]."""
     momentum: float = 0.9

@@ -154,7 +154,7 @@ def test_learning_rates_rise_once_and_fall(schedule: str, warmup: float, epochs:
 
 
 def test_groups_of_a_fine_tuned_network() -> None:
-    config = TrainConfig(backbone="test_resnet", weights="none", lr=0.5, backbone_lr_scale=0.02, weight_decay=0.3)
+    config = TrainConfig(backbone="test_resnet", weights="none", lr=0.5, backbone_lr_scale=0.08, weight_decay=0.3)
     model = create_model("test_resnet", 2, pretrained=False)
     names = {id(p): name for name, p in model.named_parameters()}
     seen = {}
