@@ -22,7 +22,7 @@ from wildcat.models.folder import check_members
 from wildcat.models.run import create_run, open_run
 from wildcat.predictor import Predictor
 from wildcat.scale.rows import NumberedImage, predict_rows
-from wildcat.serve.uploads import decode_image
+from wildcat.serve.uploads import Upload
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_predict_and_serve_read_with_the_range_of_the_model(scan: Path) -> None:
     found = predictor.predict(scan)
     assert np.array_equal(found.class_scores, expected.class_scores)
     assert found.load_image().tobytes() == expected.load_image().tobytes()  # what is drawn
-    uploaded = decode_image(scan.read_bytes(), 10**6, predictor.preprocess.intensity_range)
-    assert uploaded.tobytes() == expected.load_image().tobytes()
+    uploaded = predictor.predict(Upload(scan.read_bytes(), 10**6))
+    assert uploaded.class_scores.tolist() == expected.class_scores.tolist()
     assert predictor.predict(io.BytesIO(scan.read_bytes())).class_scores.tolist() == expected.class_scores.tolist()
     assert not np.allclose(ranged("").predict(scan).class_scores, expected.class_scores)
 
