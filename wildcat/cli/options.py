@@ -8,7 +8,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, kn
 from wildcat.progress import stopped_by_signal
 
 if TYPE_CHECKING:
-    from wildcat.data import DataSet
+    from wildcat.data import DataSet, Sample
     from wildcat.data.image_ref import ImageRef
     from wildcat.predictor import Predictor
 
@@ -249,6 +249,15 @@ def describe(data: DataSet, images: str, device: str, quiet: bool = False) -> No
     )
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def describe_classes(data: DataSet, splits: Mapping[str, Sequence[Sample]]) -> None:
+    """Print the classes with their number of images in each split, and say if the splits are random."""
+    from wildcat.data.dataset import count_table
+
+    print(count_table(data.classes, splits), flush=True)
+    if "all" in data.splits and "val" in splits:
+        print(f"note: {data.name} has no splits: val is a fixed random fifth of the images.", file=sys.stderr)
 
 
 def check_readable(images: Sequence[Path | ImageRef], intensity_range: str = "") -> None:

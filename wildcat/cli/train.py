@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.allocator import share_one_arena
-from wildcat.cli.options import DataCommand, check_readable, describe, flag, open_data, reader_options, resume_hint
+from wildcat.cli.options import (
+    DataCommand,
+    check_readable,
+    describe,
+    describe_classes,
+    flag,
+    open_data,
+    reader_options,
+    resume_hint,
+)
 from wildcat.config import TrainConfig
 from wildcat.methods import METHODS
 
@@ -87,6 +96,7 @@ def train_command(command: Train) -> int:
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"
     describe(data, images, f"{device.type}{processes}")
+    describe_classes(data, {config.train_split: samples, config.val_split: val_samples})
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)

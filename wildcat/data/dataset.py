@@ -216,6 +216,16 @@ def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
     return np.stack([s.labels for s in samples])
 
 
+def count_table(classes: Sequence[str], splits: Mapping[str, Sequence[Sample]], most: int = 10) -> str:
+    """A table of the number of images per class and split, for the first `most` classes."""
+    counts = [(label_matrix(samples) == PRESENT).sum(axis=0) for samples in splits.values() if samples]
+    names = [split for split, samples in splits.items() if samples]
+    lines = [f"  {'images per class':24}{''.join(f'{name[:12]:>13}' for name in names)}"]
+    for index, name in enumerate(classes[:most]):
+        lines.append(f"  {name[:24]:24}{''.join(f'{count[index]:>13}' for count in counts)}")
+    return "\n".join([*lines, *([f"  ... and {len(classes) - most} more classes"] if len(classes) > most else [])])
+
+
 def one_label(index: int, num_classes: int) -> NDArray[np.int8]:
     """(C,) labels of a multi-class sample: 1 at `index`, -1 elsewhere."""
     labels = np.full(num_classes, ABSENT, np.int8)
