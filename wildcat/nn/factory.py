@@ -10,7 +10,7 @@ from torch import nn
 
 from wildcat.config import Architecture, Regions, TrainConfig
 from wildcat.errors import ConfigError
-from wildcat.nn.backbones import EMBEDDED, create_backbone, embedded_classifier
+from wildcat.nn.backbones import create_backbone
 from wildcat.nn.heads import (
     AttentionPool,
     AttentionWildcat,
@@ -20,6 +20,7 @@ from wildcat.nn.heads import (
     create_pool,
 )
 from wildcat.nn.model import Wildcat
+from wildcat.nn.weights import EMBEDDED, embedded_classifier
 
 # The order of pooling and classification, see `wildcat.nn.heads`.
 ARCHITECTURES: dict[Architecture, type[Wildcat]] = {"a": Wildcat, "b": PoolThenClassify, "c": PoolEachMap}
