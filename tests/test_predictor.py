@@ -28,6 +28,7 @@ from wildcat.config import Architecture
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
+from wildcat.device import cpu_has_bf16
 from wildcat.errors import ConfigError, EngineError, ImageError, RunError
 from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
@@ -329,6 +330,7 @@ def test_a_closed_file_is_refused(predictor: Predictor, tmp_path: Path) -> None:
 # --- pickling and processes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
 def test_copies_and_spawned_processes_predict_the_same() -> None:
     """With an engine, whose session is opened again."""
     predictor, image = colour_finder(), block(2, 5)

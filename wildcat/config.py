@@ -167,7 +167,8 @@ class TrainConfig:
     """Normalise by the running statistics of the pretrained backbone (--no-freeze-bn: by each batch, and train them). A
     backbone that starts from random weights is always trained by batches."""
     amp: bool = False
-    """Compute in bfloat16 where that is safe (autocast); with --tune head, in the frozen backbone alone."""
+    """Compute in bfloat16 where that is safe (autocast) and the processor has instructions for it, else in float32;
+    with --tune head, in the frozen backbone alone."""
     sync_bn: bool = True
     """Several GPUs: batch normalisation averages over the whole batch (--no-sync-bn: each over its share). On a CPU
     each process averages over its share."""

@@ -13,6 +13,9 @@ import torch
 from wildcat.errors import ConfigError, EngineError
 
 CGROUP = Path("/sys/fs/cgroup")  # CPU limits of the container of this process (Linux)
+CPUINFO = Path("/proc/cpuinfo")  # Linux
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # of processors that compute in bfloat16
+EMULATING = ("AVX512_CORE", "AVX512_CORE_VNNI")  # limits of oneDNN's instructions under which it emulates bfloat16
 
 
 def choose_device(name: str) -> torch.device:
@@ -50,12 +53,8 @@ def refuse_forked(process: int) -> None:
 
 def machine() -> dict[str, Any]:
     """The processor, its vector instructions, the cores and torch's threads, to be recorded with timings."""
-    name, flags = platform.processor() or platform.machine(), ""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        values = {key.strip(): value.strip() for key, value in lines.items()}
-        name, flags = values.get("model name", name), values.get("flags", "")
+    values = _cpu_info()
+    name, flags = values.get("model name", platform.processor() or platform.machine()), values.get("flags", "")
     vector = [flag for flag in flags.split() if flag.startswith(("avx", "amx"))]
     return {
         "processor": name,
@@ -63,6 +62,35 @@ def machine() -> dict[str, Any]:
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _cpu_info() -> dict[str, str]:
+    """The last processor's entries in /proc/cpuinfo; none on other systems than Linux."""
+    if not CPUINFO.is_file():
+        return {}
+    lines = (line.split(":", 1) for line in CPUINFO.read_text().splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in lines}
+
+
+def bf16_is_native(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them torch emulates it, up to 20 times slower."""
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type != "cpu" or cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor, as far as ONEDNN_MAX_CPU_ISA lets oneDNN use it, has instructions for bfloat16."""
+    try:
+        supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # this build of torch has no oneDNN
+        return False
+    # torch's answer includes AVX-512 without bf16, where oneDNN emulates it
+    if not supported or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in EMULATING:
+        return False
+    values = _cpu_info()
+    flags = values.get("flags", values.get("Features", ""))  # x86, ARM
+    return bool(BF16_FLAGS & set(flags.split())) if flags else True
 
 
 def available_cores() -> int:

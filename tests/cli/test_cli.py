@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import wildcat
 from tests.cli.conftest import TINY, command
 from wildcat.cli import parse
+from wildcat.cli.options import note_amp
 from wildcat.config import TrainConfig, config_text, list_recipes, load_recipe, read_config
 from wildcat.data import open_dataset
 from wildcat.data.dataset import label_matrix
@@ -170,6 +172,19 @@ def test_a_backbone_is_checked_before_it_is_trained(capsys: pytest.CaptureFixtur
     assert "pit_ti_224 gives one vector for each image, not a map" in capsys.readouterr().err
     assert command("backbones", "--check", "test_vit", "--output-stride", 8) == 2
     assert "test_vit has no choice of output stride" in capsys.readouterr().err
+
+
+def test_amp_says_where_it_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wildcat.device.cpu_has_bf16", lambda: False)
+    note_amp(True, torch.device("cpu"))
+    expected = "note: this CPU has no bf16 instructions: --amp computes in float32, faster here.\n"
+    assert capsys.readouterr().err == expected
+    note_amp(False, torch.device("cpu"))
+    monkeypatch.setattr("wildcat.device.cpu_has_bf16", lambda: True)
+    note_amp(True, torch.device("cpu"))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

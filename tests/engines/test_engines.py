@@ -22,11 +22,12 @@ from wildcat.config import TrainConfig
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.voc import read_voc
 from wildcat.data.transforms import Preprocess
+from wildcat.device import cpu_has_bf16
 from wildcat.engines import PRECISIONS, calibrate_int8, fold, graph_cache, open_engine, runtimes, torch_backend
 from wildcat.errors import ConfigError, EngineError, MissingExtra
 from wildcat.models.member import Member
 from wildcat.models.run import WEIGHTS, create_run, save_weights
-from wildcat.nn.backbones import Backbone
+from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.nn.factory import create_model
 from wildcat.predictor import Predictor
 
@@ -84,6 +85,27 @@ def test_an_engine_gives_the_networks_features_for_any_batch(name: Any, model: A
         torch.testing.assert_close(engine.features(inputs), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_resampled_images_give_the_same_maps(name: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A network that takes multiples of 32 pixels, at 50."""
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
+    backbone = create_backbone("test_convnext", "none", image_size=50).eval()
+    batch = images(2, size=50)
+    with torch.inference_mode():
+        expected, found = backbone(batch), open_engine(name, "fp32", backbone, 50, CPU).features(batch)
+    assert expected.shape == (2, 64, 2, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_folding_keeps_the_multiple() -> None:
+    backbone = create_backbone("dla46x_c", "none", image_size=50).eval()
+    folded = fold(backbone, 50)
+    assert folded is not backbone and folded.multiple == 32
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images(1, size=50)), backbone(images(1, size=50)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
 @pytest.mark.parametrize(("name", "precision"), [("torch", "bf16"), *(g for g in GRAPHS if g[1] != "fp32")])
 def test_coarser_precisions_are_near_and_not_the_same(name: Any, precision: Any, model: Any) -> None:
     engine = open_engine(name, precision, model.backbone, SIZE, CPU)
@@ -308,6 +330,16 @@ def test_misuse_is_one_sentence(
     with pytest.raises(kind) as caught:
         open_engine(name, precision, model.backbone, SIZE, torch.device(device))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_bf16_is_refused_where_it_is_emulated(name: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wildcat.device.cpu_has_bf16", lambda: False)
+    with pytest.raises(EngineError) as caught:
+        open_engine(name, "bf16", model.backbone, SIZE, CPU)
+    assert caught.value.message == ("this CPU has no bf16 instructions: bf16 would be several times slower than fp32.")
+    assert caught.value.hint == "Leave --precision out, or give fp32."
+    open_engine("torch", "fp32", model.backbone, SIZE, CPU)
 
 
 def test_int8_needs_images_first() -> None:

@@ -14,6 +14,7 @@ import wildcat
 from wildcat.cli import main
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
+from wildcat.device import cpu_has_bf16
 from wildcat.engines.graph_cache import graph_folder
 from wildcat.fitting.benchmark import fastest, speedups, time_in_turn
 from wildcat.models.calibration import Calibration
@@ -69,6 +70,7 @@ def test_ratios_are_computed_per_round() -> None:
     assert speedups(times, "a")["b"] == {"seconds": 2.0, "speedup": 3.0, "quartiles": [2.0, 4.0]}
 
 
+@pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
 def test_the_command_times_and_compares(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["bench", str(run), str(shapes), "--split", "train", "--rounds", "2", "--batch-size", "4", "--device", "cpu"]
     assert main([*line, "--json"]) == 0

@@ -22,6 +22,7 @@ from PIL import Image
 from tests.serve.conftest import SECONDS, Connect, encoded, image
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_shapes
+from wildcat.device import cpu_has_bf16
 from wildcat.engines import Engine
 from wildcat.errors import ConfigError, ImageError, WildcatError
 from wildcat.models.run import create_run
@@ -173,6 +174,7 @@ def test_errors_can_be_pickled(error: Exception) -> None:
         assert getattr(again, name, None) == getattr(error, name, None)
 
 
+@pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
 def test_a_predictor_is_pickled_with_the_precision_of_its_engine(tmp_path: Path) -> None:
     data = open_dataset(write_shapes(tmp_path / "shapes", train=8, val=4, size=(48, 64)))
     config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=4, workers=0)

@@ -311,6 +311,23 @@ def test_the_cache_is_bounded_and_nothing_in_use_is_removed(
         of_size(64)
 
 
+def test_amp_computes_in_float32_where_bf16_is_emulated(
+    computed: Callable[..., tuple[Features, int]],
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("wildcat.device.cpu_has_bf16", lambda: False)
+    expected, _ = computed(samples, tmp_path / "cache")
+    features, count = computed(samples, tmp_path / "cache", amp=True)
+    assert count == 0, "the same features"
+    assert torch.equal(features.batch([0, 1]), expected.batch([0, 1]))
+    monkeypatch.setattr("wildcat.device.cpu_has_bf16", lambda: True)
+    features, count = computed(samples, tmp_path / "cache", amp=True)
+    assert count == len(samples)
+    assert not torch.equal(features.batch([0, 1]), expected.batch([0, 1]))
+
+
 def test_a_missing_image_is_named(
     computed: Callable[..., tuple[Features, int]], samples: list[Sample], cache: Path
 ) -> None:

@@ -21,6 +21,8 @@ from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, kn
 from wildcat.progress import stopped_by_signal
 
 if TYPE_CHECKING:
+    import torch
+
     from wildcat.data import DataSet, Sample
     from wildcat.data.image_ref import ImageRef
     from wildcat.predictor import Predictor
@@ -258,6 +260,15 @@ def describe_classes(data: DataSet, splits: Mapping[str, Sequence[Sample]]) -> N
     print(count_table(data.classes, splits), flush=True)
     if "all" in data.splits and "val" in splits:
         print(f"note: {data.name} has no splits: val is a fixed random fifth of the images.", file=sys.stderr)
+
+
+def note_amp(amp: bool, device: torch.device) -> None:
+    """Print one line where --amp computes in float32 because the device has no instructions for bfloat16."""
+    from wildcat.device import bf16_is_native
+
+    if amp and not bf16_is_native(device):
+        kind = device.type.upper()
+        print(f"note: this {kind} has no bf16 instructions: --amp computes in float32, faster here.", file=sys.stderr)
 
 
 def check_readable(images: Sequence[Path | ImageRef], intensity_range: str = "") -> None:

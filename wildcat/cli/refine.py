@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import Data, DataCommand, describe, open_data
+from wildcat.cli.options import Data, DataCommand, describe, note_amp, open_data
 from wildcat.config import RefineConfig
 
 
@@ -45,6 +45,7 @@ def run_refine(command: Refine) -> int:
     data = open_data(command, command.data, command.run)
     device = choose_device(command.device)
     describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to train on", device.type)
+    note_amp(run.config.amp, device)
     print(f"Writing {command.out}", flush=True)
     try:
         with ProgressBar() as progress:

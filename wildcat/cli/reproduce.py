@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from wildcat.cli.options import DataCommand, Sizes, describe, open_data, parse_sizes
+from wildcat.cli.options import DataCommand, Sizes, describe, note_amp, open_data, parse_sizes
 from wildcat.config import TrainConfig, load_recipe
 
 
@@ -63,7 +63,9 @@ def run_reproduce(command: Reproduce) -> int:
     check_plan(plan, experiment, data)
     train_split, test_split = protocol(plan, data, command.config.seed)
     train_text, test_text = (f"{len(data.split(name))} images of {name}" for name in (train_split, test_split))
-    describe(data, f"{train_text}, measured on {test_text}", choose_device(command.config.device).type)
+    device = choose_device(command.config.device)
+    describe(data, f"{train_text}, measured on {test_text}", device.type)
+    note_amp(command.config.amp, device)
     path = summary_path(plan, data, command.out)
     print(f"{command.experiment}: {experiment.title}\nWriting {path.with_suffix('.md')}, .csv and .json", flush=True)
     try:

@@ -19,6 +19,7 @@ from wildcat.cli.options import (
     describe,
     describe_classes,
     flag,
+    note_amp,
     open_data,
     reader_options,
     resume_hint,
@@ -97,6 +98,7 @@ def train_command(command: Train) -> int:
     images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"
     describe(data, images, f"{device.type}{processes}")
     describe_classes(data, {config.train_split: samples, config.val_split: val_samples})
+    note_amp(config.amp, device)
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
         print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)

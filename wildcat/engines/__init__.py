@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
+from wildcat.device import bf16_is_native
 from wildcat.engines.graph_cache import calibrate_int8, fp32_graph, int8_graph
 from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.engines.runtimes import PRECISIONS, check_runtime, open_onnxruntime, open_openvino
@@ -50,7 +51,8 @@ def open_engine(name: EngineName, precision: Precision, backbone: Backbone, size
     Raises:
         ConfigError: no such engine, or not in this precision.
         MissingExtra: its package is not installed.
-        EngineError: it cannot run this network or device, or its features differ from torch's.
+        EngineError: it cannot run this network or device, its features differ from torch's, or the device has no bf16
+            instructions for that precision.
     """
     if name not in PRECISIONS:
         raise ConfigError(
@@ -58,6 +60,11 @@ def open_engine(name: EngineName, precision: Precision, backbone: Backbone, size
         )
     if precision not in PRECISIONS[name]:
         raise ConfigError(f"{name} has no precision {precision}.", f"It has: {', '.join(PRECISIONS[name])}.")
+    if precision == "bf16" and not bf16_is_native(device):
+        raise EngineError(
+            f"this {device.type.upper()} has no bf16 instructions: bf16 would be several times slower than fp32.",
+            "Leave --precision out, or give fp32.",
+        )
     if name == "torch":
         return Engine(name, precision, open_torch(backbone, precision, device))
     if name == "compile":

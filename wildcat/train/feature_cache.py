@@ -33,6 +33,7 @@ from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import fingerprint
 from wildcat.data.loader import ImageDataset, batch_indices, load_batches, suggested_workers
 from wildcat.data.transforms import Preprocess
+from wildcat.device import bf16_is_native
 from wildcat.engines.torch_backend import fold
 from wildcat.errors import RunError
 from wildcat.files import LEFT_ALONE, PART, write_json, writing
@@ -102,7 +103,7 @@ def cached_features(
         flip: the mirrored views to store beside each image.
         workers: processes that read; with 0 a CPU reads and computes several batches at once.
         progress: advanced by the number of views of images.
-        amp: compute in bfloat16; stored apart from features computed in float32.
+        amp: compute in bfloat16 if the device has instructions for it; stored apart from features computed in float32.
 
     Raises:
         ImageError: an image cannot be read.
@@ -110,6 +111,7 @@ def cached_features(
         ConfigError: WILDCAT_CACHE_GB is not a number.
     """
     limit, views = cache_limit(), FLIP_VIEWS[flip]
+    amp = amp and bf16_is_native(_device_of(backbone))
     with shared_errors():
         keys = [
             hashlib.sha256(fingerprint(sample.path).encode(errors="surrogateescape")).hexdigest()[:24]

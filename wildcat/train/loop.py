@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.data.loader import batch_indices
-from wildcat.device import choose_device
+from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.models.run import WEIGHTS, Run, load_weights, open_run
@@ -169,7 +169,8 @@ class Trainer:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         fine_tunes = self.config.tune != "head"
         self.network = parallel_network(model, batches, fine_tunes and self.config.sync_bn)
-        self.autocast = self.config.amp and fine_tunes  # for a head alone bfloat16 saves nothing
+        # for a head alone bfloat16 saves nothing
+        self.autocast = self.config.amp and fine_tunes and bf16_is_native(self.device)
         self.average: ModelEmaV3 | None = None
         if self.config.ema and fine_tunes:  # buffers are copied: a channel without spread has an infinite one
             self.average = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
