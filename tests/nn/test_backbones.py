@@ -153,6 +153,14 @@ def test_a_size_that_cannot_work_is_answered_with_the_nearest_that_does() -> Non
     assert create_backbone("halonet26t", "none", image_size=225).multiple == 256
 
 
+def test_sizes_beyond_a_table_of_positions_are_found_with_weights() -> None:
+    """The meta device does not check indices: mvitv2 fails at 200 pixels there only with real tensors."""
+    backbone = create_backbone("mvitv2_tiny", "none", image_size=200).eval()
+    with torch.no_grad():
+        rows, columns = backbone(torch.zeros(1, 3, 200, 200)).shape[-2:]
+    assert rows == columns == 7
+
+
 def test_an_image_of_another_size_than_a_transformer_was_made_for() -> None:
     backbone = create_backbone("gmlp_ti16_224", "none", image_size=64)
     with pytest.raises(ShapeError) as caught:

@@ -77,7 +77,7 @@ def fold(backbone: Backbone, size: int) -> Backbone:
         log.debug("%s is not folded: %s", backbone.name, error)
         return backbone
     images = probe(size).to(next(backbone.parameters()).device)
-    with torch.inference_mode():
+    with torch.no_grad():
         error_size = relative_error(folded(images), backbone(images))
     if error_size > EXACT:
         log.debug("%s is not folded: its features would differ by %.1e", backbone.name, error_size)

@@ -89,6 +89,11 @@ class Backbone(nn.Module):
                 ) from error
             if isinstance(error, WildcatError) or out_of_memory(error) or images.device.type == "meta":
                 raise
+            if isinstance(error, IndexError):  # of a table of positions; the meta device does not check indices
+                raise ShapeError(
+                    f"{self.name} does not take images of {height} x {width} pixels.",
+                    "Give the --image-size that it was made for.",
+                ) from error
             network = _on_meta(self)
             if _grid(network, height, width) is not None:  # the size is not the reason
                 raise
@@ -213,7 +218,7 @@ def _fixed_plan(name: str, options: Mapping[str, Any], size: int, own: Sequence[
         for extra in ({"img_size": side}, {}):
             network = _built(name, {**options, **extra})
             if network is not None and _covers(network, side, _stride(network.network, 32)):
-                return {**options, **extra}, side
+                return ({**options, **extra}, side) if side in own or _runs(name, {**options, **extra}, side) else None
         return None
 
     for side in sorted({size, *own, *(next_multiple(size, m) for m in MULTIPLES)}):
@@ -295,6 +300,18 @@ def _built(name: str, options: Mapping[str, Any]) -> Backbone | None:
         if "img_size" in options:
             return None
         raise
+
+
+@torch.no_grad()
+def _runs(name: str, options: Mapping[str, Any], side: int) -> bool:
+    """Whether a network with random weights runs: the meta device does not check indices in tables of positions."""
+    with torch.random.fork_rng(devices=[]):
+        network = timm.create_model(name, pretrained=False, **options).eval()
+    try:
+        network.forward_features(torch.zeros(1, 3, side, side))
+    except IndexError:
+        return False
+    return True
 
 
 def _on_meta(backbone: Backbone) -> Backbone:

@@ -117,7 +117,7 @@ def cached_features(
             hashlib.sha256(fingerprint(sample.path).encode(errors="surrogateescape")).hexdigest()[:24]
             for sample in samples
         ]
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: some networks keep tensors for a size, and may be trained later
         example = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
     channels, height, width = example.shape[1:]
     # The views of a setting of flip begin with those of a smaller one, whose features can be read from its folder.
@@ -219,7 +219,7 @@ def _stream(
             torch.set_num_threads(threads)  # threads started later would inherit the share
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _compute_views(backbone: Backbone, flip: Flip, amp: bool, images: Tensor) -> NDArray[np.float16]:
     """(B, 3, S, S) -> (B, V, h, w, D) features of each view."""
     device = _device_of(backbone)
