@@ -47,7 +47,10 @@ def split_backbone(backbone: Backbone, image_size: int) -> tuple[FirstStages, La
         raise refused
     try:
         first, rest = _cut(backbone.network, cuts[-1])
-        layers = FirstStages(backbone.name, _Network(backbone.network, first)).eval(), LastStage(backbone, rest).eval()
+        layers = (
+            FirstStages(backbone.name, _Network(backbone.network, first), backbone.multiple).eval(),
+            LastStage(backbone, rest).eval(),
+        )
         images = torch.randn(1, 3, image_size, image_size, device=next(backbone.parameters()).device)
         with torch.no_grad():
             expected, features = backbone.eval()(images), layers[0](images)
