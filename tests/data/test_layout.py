@@ -14,9 +14,11 @@ from PIL import Image
 from tests.cli.conftest import TINY
 from tests.export.test_annotations import CLASSES, nothing, prediction, write
 from wildcat.cli import main
-from wildcat.data.dataset import DataSet, count_table, label_matrix
+from wildcat.data.dataset import DataSet, check_learnable, count_table, label_matrix
 from wildcat.data.layout import name_splits, path_splits, split_name
+from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.registry import open_dataset
+from wildcat.errors import ConfigError, DataError
 
 XML = """<annotation><object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
 </object></annotation>"""
@@ -127,6 +129,25 @@ def test_ten_layouts_of_the_same_images_are_the_same_data_set(tmp_path: Path, la
         numbers = [number for number, (s, _, _) in enumerate(IMAGES) if s == split]
         for number, sample in zip(numbers, samples, strict=True):
             assert np.asarray(Image.open(str(sample.path)))[0, 0, 1] == 10 * number % 256
+
+
+@pytest.mark.parametrize("lay", LAYOUTS)
+def test_ten_layouts_are_the_same_task_where_it_is_named(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    """Annotations may give an image several labels; the note of `train` says how to make them a choice of one."""
+    lay(tmp_path)
+    data = open_dataset(tmp_path)
+    (note,) = check_learnable(data, "train", data.split("train")) or [""]
+    assert ("--data-option task=multiclass" in note) == (data.task == "multilabel")
+    assert open_dataset(tmp_path, task="multiclass").task == "multiclass"
+    assert open_dataset(tmp_path, task="multilabel").task == "multilabel"
+
+
+def test_a_task_that_the_labels_contradict(tmp_path: Path) -> None:
+    data = str(write_shapes(tmp_path / "shapes", train=6, val=2, size=(48, 64)))
+    with pytest.raises(DataError, match=r"task=multiclass: .* has [02-9] labels, not one"):
+        open_dataset(data, task="multiclass")
+    with pytest.raises(ConfigError, match="task=multiclas: give multilabel or multiclass"):
+        open_dataset(data, task="multiclas")
 
 
 def test_classes_are_printed_and_two_layouts_train_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,13 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
             "nothing to learn.",
             "Add images without it: an empty label or a 0 in a table, or a folder of other images.",
         )
-    notes = [f"Label {name!r} is in all {where}: the model learns to predict it always." for name in everywhere]
+    notes = []
+    if data.task == "multilabel" and len(data.classes) > 1 and ((labels == PRESENT).sum(axis=1) == 1).all():
+        notes.append(
+            f"Every one of the {where} has exactly one label. If classes exclude each other, give --data-option "
+            "task=multiclass: the model then learns to choose one."
+        )
+    notes += [f"Label {name!r} is in all {where}: the model learns to predict it always." for name in everywhere]
     if missing := [name for name in data.classes if name not in present]:
         notes.append(f"No image of {split} has {_few(missing)}: the model cannot learn it.")
     return notes

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from wildcat.data.cache import cache_folder
-from wildcat.data.dataset import DataSet
+from wildcat.data.dataset import PRESENT, DataSet, Task
 from wildcat.data.formats import skipped_note
 from wildcat.data.images import image_files, list_images
 from wildcat.data.labels import normal_name, parse_names, similar_names
 from wildcat.data.readers.coco import read_coco, recognise_coco
-from wildcat.data.readers.csv import read_table
+from wildcat.data.readers.csv import check_task, read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
 from wildcat.data.readers.mit67 import read_indoor, recognise_indoor
 from wildcat.data.readers.scene15 import read_scenes, recognise_scenes
@@ -95,6 +95,7 @@ FORMATS: dict[str, Format] = {
 
 # Formats whose reader chooses the classes; of others, and of numbered classes of shards, they are chosen afterwards.
 READS_CLASSES = ("csv", "folder")
+READS_TASK = ("csv", "webdataset")  # these decide it from the labels
 
 # Data sets opened by name alone.
 PACKAGED: dict[str, Callable[..., DataSet]] = {"shapes": read_shapes, "solar": read_solar}
@@ -117,10 +118,11 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
     A pattern of tar shards (`"shards/{train,val}-{000..099}.tar"`) or a URL (`s3://bucket/train-000.tar`) is a data set
     too. `options` go to the reader: see `read_voc`, `read_coco`, `read_table`, `read_webdataset`, `read_solar`.
     `classes=["cat", "dog"]` goes with every format: the classes to read, in this order; others are left out, in
-    multi-class data with their images.
+    multi-class data with their images. So does `task="multiclass"` or `"multilabel"`; without it folders and columns of
+    single labels are multi-class, annotations and columns of 0 and 1 multi-label.
 
     Raises:
-        ConfigError: unknown format, or an option that the format does not have.
+        ConfigError: unknown format or task, or an option that the format does not have.
         DataError: missing path, unknown layout, or an error of the reader.
         MissingExtra: a packaged data set whose package is not installed.
     """
@@ -130,13 +132,16 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
         options.pop("classes", None)
     elif chosen == "webdataset" and isinstance(classes, str):  # a file, which numbers the classes
         classes = None
+    task = None if chosen in READS_TASK else cast(Task | None, options.pop("task", None))
+    check_task(task)
     if chosen in PACKAGED:
         data = _call(PACKAGED[chosen], chosen, options)
     elif chosen == "webdataset" and names_shards(str(source)):
         data = _call(read_webdataset, chosen, options, source)
     else:
         data = _call(FORMATS[chosen].read, chosen, options, Path(source).expanduser())
-    return _with_names(data, parse_names(classes) if isinstance(classes, str) else cast(Sequence[str] | None, classes))
+    names = parse_names(classes) if isinstance(classes, str) else cast(Sequence[str] | None, classes)
+    return _with_task(_with_names(data, names), task)
 
 
 def find_format(source: str | Path, format: str | None = None) -> str:
@@ -187,6 +192,18 @@ def _with_names(data: DataSet, classes: Sequence[str] | None) -> DataSet:
         target = tuple(classes)
     notes += similar_names(target)
     return replace(data.for_classes(target, names), notes=tuple(notes))
+
+
+def _with_task(data: DataSet, task: Task | None) -> DataSet:
+    """The data set as multi-label or multi-class data; None: as it was read."""
+    if task == "multiclass" != data.task:
+        for sample in (sample for split in data.readers for sample in data.split(split)):
+            if (count := int((sample.labels == PRESENT).sum())) != 1:
+                raise DataError(
+                    f"--data-option task=multiclass: {sample.name} of {data.name} has {count} labels, not one.",
+                    "Leave the option out.",
+                )
+    return data if task is None else replace(data, task=task)
 
 
 def list_datasets() -> list[DataSetInfo]:
