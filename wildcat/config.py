@@ -161,8 +161,8 @@ class TrainConfig:
     ema: float = 0.0
     """Decay per step of the moving average of the weights that is measured and kept; 0: the weights themselves. Not for
     --tune head."""
-    clip_norm: float = 0.0
-    """Largest norm of the gradient of a step; 0: no limit."""
+    clip_norm: float = 5.0
+    """Largest norm of the gradient of a step; 0: no limit. Not for --tune head."""
     freeze_bn: bool = True
     """Normalise by the running statistics of the pretrained backbone (--no-freeze-bn: by each batch, and train them). A
     backbone that starts from random weights is always trained by batches."""

@@ -470,7 +470,7 @@ def test_the_background_is_in_every_image(tmp_path: Path, shapes: DataSet, weigh
 
 def test_a_background_is_for_independent_classes(tmp_path: Path, shapes: DataSet) -> None:
     data = replace(shapes, task="multiclass", _cache={})
-    with pytest.raises(ConfigError, match="background is for independent classes; those of shapes exclude"):
+    with pytest.raises(ConfigError, match="background=True is for independent classes; those of shapes exclude"):
         create_run(tmp_path / "run", replace(SMALL, background=True), data)
     with pytest.raises(ConfigError, match="background=True goes with architecture=a"):
         create_run(tmp_path / "run", replace(SMALL, background=True, architecture="b"), shapes)

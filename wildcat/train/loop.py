@@ -259,7 +259,7 @@ class Trainer:
         value = distributed.sum_over_processes(float(mean_loss))
         if not np.isfinite(value):
             raise self.not_finite(f"the loss is {value}")
-        if self.config.clip_norm:
+        if self.config.clip_norm and self.config.tune != "head":
             nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
         self.optimizer.step()
         if self.average is not None:
