@@ -203,6 +203,21 @@ def test_a_network_that_gives_no_map_is_refused() -> None:
         backbones.Backbone("flat", Flat())(torch.zeros(2, 3, 32, 32))
 
 
+def test_a_class_token_that_is_not_counted_is_no_cell() -> None:
+    """As volo has it: 2 x 2 patches after a class token."""
+
+    class Uncounted(nn.Module):
+        pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})
+        num_features = 1
+        cls_token = torch.zeros(1, 1, 1)
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.arange(5.0)[None, :, None].repeat(len(images), 1, 1)
+
+    features = backbones.Backbone("uncounted", Uncounted())(torch.zeros(2, 3, 32, 32))
+    assert features[1, 0].tolist() == [[1, 2], [3, 4]]
+
+
 def test_tokens_that_tile_nothing_are_refused() -> None:
     class Odd(nn.Module):
         pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})

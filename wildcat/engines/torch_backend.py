@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from wildcat.config import Precision
 from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.errors import EngineError
-from wildcat.nn.backbones import Backbone
+from wildcat.nn.backbones import Backbone, prefix_tokens
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _Folded(nn.Module):
         self.pretrained_cfg: Any = network.pretrained_cfg
         self.num_features: Any = network.num_features
         self.output_fmt = getattr(network, "output_fmt", "NCHW")
-        self.num_prefix_tokens: Any = getattr(network, "num_prefix_tokens", 0)
+        self.num_prefix_tokens = prefix_tokens(network)
         self.graph = fold_graph(_Features(network))
 
     def forward_features(self, images: Tensor) -> Tensor:

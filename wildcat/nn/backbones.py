@@ -119,7 +119,7 @@ class Backbone(nn.Module):
 
     def _tokens_to_map(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Patch tokens of a vision transformer, without its class and register tokens, as a map."""
-        tokens = tokens[:, getattr(self.network, "num_prefix_tokens", 0) or 0 :]
+        tokens = tokens[:, prefix_tokens(self.network) if tokens.shape[1] > 1 else 0 :]
         height, width = images.shape[-2:]
         count = tokens.shape[1]
         rows = round(math.sqrt(count * height / width))
@@ -351,6 +351,12 @@ def _options(output_stride: int) -> dict[str, Any]:
 def _largest(side: int) -> int:
     """The largest side to which images are resampled: a third more, or 32 pixels."""
     return side + max(32, side // 3)
+
+
+def prefix_tokens(network: nn.Module) -> int:
+    """Class and register tokens before the patch tokens of a timm network; some do not count their class token."""
+    counted: Any = getattr(network, "num_prefix_tokens", None)
+    return int(counted) if counted is not None else int(getattr(network, "cls_token", None) is not None)
 
 
 def next_multiple(side: int, multiple: int) -> int:
