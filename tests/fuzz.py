@@ -64,7 +64,7 @@ def read_masks(place: Path) -> None:
 
 
 def read_settings(place: Path) -> None:
-    from wildcat.config import load_recipe
+    from wildcat.settings import load_recipe
 
     load_recipe(str(place / "recipe.yaml"))
 
@@ -111,10 +111,11 @@ def make_places(place: Path) -> None:
     import json
 
     from wildcat.cli import main
-    from wildcat.config import TrainConfig, config_text
+    from wildcat.config import TrainConfig
     from wildcat.data import write_shapes
     from wildcat.scale.rows import error_row
     from wildcat.scale.shards import ShardFolder
+    from wildcat.settings import config_text
 
     shapes = write_shapes(place / "shapes", train=4, val=2, size=(32, 40))
     names = [path.name for path in sorted((shapes / "JPEGImages").iterdir())]

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wildcat.config import TrainConfig, config_text, from_dict, list_recipes, load_recipe, read_config
+from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.methods import HEAD_SETTINGS, METHODS, method_settings
+from wildcat.settings import config_text, from_dict, list_recipes, load_recipe, read_config
 
 positive = st.floats(1e-8, 1e3)
 

@@ -11,7 +11,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 FLOORS = (
-    {"errors", "config", "methods", "files", "device", "progress", "_version"},
+    {"errors", "config", "settings", "methods", "files", "device", "progress", "_version"},
     {"nn", "data", "metrics", "regions", "viz"},
     {"prediction", "models", "engines", "train"},
     {"fitting", "evaluation", "predictor"},

@@ -23,13 +23,14 @@ import wildcat
 from tests.cli.conftest import TINY, command
 from wildcat.cli import parse
 from wildcat.cli.options import note_amp
-from wildcat.config import TrainConfig, config_text, list_recipes, load_recipe, read_config
+from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.data.dataset import label_matrix
 from wildcat.errors import ConfigError
 from wildcat.evaluation import evaluate
 from wildcat.methods import METHODS, method_settings
 from wildcat.models import run as runs
+from wildcat.settings import config_text, list_recipes, load_recipe, read_config
 
 
 def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -14,8 +14,9 @@ import pytest
 from tests.cli.conftest import TINY, command
 from wildcat.cli import COMMANDS
 from wildcat.cli.options import flag, flag_names
-from wildcat.config import TrainConfig, from_dict
+from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, EngineError, known_error
+from wildcat.settings import from_dict
 from wildcat.train.loop import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from wildcat.config import TrainConfig, read_config
+from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, remove_leftovers, write_bytes, write_json
@@ -35,6 +35,7 @@ from wildcat.models.run import (
     write_history,
 )
 from wildcat.nn.factory import create_model, model_from_config
+from wildcat.settings import read_config
 
 CONFIGURATION = TrainConfig(backbone="test_resnet", weights="none", image_size=64, num_maps=2)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from wildcat.cli import main, parse
-from wildcat.config import TrainConfig, load_recipe
+from wildcat.config import TrainConfig
 from wildcat.data import DataSet, Sample, open_dataset, write_shapes
 from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
@@ -20,6 +20,7 @@ from wildcat.reproduce import runner as module
 from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
 from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, reproduce, run_cells
 from wildcat.reproduce.tables import markdown
+from wildcat.settings import load_recipe
 
 SMALL: dict[str, Any] = {"backbone": "lite0", "image_size": 64, "epochs": 1, "workers": 0, "device": "cpu"}
 CONFIG = dataclasses.replace(load_recipe("reproduce"), **SMALL)

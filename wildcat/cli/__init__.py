@@ -37,10 +37,11 @@ from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
 from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
-from wildcat.config import TrainConfig, load_recipe, read_config
+from wildcat.config import TrainConfig
 from wildcat.errors import MEMORY_HINT, ConfigError, OutOfMemory, did_you_mean, known_error
 from wildcat.methods import method_settings
 from wildcat.progress import stop_code, stopped_by_signal, terminable
+from wildcat.settings import load_recipe, read_config
 
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.options import DataCommand, Sizes, describe, note_amp, open_data, parse_sizes
-from wildcat.config import TrainConfig, load_recipe
+from wildcat.config import TrainConfig
+from wildcat.settings import load_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

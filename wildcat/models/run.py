@@ -33,7 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from wildcat.config import TrainConfig, config_text, read_config
+from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet, Task, check_learnable
 from wildcat.data.transforms import Preprocess, parse_range
 from wildcat.errors import ConfigError, RunError
@@ -42,6 +42,7 @@ from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, w
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
+from wildcat.settings import config_text, read_config
 
 CONFIG, WEIGHTS, STATE, METRICS = "config.yaml", "model.safetensors", "state.pt", "metrics.jsonl"
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wildcat.config import TrainConfig, load_recipe
+from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
@@ -33,6 +33,7 @@ from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experi
 from wildcat.reproduce.heads import train_and_evaluate
 from wildcat.reproduce.record import plain_settings
 from wildcat.reproduce.tables import slug, summarize_rows, write_tables
+from wildcat.settings import load_recipe
 from wildcat.train.checkpoint import fingerprint
 from wildcat.train.loop import train
 
