@@ -197,6 +197,7 @@ def test_states_that_fit_no_training_are_refused(
     from wildcat.cli import main
 
     state = load_state(run / STATE)
+    state["position"].update(epoch=0, step=1)  # a training that has steps left reads all of its state
     change(state)
     torch.save(state, run / STATE)
     assert main(["train", str(place / "shapes"), "--out", str(run), "--resume"]) == 1

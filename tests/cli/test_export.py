@@ -81,13 +81,16 @@ def test_annotations_match_the_predictor(run: Path, photos: Path, tmp_path: Path
     assert [r["score"] for r in rows] == pytest.approx([i.score for i in expected], abs=1e-5)
 
 
-def test_a_split_of_a_data_set_trains_another_model(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_split_of_a_data_set_is_a_data_set(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--split", "val", "--data-format", "voc", "--limit", 4, "--min-score", 0, "--images", "link")
     assert command("export", run, shapes, "--format", "voc", "--out", tmp_path / "out", *flags) == 0
     assert len(open_dataset(str(tmp_path / "out")).split("train")) == 4
     assert all(f.is_symlink() for f in (tmp_path / "out" / "JPEGImages").iterdir())
     again = ("--out", tmp_path / "again", "--epochs", 1, "--val-split", "none")
-    assert command("train", tmp_path / "out", *again, *TINY) == 0
+    assert command("train", tmp_path / "out", *again, *TINY) == 1, "a score of 0 gives all classes to all images"
+    assert "there is nothing to learn" in capsys.readouterr().err
 
 
 def test_the_network_is_exported_as_onnx(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,11 +137,11 @@ def test_without_readable_images_nothing_is_written(
     [
         (("--format", "cocoo"), 2, "Did you mean coco?"),
         (("--format", "xml"), 2, "Choose one of: coco, coco-polygons, yolo"),
-        (("--format", "coco", "--min-score", "2"), 2, "min_score=2.0"),
+        (("--format", "coco", "--min-score", "2"), 2, "--min-score 2.0"),
         (("--format", "coco", "--scores"), 2, "Formats with --scores: yolo, yolo-segment."),
         (("--format", "voc", "--simplify", "1"), 2, "--simplify cannot be used with --format voc."),
-        (("--format", "yolo-segment", "--simplify", "-1"), 2, "simplify=-1.0"),
-        (("--format", "coco", "--batch-size", "0"), 2, "batch_size=0"),
+        (("--format", "yolo-segment", "--simplify", "-1"), 2, "--simplify -1.0"),
+        (("--format", "coco", "--batch-size", "0"), 2, "--batch-size 0"),
     ],
 )
 def test_misuse_is_one_sentence(

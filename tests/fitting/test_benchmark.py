@@ -137,7 +137,7 @@ def levels_of(run: Run) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("--rounds", "0"), 2, "rounds=0, batch_size=8: both must be at least 1."),
+        (("--rounds", "0"), 2, "--rounds 0, --batch-size 8: both must be at least 1."),
         (("{shapes}", "--split", "val"), 2, "4 images are too few to calibrate int8 with."),
     ],
 )

@@ -246,6 +246,6 @@ def test_an_ensemble_is_not_a_run_and_has_its_own_sizes(runs: list[Run], tmp_pat
         open_run(tmp_path / "both")
     with pytest.raises(ConfigError, match="sizes=64: each member of the ensemble"):
         wildcat.load(tmp_path / "both", "cpu", sizes=(64,))
-    with pytest.raises(ConfigError, match="8 pixels"):
+    with pytest.raises(ConfigError, match="sizes=8"):
         wildcat.load(runs[0].folder, "cpu", sizes=(8,))
     assert main(["predict", str(runs[0].folder), "x.jpg", "--sizes", "64,big"]) in (1, 2)

@@ -32,7 +32,7 @@ from wildcat.config import TrainConfig
 from wildcat.data import open_dataset, write_webdataset
 from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.image_ref import ImageRef, decode_image
-from wildcat.data.images import Decoded, MaxDownscale, read_image
+from wildcat.data.images import Decoded, read_image
 from wildcat.data.readers.voc import read_voc
 from wildcat.errors import ConfigError, DataError, ImageError, RunError, TrainingError
 from wildcat.models.run import STATE, Run, create_run, load_state, open_run
@@ -182,9 +182,9 @@ def images_read(folder: Path, source: Path) -> Counter[str]:
     """What a process reads in a training, and how often."""
     read: Counter[str] = Counter()
 
-    def counted(image: Path | ImageRef, max_downscale: MaxDownscale) -> Decoded:
+    def counted(image: Path | ImageRef, *options: Any) -> Decoded:
         read[str(image)] += 1
-        return decode_image(image, max_downscale)
+        return decode_image(image, *options)
 
     wildcat.data.loader.decode_image = counted  # this process is the test's own
     train(open_run(folder), open_dataset(source))
@@ -350,7 +350,7 @@ def test_one_process_speaks_and_a_restart_goes_on(tmp_path: Path, shapes: DataSe
     assert killed == -SIGKILL
     assert left[0] == 1
     assert left[1].startswith("shapes (voc, multilabel): 5 classes, 22 images to train on, 10 to choose the best")
-    assert "device cpu, 2 processes\nWriting" in left[1]
+    assert "device cpu, 2 processes\n" in left[1] and "\nWriting" in left[1]
     assert left[2].count("wildcat: another process has died") == 1
     assert load_state(tmp_path / "run" / STATE)["position"]["step"] == 2, "saved before the third step"
 

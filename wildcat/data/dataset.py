@@ -193,7 +193,13 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
             "Add images without it: an empty label or a 0 in a table, or a folder of other images.",
         )
     notes = []
-    if data.task == "multilabel" and len(data.classes) > 1 and ((labels == PRESENT).sum(axis=1) == 1).all():
+    if (
+        data.task == "multilabel"
+        and len(data.classes) > 1
+        and len(labels) > 1
+        and ((labels == PRESENT).sum(axis=1) == 1).all()
+        and (labels != IGNORED).all()
+    ):
         notes.append(
             f"Every one of the {where} has exactly one label. If classes exclude each other, give --data-option "
             "task=multiclass: the model then learns to choose one."
