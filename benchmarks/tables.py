@@ -109,6 +109,17 @@ def scenes(result: Result) -> str:
     )
 
 
+def fine_tuning(result: Result) -> str:
+    s = result["settings"]
+    keys = {"mAP %": "map", "point AP %": "point_ap", "pointing game %": "pointing_game", "mIoU %": "miou"}
+    rows = [[row["input"], *(percent(row[key]) for key in keys.values())] for row in result["results"]]
+    return (
+        f"{s['data']}: last stage of {s['backbone']}, {s['head_epochs']} epochs of the head, then {s['epochs']} of both "
+        f"(recipe `finetune`), averaged with the mirrored view, {s['seeds']} seed; training at 448 px took "
+        f"{s['seconds_to_train_448'] / 60:.0f} minutes on two busy cores.\n\n" + markdown_table(["input", *keys], rows)
+    )
+
+
 def solar(result: Result) -> str:
     s, r = result["settings"], result["results"]
     members, metrics = r["members"], r["classification"]
@@ -133,6 +144,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "pooling-sizes.json": ("Pooling, several input sizes", pooling),
         "masks.json": ("Masks from image-level labels", masks),
         "views.json": ("Test-time augmentation and output stride", views),
+        "fine-tuning-voc.json": ("Fine-tuning the last stage", fine_tuning),
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
         "solar.json": ("Solar cells", solar),

@@ -270,7 +270,9 @@ def _unrecognised(path: Path) -> DataError:
             f"{path} is a file of an unknown format.", f"Give a folder or a table, laid out as one of:\n{accepted}"
         )
     skipped: Counter[str] = Counter()
-    if not any(image_files(str(path), skipped)) and (note := skipped_note(path, skipped)):
+    if not any(image_files(str(path), skipped)) and (note := skipped_note("", skipped)):
+        if any("(" in kind for kind in skipped):  # images of a kind that Pillow does not read, with what to do
+            return DataError(f"{path} has no images that can be read: {note}", "Do what is named in brackets.")
         accepted = f"{accepted}\n{note}"
     return DataError(
         f"{path} has no known layout; it holds:\n{describe_tree(path)}",
