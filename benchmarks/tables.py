@@ -114,8 +114,8 @@ def fine_tuning(result: Result) -> str:
     keys = {"mAP %": "map", "point AP %": "point_ap", "pointing game %": "pointing_game", "mIoU %": "miou"}
     rows = [[row["input"], *(percent(row[key]) for key in keys.values())] for row in result["results"]]
     return (
-        f"{s['data']}: last stage of {s['backbone']}, {s['head_epochs']} epochs of the head, then {s['epochs']} of both "
-        f"(recipe `finetune`), averaged with the mirrored view, {s['seeds']} seed; training at 448 px took "
+        f"{s['data']}: last stage of {s['backbone']}, {s['head_epochs']} epochs of the head, then {s['epochs']} of "
+        f"both (recipe `finetune`), averaged with the mirrored view, {s['seeds']} seed; training at 448 px took "
         f"{s['seconds_to_train_448'] / 60:.0f} minutes on two busy cores.\n\n" + markdown_table(["input", *keys], rows)
     )
 

@@ -112,7 +112,7 @@ def test_a_folder_of_other_formats_names_what_to_install(tmp_path: Path) -> None
     for name in ("box", "disc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.HEIC").write_bytes(HEIC)
-    with pytest.raises(DataError, match="no known layout") as caught:
+    with pytest.raises(DataError, match="has no images that can be read") as caught:
         open_dataset(tmp_path)
     assert "2 HEIC (pip install pillow-heif)" in caught.value.hint
     with pytest.raises(DataError, match="holds no images") as caught:

@@ -272,7 +272,7 @@ def _unrecognised(path: Path) -> DataError:
     skipped: Counter[str] = Counter()
     if not any(image_files(str(path), skipped)) and (note := skipped_note("", skipped)):
         if any("(" in kind for kind in skipped):  # images of a kind that Pillow does not read, with what to do
-            return DataError(f"{path} has no images that can be read: {note}", "Do what is named in brackets.")
+            return DataError(f"{path} has no images that can be read.", f"{note[0].upper()}{note[1:]}")
         accepted = f"{accepted}\n{note}"
     return DataError(
         f"{path} has no known layout; it holds:\n{describe_tree(path)}",
