@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wildcat.data.transforms import Preprocess, random_crop, smallest_side
+from wildcat.config import Distortion
+from wildcat.data.transforms import Preprocess, distort, random_crop, smallest_side
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -169,3 +170,16 @@ def test_maximum_downscale_factor() -> None:
     assert Preprocess(100, *PLAIN).max_downscale((1600, 800)) == 4.0
     assert Preprocess(100, *PLAIN).max_downscale((150, 800)) < 1
     assert Preprocess(100, *PLAIN).max_downscale((1600, 800), crop_scale=0.48) == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize("distortion", ["trivial", "rand"])
+def test_distortions_are_those_of_the_generator_alone(distortion: Distortion) -> None:
+    pixels = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    drawn = [distort(pixels, np.random.default_rng(seed), distortion) for seed in (*range(8), *range(8))]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(drawn[:8], drawn[8:], strict=True))
+    assert all(image.shape == pixels.shape and image.dtype == torch.uint8 for image in drawn)
+    assert sum(not torch.equal(image, pixels) for image in drawn[:8]) > 4
+    assert sum(not torch.equal(image, drawn[0]) for image in drawn[:8]) > 4

@@ -170,6 +170,17 @@ def test_groups_of_a_fine_tuned_network() -> None:
         assert seen[key] == (lr, 0.3 if key in matrices else 0.0), name
 
 
+def test_the_rate_falls_towards_the_first_layers() -> None:
+    model = create_model("test_resnet", 2, pretrained=False)
+    config = TrainConfig(lr=0.4, backbone_lr_scale=0.1, layer_decay=0.5)
+    groups = parameter_groups(model, config)
+    rate = {id(p): group["peak_lr"] for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    names = ("conv1.0", "layer1.0.conv1", "layer2.0.conv1", "layer3.0.conv1", "layer4.0.conv1")
+    first, *rest = rates = [rate[id(model.backbone.network.get_parameter(f"{name}.weight"))] for name in names]
+    assert all(later == pytest.approx(2 * earlier) for earlier, later in zip(rates, rest, strict=False)), rates
+    assert first > 0 and rates[-1] <= 0.4 / config.num_maps * 0.1
+
+
 def test_groups_of_a_head() -> None:
     model = create_model("test_resnet", 2, pretrained=False)
     config = TrainConfig(tune="head", lr=0.5)
