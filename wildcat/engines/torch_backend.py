@@ -16,6 +16,7 @@ from wildcat.config import Precision
 from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.errors import EngineError
 from wildcat.nn.backbones import Backbone, prefix_tokens
+from wildcat.nn.split import ForwardFeatures
 
 log = logging.getLogger(__name__)
 
@@ -94,20 +95,10 @@ class _Folded(nn.Module):
         self.num_features: Any = network.num_features
         self.output_fmt = getattr(network, "output_fmt", "NCHW")
         self.num_prefix_tokens = prefix_tokens(network)
-        self.graph = fold_graph(_Features(network))
+        self.graph = fold_graph(ForwardFeatures(network))
 
     def forward_features(self, images: Tensor) -> Tensor:
         features: Tensor = self.graph(images)
-        return features
-
-
-class _Features(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.network.forward_features(images)  # type: ignore[operator]  # every timm model has it
         return features
 
 

@@ -75,7 +75,9 @@ class _Network(nn.Module):
         return features
 
 
-class _Features(nn.Module):
+class ForwardFeatures(nn.Module):
+    """The `forward_features` of a timm network as a module, for tracing: its layers are called `network.*`."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
@@ -99,7 +101,7 @@ class _Tracer(fx.Tracer):
 def _cut(network: nn.Module, name: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The layers of `network.forward_features` up to the last call of module `name`, and those after it."""
     cut = f"network.{name}"
-    root = _Features(network)
+    root = ForwardFeatures(network)
     whole = fx.GraphModule(root, _Tracer(cut).trace(root))
     parts = []
     for first in (True, False):
