@@ -440,7 +440,7 @@ def test_in_a_browser(hostile: tuple[DataSet, FakePredictor, str], tmp_path: Pat
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.keyboard.press("Escape")
     viewer.wait_for(state="hidden")
-    page.wait_for_function("[...document.querySelectorAll('.card')].indexOf(document.activeElement) === 1")
+    page.locator(".card").nth(1).and_(page.locator(":focus")).wait_for()
 
 
 def test_a_link_opens_one_image(hostile: tuple[DataSet, FakePredictor, str], tmp_path: Path, visit: Visit) -> None:
