@@ -53,9 +53,6 @@ class Batches(Protocol):
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         """Inputs -> (B, C) scores for the loss, or (B, C + 1) with a background."""
 
-    def set_training_mode(self, model: Wildcat) -> None:
-        """Put the layers that are trained into training mode, all others into evaluation mode."""
-
     def adapt(self, model: Wildcat) -> None:
         """Fit the statistics of the network's normalisation layers to the training images, before the first step."""
 
@@ -99,11 +96,6 @@ class ImageBatches:
 
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         return model.training_scores(model.features(inputs.contiguous(memory_format=torch.channels_last)))
-
-    def set_training_mode(self, model: Wildcat) -> None:
-        model.train()
-        if frozen_batchnorm(self.config):
-            freeze_batchnorm(model.backbone)
 
     def adapt(self, model: Wildcat) -> None:
         if not frozen_batchnorm(self.config):
@@ -175,13 +167,6 @@ class FeatureBatches:
     def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
         return model.training_scores(self.rest(inputs))
 
-    def set_training_mode(self, model: Wildcat) -> None:
-        model.train()
-        if self.config.tune == "head":
-            model.backbone.eval()
-        elif frozen_batchnorm(self.config):
-            freeze_batchnorm(model.backbone)
-
     def adapt(self, model: Wildcat) -> None:
         pass  # the features are those of the backbone as it is
 
@@ -195,6 +180,15 @@ class FeatureBatches:
 def frozen_batchnorm(config: TrainConfig) -> bool:
     """Whether the backbone keeps its running statistics in training; random weights have none worth keeping."""
     return config.freeze_bn and config.weights != "none"
+
+
+def set_training_mode(model: Wildcat, config: TrainConfig) -> None:
+    """Put the layers that are trained into training mode, and frozen ones into evaluation mode."""
+    model.train()
+    if config.tune == "head":
+        model.backbone.eval()
+    elif frozen_batchnorm(config):
+        freeze_batchnorm(model.backbone)
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

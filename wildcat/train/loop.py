@@ -30,7 +30,7 @@ from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
-from wildcat.train.batches import Batch, Batches, create_batches, parallel_network
+from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
 from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
 from wildcat.train.optim import (
     balancing_weights,
@@ -103,8 +103,9 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
         if resume:
             checkpoint.restore()
         fresh = parent is None and checkpoint.position == Position()
-        total = stages(config)[-1].last_epoch * len(samples)
-        for stage in stages(config):
+        plan = stages(config)
+        total = plan[-1].last_epoch * len(samples)
+        for stage in plan:
             if checkpoint.position.epoch >= stage.last_epoch:
                 continue
             batches = create_batches(stage.config, model, samples, val_samples, run.preprocess, progress)
@@ -122,7 +123,7 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
                     break
     position = checkpoint.position
     metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
-    finished = position.epoch >= stages(config)[-1].last_epoch
+    finished = position.epoch >= plan[-1].last_epoch
     return Outcome(finished, position.epoch, position.best_epoch, metric_name(multiclass), metric)
 
 
@@ -216,7 +217,7 @@ class Trainer:
     def train_epoch(self, interrupted: threading.Event) -> bool:
         """Take the remaining steps of an epoch; False if interrupted between two of them."""
         config, position = self.config, self.checkpoint.position
-        self.batches.set_training_mode(self.model)
+        set_training_mode(self.model, config)
         batches = self.batches.epoch(position.epoch, position.step * config.accumulate)
         while position.step < self.steps_per_epoch:
             save_due = distributed.rank() == 0 and self.seconds_since_save() >= 60 * config.save_minutes
