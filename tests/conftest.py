@@ -112,6 +112,15 @@ def visit(browser: Browser) -> Iterator[Visit]:
     assert not any(all_faults), all_faults
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the module's own, for features, downloads and graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("WILDCAT_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """22 images to train with and 10 to validate with."""

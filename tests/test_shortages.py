@@ -30,11 +30,7 @@ TINY += ["--workers", "0", "--device", "cpu"]
 SMALLER, UNWRITABLE, VANISHED, MEMORY = "File too large", "cannot be written", "does not exist", "not enough memory"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WILDCAT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")

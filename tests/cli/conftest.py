@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,8 @@ def command(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("WILDCAT_CACHE", str(folder))
-        yield folder
+def own_cache(cache: Path) -> None:
+    """Every module has a cache folder of its own."""
 
 
 @pytest.fixture(scope="session")

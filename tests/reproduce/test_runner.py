@@ -26,11 +26,7 @@ SMALL: dict[str, Any] = {"backbone": "lite0", "image_size": 64, "epochs": 1, "wo
 CONFIG = dataclasses.replace(load_recipe("reproduce"), **SMALL)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WILDCAT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")
