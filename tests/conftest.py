@@ -22,6 +22,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
+from wildcat.cli import main
 from wildcat.data.dataset import DataSet
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.voc import read_voc
@@ -38,6 +39,9 @@ hypothesis.settings.load_profile("shared")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
+TINY += ("--batch-size", "8", "--lr", "0.001")
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +126,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    """22 images to train with and 10 to validate with."""
-    return read_voc(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=22, val=10, size=(48, 64)))
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """22 images to train with and 10 to validate with, as a VOC devkit."""
+    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=22, val=10, size=(48, 64))
+
+
+@pytest.fixture(scope="session")
+def shapes(shapes_folder: Path) -> DataSet:
+    """The data set in `shapes_folder`."""
+    return read_voc(shapes_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, shapes_folder: Path) -> Path:
+    """A run folder trained for two epochs on `shapes_folder`; read only (copy it to write into it)."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WILDCAT_CACHE", str(folder.with_name("cache")))
+        assert main(["train", str(shapes_folder), "--out", str(folder), "--epochs", "2", *TINY]) == 0
+    return folder
 
 
 @pytest.fixture(scope="session")

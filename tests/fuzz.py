@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -106,8 +107,8 @@ READERS = {
 }
 
 
-def make_places(place: Path) -> None:
-    """Write a small valid file for each reader."""
+def make_places(place: Path, trained: Path | None = None) -> None:
+    """Write a small valid file for each reader; `trained` is a run folder to copy instead of training one."""
     import json
 
     from wildcat.cli import main
@@ -130,12 +131,14 @@ def make_places(place: Path) -> None:
     }
     (place / "coco" / "instances.json").write_text(json.dumps(content))
     (place / "recipe.yaml").write_text(config_text(TrainConfig()))
-    tiny = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --batch-size 4 --epochs 1"
-    for name in ("run", "other"):
-        assert main(["train", str(shapes), "--out", str(place / name), *tiny.split()]) == 0
-    assert main(["calibrate", str(place / "run"), str(shapes), "--device", "cpu"]) == 0
-    both = ["ensemble", str(place / "run"), str(place / "other"), "--combine", "average", "--out", str(place / "both")]
-    assert main(both) == 0
+    run = place / "run"
+    if trained is None:
+        settings = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --epochs 1"
+        assert main(["train", str(shapes), "--out", str(run), *settings.split()]) == 0
+    else:
+        shutil.copytree(trained, run)
+    assert main(["calibrate", str(run), str(shapes), "--device", "cpu"]) == 0
+    assert main(["ensemble", str(run), str(run), "--combine", "average", "--out", str(place / "both")]) == 0
     shard = shard_of_one()
     ShardFolder(place / "rows", {"format": "jsonl"}, resume=False).write(shard, [error_row(*shard.images[0], "broken")])
 

@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 import wildcat
+from tests.conftest import TINY
 from wildcat.cli import main
 from wildcat.data import write_shapes
 from wildcat.errors import RunError
 from wildcat.models import run as runs
 from wildcat.models.manifest import MANIFEST
 
-TINY = ("--backbone", "test_resnet", "--weights", "none", "--image-size", "64", "--workers", "0", "--device", "cpu")
-TINY += ("--batch-size", "8", "--lr", "0.001", "--epochs", "1")
+LINE = (*TINY, "--epochs", "1")
 
 Refused = Callable[..., str]
 
@@ -31,22 +31,16 @@ Refused = Callable[..., str]
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=10, val=5, size=(40, 60))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", str(shapes), "--out", str(folder), *TINY]) == 0
-    return folder
+@pytest.fixture(scope="session")
+def shapes(shapes_folder: Path) -> Path:
+    """The data that `tiny` was trained on."""
+    return shapes_folder
 
 
 @pytest.fixture
-def run(tmp_path: Path, trained: Path) -> Path:
+def run(tmp_path: Path, tiny: Path) -> Path:
     """A run folder that a test may damage."""
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+    return Path(shutil.copytree(tiny, tmp_path / "run"))
 
 
 @pytest.fixture
@@ -97,33 +91,33 @@ def classes_in(folder: Path, count: int = 5) -> Path:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder(refused: Refused, tmp_path: Path, trained: Path) -> None:
+def test_a_missing_folder(refused: Refused, tmp_path: Path, tiny: Path) -> None:
     classes_in(tmp_path / "pets")
-    for command in (["train", "--out", tmp_path / "new", *TINY], ["evaluate", trained]):
+    for command in (["train", "--out", tmp_path / "new", *LINE], ["evaluate", tiny]):
         told = refused(*command, tmp_path / "pest", names=tmp_path / "pest")
         assert "did you mean pets" in told.lower()
-    told = refused("predict", trained, tmp_path / "pest", names=tmp_path / "pest")
+    told = refused("predict", tiny, tmp_path / "pest", names=tmp_path / "pest")
     assert "did you mean pets" in told.lower()
 
 
 def test_an_empty_class(refused: Refused, tmp_path: Path) -> None:
     (classes_in(tmp_path / "pets") / "fish").mkdir()
-    refused("train", tmp_path / "pets", "--out", tmp_path / "new", *TINY, names=tmp_path / "pets" / "fish")
+    refused("train", tmp_path / "pets", "--out", tmp_path / "new", *LINE, names=tmp_path / "pets" / "fish")
 
 
 def test_a_folder_that_fits_no_layout(refused: Refused, tmp_path: Path) -> None:
     image(tmp_path / "flat" / "a.png")
-    told = refused("train", tmp_path / "flat", "--out", tmp_path / "new", *TINY, names="a.png")
+    told = refused("train", tmp_path / "flat", "--out", tmp_path / "new", *LINE, names="a.png")
     assert "photos/{cat,dog,...}/*.jpg" in told  # a layout that can be read
 
 
 def test_a_table_with_an_unknown_column(refused: Refused, tmp_path: Path) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "t.csv").write_text("photo,labels\na.png,cat\n")
-    told = refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="t.csv")
+    told = refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *LINE, names="t.csv")
     assert "there is nothing to learn" in told or "holds no images" in told, "the column photo is recognised"
     (tmp_path / "t.csv").write_text("image,cat,size\na.png,1,large\n")
-    refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *TINY, names="'large'")
+    refused("train", tmp_path / "t.csv", "--out", tmp_path / "new", *LINE, names="'large'")
 
 
 def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +125,7 @@ def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: p
         image(tmp_path / f"{i}.png", seed=i)
     rows = [f"{i}.png,{'cat' if i % 2 else 'dog'}{';lynx' if i == 0 else ''}" for i in range(12)]
     (tmp_path / "t.csv").write_text("\n".join(["image,labels", *rows]))
-    assert main(["train", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new"), *TINY]) == 0
+    assert main(["train", str(tmp_path / "t.csv"), "--out", str(tmp_path / "new"), *LINE]) == 0
     assert "Label 'lynx' occurs once." in capsys.readouterr().err
     assert wildcat.load(tmp_path / "new").classes == ("cat", "dog", "lynx")
     assert main(["evaluate", str(tmp_path / "new"), str(tmp_path / "t.csv"), "--json"]) == 0
@@ -143,17 +137,17 @@ def test_a_label_that_occurs_once_is_noted_and_learned(tmp_path: Path, capsys: p
     ("content", "said"), [(b"", "0 bytes"), (b"<html>404 not found</html>", "is not an image"), (b"\xff\xd8\xff", "")]
 )
 def test_files_that_are_no_images(
-    refused: Refused, tmp_path: Path, trained: Path, content: bytes, said: str, capsys: pytest.CaptureFixture[str]
+    refused: Refused, tmp_path: Path, tiny: Path, content: bytes, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = classes_in(tmp_path / "pets") / "cat" / "bad.jpg"
     bad.write_bytes(content)
-    told = refused("train", tmp_path / "pets", "--out", tmp_path / "new", *TINY, names="bad.jpg")
+    told = refused("train", tmp_path / "pets", "--out", tmp_path / "new", *LINE, names="bad.jpg")
     assert "1 of 11 images cannot be read" in told and said in told
     assert not (tmp_path / "new").exists()
-    assert main(["predict", str(trained), str(tmp_path / "pets"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["predict", str(tiny), str(tmp_path / "pets"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().err
     assert "1 of 11 images could not be read and were skipped." in told and str(bad) in told
-    refused("predict", trained, bad, names="bad.jpg", hint=False)
+    refused("predict", tiny, bad, names="bad.jpg", hint=False)
 
 
 def test_a_truncated_image_is_named_and_training_resumes_once_it_is_repaired(
@@ -163,7 +157,7 @@ def test_a_truncated_image_is_named_and_training_resumes_once_it_is_repaired(
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])  # its first bytes are right: found out only when it is read
     line = ["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new")]
-    assert main([*line, *TINY]) == 1
+    assert main([*line, *LINE]) == 1
     told = capsys.readouterr().err
     assert f"wildcat: {bad} is truncated" in told and "Traceback" not in told
     bad.write_bytes(whole)
@@ -171,11 +165,11 @@ def test_a_truncated_image_is_named_and_training_resumes_once_it_is_repaired(
     assert "Writing" in capsys.readouterr().out, "nothing was left of the failed start"
 
 
-def test_images_of_extreme_shape_work(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_of_extreme_shape_work(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, size in (("dot", (1, 1)), ("wide", (20_000, 50)), ("tall", (3, 900))):
         image(tmp_path / "pets" / "cat" / f"{name}.png", size)
         image(tmp_path / "pets" / "dog" / f"{name}.png", size, seed=1)
-    assert main(["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new"), *TINY]) == 0
+    assert main(["train", str(tmp_path / "pets"), "--out", str(tmp_path / "new"), *LINE]) == 0
     out = tmp_path / "out"
     kinds = "overlays,heatmaps,modalities,masks,arrays"
     cats = str(tmp_path / "pets" / "cat")
@@ -189,15 +183,15 @@ def test_images_of_extreme_shape_work(tmp_path: Path, trained: Path, capsys: pyt
     assert "skipped" not in capsys.readouterr().err
 
 
-def test_two_data_sets_that_share_no_class(refused: Refused, tmp_path: Path, trained: Path) -> None:
-    told = refused("evaluate", trained, classes_in(tmp_path / "pets"), names="have no class in common")
+def test_two_data_sets_that_share_no_class(refused: Refused, tmp_path: Path, tiny: Path) -> None:
+    told = refused("evaluate", tiny, classes_in(tmp_path / "pets"), names="have no class in common")
     assert "the model has 'cross'" in told and "the data has 'cat', 'dog'" in told
 
 
-def test_a_split_that_does_not_exist(refused: Refused, shapes: Path, trained: Path) -> None:
+def test_a_split_that_does_not_exist(refused: Refused, shapes: Path, tiny: Path) -> None:
     for command in ("evaluate", "predict"):
-        refused(command, trained, shapes, "--split", "tset", names="no split 'tset'")
-    refused("train", shapes, "--out", "nowhere", "--val-split", "train", *TINY, names="'train'", code=2)
+        refused(command, tiny, shapes, "--split", "tset", names="no split 'tset'")
+    refused("train", shapes, "--out", "nowhere", "--val-split", "train", *LINE, names="'train'", code=2)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -228,20 +222,20 @@ def test_a_split_that_does_not_exist(refused: Refused, shapes: Path, trained: Pa
     ],
 )
 def test_settings_out_of_range(refused: Refused, shapes: Path, tmp_path: Path, flags: list[str], names: str) -> None:
-    told = refused("train", shapes, "--out", tmp_path / "new", *TINY, *flags, names="", code=2, hint=False)
+    told = refused("train", shapes, "--out", tmp_path / "new", *LINE, *flags, names="", code=2, hint=False)
     assert names.lower() in told.lower()
     assert not (tmp_path / "new").exists()
 
 
-def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Path, trained: Path) -> None:
+def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Path, tiny: Path) -> None:
     a = image(tmp_path / "a.png")
     out = tmp_path / "out"
-    assert "Did you mean disc?" in refused("predict", trained, a, "--classes", "dsc", names="'dsc'", code=2)
-    assert "It has: cross, disc" in refused("predict", trained, a, "--classes", "x", names="'x'", code=2)
-    refused("predict", trained, a, "--out", out, "--save", "overlay", names="overlay", code=2)
-    refused("predict", trained, a, "--device", "tpu", names="--device tpu", code=2)
-    refused("predict", trained, a, "--batch-size", 0, names="--batch-size 0", code=2, hint=False)
-    refused("predict", trained, names="no images are given", code=2)
+    assert "Did you mean disc?" in refused("predict", tiny, a, "--classes", "dsc", names="'dsc'", code=2)
+    assert "It has: cross, disc" in refused("predict", tiny, a, "--classes", "x", names="'x'", code=2)
+    refused("predict", tiny, a, "--out", out, "--save", "overlay", names="overlay", code=2)
+    refused("predict", tiny, a, "--device", "tpu", names="--device tpu", code=2)
+    refused("predict", tiny, a, "--batch-size", 0, names="--batch-size 0", code=2, hint=False)
+    refused("predict", tiny, names="no images are given", code=2)
     assert not out.exists()
 
 
@@ -258,12 +252,12 @@ def test_an_unknown_command_or_model(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_an_output_that_exists(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
-    told = refused("train", shapes, "--out", run, *TINY, names=f"{run} exists and is never overwritten")
+    told = refused("train", shapes, "--out", run, *LINE, names=f"{run} exists and is never overwritten")
     assert "--resume" in told and "run-2" in told
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     for out in (tmp_path / "full", tmp_path / "full" / "thesis.txt"):
-        assert "--resume" not in refused("train", shapes, "--out", out, *TINY, names=f"{out} exists")
+        assert "--resume" not in refused("train", shapes, "--out", out, *LINE, names=f"{out} exists")
         refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} exists")
 
 
@@ -305,7 +299,7 @@ def test_a_state_that_would_run_code_is_not_opened(refused: Refused, tmp_path: P
 
 def test_weights_that_cannot_be_read_leave_no_run_behind(refused: Refused, tmp_path: Path, shapes: Path) -> None:
     out = tmp_path / "new"
-    refused("train", shapes, "--out", out, *TINY, "--weights", tmp_path / "nosuch.pth", names="nosuch.pth")
+    refused("train", shapes, "--out", out, *LINE, "--weights", tmp_path / "nosuch.pth", names="nosuch.pth")
     assert not out.exists(), "the same --out can be given again"
 
 
@@ -368,33 +362,33 @@ def test_a_damaged_history_is_named_on_resume(refused: Refused, shapes: Path, ru
 def test_an_output_that_cannot_be_written(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
     (tmp_path / "file").write_text("a folder cannot be made below a file")
     out = tmp_path / "file" / "out"
-    refused("train", shapes, "--out", out, *TINY, names=f"{out} cannot be written")
+    refused("train", shapes, "--out", out, *LINE, names=f"{out} cannot be written")
     refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} cannot be written")
 
 
 def test_a_full_disk_while_training_and_predicting(
-    tmp_path: Path, shapes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shapes: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)  # what each file passes through before it is moved into place
     out = tmp_path / "new"
-    assert main(["train", str(shapes), "--out", str(out), *TINY]) == 1
+    assert main(["train", str(shapes), "--out", str(out), *LINE]) == 1
     told = capsys.readouterr().err
     assert "cannot be written: No space left on device." in told and "Traceback" not in told
     assert not [f for f in out.rglob("*") if f.name.startswith(".")]  # no half-written file stays
-    assert main(["predict", str(trained), str(shapes / "JPEGImages"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["predict", str(tiny), str(shapes / "JPEGImages"), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
     assert "cannot be written: No space left on device." in told and "Traceback" not in told
 
 
 def test_a_disk_that_fills_up_later_leaves_the_old_weights(
-    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Path(shutil.copy(trained / runs.WEIGHTS, tmp_path))
+    weights = Path(shutil.copy(tiny / runs.WEIGHTS, tmp_path))
     before = weights.read_bytes()
-    model = wildcat.load(trained).model
+    model = wildcat.load(tiny).model
     with torch.no_grad():
         model.transfer.weight.add_(1)
 
@@ -421,13 +415,13 @@ def test_masks_of_more_classes_than_a_png_can_hold(refused: Refused, tmp_path: P
     assert "254" in told and not (tmp_path / "o").exists()  # said before the first image
 
 
-def test_a_file_name_that_is_not_unicode(tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_name_that_is_not_unicode(tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = os.fsdecode(b"caf\xe9.png")  # as old archives leave them on Linux
     try:
         image(tmp_path / "in" / "a.png").rename(tmp_path / "in" / name)
     except OSError:
         pytest.skip("this file system takes Unicode names only")
-    assert main(["predict", str(trained), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["predict", str(tiny), str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     row = json.loads((tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8"))
     assert Path(row["image"]) == tmp_path / "in" / name
 
@@ -436,5 +430,5 @@ def test_nested_and_linked_class_folders_use_each_image_once(tmp_path: Path, ref
     """A class folder inside a class folder belongs to the outer one; a link to itself does not loop."""
     pets = classes_in(tmp_path / "pets")
     (pets / "cat" / "loop").symlink_to(pets / "cat", target_is_directory=True)
-    assert main(["train", str(pets), "--out", str(tmp_path / "new"), *TINY]) == 0
+    assert main(["train", str(pets), "--out", str(tmp_path / "new"), *LINE]) == 0
     assert json.loads((tmp_path / "new" / MANIFEST).read_text())["data"]["images"] == {"train": 8, "val": 2}

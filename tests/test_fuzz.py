@@ -31,12 +31,12 @@ few = settings(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
     """A folder with a small valid file for each reader, which a test may overwrite."""
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("fuzz")
         patch.setenv("WILDCAT_CACHE", str(place / "cache"))
-        make_places(place)
+        make_places(place, tiny)
         yield place
 
 
@@ -192,7 +192,7 @@ Change = Callable[[dict[str, Any]], object]
     ],
 )
 def test_states_that_fit_no_training_are_refused(
-    run: Path, place: Path, change: Change, capsys: pytest.CaptureFixture[str]
+    run: Path, shapes_folder: Path, change: Change, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from wildcat.cli import main
 
@@ -200,6 +200,6 @@ def test_states_that_fit_no_training_are_refused(
     state["position"].update(epoch=0, step=1)  # a training that has steps left reads all of its state
     change(state)
     torch.save(state, run / STATE)
-    assert main(["train", str(place / "shapes"), "--out", str(run), "--resume"]) == 1
+    assert main(["train", str(shapes_folder), "--out", str(run), "--resume"]) == 1
     told = capsys.readouterr().err
     assert "state.pt" in told and "Traceback" not in told

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ import skimage.data
 from PIL import Image, ImageCms
 
 from wildcat.cli import main
-from wildcat.data import write_shapes
 from wildcat.scale.rows import read_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -272,21 +271,10 @@ def test_every_reader_returns_an_image_or_one_sentence_that_names_the_file(
     assert {name for name in sized if "claims-0x0" in name or "claims-65535" in name} <= refused
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    place = tmp_path_factory.mktemp("run")
-    data = write_shapes(place / "shapes", train=10, val=5, size=(40, 60))
-    tiny = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --batch-size 8 --epochs 1"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WILDCAT_CACHE", str(place / "cache"))
-        assert main(["train", str(data), "--out", str(place / "tiny"), *tiny.split()]) == 0
-        yield place / "tiny"
-
-
 def test_one_stream_reads_all_of_them_and_names_each(
-    run: Path, folder: Path, answers: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, folder: Path, answers: dict[str, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["predict", str(run), str(folder), "--device", "cpu"]
+    line = ["predict", str(tiny), str(folder), "--device", "cpu"]
     assert main([*line, "--out", str(tmp_path / "rows"), "--shard-rows", "100"]) == 0
     rows = [row for path in sorted((tmp_path / "rows").glob("shard-*")) for row in read_rows(path)]
     assert [Path(row["image"]).name for row in rows] == sorted(answers)

@@ -33,15 +33,14 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Path]:
     """A folder with `data`, the runs `a`, `b` and `c`, and `before`, a copy of the calibration of `c`."""
     place = tmp_path_factory.mktemp("killed")
     data = write_shapes(place / "data", train=8, val=4, size=(40, 60))
-    tiny = "--backbone test_resnet --weights none --image-size 32 --workers 0 --device cpu --batch-size 8 --epochs 1"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WILDCAT_CACHE", str(place / "cache"))
-        for seed, name in enumerate("ab"):
-            assert main(["train", str(data), "--out", str(place / name), "--seed", str(seed), *tiny.split()]) == 0
+        for name in "ab":
+            shutil.copytree(tiny, place / name)
             raise_scores(place / name / "model.safetensors")
         shutil.copytree(place / "a", place / "c")
         assert main(["calibrate", str(place / "c"), str(data), "--device", "cpu"]) == 0
@@ -50,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def raise_scores(weights: Path) -> None:
-    """After one epoch all maps are negative and nothing is predicted: raise the bias of all classes."""
+    """After two epochs all maps are negative and nothing is predicted: raise the bias of all classes."""
     values = load_file(weights)
     values["transfer.bias"] += 3
     save_file(values, weights)

@@ -20,7 +20,8 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import wildcat
-from tests.cli.conftest import TINY, command
+from tests.cli.conftest import command
+from tests.conftest import TINY
 from wildcat.cli import parse
 from wildcat.cli.options import note_amp
 from wildcat.config import TrainConfig
@@ -36,11 +37,6 @@ from wildcat.settings import config_text, list_recipes, load_recipe, read_config
 def subprocess_of(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "wildcat", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False, **options)
-
-
-@pytest.fixture
-def run(tiny: Path) -> Path:
-    return tiny
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +202,7 @@ def test_training_says_what_it_found_and_what_to_do_next(
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0] == (
-        "shapes (voc, multilabel): 5 classes, 16 images to train on, 8 to choose the best epoch; device cpu"
+        "shapes (voc, multilabel): 5 classes, 22 images to train on, 10 to choose the best epoch; device cpu"
     )
     assert f"Writing {out}" in lines[1:]
     assert lines[-1] == f"Next: wildcat evaluate '{out}' {shapes}   or   wildcat predict '{out}' IMAGE --out DIR"
@@ -311,15 +307,15 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
 
 
 def test_json_is_one_object_with_the_figures_of_the_models_own_scores(
-    run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("evaluate", run, shapes, "--json", "--ap", "plain", "--device", "cpu") == 0
+    assert command("evaluate", tiny, shapes, "--json", "--ap", "plain", "--device", "cpu") == 0
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert printed.out.count("\n") == 1
     assert "shapes (voc, multilabel)" in printed.err
     samples = open_dataset(shapes).split("val")
-    predictor = wildcat.load(run, device="cpu")
+    predictor = wildcat.load(tiny, device="cpu")
     scores = np.stack([p.class_scores for p in predictor.predict([s.path for s in samples])])
     labels = label_matrix(samples)
     for c, name in enumerate(predictor.classes):
@@ -337,10 +333,10 @@ def test_json_is_one_object_with_the_figures_of_the_models_own_scores(
     assert result == evaluate(predictor, open_dataset(shapes), "val", "plain")
 
 
-def test_the_table_has_the_same_figures(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("evaluate", run, shapes, "--json") == 0
+def test_the_table_has_the_same_figures(tiny: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("evaluate", tiny, shapes, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert command("evaluate", run, shapes) == 0
+    assert command("evaluate", tiny, shapes) == 0
     text = capsys.readouterr().out
     (disc,) = [line.split() for line in text.splitlines() if line.startswith("disc")]
     expected = [result["classification"]["ap"]["disc"], result["pointing"]["ap"]["disc"]]
@@ -349,27 +345,27 @@ def test_the_table_has_the_same_figures(run: Path, shapes: Path, capsys: pytest.
 
 
 def test_what_has_no_ground_truth_is_left_out(
-    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["image,cross,disc,ring,square,triangle"]
     lines += [f"{p},1,0,0,,1" for p in sorted((shapes / "JPEGImages").glob("*.jpg"))[:4]]
     (tmp_path / "tags.csv").write_text("\n".join(lines))
-    assert command("evaluate", run, tmp_path / "tags.csv", "--split", "all", "--json") == 0
+    assert command("evaluate", tiny, tmp_path / "tags.csv", "--split", "all", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert set(result) == {"data", "split", "images", "classification"}
     assert result["images"] == 4
     assert result["classification"]["ap"] == {"cross": 1.0, "disc": None, "ring": None, "square": None, "triangle": 1.0}
-    assert command("evaluate", run, tmp_path / "tags.csv", "--split", "all") == 0
+    assert command("evaluate", tiny, tmp_path / "tags.csv", "--split", "all") == 0
     table = capsys.readouterr().out
     assert "point" not in table and "IoU" not in table
 
 
-def test_errors_of_json_leave_stdout_empty(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_json_leave_stdout_empty(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(5):
             Image.new("RGB", (40, 40)).save(tmp_path / name / f"{i}.png")
-    assert command("evaluate", run, tmp_path, "--json") == 1
+    assert command("evaluate", tiny, tmp_path, "--json") == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "have no class in common" in printed.err
@@ -380,11 +376,11 @@ def test_errors_of_json_leave_stdout_empty(run: Path, tmp_path: Path, capsys: py
 
 
 def test_a_folder_is_predicted_and_what_cannot_be_read_is_counted(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     kinds = "overlays,heatmaps,modalities,masks,arrays"
-    assert command("predict", run, photos, "--out", out, "--save", kinds, "--classes", "disc,ring") == 0
+    assert command("predict", tiny, photos, "--out", out, "--save", kinds, "--classes", "disc,ring") == 0
     printed = capsys.readouterr()
     assert "2 of 6 images could not be read and were skipped." in printed.err
     assert "empty.jpg is empty (0 bytes)" in printed.err and "z.jpg is not an image" in printed.err
@@ -393,7 +389,7 @@ def test_a_folder_is_predicted_and_what_cannot_be_read_is_counted(
     rows = rows_of(out)
     names = [Path(r["image"]).relative_to(photos).as_posix() for r in rows]
     assert names == ["a.jpg", "a.png", "x/a.jpg", "\u00e9 1.png"]
-    predictor = wildcat.load(run)
+    predictor = wildcat.load(tiny)
     files = []
     for row in rows:
         assert list(row)[:4] == ["image", "width", "height", "scores"]
@@ -419,44 +415,44 @@ def test_a_folder_is_predicted_and_what_cannot_be_read_is_counted(
 
 
 def test_without_out_results_are_printed_only(
-    run: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command("predict", run, photos / "a.jpg", photos / "\u00e9 1.png") == 0
+    assert command("predict", tiny, photos / "a.jpg", photos / "\u00e9 1.png") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[0] for line in lines[1:]] == [str(photos / "a.jpg"), str(photos / "\u00e9 1.png")]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exit_code_is_one_where_nothing_could_be_read(
-    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("predict", run, photos / "empty.jpg", photos / "z.jpg") == 1
+    assert command("predict", tiny, photos / "empty.jpg", photos / "z.jpg") == 1
     assert "2 of 2 images could not be read" in capsys.readouterr().err
-    assert command("predict", run, photos / "empty.jpg", photos / "a.jpg") == 0
+    assert command("predict", tiny, photos / "empty.jpg", photos / "a.jpg") == 0
 
 
-def test_files_globs_and_limits(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("predict", run, f"{photos}/**/a.*", photos / "a.jpg", "--out", tmp_path / "glob") == 0
+def test_files_globs_and_limits(tiny: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("predict", tiny, f"{photos}/**/a.*", photos / "a.jpg", "--out", tmp_path / "glob") == 0
     found = [Path(r["image"]).relative_to(photos).as_posix() for r in rows_of(tmp_path / "glob")]
     assert sorted(found) == ["a.jpg", "a.png", "x/a.jpg"]  # named twice, predicted once
-    assert command("predict", run, photos, "--limit", 2, "--out", tmp_path / "limit", "--save", "none") == 0
+    assert command("predict", tiny, photos, "--limit", 2, "--out", tmp_path / "limit", "--save", "none") == 0
     assert len(rows_of(tmp_path / "limit")) == 2
     assert [f.name for f in (tmp_path / "limit").iterdir()] == ["predictions.jsonl"]
 
 
-def test_odd_names(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_names(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "in [1]"
     folder.mkdir()
     names: list[Any] = [b"caf\xe9.png", "\u4e2d\u6587 \U0001f408.png", "-rf.png", "a..b.png", ".hidden.png", "100%.png"]
     for name in names:
         Image.new("RGB", (40, 30)).save(folder / os.fsdecode(name))
-    assert command("predict", run, folder, "--out", tmp_path / "folder") == 0
+    assert command("predict", tiny, folder, "--out", tmp_path / "folder") == 0
     assert len(rows_of(tmp_path / "folder")) == 5  # the hidden one is for those who name it
     assert {Path(r["image"]) for r in rows_of(tmp_path / "folder")} < set(folder.iterdir())
     monkeypatch.chdir(folder)
     paths = ["../in [1]/.hidden.png", "./-rf.png", "../in [1]/../in [1]/a..b.png"]
-    assert command("predict", run, *paths, "--out", "../named") == 0
+    assert command("predict", tiny, *paths, "--out", "../named") == 0
     rows = rows_of(tmp_path / "named")
     assert [r["image"] for r in rows] == [str(Path(p)) for p in paths]
     inside = {f for f in (tmp_path / "named").rglob("*") if f.is_file()}
@@ -464,8 +460,8 @@ def test_odd_names(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(f.name for f in tmp_path.iterdir()) == ["folder", "in [1]", "named"]
 
 
-def test_a_split_of_a_data_set(run: Path, shapes: Path, tmp_path: Path) -> None:
-    assert command("predict", run, shapes, "--split", "val", "--out", tmp_path / "out", "--save", "none") == 0
+def test_a_split_of_a_data_set(tiny: Path, shapes: Path, tmp_path: Path) -> None:
+    assert command("predict", tiny, shapes, "--split", "val", "--out", tmp_path / "out", "--save", "none") == 0
     expected = [str(s.path) for s in open_dataset(shapes).split("val")]
     assert [r["image"] for r in rows_of(tmp_path / "out")] == expected
 
@@ -484,14 +480,14 @@ def test_classes_whose_names_hold_commas(tmp_path: Path) -> None:
 
 
 def test_results_and_progress_go_to_different_streams(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = subprocess_of("predict", run, photos, "--out", tmp_path / "out", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess_of("predict", tiny, photos, "--out", tmp_path / "out", env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0
     assert "4 predictions" in done.stdout and "predicting" not in done.stdout and "skipped" not in done.stdout
     assert "predicting" in done.stderr and "could not be read" in done.stderr and "Traceback" not in done.stderr
     before = (tmp_path / "out" / "predictions.jsonl").read_bytes()
-    assert command("predict", run, photos, "--out", tmp_path / "out") == 1
+    assert command("predict", tiny, photos, "--out", tmp_path / "out") == 1
     again = capsys.readouterr()
     assert again.out == ""  # it does not say that it will write where it will not
     assert "never overwritten" in again.err

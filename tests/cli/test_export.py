@@ -15,7 +15,8 @@ from pycocotools.coco import COCO
 from safetensors.torch import load_file, save_file
 
 import wildcat
-from tests.cli.conftest import TINY, command
+from tests.cli.conftest import command
+from tests.conftest import TINY
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams, find_instances
@@ -66,7 +67,7 @@ def test_every_format_is_written_and_broken_images_are_named(
 def test_annotations_match_the_predictor(run: Path, photos: Path, tmp_path: Path) -> None:
     """With a calibration of the run: by rule "constant" its maps, which differ in height, have several regions."""
     run = Path(shutil.copytree(run, tmp_path / "run"))
-    fitted = {"data": "shapes", "split": "train", "images": 16, "masks": 0}
+    fitted = {"data": "shapes", "split": "train", "images": 22, "masks": 0}
     write_calibration(run, open_run(run).classes, MaskParams(rule="constant"), fitted)
     predictor = wildcat.load(run, "cpu", "horizontal")
     prediction = predictor.predict(photos / "a.jpg")

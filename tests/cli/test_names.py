@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import TINY, command
+from tests.cli.conftest import command
+from tests.conftest import TINY
 from wildcat.data import open_dataset
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.backbones import create_backbone

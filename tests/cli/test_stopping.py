@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import wildcat.train.loop
-from tests.cli.conftest import TINY, command
+from tests.cli.conftest import command
+from tests.conftest import TINY
 from wildcat.predictor import Predictor
 from wildcat.progress import ProgressBar
 from wildcat.train.loop import Trainer
@@ -95,10 +96,10 @@ def test_predicting(
     if "--shard-rows" in flags:
         assert "--resume; shards that are written stay." in told
         assert command(*words, "--resume") == 0
-        assert sum(len(path.read_text().splitlines()) for path in Path("new").glob("shard-*")) == 24
+        assert sum(len(path.read_text().splitlines()) for path in Path("new").glob("shard-*")) == 32
     elif flags:
         rows = [json.loads(row) for row in Path("new/predictions.jsonl").read_text().splitlines()]
-        assert f"after {len(rows)} of 24 images in new/predictions.jsonl" in told
+        assert f"after {len(rows)} of 32 images in new/predictions.jsonl" in told
         assert all((Path("new") / file).is_file() for row in rows for file in row["files"]["overlays"].values())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import TINY
+from tests.conftest import TINY
 from tests.export.test_annotations import CLASSES, nothing, prediction, write
 from wildcat.cli import main
 from wildcat.data.dataset import DataSet, check_learnable, count_table, label_matrix

@@ -11,35 +11,17 @@ import torch
 
 import wildcat
 from wildcat.cli import main
-from wildcat.config import TrainConfig
-from wildcat.data import open_dataset, write_shapes
+from wildcat.data import DataSet
 from wildcat.device import cpu_has_bf16
 from wildcat.engines.graph_cache import graph_folder
 from wildcat.fitting.benchmark import fastest, speedups, time_in_turn
 from wildcat.models.calibration import Calibration
 from wildcat.models.folder import write_refined
-from wildcat.models.run import Run, create_run, open_run, save_weights
-from wildcat.nn.factory import model_from_config
+from wildcat.models.run import Run, open_run
 from wildcat.nn.segmenter import Segmenter
 from wildcat.regions import MaskParams
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=20, val=4, size=(64, 96))
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    config = TrainConfig(backbone="test_resnet", weights="none", image_size=64)
-    torch.manual_seed(0)
-    save_weights(
-        model_from_config(config, 5), create_run(folder, config, open_dataset(str(shapes))).folder / "model.safetensors"
-    )
-    return folder
 
 
 def test_alternatives_take_turns_and_each_goes_first() -> None:
@@ -64,8 +46,8 @@ def test_ratios_are_computed_per_round() -> None:
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
-def test_the_command_times_and_compares(run: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["bench", str(run), str(shapes), "--split", "train", "--rounds", "2", "--batch-size", "4", "--device", "cpu"]
+def test_the_command_times_and_compares(tiny: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"bench {tiny} {shapes.root} --split train --rounds 2 --batch-size 4 --device cpu".split()
     assert main([*line, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     rows = result["engines"]
@@ -79,18 +61,18 @@ def test_the_command_times_and_compares(run: Path, shapes: Path, capsys: pytest.
     assert 1e-3 < rows["openvino int8"]["score_error"] < 0.5
     assert {"torch", "onnxruntime", "openvino"} <= set(result["versions"]) and result["machine"]["cores"] > 0
     # The graph that was calibrated here is the one that other commands load.
-    engine = wildcat.load(run, "cpu", engine="openvino", precision="int8").members[0].engine
+    engine = wildcat.load(tiny, "cpu", engine="openvino", precision="int8").members[0].engine
     assert engine is not None and (engine.name, engine.precision) == ("openvino", "int8")
 
 
-def test_without_images_engines_are_only_timed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_images_engines_are_only_timed(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rounds", "1", "--batch-size", "1", "--device", "cpu", "--sizes", "96", "--output-stride", "16"]
-    assert main(["bench", str(run), *flags]) == 0
+    assert main(["bench", str(tiny), *flags]) == 0
     table = capsys.readouterr().out
     assert "test_resnet 96 px" in table and "score error" not in table
     assert "Fastest in fp32: add --engine " in table
     assert "left out: onnx int8: there is no int8 graph of these weights at 96 px." in table
-    backbones = {s: wildcat.load(run, "cpu", output_stride=s).model.backbone for s in (16, 32)}
+    backbones = {s: wildcat.load(tiny, "cpu", output_stride=s).model.backbone for s in (16, 32)}
     made = {s: (graph_folder(backbone, 96) / "fp32.onnx").is_file() for s, backbone in backbones.items()}
     assert made == {16: True, 32: False}
 
@@ -111,8 +93,8 @@ def test_the_fastest_with_the_same_scores() -> None:
     assert fastest({"engines": timed}) == "onnx fp32", "without a comparison, only what is exact"
 
 
-def test_a_refined_model_runs_on_torch_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    opened = open_run(run)
+def test_a_refined_model_runs_on_torch_alone(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = open_run(tiny)
     segmenter = Segmenter([level.shape[1] for level in levels_of(opened)], 5)
     calibration = Calibration(MaskParams(), {"data": "shapes", "split": "train", "images": 1, "masks": 0})
     write_refined(tmp_path / "refined", opened, segmenter, {}, calibration)
@@ -131,13 +113,13 @@ def levels_of(run: Run) -> tuple[torch.Tensor, ...]:
     ("arguments", "code", "said"),
     [
         (("--rounds", "0"), 2, "--rounds 0, --batch-size 8: both must be at least 1."),
-        (("{shapes}", "--split", "val"), 2, "4 images are too few to calibrate int8 with."),
+        (("{shapes}", "--split", "val"), 2, "10 images are too few to calibrate int8 with."),
     ],
 )
 def test_misuse_is_one_sentence(
-    run: Path, shapes: Path, arguments: tuple[str, ...], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    tiny: Path, shapes: DataSet, arguments: tuple[str, ...], code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [a.format(shapes=shapes) for a in arguments]
-    assert main(["bench", str(run), *words, "--device", "cpu"]) == code
+    words = [a.format(shapes=shapes.root) for a in arguments]
+    assert main(["bench", str(tiny), *words, "--device", "cpu"]) == code
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err

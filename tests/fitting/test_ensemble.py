@@ -17,36 +17,27 @@ from torch.nn import functional
 import wildcat
 from wildcat.cli import main
 from wildcat.config import TrainConfig
-from wildcat.data import DataSet, open_dataset, write_shapes
+from wildcat.data import DataSet
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import evaluate
 from wildcat.fitting.ensemble import create_ensemble, fit_combination
 from wildcat.models.folder import COMBINATION, Combination, open_model
 from wildcat.models.manifest import MANIFEST
 from wildcat.models.member import Member, on_finest_grid
-from wildcat.models.run import Run, create_run, open_run
+from wildcat.models.run import WEIGHTS, Run, create_run, open_run, save_weights
+from wildcat.nn.factory import model_from_config
 from wildcat.prediction import score_probabilities
 from wildcat.predictor import Predictor
-from wildcat.train.loop import train
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=40, val=24, size=(64, 64)))
-
-
-@pytest.fixture(scope="module")
-def runs(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
-    """Two networks of two input sizes, trained for an epoch."""
-    made = []
-    for size in (64, 96):
-        config = TrainConfig(
-            backbone="test_resnet", weights="none", image_size=size, epochs=1, batch_size=8, seed=size, workers=0
-        )
-        run = create_run(tmp_path_factory.mktemp("runs") / str(size), config, shapes, "shapes")
-        train(run, shapes)
-        made.append(run)
-    return made
+def runs(shapes: DataSet, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """A trained and a random network, of two input sizes."""
+    config = TrainConfig(backbone="test_resnet", weights="none", image_size=96)
+    other = create_run(tmp_path_factory.mktemp("runs") / "96", config, shapes, "shapes")
+    torch.manual_seed(0)
+    save_weights(model_from_config(config, 5), other.folder / WEIGHTS)
+    return [open_run(tiny), other]
 
 
 def image(seed: int = 0) -> NDArray[np.uint8]:

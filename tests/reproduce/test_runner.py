@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,18 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 7 with its first and last row only."""
     experiment = EXPERIMENTS["table7"]
     monkeypatch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
+
+
+PLAN = Plan("table7", CONFIG, seeds=2, title="small shapes")
+
+
+@pytest.fixture(scope="module")
+def whole(shapes: DataSet, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """The summary of `PLAN` on the short table, and its folder; read only."""
+    folder, experiment = tmp_path_factory.mktemp("whole"), EXPERIMENTS["table7"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
+        return reproduce(PLAN, shapes, folder), folder
 
 
 # --- the declarations -------------------------------------------------------------------------------------------------
@@ -97,10 +110,10 @@ def test_rows_differ_only_in_the_head(shapes: DataSet) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_a_table_is_written_and_a_second_run_reuses_its_cells(
-    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan("table7", CONFIG, seeds=2, title="small shapes")
-    summary = reproduce(plan, shapes, tmp_path)
+    summary, folder = whole
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     stem = tmp_path / "table7-small-shapes"
     assert json.loads(stem.with_suffix(".json").read_text()) == summary
     rows = list(csv.DictReader(stem.with_suffix(".csv").open()))
@@ -119,17 +132,15 @@ def test_a_table_is_written_and_a_second_run_reuses_its_cells(
         raise AssertionError("a finished cell was run again")
 
     monkeypatch.setattr(module, "train_and_evaluate", never)
-    cells = list(run_cells(plan, shapes, tmp_path))
+    cells = list(run_cells(PLAN, shapes, tmp_path))
     assert [(cell.number, cell.total) for cell in cells] == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert reproduce(plan, shapes, tmp_path)["results"] == summary["results"]
+    assert reproduce(PLAN, shapes, tmp_path)["results"] == summary["results"]
 
 
 @pytest.mark.usefixtures("short")
 def test_a_killed_table_loses_no_finished_cell(
-    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan("table7", CONFIG, seeds=1)
-    whole = reproduce(plan, shapes, tmp_path / "whole")
     run_one, calls = module.train_and_evaluate, []
 
     def second_fails(*arguments: Any, **options: Any) -> Any:
@@ -140,11 +151,11 @@ def test_a_killed_table_loses_no_finished_cell(
 
     monkeypatch.setattr(module, "train_and_evaluate", second_fails)
     with pytest.raises(KeyboardInterrupt):
-        reproduce(plan, shapes, tmp_path / "killed")
+        reproduce(PLAN, shapes, tmp_path / "killed")
     assert len(list((tmp_path / "killed" / "cells").iterdir())) == 1
-    resumed = reproduce(plan, shapes, tmp_path / "killed")
-    assert len(calls) == 2 + 1, "the finished cell is reused, the other is run again"
-    for name, row in whole["results"].items():
+    resumed = reproduce(PLAN, shapes, tmp_path / "killed")
+    assert len(calls) == 2 + 3, "the finished cell is reused, the others are run again"
+    for name, row in whole[0]["results"].items():
         assert resumed["results"][name]["metrics"] == row["metrics"]
 
 
@@ -236,12 +247,12 @@ def test_points_need_boxes(shapes: DataSet) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_a_damaged_cell_is_named(shapes: DataSet, tmp_path: Path) -> None:
-    reproduce(Plan("table7", CONFIG, seeds=1), shapes, tmp_path)
+def test_a_damaged_cell_is_named(shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    shutil.copytree(whole[1], tmp_path, dirs_exist_ok=True)
     cell = next((tmp_path / "cells").iterdir())
     cell.write_text("{")
     with pytest.raises(RunError, match=cell.name):
-        reproduce(Plan("table7", CONFIG, seeds=1), shapes, tmp_path)
+        reproduce(PLAN, shapes, tmp_path)
 
 
 @pytest.mark.usefixtures("short")

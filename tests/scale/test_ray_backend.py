@@ -77,8 +77,8 @@ class LonelyWorker(Worker):
         pass
 
 
-def test_images_that_always_end_their_worker_get_error_rows(run: Path, tmp_path: Path) -> None:
-    worker = LonelyWorker(partial(load, str(run), "cpu"))
+def test_images_that_always_end_their_worker_get_error_rows(tiny: Path, tmp_path: Path) -> None:
+    worker = LonelyWorker(partial(load, str(tiny), "cpu"))
     images = [NumberedImage(i, ImageLocation(str(tmp_path / f"{i}.png"))) for i in range(3)]
     (tmp_path / "0.png").write_bytes(png(0))
     in_batch = worker.predict_task(images)
@@ -94,12 +94,12 @@ def test_images_that_always_end_their_worker_get_error_rows(run: Path, tmp_path:
         worker.predict_task(images[2:])
 
 
-def test_errors_of_a_worker_reach_the_driver(run: Path, images: Path, tmp_path: Path) -> None:
+def test_errors_of_a_worker_reach_the_driver(tiny: Path, images: Path, tmp_path: Path) -> None:
     tables = ray_backend._task_tables(list(shards_of(images, rows=25)), batch_size=8)
     assert len(tables) == 3
     with pytest.raises(RunError, match="there is no model folder"):
         list(ray_backend._rows_of([LonelyWorker(partial(load, str(tmp_path / "none"), "cpu"))(tables[0])]))
-    worker = LonelyWorker(partial(load, str(run), "cpu"))
+    worker = LonelyWorker(partial(load, str(tiny), "cpu"))
     assert [row.number for row in ray_backend._rows_of(map(worker, tables))] == list(range(60))
     images.unlink()
     with pytest.raises(DataError, match=r"s\.tar cannot be read") as caught:
@@ -125,11 +125,11 @@ def test_what_is_listed_before_an_error_of_the_sources_is_predicted(images: Path
 
 @pytest.mark.usefixtures("started")
 def test_the_command_writes_the_files_of_one_process_and_resumes_them(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)  # Ray was started in another folder
     monkeypatch.setattr(ray_backend, "TASK_IMAGES", 7)
-    line = ["predict", str(run), images.name, "--shard-rows", "10", "--device", "cpu", "--batch-size", "3"]
+    line = ["predict", str(tiny), images.name, "--shard-rows", "10", "--device", "cpu", "--batch-size", "3"]
     assert main([*line, "--out", str(tmp_path / "one")]) == 0
     shutil.copytree(tmp_path / "one", tmp_path / "ray")
     for number in (0, 1, 3, 5):
@@ -162,11 +162,11 @@ def load_deadly(run: str, folder: str) -> Predictor:
 
 @pytest.mark.usefixtures("started")
 def test_dead_workers_are_restarted_and_every_image_has_one_row(
-    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_backend, "TASK_IMAGES", 4)
     folder = ShardFolder(tmp_path / "out", {"format": "jsonl"}, resume=False)
-    options = RayOptions(partial(load_deadly, str(run), str(tmp_path)), 2)
+    options = RayOptions(partial(load_deadly, str(tiny), str(tmp_path)), 2)
     summary = write_shards(shards_of(images), folder, partial(predict_with_ray, options=options))
     assert (tmp_path / "killed").exists()
     assert (summary.shards, summary.rows, summary.failed) == (20, 60, 7)
@@ -177,10 +177,10 @@ def test_dead_workers_are_restarted_and_every_image_has_one_row(
 
 
 @pytest.mark.usefixtures("started")
-def test_a_killed_driver_resumes_to_one_row_per_image(run: Path, images: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_resumes_to_one_row_per_image(tiny: Path, images: Path, tmp_path: Path) -> None:
     kills, moments = soak_kills("RAY_KILLS", 1), random.Random(0)
     out = tmp_path / "out"
-    line = ["predict", str(run), str(images), "--out", str(out), "--shard-rows", "1", "--device", "cpu", "--resume"]
+    line = ["predict", str(tiny), str(images), "--out", str(out), "--shard-rows", "1", "--device", "cpu", "--resume"]
     for _ in range(kills):
         before = len(rows_in(out))
         driver = subprocess.Popen(

@@ -17,12 +17,12 @@ from wildcat.cli import main
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "guides" / "scaling.md").read_text(encoding="utf-8")
 
 
-def test_the_commands_of_the_page(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.chdir(tmp_path)
     for name in ("runs", "shards", "tables"):
         (tmp_path / name).mkdir()
-    shutil.copytree(run, tmp_path / "runs" / "mine")
+    shutil.copytree(tiny, tmp_path / "runs" / "mine")
     for n in range(2):
         shard(tmp_path / "shards" / f"s-00{n}.tar", {f"{i}.png": png(i) for i in range(3)})
     pq.write_table(pa.table({"image": [png(1), png(2)]}), tmp_path / "tables" / "train.parquet")

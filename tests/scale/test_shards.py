@@ -63,12 +63,12 @@ BROKEN = [0, 4, 8, *range(16, 23)]
     ("kind", "rows"), [("jsonl", 4), ("parquet", 4), ("jsonl", 1), ("jsonl", 23), ("parquet", 1000)]
 )
 def test_each_image_has_one_row_and_unreadable_ones_have_an_error(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, rows: int
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, rows: int
 ) -> None:
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     out = tmp_path / "out"
-    assert predict(run, *sources(images), "--out", out, "--shard-rows", rows, "--shard-format", kind) == 0
+    assert predict(tiny, *sources(images), "--out", out, "--shard-rows", rows, "--shard-format", kind) == 0
     output = capsys.readouterr()
     shards = [read_rows(path) for path in sorted(out.glob("shard-*"))]
     assert [len(shard_rows) for shard_rows in shards[:-1]] == [rows] * (-(-23 // rows) - 1)
@@ -77,7 +77,7 @@ def test_each_image_has_one_row_and_unreadable_ones_have_an_error(
     assert [row["image"] for row in found] == names(images)
     assert [row["row"] for row in found if "error" in row] == BROKEN
     assert all(row["image"] in row["error"] for row in found if "error" in row)
-    predictor = wildcat.load(run, "cpu")
+    predictor = wildcat.load(tiny, "cpu")
     for row in found:
         if "error" not in row and "#" not in row["image"]:
             expected = predictor.predict(row["image"]).to_dict()
@@ -89,11 +89,11 @@ def test_each_image_has_one_row_and_unreadable_ones_have_an_error(
     assert f"23 rows in {len(shards)} shards" in output.out
 
 
-def test_rows_equal_single_predictions_whatever_is_broken_before_them(run: Path, tmp_path: Path) -> None:
+def test_rows_equal_single_predictions_whatever_is_broken_before_them(tiny: Path, tmp_path: Path) -> None:
     contents = {f"{i}.png": png(i) if i % 3 else b"broken" for i in range(12)}
     shard(tmp_path / "s.tar", contents | {"1.png": png(1)})
-    assert predict(run, tmp_path / "s.tar", "--out", tmp_path / "out", "--shard-rows", 5, "--batch-size", 2) == 0
-    predictor = wildcat.load(run, "cpu")
+    assert predict(tiny, tmp_path / "s.tar", "--out", tmp_path / "out", "--shard-rows", 5, "--batch-size", 2) == 0
+    predictor = wildcat.load(tiny, "cpu")
     for row in rows_in(tmp_path / "out"):
         assert ("error" in row) == (row["row"] % 3 == 0)
         if "error" not in row:
@@ -102,9 +102,9 @@ def test_rows_equal_single_predictions_whatever_is_broken_before_them(run: Path,
             assert row["scores"] == pytest.approx(alone["scores"], abs=1e-4)
 
 
-def test_existing_shards_are_not_written_again_and_lost_ones_are(run: Path, images: Path, tmp_path: Path) -> None:
+def test_existing_shards_are_not_written_again_and_lost_ones_are(tiny: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = (run, *sources(images), "--out", out, "--shard-rows", 4)
+    line = (tiny, *sources(images), "--out", out, "--shard-rows", 4)
     assert predict(*line) == 0
     before, times = files_in(out), {p: p.stat().st_mtime_ns for p in out.glob("shard-*")}
     (out / "shard-00002.jsonl").unlink()
@@ -146,10 +146,10 @@ def _remove(folder: Path) -> Sequence[object]:
     ],
 )
 def test_resume_refuses_what_would_mix_two_sets_of_rows(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, says: str
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Change, says: str
 ) -> None:
     folder = Path(shutil.copytree(images, tmp_path / "images"))
-    line = (run, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
+    line = (tiny, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
     assert predict(*line) == 0
     before = files_in(tmp_path / "out")
     assert predict(*line) == 1
@@ -159,8 +159,8 @@ def test_resume_refuses_what_would_mix_two_sets_of_rows(
     assert files_in(tmp_path / "out") == before
 
 
-def test_another_model_is_refused(run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = Path(shutil.copytree(run, tmp_path / "run"))
+def test_another_model_is_refused(tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "run"))
     line = (copy, images / "in", "--out", tmp_path / "out", "--shard-rows", 4)
     assert predict(*line) == 0
     weights = bytearray((copy / "model.safetensors").read_bytes())
@@ -171,10 +171,10 @@ def test_another_model_is_refused(run: Path, images: Path, tmp_path: Path, capsy
 
 
 def test_a_truncated_tar_stops_the_command_and_finished_shards_stay(
-    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(shutil.copytree(images, tmp_path / "images"))
-    line = (run, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
+    line = (tiny, *sources(folder), "--out", tmp_path / "out", "--shard-rows", 4)
     whole = (folder / "s-1.tar").read_bytes()
     (folder / "s-1.tar").write_bytes(whole[:3000])
     assert predict(*line) == 1
@@ -204,7 +204,7 @@ def test_a_truncated_tar_stops_the_command_and_finished_shards_stay(
     ],
 )
 def test_misuse_is_one_sentence(
-    run: Path,
+    tiny: Path,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -216,7 +216,7 @@ def test_misuse_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.tar").touch()
     paths = [] if not str(flags[0]).startswith("-") else [images / "in"]
-    assert predict(run, *paths, *flags) == code
+    assert predict(tiny, *paths, *flags) == code
     output = capsys.readouterr().err
     assert says in output and "Traceback" not in output
     assert not (tmp_path / "o").exists()
@@ -224,7 +224,7 @@ def test_misuse_is_one_sentence(
 
 @pytest.mark.parametrize("package", ["pyarrow", "ray"])
 def test_an_extra_that_is_missing_is_named(
-    run: Path,
+    tiny: Path,
     images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -237,9 +237,9 @@ def test_an_extra_that_is_missing_is_named(
         "pyarrow": (tmp_path / "t.parquet", "scale", ()),
         "ray": (images / "in", "ray", ("--engine", "ray")),
     }[package]
-    assert predict(run, source, "--out", tmp_path / "o", "--shard-rows", 4, *flags) == 1
+    assert predict(tiny, source, "--out", tmp_path / "o", "--shard-rows", 4, *flags) == 1
     assert f"pip install 'wildcat-vision[{extra}]'" in capsys.readouterr().err
-    assert predict(run, images / "in", "--out", tmp_path / "p", "--shard-rows", 4, "--shard-format", "parquet") == (
+    assert predict(tiny, images / "in", "--out", tmp_path / "p", "--shard-rows", 4, "--shard-format", "parquet") == (
         1 if package == "pyarrow" else 0
     )
 
@@ -248,10 +248,10 @@ def test_an_extra_that_is_missing_is_named(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_every_image_has_one_row(run: Path, images: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_every_image_has_one_row(tiny: Path, images: Path, tmp_path: Path) -> None:
     kills = soak_kills("KILLS", 24)
     shard(tmp_path / "s.tar", {f"{i:03}.png": png(i) if i % 10 else b"no image" for i in range(200)})
-    line = ["predict", run, *sources(images), tmp_path / "s.tar", "--shard-rows", 3, "--device", "cpu"]
+    line = ["predict", tiny, *sources(images), tmp_path / "s.tar", "--shard-rows", 3, "--device", "cpu"]
     job = Job("predict", [*map(str, line), "--out", "rows-{n}", "--resume"], "rows-{n}", kills, resume=True)
     (killed,) = kill_commands([job], tmp_path, timeout=100 + 20 * kills)
     assert killed.kills == kills and killed.started > 4

@@ -20,18 +20,14 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import SECONDS, Connect, encoded, image
-from wildcat.config import TrainConfig
-from wildcat.data import open_dataset, write_shapes
 from wildcat.device import cpu_has_bf16
 from wildcat.engines import Engine
 from wildcat.errors import ConfigError, ImageError, WildcatError
-from wildcat.models.run import create_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor, load
 from wildcat.serve.service import count_processes
 from wildcat.serve.uploads import Limits, RequestError
 from wildcat.serve.workers import Job, Worker, WorkerError, WorkerProcess, predict_batch, start_processes
-from wildcat.train.loop import train
 
 LIMITS = Limits(max_pixels=10_000)
 
@@ -175,12 +171,8 @@ def test_errors_can_be_pickled(error: Exception) -> None:
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="no bf16 instructions")
-def test_a_predictor_is_pickled_with_the_precision_of_its_engine(tmp_path: Path) -> None:
-    data = open_dataset(write_shapes(tmp_path / "shapes", train=8, val=4, size=(48, 64)))
-    config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=4, workers=0)
-    run = create_run(tmp_path / "run", config, data)
-    train(run, data)
-    here = load(str(run.folder), device="cpu", precision="bf16")
+def test_a_predictor_is_pickled_with_the_precision_of_its_engine(tiny: Path) -> None:
+    here = load(tiny, device="cpu", precision="bf16")
     there = pickle.loads(pickle.dumps(here))
     assert there.members[0].engine is not None and there.members[0].engine.precision == "bf16"
     assert there.predict(image()).scores == here.predict(image()).scores

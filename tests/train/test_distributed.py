@@ -17,27 +17,16 @@ from hypothesis import strategies as st
 
 from tests.train.processes import run_processes
 from wildcat.cli import main
-from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, MissingExtra
 from wildcat.evaluation import Tally, measure, summarize
-from wildcat.models.run import create_run
 from wildcat.predictor import Predictor, load
 from wildcat.train.distributed import check_device, gather, process_group, rank, share_of, world_size
-from wildcat.train.loop import train
 
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=16, val=13, size=(64, 64)))
-
-
-@pytest.fixture(scope="module")
-def run(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    config = TrainConfig(backbone="test_resnet", weights="none", image_size=64, epochs=1, batch_size=8, workers=0)
-    train(create_run(folder, config, shapes, "shapes"), shapes)
-    return folder
+    return open_dataset(write_shapes(tmp_path_factory.mktemp("data") / "shapes", train=1, val=13, size=(64, 64)))
 
 
 def test_alone_a_process_has_everything() -> None:
@@ -50,9 +39,9 @@ def said(arguments: list[str]) -> tuple[int, str]:
         return main(arguments), out.getvalue()
 
 
-def test_two_processes_say_what_one_says(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+def test_two_processes_say_what_one_says(tiny: Path, shapes: DataSet, tmp_path: Path) -> None:
     """13 images do not divide by 2: the tail is neither dropped nor counted twice."""
-    command = ["evaluate", str(run), str(shapes.root), "--json", "--device", "cpu"]
+    command = ["evaluate", str(tiny), str(shapes.root), "--json", "--device", "cpu"]
     code, alone = said(command)
     first, second = run_processes(2, tmp_path, said, command, joined=False)
     assert (code, first[0], second) == (0, 0, (0, ""))
@@ -60,7 +49,7 @@ def test_two_processes_say_what_one_says(run: Path, shapes: DataSet, tmp_path: P
     assert {"classification", "pointing", "segmentation"} <= json.loads(alone).keys()
 
 
-def test_a_process_without_images_does_not_hang_the_others(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+def test_a_process_without_images_does_not_hang_the_others(tiny: Path, shapes: DataSet, tmp_path: Path) -> None:
     """One image on two processes: the second has nothing to predict, and gathers all the same."""
     listing = tmp_path / "one.csv"
     sample = shapes.split("val")[0]
@@ -68,7 +57,7 @@ def test_a_process_without_images_does_not_hang_the_others(run: Path, shapes: Da
     absent = "|".join(c for i, c in enumerate(shapes.classes) if sample.labels[i] != 1)
     other = next(s for s in shapes.split("train"))
     listing.write_text(f"image,labels,split\n{sample.path},{labels},val\n{other.path},{absent},train\n")
-    command = ["evaluate", str(run), str(listing), "--separator", "|", "--json", "--device", "cpu"]
+    command = ["evaluate", str(tiny), str(listing), "--separator", "|", "--json", "--device", "cpu"]
     first, second = run_processes(2, tmp_path, said, command, joined=False)
     assert first[0] == second[0] == 0 and second[1] == ""
     assert json.loads(first[1])["images"] == 1
@@ -92,8 +81,8 @@ def test_any_partition_gives_the_same_figures(whole: tuple[Predictor, DataSet, T
 
 
 @pytest.fixture(scope="module")
-def whole(run: Path, shapes: DataSet) -> tuple[Predictor, DataSet, Tally]:
-    predictor = load(run, "cpu")
+def whole(tiny: Path, shapes: DataSet) -> tuple[Predictor, DataSet, Tally]:
+    predictor = load(tiny, "cpu")
     return predictor, shapes, measure(predictor, shapes, "val")
 
 
