@@ -29,7 +29,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
 from wildcat.viz.fonts import drawable
-from wildcat.viz.overlay import draw_boxes, draw_points, overlay_heatmap
+from wildcat.viz.overlay import draw_boxes, draw_point, overlay_heatmap
 
 SCHEMA = 1  # version of the rows of predictions.jsonl and of the folder that `Prediction.save` writes
 OPACITY = 0.75  # of an overlay where the map of a predicted class is highest
@@ -227,7 +227,7 @@ class Prediction:
         if boxes:
             drawn = draw_boxes(drawn, [np.tile(scale, 2) * box[:4] for box in self.find_boxes(name)])
         label = f"{self.drawn_name(name)} {self.probabilities[name]:.0%}"
-        return draw_points(drawn, [scale * self.points[name]], [label])
+        return draw_point(drawn, scale * self.points[name], label)
 
     def drawn_name(self, name: str) -> str:
         """The name of a class on drawings: `#i` (i = 1 for the first) if no font of the system has its characters."""

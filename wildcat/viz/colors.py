@@ -2,8 +2,7 @@
 
 viridis, inferno and cividis are matplotlib's maps (CC0): perceptually uniform, with lightness that increases with the
 value for readers with and without colour blindness. Every fifth of the 256 colours is stored and the rest interpolated,
-with an error of at most 1 of 255 (5 in the darkest blues of cividis). "blue_red" is a diverging map designed in CIELAB
-for wildcat: lightness decreases in equal steps on both sides of near-white.
+with an error of at most 1 of 255 (5 in the darkest blues of cividis).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import base64
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError
 
 _TABLES = {
     "viridis": (
@@ -34,16 +33,9 @@ _TABLES = {
         "a59b73aa9f72afa370b4a76fb9ab6dbeb06ac4b468c9b865cebc62d4c15ed9c55adfca56e4ce51ead34cefd846f5dc3ffbe136"
         "fde737"
     ),
-    "blue_red": (
-        "0b3d6a0d4473104b7b12528414598c17609519689d1b6fa61e77ae207fb72386bf258ec73396cd429dd251a5d65facd96db4dd"
-        "7bbbe089c2e397cae6a5d1e8b4d8ebc2dfedd1e6f0e0ecf2eff3f5f7f1eef7e7def7ddcef7d3bff6c9b0f5bfa2f3b594f1ab87"
-        "eea17beb9770e88d65e3835bdf7952da7049d46641ce5d3ac75435c04b30b8432baf3b27a733239e2b2096231c8e1a18850f15"
-        "7a0c14"
-    ),
 }
 
-COLORMAPS: tuple[str, ...] = tuple(_TABLES)
-HEAT_COLORMAPS = ("inferno", "viridis", "cividis")  # the choices in the report and the page of the service
+COLORMAPS = ("inferno", "viridis", "cividis")  # as the report and the page of the service offer them
 
 # Seven colours that readers with colour blindness can distinguish (Okabe and Ito, 2008), for points, boxes and masks.
 MARK_COLORS: tuple[tuple[int, int, int], ...] = (
@@ -59,19 +51,11 @@ NAN_COLOR = (128, 128, 128)
 
 
 def colormap_table(name: str) -> NDArray[np.uint8]:
-    """The (256, 3) RGB table of a colour map, lowest value first.
-
-    Raises:
-        ConfigError: unknown name.
+    """The (256, 3) RGB table of one of `COLORMAPS`, lowest value first.
 
     >>> colormap_table("inferno")[[0, -1]].tolist()
     [[0, 0, 3], [252, 254, 164]]
     """
-    if name not in _TABLES:
-        raise ConfigError(
-            f"colormap={name!r} is not one of {', '.join(COLORMAPS)}.",
-            did_you_mean(str(name), COLORMAPS) or "Use inferno for heatmaps, blue_red for signed values.",
-        )
     points = np.frombuffer(bytes.fromhex(_TABLES[name]), dtype=np.uint8).reshape(-1, 3)
     steps = np.arange(256)
     channels = [np.interp(steps, steps[::5], channel) for channel in points.T]
@@ -79,64 +63,49 @@ def colormap_table(name: str) -> NDArray[np.uint8]:
 
 
 def encode_colormaps() -> dict[str, str]:
-    """The `HEAT_COLORMAPS` for maps.js: base64 of 256 RGB triples each."""
-    return {name: base64.b64encode(colormap_table(name).tobytes()).decode() for name in HEAT_COLORMAPS}
+    """The `COLORMAPS` for maps.js: base64 of 256 RGB triples each."""
+    return {name: base64.b64encode(colormap_table(name).tobytes()).decode() for name in COLORMAPS}
 
 
-def unit_range(
-    values: ArrayLike, limits: tuple[float, float] | None = None, *, symmetric: bool = False
-) -> NDArray[np.float64]:
+def unit_range(values: ArrayLike, limits: tuple[float, float] | None = None) -> NDArray[np.float64]:
     """Scale values to [0, 1] for display.
 
     Args:
         values: any shape and scale; NaN stays NaN, infinities are clipped.
         limits: (low, high) that become 0 and 1, to show several maps on one scale; values beyond are clipped. None: the
             finite minimum and maximum.
-        symmetric: zero becomes 0.5 and the largest magnitude 0 or 1, for "blue_red"; requires `limits=None`.
 
     Returns:
-        float64 of the same shape; all 0 (with `symmetric`, all 0.5) if low equals high.
+        float64 of the same shape; all 0 if low equals high.
 
     Raises:
-        ConfigError: low above high, a limit that is not finite, or `limits` together with `symmetric`.
+        ConfigError: low above high, or a limit that is not finite.
 
-    >>> unit_range([-1, 0, 3]).tolist(), unit_range([-1, 0, 2], symmetric=True).tolist()
-    ([0.0, 0.25, 1.0], [0.25, 0.5, 1.0])
+    >>> unit_range([-1, 0, 3]).tolist()
+    [0.0, 0.25, 1.0]
     """
     array = np.asarray(values, dtype=np.float64)
     finite = array[np.isfinite(array)]
-    if limits is None:
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        if symmetric:
-            high = max(abs(low), abs(high))
-            low = -high
-    else:
-        low, high = limits
-        if symmetric or not (np.isfinite(low) and np.isfinite(high) and low <= high):
-            raise ConfigError(
-                f"limits={limits} with symmetric={symmetric} are not a scale.",
-                "Give a finite (low, high) with low <= high; for a symmetric scale give (-x, x) alone.",
-            )
+    low, high = limits or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0))
+    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
+        raise ConfigError(f"limits={limits} are not a scale.", "Give a finite (low, high) with low <= high.")
     if high <= low:
-        return np.where(np.isnan(array), np.nan, 0.5 if symmetric else 0.0)
+        return np.where(np.isnan(array), np.nan, 0.0)
     # halved, so that high - low stays finite for the largest floats
     unit: NDArray[np.float64] = (np.clip(array, low, high) / 2 - low / 2) / (high / 2 - low / 2)
     return unit
 
 
-def apply_colormap(values: ArrayLike, name: str = "inferno") -> NDArray[np.uint8]:
-    """Map values in [0, 1] to uint8 RGB (..., 3); values beyond are clipped, NaN is grey.
+def apply_colormap(values: ArrayLike) -> NDArray[np.uint8]:
+    """Map values in [0, 1] to uint8 RGB (..., 3) of inferno; values beyond are clipped, NaN is grey.
 
-    Raises:
-        ConfigError: unknown colour map.
-
-    >>> apply_colormap([0.0, 1.0, float("nan")], "viridis").tolist()
-    [[68, 1, 84], [253, 231, 36], [128, 128, 128]]
+    >>> apply_colormap([0.0, 1.0, float("nan")]).tolist()
+    [[0, 0, 3], [252, 254, 164], [128, 128, 128]]
     """
     array = np.asarray(values, dtype=np.float64)
     unknown = np.isnan(array)
     index = (np.where(unknown, 0.0, array).clip(0, 1) * 255).round().astype(np.uint8)
-    colors: NDArray[np.uint8] = colormap_table(name)[index]
+    colors: NDArray[np.uint8] = colormap_table("inferno")[index]
     colors[unknown] = NAN_COLOR
     return colors
 

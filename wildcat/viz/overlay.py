@@ -25,86 +25,68 @@ Rectangle = tuple[int, int, int, int]  # x1 y1 x2 y2, x2 and y2 exclusive
 
 BLACK: Color = (24, 24, 27)
 WHITE: Color = (255, 255, 255)
+MASK_OPACITY = 0.55
 
 
 def overlay_heatmap(
-    image: Image.Image,
-    heatmap: ArrayLike,
-    alpha: float = 0.75,
-    colormap: str = "inferno",
-    *,
-    limits: tuple[float, float] | None = None,
-    fade: bool = True,
+    image: Image.Image, heatmap: ArrayLike, alpha: float = 0.75, limits: tuple[float, float] | None = None
 ) -> Image.Image:
     """Draw a heatmap over an image.
 
-    The map is scaled to its minimum and maximum and resized with bicubic interpolation, for display only.
+    The map is scaled to its minimum and maximum and resized with bicubic interpolation, for display only. The opacity
+    grows with the value, so that low values show the image.
 
     Args:
         image: any mode.
         heatmap: (h, w) covering the whole image, any scale; NaN cells are transparent.
         alpha: opacity of the maximum, in [0, 1].
-        colormap: one of `wildcat.viz.colors.COLORMAPS`.
         limits: (low, high) of the scale, to compare maps; None: the map's own. Without limits a constant map has no
-            maximum and is transparent (with `fade`).
-        fade: the opacity grows with the value, so that low values show the image; with the signed colour map
-            "blue_red" it grows with the magnitude. False: `alpha` everywhere.
+            maximum and is transparent.
 
     Raises:
         ShapeError: the map is not (h, w) with at least one cell.
-        ConfigError: `alpha` is outside [0, 1], the limits are invalid, or the colour map is unknown.
+        ConfigError: `alpha` is outside [0, 1], or the limits are invalid.
     """
-    _check_alpha(alpha)
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha={alpha} is not in [0, 1].", "0 is transparent, 1 is opaque.")
     values = np.asarray(heatmap, dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ShapeError(f"heatmap has shape {values.shape}, not (h, w).", "Give one class's map at a time.")
-    signed = colormap == "blue_red"
-    heat = unit_range(values, limits, symmetric=signed and limits is None)
+    heat = unit_range(values, limits)
     unknown = np.isnan(heat)
-    resized = _resize(np.where(unknown, 0.5 if signed else 0.0, heat), image.size)
-    levels = Image.fromarray((resized * 255).round().astype(np.uint8))
-    magnitude = np.abs(np.linspace(-1 if signed else 0, 1, 256))  # of each of the 256 levels
-    strength = magnitude**2 * (3 - 2 * magnitude) if fade else np.ones(256)
+    levels = Image.fromarray((_resize(np.where(unknown, 0.0, heat), image.size) * 255).round().astype(np.uint8))
+    level = np.linspace(0, 1, 256)
+    strength = level**2 * (3 - 2 * level)
     opacity = np.asarray(levels.point((255 * alpha * strength).round().astype(int).tolist()))
     if unknown.any():
         opacity = (opacity * (1 - _resize(unknown.astype(np.float64), image.size))).round().astype(np.uint8)
-    return _blend(image, levels, colormap_table(colormap), opacity)
+    return _blend(image, levels, colormap_table("inferno"), opacity)
 
 
-def overlay_mask(
-    image: Image.Image, mask: ArrayLike, palette: ArrayLike | None = None, alpha: float = 0.55, *, outline: bool = True
-) -> Image.Image:
-    """Draw a class mask over an image; class 0 (background) is transparent.
+def overlay_mask(image: Image.Image, mask: ArrayLike) -> Image.Image:
+    """Draw a class mask over an image in the palette of VOC, each region with an opaque inner border.
 
     Args:
         image: any mode.
-        mask: (h, w) integers in [0, 255]; resized to the image with nearest-neighbour interpolation.
-        palette: (n, 3) RGB in [0, 255] by class index; None: the palette of VOC.
-        alpha: opacity, in [0, 1].
-        outline: draw the inner border of each region at full opacity.
+        mask: (h, w) integers in [0, 255], 0 (background) is transparent; resized to the image with nearest-neighbour
+            interpolation.
 
     Raises:
-        ShapeError: the mask is not (h, w) integers, or the palette not (n, 3).
-        ConfigError: `alpha` is outside [0, 1], or the palette has no colour for a class.
+        ShapeError: the mask is not (h, w) integers.
+        ConfigError: a value is outside [0, 255].
     """
-    _check_alpha(alpha)
     classes = np.asarray(mask)
     if classes.ndim != 2 or classes.size == 0 or classes.dtype.kind not in "iub":
         raise ShapeError(f"mask is {classes.dtype} {classes.shape}, not (h, w) integers.", "Give class indices.")
-    colors = class_palette() if palette is None else np.asarray(palette, dtype=np.uint8)
-    if colors.ndim != 2 or colors.shape[1] != 3:
-        raise ShapeError(f"palette has shape {colors.shape}, not (n, 3).", "Give one RGB row per class.")
-    if classes.min() < 0 or classes.max() >= min(len(colors), 256):
+    if classes.min() < 0 or classes.max() > 255:
         raise ConfigError(
-            f"mask runs from {classes.min()} to {classes.max()}; the palette has {len(colors)} colours.",
-            "Give one palette row per class index, background included.",
+            f"mask runs from {classes.min()} to {classes.max()}.", "The palette has 256 colours, 0 to 255."
         )
     resized = Image.fromarray(classes.astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
     full = np.asarray(resized)
-    opacity = np.where(full > 0, round(255 * alpha), 0).astype(np.uint8)
-    if outline:
-        opacity[inner_border(full, max(1, round(1.5 * _unit(image.size))))] = 255
-    return _blend(image, resized, colors, opacity)
+    opacity = np.where(full > 0, round(255 * MASK_OPACITY), 0).astype(np.uint8)
+    opacity[inner_border(full, max(1, round(1.5 * _unit(image.size))))] = 255
+    return _blend(image, resized, class_palette(), opacity)
 
 
 def inner_border(classes: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
@@ -114,73 +96,48 @@ def inner_border(classes: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
     return border & (classes > 0)
 
 
-def draw_points(
-    image: Image.Image,
-    points: ArrayLike,
-    labels: Sequence[str] | None = None,
-    colors: Sequence[Color] | None = None,
-) -> Image.Image:
-    """Draw a round mark at each point, and its label beside it.
+def draw_point(image: Image.Image, point: ArrayLike, label: str = "") -> Image.Image:
+    """Draw a round mark at a point, and its label beside it.
 
     Args:
-        points: (n, 2) of (x, y) in pixels of `image`; points outside the image are not visible.
-        labels: n texts, or None; `#1`, `#2`, ... is drawn for those whose characters no font of the system has.
-        colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
+        point: (x, y) in pixels of `image`; a point outside the image is not visible.
+        label: `#1` is drawn for one whose characters no font of the system has; "": none.
 
     Raises:
-        ShapeError: the points are not (n, 2), or the labels not n.
+        ShapeError: the point is not two finite numbers.
     """
-    rows = _rows("points", points, 2)
-    texts = _texts(labels, len(rows))
+    ((x, y),) = _rows("point", [point], (2,))
     canvas = image.convert("RGB")  # a copy
     radius = max(5, round(6 * _unit(image.size)))
-    cycle = _cycle(colors, len(rows))
-    occupied: list[Rectangle] = []  # labels avoid marks and other labels
-    for (x, y), color in zip(rows, cycle, strict=True):
-        mark = _point_mark(radius, color)
-        x1, y1 = math.floor(x) - radius, math.floor(y) - radius
-        canvas.paste(mark, (x1, y1), mark)
-        occupied.append((x1, y1, x1 + mark.width, y1 + mark.height))
-    for (x, y), color, text in zip(rows, cycle, texts, strict=True):
-        width, height = _label_size(text, _font_size(image.size))
+    mark, corner = _point_mark(radius), (math.floor(x) - radius, math.floor(y) - radius)
+    canvas.paste(mark, corner, mark)
+    if label:
+        (text,), font_size = drawn_texts([label]), max(12, round(14 * _unit(image.size)))
+        width, height = _label_size(text, font_size)
         right, left, top = round(x + radius * 1.6), round(x - radius * 1.6) - width, round(y - height / 2)
-        corners = [(right, top), (left, top), (right, top - height), (right, top + height)]
-        _draw_label(canvas, text, color, corners, occupied)
+        places = [(right, top), (left, top), (right, top - height), (right, top + height)]
+        _draw_label(canvas, text, font_size, places, (*corner, corner[0] + mark.width, corner[1] + mark.height))
     return canvas
 
 
-def draw_boxes(
-    image: Image.Image,
-    boxes: ArrayLike,
-    labels: Sequence[str] | None = None,
-    colors: Sequence[Color] | None = None,
-) -> Image.Image:
-    """Draw the outline of each box, and its label at a corner.
+def draw_boxes(image: Image.Image, boxes: ArrayLike) -> Image.Image:
+    """Draw the outline of each box.
 
     Args:
         boxes: (n, 4) or (n, 5) rows of x1 y1 x2 y2 in pixels of `image`, x2 and y2 exclusive; a fifth column (a score)
             is ignored.
-        labels: n texts, or None; `#1`, `#2`, ... is drawn for those whose characters no font of the system has.
-        colors: RGB, repeated if there are fewer than n; None: `wildcat.viz.colors.MARK_COLORS`.
 
     Raises:
-        ShapeError: the boxes are not (n, 4) or (n, 5), or the labels not n.
+        ShapeError: the boxes are not (n, 4) or (n, 5).
     """
-    rows = _rows("boxes", boxes, 4)
-    texts = _texts(labels, len(rows))
     canvas = image.convert("RGB")  # a copy
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(2.5 * _unit(image.size)))
     rim = max(1, line // 3)  # a dark rim on both sides keeps the line visible on its own colour
-    cycle = _cycle(colors, len(rows))
-    corners = [_corner_pixels(row, canvas.size) for row in rows]
-    for (x1, y1, x2, y2), color in zip(corners, cycle, strict=True):
+    for i, row in enumerate(_rows("boxes", boxes, (4, 5))):
+        x1, y1, x2, y2 = _corner_pixels(row, canvas.size)
         draw.rectangle((x1 - rim, y1 - rim, x2 + rim, y2 + rim), outline=BLACK, width=line + 2 * rim)
-        draw.rectangle((x1, y1, x2, y2), outline=color, width=line)
-    occupied: list[Rectangle] = []
-    for (x1, y1, _, y2), color, text in zip(corners, cycle, texts, strict=True):
-        height = _label_size(text, _font_size(image.size))[1]
-        _draw_label(canvas, text, color, [(x1 - rim, y) for y in (y1 - height, y1, y2, y2 - height)], occupied)
+        draw.rectangle((x1, y1, x2, y2), outline=MARK_COLORS[i % len(MARK_COLORS)], width=line)
     return canvas
 
 
@@ -238,10 +195,6 @@ def _unit(size: tuple[int, int]) -> float:
     return math.sqrt(size[0] * size[1]) / 400
 
 
-def _font_size(size: tuple[int, int]) -> int:
-    return max(12, round(14 * _unit(size)))
-
-
 def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
     """The font for one of `_texts`, which all can be drawn."""
     return cast(ImageFont.FreeTypeFont, text_font(text, size))
@@ -260,12 +213,9 @@ def _label_size(text: str, font_size: int) -> tuple[int, int]:
 
 
 def _draw_label(
-    image: Image.Image, text: str, color: Color, corners: Sequence[tuple[int, int]], occupied: list[Rectangle]
+    image: Image.Image, text: str, font_size: int, corners: Sequence[tuple[int, int]], mark: Rectangle
 ) -> None:
-    """Draw a label at the upper left corner, of those given, with the least overlap; add it to `occupied`."""
-    if not text:
-        return
-    font_size = _font_size(image.size)
+    """Draw a label at the upper left corner, of those given, with the least overlap with the mark."""
     font = _font(text, font_size)
     text = _shorten(text, font, image.width - 0.8 * font_size)
     width, height = _label_size(text, font_size)
@@ -274,30 +224,25 @@ def _draw_label(
         """(overlap, displacement, rectangle) of the label, moved into the image."""
         x = min(max(corner[0], 0), max(image.width - width, 0))
         y = min(max(corner[1], 0), max(image.height - height, 0))
-        rectangle = (x, y, x + width, y + height)
-        overlap = sum(_overlap(rectangle, other) for other in occupied)
-        return overlap, abs(x - corner[0]) + abs(y - corner[1]), rectangle
+        shared = min(x + width, mark[2]) - max(x, mark[0]), min(y + height, mark[3]) - max(y, mark[1])
+        overlap = max(0, shared[0]) * max(0, shared[1])
+        return overlap, abs(x - corner[0]) + abs(y - corner[1]), (x, y, x + width, y + height)
 
-    best = min(map(place, corners), key=lambda candidate: candidate[:2])[2]
-    occupied.append(best)
+    x1, y1, x2, y2 = min(map(place, corners), key=lambda candidate: candidate[:2])[2]
     draw = ImageDraw.Draw(image)
-    draw.rounded_rectangle((best[0], best[1], best[2] - 1, best[3] - 1), radius=font_size // 5, fill=color)
-    centre = ((best[0] + best[2]) / 2, (best[1] + best[3]) / 2)
-    draw.text(centre, text, font=font, fill=readable_on(color), anchor="mm")
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> int:
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    draw.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=font_size // 5, fill=MARK_COLORS[0])
+    centre = ((x1 + x2) / 2, (y1 + y2) / 2)
+    draw.text(centre, text, font=font, fill=readable_on(MARK_COLORS[0]), anchor="mm")
 
 
 @lru_cache(maxsize=64)
-def _point_mark(radius: int, color: Color) -> Image.Image:
-    """RGBA, 2 * radius + 1 pixels a side: a dark rim, a white ring and the colour, antialiased."""
+def _point_mark(radius: int) -> Image.Image:
+    """RGBA, 2 * radius + 1 pixels a side: a dark rim, a white ring and a coloured disc, antialiased."""
     side, factor = 2 * radius + 1, 8
     mark = Image.new("RGBA", (side * factor, side * factor), (*BLACK, 0))
     draw = ImageDraw.Draw(mark)
     centre = side * factor / 2
-    for share, fill in ((1.0, BLACK), (0.86, WHITE), (0.6, color)):
+    for share, fill in ((1.0, BLACK), (0.86, WHITE), (0.6, MARK_COLORS[0])):
         r = share * centre - 0.5
         draw.ellipse((centre - r, centre - r, centre + r, centre + r), fill=(*fill, 255))
     return mark.resize((side, side), Image.Resampling.BOX)
@@ -324,16 +269,16 @@ def _blend(
     return Image.composite(indices.convert("RGB"), image.convert("RGB"), Image.fromarray(opacity))
 
 
-def _rows(name: str, values: ArrayLike, width: int) -> NDArray[np.float64]:
+def _rows(name: str, values: ArrayLike, widths: tuple[int, ...]) -> NDArray[np.float64]:
+    """(n, the first of `widths`): finite rows of one of these widths."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        return np.zeros((0, width))
-    widths = (2,) if width == 2 else (4, 5)
-    if array.ndim != 2 or array.shape[1] not in widths or not np.isfinite(array[:, :width]).all():
+        return np.zeros((0, widths[0]))
+    if array.ndim != 2 or array.shape[1] not in widths or not np.isfinite(array[:, : widths[0]]).all():
         raise ShapeError(
-            f"{name} of shape {array.shape} are not finite (n, {width}) rows.", f"Give (n, {width}) numbers."
+            f"{name} of shape {array.shape} are not finite (n, {widths[0]}) rows.", f"Give (n, {widths[0]}) numbers."
         )
-    return array[:, :width]
+    return array[:, : widths[0]]
 
 
 def _texts(labels: Sequence[str] | None, count: int) -> list[str]:
@@ -342,13 +287,3 @@ def _texts(labels: Sequence[str] | None, count: int) -> list[str]:
     if isinstance(labels, str) or len(labels) != count:
         raise ShapeError(f"{len(labels)} texts for {count}.", "Give one text for each, in a list.")
     return drawn_texts([str(label) for label in labels])
-
-
-def _cycle(colors: Sequence[Color] | None, count: int) -> list[Color]:
-    palette = colors or MARK_COLORS
-    return [palette[i % len(palette)] for i in range(count)]
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha={alpha} is not in [0, 1].", "0 is transparent, 1 is opaque.")
