@@ -9,8 +9,7 @@ import torch
 
 import wildcat.device
 from wildcat.data.loader import suggested_workers
-from wildcat.device import available_cores, bf16_is_native, choose_device, machine
-from wildcat.engines.threads import engine_threads
+from wildcat.device import available_cores, bf16_is_native, choose_device, engine_threads, machine
 from wildcat.errors import ConfigError
 
 

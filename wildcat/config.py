@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from wildcat.errors import ConfigError, did_you_mean
@@ -60,6 +60,38 @@ class RefineConfig:
             raise ConfigError(f"lr={self.lr}: give a number above 0.", "0.002 is usual.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"weight_decay={self.weight_decay}: give a number of at least 0.")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of the HTTP service, which `wildcat serve` has as flags.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_mb: float = 20.0
+    """Largest request in megabytes of 1,000,000 bytes."""
+    max_pixels: int = 40_000_000
+    """Most pixels of an image, checked in its header before it is decoded."""
+    queue: int = 512
+    """Most requests that run or wait; further requests get status 503."""
+    queue_mb: float = 256.0
+    """Megabytes of uploads in memory above which the rest of other uploads waits to be received."""
+    timeout: float = 60.0
+    """Seconds to receive a request."""
+    wait: float = 300.0
+    """Seconds an upload may wait for memory, and a request for its result; then it gets status 503."""
+    worker_timeout: float = 60.0
+    """Seconds a worker may take for a batch; a worker process is then killed and restarted."""
+    batch_size: int = 8
+    """Most images per forward pass."""
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in fields(Limits)):
+            lowest = 1 if name in ("max_pixels", "queue", "batch_size") else 1e-6
+            if not lowest <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least {lowest:g}.")
 
 
 @dataclass(frozen=True)

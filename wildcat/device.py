@@ -104,6 +104,11 @@ def available_cores() -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
+def engine_threads() -> int:
+    """Threads for an engine: torch's number (which follows OMP_NUM_THREADS), at most the available cores."""
+    return min(torch.get_num_threads(), available_cores())
+
+
 def cgroup_quota(root: Path) -> float | None:
     """CPU quota of this process's control group in cores, version 2 (`cpu.max`) or 1; None where there is none."""
     try:

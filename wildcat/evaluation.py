@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_matrix
 from wildcat.data.labels import name_key
 from wildcat.errors import DataError
 from wildcat.metrics import (
@@ -197,21 +197,17 @@ def match_classes(predictor: Predictor, data: DataSet) -> DataSet:
     common = [c for c in predictor.classes if c in {names.get(c, c) for c in data.classes}]
     if not common:
         raise DataError(
-            f"{predictor.name} and {data.name} have no class in common: the model has {_few(predictor.classes)}, the "
-            f"data has {_few(data.classes)}.",
+            f"{predictor.name} and {data.name} have no class in common: the model has {few(predictor.classes)}, the "
+            f"data has {few(data.classes)}.",
             "Evaluate on data with the classes the model was trained on.",
         )
     notes = [f"{data.name} writes the model's class {new!r} as {old!r}." for old, new in names.items() if new != old]
     if lacking := [c for c in predictor.classes if c not in common]:
-        notes.append(f"{data.name} lacks {_few(lacking)}: the metrics are over the other {len(common)} classes.")
+        notes.append(f"{data.name} lacks {few(lacking)}: the metrics are over the other {len(common)} classes.")
     if unknown := [c for c in data.classes if names.get(c, c) not in common]:
         images = " and their images" if data.task == "multiclass" else ""
-        notes.append(f"The model does not know {_few(unknown)}: these labels{images} are left out.")
+        notes.append(f"The model does not know {few(unknown)}: these labels{images} are left out.")
     return replace(data.for_classes(predictor.classes, names), notes=(*data.notes, *notes))
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def classification_report(

@@ -20,13 +20,14 @@ import pytest
 from PIL import Image
 
 from tests.serve.conftest import SECONDS, Connect, encoded, image
+from wildcat.config import Limits
 from wildcat.device import cpu_has_bf16
 from wildcat.engines import Engine
 from wildcat.errors import ConfigError, ImageError, WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor, load
 from wildcat.serve.service import count_processes
-from wildcat.serve.uploads import Limits, RequestError
+from wildcat.serve.uploads import RequestError
 from wildcat.serve.workers import Job, Worker, WorkerError, WorkerProcess, predict_batch, start_processes
 
 LIMITS = Limits(max_pixels=10_000)

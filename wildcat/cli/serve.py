@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import Model, ModelCommand, load_model
+from wildcat.config import Limits
 from wildcat.errors import ConfigError, WildcatError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-
-    from wildcat.serve import Limits
 
 BACKLOG = 1024
 IDLE_CONNECTIONS = 384  # 64 browsers that keep six connections each
@@ -28,7 +27,7 @@ STOP_SECONDS = 10  # for running requests after a signal to stop
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(ModelCommand):
+class Serve(Limits, ModelCommand):
     """Serve the model over HTTP, with a demo page."""
 
     run: Model
@@ -40,24 +39,11 @@ class Serve(ModelCommand):
     """Additional host names to accept, separated by commas, such as the name of a reverse proxy."""
     root_path: str = ""
     """Path prefix of the service at a reverse proxy, such as /wildcat, whether the proxy strips it or not."""
-    max_mb: float = 20.0
-    """Largest request in megabytes."""
-    max_pixels: int = 40_000_000
-    """Most pixels of an image."""
-    queue: int = 512
-    """Most requests that run or wait; further requests get status 503."""
-    queue_mb: float = 256.0
-    """Megabytes of uploads in memory above which the rest of other uploads waits to be received."""
-    timeout: float = 60.0
-    """Seconds to receive a request."""
-    wait: float = 300.0
-    """Seconds an upload may wait for memory, and a request for its result; then it gets status 503."""
-    worker_timeout: float = 60.0
-    """Seconds a worker may take for a batch; a worker process is then killed and restarted."""
-    batch_size: int = 8
-    """Most images per forward pass."""
     processes: int = -1
     """Worker processes; 0 runs the model in this process, -1 uses one per core (at most 4) on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Leave the check of the limits to `run_serve`: tyro would print its error in another form."""
 
 
 def run_serve(command: Serve) -> int:
@@ -66,7 +52,7 @@ def run_serve(command: Serve) -> int:
         start_fork_server(command.device)
     import warnings
 
-    from wildcat.serve import Limits, create_app
+    from wildcat.serve import create_app
     from wildcat.serve.middleware import LOOPBACK
 
     warnings.filterwarnings("ignore", module="PIL")  # about uploaded images

@@ -21,9 +21,6 @@ Task = Literal["multilabel", "multiclass"]
 # Values of a label, as in the VOC devkit: IGNORED is "difficult".
 PRESENT, IGNORED, ABSENT = 1, 0, -1
 
-# Names of folders, files and table cells that mean a split -> the split.
-SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
 HELD_OUT_FRACTION = 0.1  # of train: `val` of a data set that has a train split and no val
 VAL_FRACTION = 0.2  # of all images: `val` of a data set without splits
 
@@ -188,7 +185,7 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
     everywhere = [name for name, both in zip(data.classes, here & ~absent, strict=True) if both]
     if not (here & absent).any():
         raise DataError(
-            f"all {where} of {data.name} have the same label{'s' * (len(present) > 1)} ({_few(present)}): there is "
+            f"all {where} of {data.name} have the same label{'s' * (len(present) > 1)} ({few(present)}): there is "
             "nothing to learn.",
             "Add images without it: an empty label or a 0 in a table, or a folder of other images.",
         )
@@ -206,7 +203,7 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
         )
     notes += [f"Label {name!r} is in all {where}: the model learns to predict it always." for name in everywhere]
     if missing := [name for name in data.classes if name not in present]:
-        notes.append(f"No image of {split} has {_few(missing)}: the model cannot learn it.")
+        notes.append(f"No image of {split} has {few(missing)}: the model cannot learn it.")
     return notes
 
 
@@ -219,7 +216,8 @@ def describe_labels(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
     return [] if names else [f"No image of {split} has a label: there is nothing to measure."]
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first five names, quoted, and how many more there are, for a message."""
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from wildcat.config import EngineName, Precision
+from wildcat.device import engine_threads
 from wildcat.engines.onnx_graph import session_of
-from wildcat.engines.threads import engine_threads
 from wildcat.errors import EngineError, MissingExtra
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -129,15 +130,7 @@ def engine_versions() -> dict[str, str]:
 
 
 def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -> Predictor:
-    other = Predictor(
-        predictor.name,
-        predictor.members,
-        predictor.classes,
-        predictor.task,
-        str(predictor.device),
-        predictor.flip,
-        predictor.combination,
-    )
+    other = copy(predictor)
     other.use_engine(name, precision)
     return other
 

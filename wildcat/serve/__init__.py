@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wildcat.config import Limits
 from wildcat.errors import MissingExtra
 
 try:
@@ -10,7 +11,6 @@ try:
     import uvicorn as _uvicorn  # noqa: F401
 
     from wildcat.serve.app import create_app
-    from wildcat.serve.uploads import Limits
 except ModuleNotFoundError as error:
     package = (error.name or "").partition(".")[0]
     if package not in ("fastapi", "python_multipart", "uvicorn"):

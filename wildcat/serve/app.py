@@ -18,13 +18,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from wildcat._version import __version__
+from wildcat.config import Limits
 from wildcat.errors import ConfigError, RunError, WildcatError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
 from wildcat.serve.middleware import SecurityMiddleware, error_response, split_url
 from wildcat.serve.responses import AnnotationQuery, MapQuery, PredictQuery, annotation_zip, draw_map, prediction_json
 from wildcat.serve.service import Service
-from wildcat.serve.uploads import FIELD, FORMATS, Limits, RequestError, try_later
+from wildcat.serve.uploads import FIELD, FORMATS, RequestError, try_later
 from wildcat.viz.colors import MARK_COLORS, encode_colormaps
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -121,7 +122,9 @@ def create_app(
         redirect_slashes=False,  # a redirect would name the header Host, which a proxy may have replaced
     )
     app.state.service = service
-    app.add_middleware(SecurityMiddleware, max_bytes=limits.max_bytes, hosts=hosts, names=names, root_path=root_path)
+    app.add_middleware(
+        SecurityMiddleware, max_bytes=int(limits.max_mb * 1e6), hosts=hosts, names=names, root_path=root_path
+    )
     _add_error_handlers(app)
     _add_routes(app, service, describe_model(predictor, limits))
     _add_page(app)

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Message
 
-from wildcat.engines.threads import engine_threads
+from wildcat.config import Limits
+from wildcat.device import engine_threads
 from wildcat.errors import ConfigError, out_of_memory
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
-from wildcat.serve.uploads import Limits, RequestError, open_image, read_form, try_later
+from wildcat.serve.uploads import RequestError, open_image, read_form, try_later
 from wildcat.serve.workers import Job, Worker, start_processes
 
 Result = TypeVar("Result")

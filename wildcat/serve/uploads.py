@@ -1,9 +1,8 @@
-"""Limits of the service, and uploaded images: from a multipart form to a checked and decoded image."""
+"""Uploaded images: from a multipart form to a checked and decoded image."""
 
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,52 +13,13 @@ from starlette.requests import Request
 
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_bytes, full_size
-from wildcat.errors import ConfigError, ImageError, WildcatError
+from wildcat.errors import ImageError, WildcatError
 
 FIELD = "image"  # name of the file in the form
 CURL_HINT = f"Example: curl -F {FIELD}=@dog.jpg"
 
 # Pillow's decoders that uploads may reach; the others are rarely used, or start programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of the service.
-
-    Attributes:
-        max_mb: largest request body in megabytes of 1,000,000 bytes.
-        max_pixels: most pixels of an image, checked in its header before it is decoded.
-        queue: most requests that run or wait; further requests get status 503.
-        queue_mb: megabytes of uploads in memory above which the rest of other uploads waits to be received.
-        timeout: seconds to receive a request.
-        wait: seconds an upload may wait for memory, and a request for its result, in the queue and at a worker.
-        worker_timeout: seconds a worker may take for a batch; a worker process is then killed and restarted.
-        batch_size: most images per forward pass.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    max_mb: float = 20.0
-    max_pixels: int = 40_000_000
-    queue: int = 512
-    queue_mb: float = 256.0
-    timeout: float = 60.0
-    wait: float = 300.0
-    worker_timeout: float = 60.0
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            lowest = 1 if name in ("max_pixels", "queue", "batch_size") else 1e-6
-            if not lowest <= value < math.inf:
-                raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number of at least {lowest:g}.")
-
-    @property
-    def max_bytes(self) -> int:
-        """Largest request body in bytes."""
-        return int(self.max_mb * 1e6)
 
 
 class RequestError(WildcatError):

@@ -25,11 +25,12 @@ from typing import Any
 
 import torch
 
+from wildcat.config import Limits
 from wildcat.data.image_ref import LoadedImage
 from wildcat.errors import WildcatError
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
-from wildcat.serve.uploads import Limits, RequestError, Upload, try_later
+from wildcat.serve.uploads import RequestError, Upload, try_later
 
 log = logging.getLogger(__name__)
 

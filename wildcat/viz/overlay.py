@@ -106,7 +106,7 @@ def draw_point(image: Image.Image, point: ArrayLike, label: str = "") -> Image.I
     Raises:
         ShapeError: the point is not two finite numbers.
     """
-    ((x, y),) = _rows("point", [point], (2,))
+    ((x, y),) = _rows("point", np.asarray(point)[None], (2,))
     canvas = image.convert("RGB")  # a copy
     radius = max(5, round(6 * _unit(image.size)))
     mark, corner = _point_mark(radius), (math.floor(x) - radius, math.floor(y) - radius)

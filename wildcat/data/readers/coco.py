@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, split_samples
+from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, few, split_samples
 from wildcat.data.labels import normal_name
 from wildcat.data.layout import TRUTH_FOLDERS, image_folders, name_splits, path_splits, subfolders
 from wildcat.data.readers.lists import find_named
@@ -121,14 +121,10 @@ def _classes(contents: Sequence[_Content], notes: list[str]) -> tuple[str, ...]:
     used = {name for content in contents for name in content.used()}
     parents = {name for content in contents for name in content.parents} - used
     if dropped := [name for name in names if name in parents]:
-        notes.append(f"Categories that only group others and that no annotation has are left out: {_few(dropped)}.")
+        notes.append(f"Categories that only group others and that no annotation has are left out: {few(dropped)}.")
     if joined := sorted({name for content in contents for name in content.joined}):
-        notes.append(f"Several categories are called {_few(joined)}: they are one class.")
+        notes.append(f"Several categories are called {few(joined)}: they are one class.")
     return tuple(name for name in names if name not in parents) or tuple(names)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _official(root: Path) -> dict[int, dict[str, _Layout]]:

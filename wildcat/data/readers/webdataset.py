@@ -9,7 +9,6 @@ from __future__ import annotations
 import glob
 import io
 import json
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,6 @@ from wildcat.data.dataset import (
     ABSENT,
     IGNORED,
     PRESENT,
-    SPLIT_NAMES,
     DataSet,
     Sample,
     Task,
@@ -34,6 +32,7 @@ from wildcat.data.formats import IMAGE_SUFFIXES, skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.images import holds_images
 from wildcat.data.labels import normal_name, parse_labels
+from wildcat.data.layout import split_name
 from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
     expand_braces,
@@ -133,8 +132,7 @@ def read_webdataset(
         labels[[index[label] for label in one.ignored]] = IGNORED
         labels[[index[label] for label in one.present]] = PRESENT
         name = one.image.name.removeprefix(f"{folder}/")
-        words = re.split(r"[^a-z]+", file_name(one.image.file).lower())
-        split = next((SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES), "")
+        split = split_name(Path(file_name(one.image.file)).stem)[0]
         splits.setdefault(split, []).append(Sample(name, one.image, labels))
     if "" in splits and len(splits) > 1:
         raise DataError(
