@@ -38,7 +38,8 @@ from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import create_run
 from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.progress import Progress
-from wildcat.reproduce.record import plain_settings, spread
+from wildcat.reproduce.runner import plain_settings
+from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
 BATCH = 16  # images per forward pass of the feature cache

@@ -35,7 +35,7 @@ from wildcat.models.run import create_run
 from wildcat.prediction import Prediction, default_mask_params
 from wildcat.predictor import Predictor, load
 from wildcat.reproduce.heads import predictions_from_features
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
 MEASURES = ("classification", "pointing", "segmentation")

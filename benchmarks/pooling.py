@@ -32,7 +32,7 @@ from script import (
 
 from wildcat.data import DataSet, open_dataset
 from wildcat.reproduce.heads import train_and_evaluate
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from wildcat.data import list_images, open_dataset, write_shapes
 from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import create_run
 from wildcat.predictor import BATCH_SIZE, Predictor, load
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
 

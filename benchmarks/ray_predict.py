@@ -22,7 +22,7 @@ from script import argument_parser, log, save_result, settings_of
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.device import available_cores
 from wildcat.predictor import BATCH_SIZE, Predictor, load
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 from wildcat.scale.inputs import find_sources, list_images
 from wildcat.scale.ray_backend import RayOptions, import_ray, predict_with_ray, ray_started
 from wildcat.scale.rows import Row, read_rows

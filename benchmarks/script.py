@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet
 from wildcat.data.transforms import Preprocess
+from wildcat.device import machine
+from wildcat.files import write_json
+from wildcat.models.manifest import versions
 from wildcat.models.member import Member
 from wildcat.nn.weights import EMBEDDED
 from wildcat.predictor import Predictor
-from wildcat.reproduce.record import write_result
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -100,6 +103,21 @@ def settings_of(arguments: argparse.Namespace, without: Collection[str] = ()) ->
 def save_result(arguments: argparse.Namespace, settings: dict[str, Any], results: Any) -> None:
     """Write the result file with the command line, in which paths are shortened to their names."""
     words = [Path(word).name if Path(word).exists() or word == str(arguments.out) else word for word in sys.argv[1:]]
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
-    write_result(arguments.out, command, settings, results)
+    write_result(
+        arguments.out, shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]), settings, results
+    )
     log(f"{arguments.out} written")
+
+
+def write_result(path: Path, command: str, settings: Mapping[str, Any], results: Any) -> None:
+    """Write a result file (JSON): command, date, versions, machine (with CPU flags), settings and results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": versions(),
+        "machine": machine(),
+        "settings": dict(settings),
+        "results": results,
+    }
+    write_json(path, content)

@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 from PIL import Image
+from script import write_result
 
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
@@ -42,7 +43,7 @@ from wildcat.config import TrainConfig
 from wildcat.data import write_shapes
 from wildcat.data.readers.voc import read_voc
 from wildcat.models.run import create_run
-from wildcat.reproduce.record import spread, write_result
+from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ from wildcat.evaluation import evaluate
 from wildcat.models.folder import open_model
 from wildcat.models.run import Run, open_run
 from wildcat.predictor import load
-from wildcat.reproduce.record import plain_settings
+from wildcat.reproduce.runner import plain_settings
 
 
 def stages(run: Run) -> list[dict[str, Any]]:

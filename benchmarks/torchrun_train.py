@@ -25,7 +25,7 @@ from script import argument_parser, log, save_result, settings_of
 from wildcat.data import list_images
 from wildcat.device import available_cores
 from wildcat.models.run import STATE, load_state, open_run
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 
 HEAD = "--tune head --backbone lite0 --image-size 160 --epochs 5"
 ALL = "--tune all --backbone lite0 --image-size 128 --epochs 2 --batch-size 16 --workers 0"

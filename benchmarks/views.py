@@ -22,7 +22,7 @@ from wildcat.evaluation import evaluate
 from wildcat.fitting.benchmark import time_in_turn
 from wildcat.models.run import open_run
 from wildcat.predictor import load
-from wildcat.reproduce.record import plain_settings
+from wildcat.reproduce.runner import plain_settings
 
 BATCH = 4  # images in a timed forward pass
 

@@ -19,7 +19,7 @@ from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.reproduce import runner as module
 from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
-from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, reproduce, run_cells
+from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, run_cells, summary_path
 from wildcat.reproduce.tables import markdown
 from wildcat.settings import load_recipe
 
@@ -52,6 +52,13 @@ def whole(shapes: DataSet, cache: Path, tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
         return reproduce(PLAN, shapes, folder), folder
+
+
+def reproduce(plan: Plan, data: DataSet, out: Path) -> dict[str, Any]:
+    """Run all cells; the summary of the `.json` file."""
+    for _ in run_cells(plan, data, out):
+        pass
+    return dict(json.loads(summary_path(plan, data, out).read_text(encoding="utf-8")))
 
 
 # --- the declarations -------------------------------------------------------------------------------------------------

@@ -7,18 +7,9 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from wildcat.cli.options import (
-    Data,
-    DataCommand,
-    Model,
-    ModelCommand,
-    describe,
-    evaluation_split,
-    load_model,
-    open_data,
-)
+from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,17 +18,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(ModelCommand, DataCommand):
+class Evaluate(MetricsCommand):
     """Evaluate a model on labelled images."""
 
-    run: Model
-    data: Data
-    split: str | None = None
-    """Split to evaluate on; by default val if the data has one, otherwise test."""
-    ap: Literal["voc07", "voc10", "plain"] = "voc10"
-    """Variant of average precision."""
-    crf: bool = False
-    """Sharpen masks with a dense CRF first."""
     json: bool = False
     """Print one JSON object instead of a table."""
     curves: Path | None = None

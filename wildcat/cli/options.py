@@ -105,6 +105,20 @@ class DataCommand(ReaderCommand):
     """Layout: voc, voc-action, coco, scenes, indoor, webdataset, yolo, csv or folder; recognised otherwise."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MetricsCommand(ModelCommand, DataCommand):
+    """Flags of every command that measures a model on labelled images."""
+
+    run: Model
+    data: Data
+    split: str | None = None
+    """Split to evaluate on; by default val if the data has one, otherwise test."""
+    ap: Literal["voc07", "voc10", "plain"] = "voc10"
+    """Variant of average precision."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF first."""
+
+
 def limit_pixels_of(command: Command) -> None:
     """Apply --max-pixels to this process."""
     pixels = getattr(command, "max_pixels", None)

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from wildcat.cli.options import (
-    Data,
-    DataCommand,
-    Model,
-    ModelCommand,
-    describe,
-    evaluation_split,
-    load_model,
-    open_data,
-)
+from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(ModelCommand, DataCommand):
+class Report(MetricsCommand):
     """Evaluate a model on labelled data and write one HTML file with metrics, curves, hits and misses."""
 
-    run: Model
-    data: Data
-    split: str | None = None
-    """Split to evaluate; by default val if the data has one, otherwise test."""
     out: Path | None = None
     """HTML file to write; by default report-RUN-DATA-SPLIT.html in the working directory."""
-    ap: Literal["voc07", "voc10", "plain"] = "voc10"
-    """Variant of average precision."""
-    crf: bool = False
-    """Refine masks with a dense CRF."""
     examples: int = 8
     """Maximum number of images per kind (hits, misses, false positives) and class."""
     max_mb: float = 20.0

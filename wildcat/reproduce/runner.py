@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ from wildcat.predictor import load
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment
 from wildcat.reproduce.heads import train_and_evaluate
-from wildcat.reproduce.record import plain_settings
 from wildcat.reproduce.tables import slug, summarize_rows, write_tables
 from wildcat.settings import load_recipe
 from wildcat.train.checkpoint import fingerprint
@@ -75,17 +75,6 @@ class Cell(NamedTuple):
     number: int
     total: int
     record: dict[str, Any]
-
-
-def reproduce(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
-    """Run all cells of an experiment; see `run_cells`.
-
-    Returns:
-        The summary, as written to the `.json` file: settings, and the metrics of each row over the seeds.
-    """
-    for _ in run_cells(plan, data, out, progress):
-        pass
-    return dict(json.loads(summary_path(plan, data, out).read_text(encoding="utf-8")))
 
 
 def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> Iterator[Cell]:
@@ -209,6 +198,11 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
     return record
+
+
+def plain_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings as JSON values; infinity, which JSON lacks, becomes the string "inf"."""
+    return {name: str(value) if value == math.inf else value for name, value in asdict(config).items()}
 
 
 def _read_cell(path: Path) -> dict[str, Any]:

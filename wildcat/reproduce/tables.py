@@ -13,7 +13,6 @@ from typing import Any
 from wildcat.errors import MissingExtra
 from wildcat.files import write_bytes, write_json
 from wildcat.reproduce.experiments import MEASURED, METRIC_NAMES, Experiment
-from wildcat.reproduce.record import spread
 from wildcat.viz.curves import Series, draw_series
 
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a row -> the records of its cells, one per seed
@@ -37,6 +36,15 @@ def summarize_rows(experiment: Experiment, records: Records) -> dict[str, Any]:
             "line": row.line,
         }
     return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation and the values, rounded to five digits."""
+    return {
+        "mean": round(statistics.fmean(values), 5),
+        "std": round(statistics.stdev(values), 5) if len(values) > 1 else None,
+        "values": [round(float(v), 5) for v in values],
+    }
 
 
 def write_tables(summary: Mapping[str, Any], records: Records, path: Path) -> None:
