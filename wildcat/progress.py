@@ -57,7 +57,15 @@ class ProgressBar(Progress):
 
     def start(self, task: str, total: int | None, done: int = 0) -> None:
         self.close()
-        self.bar = progress_bar(total, task, self.unit)
+        self.bar = tqdm(
+            total=total,
+            desc=task,
+            unit=self.unit,
+            unit_scale=self.unit == "B",
+            file=sys.stderr,
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            dynamic_ncols=True,
+        )
         self.bar.initial = self.bar.n = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -71,19 +79,6 @@ class ProgressBar(Progress):
             val = " ".join(f"val {k} {v:.4f}" for k, v in record.get("val", {}).items())
             star = " *" if record["best"] and val else ""
             self.bar.write(f"epoch {record['epoch']}: loss {record['loss']:.4f} {val}{star}", file=sys.stderr)
-
-
-def progress_bar(total: int | None, task: str, unit: str = "img") -> tqdm[Any]:
-    """A tqdm bar over `total` items (None: unknown) on stderr; in a log it prints a line every 30 seconds."""
-    return tqdm(
-        total=total,
-        desc=task,
-        unit=unit,
-        unit_scale=unit == "B",
-        file=sys.stderr,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-        dynamic_ncols=True,
-    )
 
 
 REPEATED = 0.5  # seconds: torchrun passes a signal on to processes that have received it with their group

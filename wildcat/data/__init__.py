@@ -5,7 +5,7 @@
 
 from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.download import fetch_dataset, is_fetched
-from wildcat.data.image_ref import ImageInput, ImageRef, load_image
+from wildcat.data.image_ref import load_image
 from wildcat.data.images import list_images, read_image
 from wildcat.data.labels import parse_names
 from wildcat.data.readers.synthetic import write_shapes
@@ -16,8 +16,6 @@ from wildcat.data.sources import find_source
 __all__ = [
     "FORMATS",
     "DataSet",
-    "ImageInput",
-    "ImageRef",
     "Sample",
     "fetch_dataset",
     "find_format",

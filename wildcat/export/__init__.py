@@ -4,7 +4,6 @@ from wildcat.export.coco import CocoPolygonWriter, CocoWriter
 from wildcat.export.instances import Instance, InstanceParams, find_instances
 from wildcat.export.label_studio import LabelStudioWriter
 from wildcat.export.polygons import simplify_outline, trace_outline
-from wildcat.export.predictions import SAVE_KINDS, PredictionWriter
 from wildcat.export.voc import VocWriter
 from wildcat.export.writer import AnnotationWriter
 from wildcat.export.yolo import YoloSegmentWriter, YoloWriter
@@ -20,11 +19,8 @@ ANNOTATION_FORMATS: dict[str, type[AnnotationWriter]] = {
 
 __all__ = [
     "ANNOTATION_FORMATS",
-    "SAVE_KINDS",
-    "AnnotationWriter",
     "Instance",
     "InstanceParams",
-    "PredictionWriter",
     "find_instances",
     "simplify_outline",
     "trace_outline",
