@@ -33,7 +33,7 @@ FORMAT = 2  # version of the cache: graphs of another version are not found
 def digest(backbone: Backbone, size: int) -> str:
     """Key of a graph: the network's structure and weights, the image size, and the versions of the exporter."""
     found = hashlib.sha256()
-    versions = {name: _version(name) for name in ("torch", "onnx", "onnxscript")}
+    versions = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")}
     found.update(json.dumps([FORMAT, size, versions, repr(backbone)]).encode())
     for name, values in backbone.state_dict().items():
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -100,7 +100,7 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
         np.save(array, first.numpy().astype(np.float16))
         write_bytes(folder / "int8.npy", array.getvalue())
         write_bytes(folder / "int8.onnx", graph)
-        write_json(folder / "int8.json", {"images": count, "onnxruntime": _version("onnxruntime")})
+        write_json(folder / "int8.json", {"images": count, "onnxruntime": package_version("onnxruntime")})
     return count
 
 
@@ -111,7 +111,8 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package, or "none"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

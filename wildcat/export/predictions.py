@@ -9,7 +9,6 @@ import re
 from collections.abc import Collection, Sequence
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -81,9 +80,7 @@ class PredictionWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         unused = error is not None and not self.rows.tell()
         self.rows.close()
         if unused:  # nothing was predicted: the same folder can be given again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from wildcat.config import EngineName, Precision
 from wildcat.data.image_ref import ImageInput, load_image
 from wildcat.device import machine
 from wildcat.engines import PRECISIONS, calibrate_int8
+from wildcat.engines.graph_cache import package_version
 from wildcat.engines.onnx_graph import probe
 from wildcat.errors import ConfigError, EngineError, MissingExtra
 from wildcat.models.manifest import versions
@@ -120,13 +120,8 @@ def fastest(result: Mapping[str, Any]) -> str:
 
 def engine_versions() -> dict[str, str]:
     """Versions of the installed runtimes."""
-    found = {}
-    for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: package_version(name) for name in ("onnx", "onnxscript", "onnxruntime", "openvino")}
+    return {name: version for name, version in found.items() if version != "none"}
 
 
 def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -> Predictor:
