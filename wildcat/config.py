@@ -182,7 +182,7 @@ class TrainConfig:
     warmup: float = 1.0
     """Epochs over which the learning rate rises linearly from zero."""
     balance: bool = False
-    """Weigh the loss so that rare classes count as much as common ones."""
+    """Weigh the loss so that rare classes count as much as common ones; a rare image counts at most 100 times."""
     ema: float = 0.0
     """Decay per step of the moving average of the weights that is measured and kept; 0: the weights themselves. Not for
     --tune head."""

@@ -181,16 +181,6 @@ def test_errors_that_are_not_about_the_size_are_raised_as_they_are() -> None:
         backbone(torch.zeros(1, 4, 64, 64))
 
 
-def test_batch_normalisation_of_a_single_value_is_refused() -> None:
-    backbone = create_backbone("test_resnet", "none").train()
-    with pytest.raises(ConfigError) as caught:
-        backbone(torch.zeros(1, 3, 32, 32))
-    assert "test_resnet cannot train on a batch of 1 image of 32 x 32 pixels" in caught.value.message
-    assert "--batch-size 2" in caught.value.hint
-    backbone(torch.zeros(1, 3, 64, 64))
-    backbone(torch.zeros(2, 3, 32, 32))
-
-
 def test_a_network_that_gives_no_map_is_refused() -> None:
     class Flat(nn.Module):
         pretrained_cfg = MappingProxyType({"mean": (0.5,) * 3, "std": (0.5,) * 3})

@@ -113,6 +113,8 @@ def test_balancing_weights() -> None:
     weights = balancing_weights(exclusive, multiclass=True)
     np.testing.assert_allclose(weights * exclusive, 1 / 3, rtol=1e-6)  # every class counts as much
     assert (weights * exclusive).sum().item() == pytest.approx(1)  # and an image counts 1 on average
+    rare = balancing_weights(torch.tensor([0.9999, 0.0001]), multiclass=True)
+    assert float(rare[1] / rare[0]) == pytest.approx(100)
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------

@@ -103,7 +103,10 @@ class DataSet:
                 ) from None
             self._cache[name] = tuple(read())
             if not self._cache[name]:
-                raise DataError(f"split {name!r} of {self.root} holds no images.", "Check the list or folder.")
+                hint = "Check the list or folder"
+                if name == "val":
+                    hint += ", or train with --val-split none: on all images, to the last epoch"
+                raise DataError(f"split {name!r} of {self.root} holds no images.", f"{hint}.")
         return self._cache[name]
 
     def training_split(self, train: str, val: str) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:

@@ -81,12 +81,6 @@ class Backbone(nn.Module):
             yield
         except Exception as error:  # assertions, and shapes that do not fit, of many types
             height, width = images.shape[-2:]
-            if "Expected more than 1 value per channel" in str(error):
-                raise ConfigError(
-                    f"{self.name} cannot train on a batch of {len(images)} image of {height} x {width} pixels: batch "
-                    "normalisation needs more than one value per channel.",
-                    "Give --batch-size 2 or more for each process, or a larger --image-size.",
-                ) from error
             if isinstance(error, WildcatError) or out_of_memory(error) or images.device.type == "meta":
                 raise
             if isinstance(error, IndexError):  # of a table of positions; the meta device does not check indices

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from wildcat.errors import ConfigError
 
 
 @torch.no_grad()
@@ -31,7 +34,8 @@ def estimate_running_statistics(network: nn.Module, batches: Iterable[Tensor]) -
         norm.momentum = None  # a plain average over the batches
     try:
         for inputs in batches:
-            network(inputs)
+            with single_values_refused(len(inputs)):
+                network(inputs)
     finally:
         network.train(training)
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -51,3 +55,23 @@ def synchronize_batchnorm(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, _BatchNorm):
                 setattr(parent, name, convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]  # untyped in timm
+
+
+@contextlib.contextmanager
+def single_values_refused(images: int) -> Iterator[None]:
+    """Turn the error of batch normalisation that has one value per channel to train on into one sentence.
+
+    Raises:
+        ConfigError: says how to give it more.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"batch normalisation cannot train on a batch of {images} image of this size: it needs more than one value "
+            "per channel.",
+            "Give --batch-size 2 or more for each process, or a larger --image-size; the statistics of pretrained "
+            "weights (--freeze-bn) need neither.",
+        ) from error

@@ -31,6 +31,7 @@ from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
+from wildcat.train.batchnorm import single_values_refused
 from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
 from wildcat.train.optim import (
     balancing_weights,
@@ -251,7 +252,10 @@ class Trainer:
         for number, (inputs, labels, _) in enumerate(group, start=1):
             targets = with_background(labels) if self.config.background else labels
             with distributed.accumulating(self.network, more=number < len(group)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                with (
+                    single_values_refused(len(inputs)),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
+                ):
                     scores = self.network(inputs.to(self.device, non_blocking=True))
                 loss = self.loss(scores.float(), targets.to(self.device), self.class_weights).sum() / images
                 # data parallelism averages the gradients over the processes; the sum is wanted
@@ -338,10 +342,18 @@ class Trainer:
         position = self.checkpoint.position
         step = min(position.step + 1, self.steps_per_epoch)
         lr = self.optimizer.param_groups[0]["lr"]
-        remedy = f"Try --lr {self.config.peak_lr / 10:g} or a longer --warmup"
+        remedy = f"Try --lr {self.config.peak_lr / 10:g}"
+        if self.config.tune != "head":
+            remedy += f", --backbone-lr-scale {self.config.backbone_lr_scale / 10:g}"
+        remedy += " or a longer --warmup"
         remedy += ", or leave --amp out" if self.autocast else ""
-        if self.checkpoint.history:
-            remedy += f", with another --out: {self.checkpoint.run.folder} has the weights of the best epoch so far"
+        history, folder = self.checkpoint.history, self.checkpoint.run.folder
+        if history and history[position.best_epoch]["tune"] == self.config.tune:
+            remedy += f", with another --out: {folder} has the weights of the best epoch so far"
+        elif history:
+            remedy += (
+                f", with --weights {folder} and another --out: {folder} has the head of stage one, usable as it is"
+            )
         return TrainingError(
             f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g} (--tune {self.config.tune}).",
             f"{remedy}.",

@@ -15,6 +15,8 @@ from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT
 from wildcat.nn.model import Wildcat
 
+MOST_WEIGHT = 100.0  # of a rare class's image: with more, a single one moves the weights too far in a step
+
 
 def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Binary cross-entropy of each class against its absence, summed over the classes.
@@ -52,12 +54,13 @@ def class_frequencies(labels: Tensor) -> Tensor:
 def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
     """(C,) frequencies -> (C,) loss weights with which rare classes count as much as common ones.
 
-    Multi-class: inverse frequency, with mean one over the images. Multi-label: absent / present, at most 100.
+    Multi-class: inverse frequency, at most `MOST_WEIGHT` times that of the most common class, with mean one over the
+    images. Multi-label: absent / present, at most `MOST_WEIGHT`.
     """
     if multiclass:
-        inverse = 1 / frequencies
+        inverse = (1 / frequencies).clamp(max=MOST_WEIGHT / float(frequencies.max()))
         return inverse / (inverse * frequencies).sum()
-    return ((1 - frequencies) / frequencies).clamp(max=100)
+    return ((1 - frequencies) / frequencies).clamp(max=MOST_WEIGHT)
 
 
 def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, object]]:
