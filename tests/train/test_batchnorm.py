@@ -1,7 +1,8 @@
-"""Running statistics of batch normalisation are estimated when asked to, and never as a side effect."""
+"""Running statistics are estimated when asked to; frozen ones are folded, which changes no result."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from torch import nn
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet
 from wildcat.data.transforms import Preprocess
+from wildcat.device import cpu_has_bf16
 from wildcat.models.run import create_run
+from wildcat.nn.backbones import create_backbone
 from wildcat.nn.factory import create_model
 from wildcat.train.batches import ImageBatches
-from wildcat.train.batchnorm import estimate_running_statistics
+from wildcat.train.batchnorm import estimate_running_statistics, fold_frozen_batchnorm, freeze_batchnorm
 from wildcat.train.loop import train
 
 CONFIG = TrainConfig(
@@ -67,3 +70,69 @@ def test_training_adapts_running_statistics_with_and_without_standardisation(
     train(run, shapes)
     norm = run.load_model().backbone.network.bn1
     assert not torch.allclose(norm.running_mean, torch.zeros_like(norm.running_mean), atol=1e-2)  # type: ignore[arg-type]
+
+
+def gradients(model: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Outputs of a network, gradients of a sum over its squares, and its state afterwards."""
+    model.zero_grad()
+    outputs = model(images)
+    outputs.square().sum().backward()
+    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"outputs": outputs.detach(), **named, **{f"state {k}": v.clone() for k, v in model.state_dict().items()}}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "tf_efficientnet_lite0", "test_vit"])
+def test_folded_statistics_train_as_frozen_ones(name: str) -> None:
+    """In double precision outputs and the gradient of every parameter agree; copies do not share anything."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name, "none", image_size=64)
+    estimate_running_statistics(backbone, torch.randn(2, 4, 3, 64, 64))
+    backbone = backbone.double().train()
+    freeze_batchnorm(backbone)
+    images = torch.randn(3, 3, 64, 64, dtype=torch.float64)
+    expected = gradients(backbone, images)
+    assert fold_frozen_batchnorm(backbone.network) == sum(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+    copied = copy.deepcopy(backbone)
+    found = gradients(backbone, images)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-8, atol=1e-8 * float(value.abs().max()), msg=key)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(copied(images), expected["outputs"])
+
+
+def test_convolutions_without_a_normalisation_of_their_own_are_not_folded() -> None:
+    class Shared(nn.Module):
+        """One convolution for two normalisations, and one whose outputs are used twice."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.twice = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.one, self.other, self.last = (nn.BatchNorm2d(3) for _ in range(3))
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            cells = self.one(self.shared(images)) + self.other(self.shared(images))
+            again: torch.Tensor = self.twice(cells)
+            return again + self.last(again)
+
+    assert fold_frozen_batchnorm(Shared().eval()) == 0
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="needs a processor that computes in bfloat16")
+def test_mixed_precision_trains_in_the_same_direction() -> None:
+    backbone = create_backbone("test_efficientnet", "none", image_size=64)
+    estimate_running_statistics(backbone, torch.randn(2, 4, 3, 64, 64))
+    backbone.train()
+    freeze_batchnorm(backbone)
+    images = torch.randn(4, 3, 64, 64)
+    expected = gradients(backbone, images)
+    fold_frozen_batchnorm(backbone.network)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(backbone, images)
+    for key, value in expected.items():
+        if not key.startswith("state") and value.norm() > 0:
+            assert (
+                float(nn.functional.cosine_similarity(found[key].float().flatten(), value.flatten(), dim=0)) > 0.98
+            ), key

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -128,22 +129,43 @@ def fold_graph(network: nn.Module) -> fx.GraphModule:
     The network is not changed: folded convolutions are new modules, all others are shared.
     """
     graph = fx.GraphModule(network, _Tracer().trace(network))
+    for before, after in _convolutions_with_norms(graph):
+        conv, norm = cast("nn.Conv2d", graph.get_submodule(before)), cast("_BatchNorm", graph.get_submodule(after))
+        fused = fuse_conv_bn_eval(conv, norm)  # a copy
+        pointwise = type(fused) is nn.Conv2d and fused.kernel_size == (1, 1) and fused.padding == (0, 0)
+        if pointwise and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            fused.__class__ = _PointwiseConv2d
+        graph.set_submodule(before, fused)
+        # A normalisation of timm contains dropout and activation.
+        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+        graph.set_submodule(after, nn.Sequential(*rest))
+    graph.recompile()
+    return graph
+
+
+def normalised_convolutions(network: nn.Module) -> list[tuple[nn.Conv2d, _BatchNorm]]:
+    """Each convolution of a network whose outputs go to one batch normalisation and nowhere else, with that.
+
+    Raises:
+        TraceError, TypeError, NotImplementedError: the network's code cannot be traced.
+    """
+    graph = fx.GraphModule(network, _Tracer().trace(network))
+    modules = dict(network.named_modules())
+    return [(modules[conv], modules[norm]) for conv, norm in _convolutions_with_norms(graph)]
+
+
+def _convolutions_with_norms(graph: fx.GraphModule) -> list[tuple[str, str]]:
+    """Names of the convolutions, called once, that a batch normalisation is the only user of, and of the latter."""
     modules = dict(graph.named_modules())
+    called = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+    pairs = []
     for node in graph.graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(norm, _BatchNorm):
             continue
         before = node.args[0]
         conv = modules.get(str(before.target)) if before.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or len(before.users) > 1:
-            continue
-        fused = fuse_conv_bn_eval(conv, norm)  # a copy
-        pointwise = type(fused) is nn.Conv2d and fused.kernel_size == (1, 1) and fused.padding == (0, 0)
-        if pointwise and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            fused.__class__ = _PointwiseConv2d
-        graph.set_submodule(str(before.target), fused)
-        # A normalisation of timm contains dropout and activation.
-        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        graph.set_submodule(str(node.target), nn.Sequential(*rest))
-    graph.recompile()
-    return graph
+        once = len(before.users) == called[str(before.target)] == called[str(node.target)] == 1
+        if isinstance(conv, nn.Conv2d) and once:
+            pairs.append((str(before.target), str(node.target)))
+    return pairs

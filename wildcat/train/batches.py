@@ -18,7 +18,12 @@ from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.split import split_backbone
 from wildcat.progress import Progress
-from wildcat.train.batchnorm import estimate_running_statistics, freeze_batchnorm, synchronize_batchnorm
+from wildcat.train.batchnorm import (
+    estimate_running_statistics,
+    fold_frozen_batchnorm,
+    freeze_batchnorm,
+    synchronize_batchnorm,
+)
 from wildcat.train.distributed import data_parallel, local_size, rank, share_of, world_size
 from wildcat.train.feature_cache import Features, cached_features, feature_workers
 
@@ -223,9 +228,14 @@ def create_batches(
 ) -> Batches:
     """The batches for `config.tune`."""
     model.requires_grad_(True)
-    if config.tune != "all":
-        return FeatureBatches(config, model, samples, val_samples, preprocess, progress)
-    return ImageBatches(config, samples, val_samples, preprocess, next(model.parameters()).device)
+    batches: Batches
+    if config.tune == "all":
+        batches = ImageBatches(config, samples, val_samples, preprocess, next(model.parameters()).device)
+    else:
+        batches = FeatureBatches(config, model, samples, val_samples, preprocess, progress)
+    if config.tune != "head" and frozen_batchnorm(config):
+        fold_frozen_batchnorm(model.backbone.network)
+    return batches
 
 
 class TrainingScores(nn.Module):
@@ -242,10 +252,11 @@ class TrainingScores(nn.Module):
         return self.batches.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
 
 
-def parallel_network(model: Wildcat, batches: Batches, sync_bn: bool) -> nn.Module:
-    """The network to train, replicated on every process; on GPUs with shared batch normalisation if `sync_bn`."""
+def parallel_network(model: Wildcat, batches: Batches, config: TrainConfig) -> nn.Module:
+    """The network to train, replicated on every process; on GPUs with shared batch normalisation if it is trained."""
     device = next(model.parameters()).device
-    shared = sync_bn and world_size() > 1 and device.type == "cuda"
+    trained = config.sync_bn and config.tune != "head" and not frozen_batchnorm(config)
+    shared = trained and world_size() > 1 and device.type == "cuda"
     if shared:
         synchronize_batchnorm(model.backbone)
     return data_parallel(TrainingScores(model, batches, shared), batches.empty.to(device))

@@ -170,7 +170,7 @@ class Trainer:
         self.optimizer = create_optimizer(model, self.config)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         fine_tunes = self.config.tune != "head"
-        self.network = parallel_network(model, batches, fine_tunes and self.config.sync_bn)
+        self.network = parallel_network(model, batches, self.config)
         # for a head alone bfloat16 saves nothing
         self.autocast = self.config.amp and fine_tunes and bf16_is_native(self.device)
         self.average: ModelEmaV3 | None = None
