@@ -238,7 +238,7 @@ def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) ->
     images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
     loss, count = trainer.take_step([Batch(images[part], labels[part], len(labels[part])) for part in groups])
     assert count == 8
-    return {**model.state_dict(), "loss": torch.tensor(loss)}
+    return {**model.state_dict(), "loss": loss}
 
 
 @pytest.mark.parametrize("multiclass", [False, True])
@@ -265,7 +265,7 @@ def explode(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], None]:
     def at(step: int, value: float) -> None:
         steps, take_step = iter(range(1, 100)), Trainer.take_step
 
-        def exploding(self: Trainer, group: Any) -> tuple[float, int]:
+        def exploding(self: Trainer, group: Any) -> tuple[Tensor, int]:
             done = take_step(self, group)
             if next(steps) == step:
                 with torch.no_grad():
@@ -289,6 +289,23 @@ def test_a_loss_that_is_not_finite_stops_with_the_best_weights_intact(
     assert "Try --lr 0.002" in caught.value.hint
     assert same_weights(run.load_model().state_dict(), recorder.weights[0])
     assert len(run.history()) == 1
+
+
+def test_losses_may_be_read_a_step_later(
+    tmp_path: Path, shapes: DataSet, explode: Callable[[int, float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the same history and weights, and a loss that diverges is named with its own step."""
+    config = replace(SMALL, val_split="none", save_minutes=1e-9)
+    expected = create_run(tmp_path / "expected", config, shapes)
+    train(expected, shapes)
+    monkeypatch.setattr(Trainer, "delay", property(lambda self: 1, lambda self, value: None), raising=False)
+    run = create_run(tmp_path / "run", config, shapes)
+    train(run, shapes)
+    assert same_weights(run.load_model().state_dict(), expected.load_model().state_dict())
+    assert [line["loss"] for line in run.history()] == [line["loss"] for line in expected.history()]
+    explode(4, float("nan"))
+    with pytest.raises(TrainingError, match="the loss is nan at epoch 2, step 2, "):
+        train(create_run(tmp_path / "diverging", config, shapes), shapes)
 
 
 def test_epochs_that_follow_fast_are_saved_together(

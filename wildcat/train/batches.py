@@ -22,6 +22,7 @@ from wildcat.train.batchnorm import (
     estimate_running_statistics,
     fold_frozen_batchnorm,
     freeze_batchnorm,
+    single_values_refused,
     synchronize_batchnorm,
 )
 from wildcat.train.distributed import data_parallel, local_size, rank, share_of, world_size
@@ -248,7 +249,8 @@ class TrainingScores(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, C). An empty share is replaced by zeros, so that there are gradients to average."""
         if len(inputs) or self.accepts_empty:
-            return self.batches.scores(self.model, inputs)
+            with single_values_refused(len(inputs)):
+                return self.batches.scores(self.model, inputs)
         return self.batches.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
 
 

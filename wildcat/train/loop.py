@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,6 @@ from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
-from wildcat.train.batchnorm import single_values_refused
 from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
 from wildcat.train.optim import (
     balancing_weights,
@@ -176,6 +176,8 @@ class Trainer:
         self.average: ModelEmaV3 | None = None
         if self.config.ema and fine_tunes:  # buffers are copied: a channel without spread has an infinite one
             self.average = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
+        self.pending: deque[tuple[Tensor, int]] = deque()  # losses of steps that are not read yet
+        self.delay = int(self.device.type == "cuda")  # a GPU computes the next step while a loss is read
         self.loss = multiclass_loss if multiclass else multilabel_loss
         self.class_weights: Tensor | None = None
         if self.config.balance:
@@ -194,7 +196,6 @@ class Trainer:
         try:
             while position.epoch < self.last_epoch:
                 if not self.train_epoch(interrupted):
-                    self.checkpoint.save()
                     return False
                 self.end_epoch()
         except BaseException:
@@ -216,32 +217,46 @@ class Trainer:
         return position.epoch * self.batches.images + min(in_epoch, self.batches.images)
 
     def train_epoch(self, interrupted: threading.Event) -> bool:
-        """Take the remaining steps of an epoch; False if interrupted between two of them."""
+        """Take the remaining steps of an epoch; False, with everything saved, if interrupted between two of them."""
         config, position = self.config, self.checkpoint.position
         set_training_mode(self.model, config)
         batches = self.batches.epoch(position.epoch, position.step * config.accumulate)
         while position.step < self.steps_per_epoch:
             save_due = distributed.rank() == 0 and self.seconds_since_save() >= 60 * config.save_minutes
             stop, save_due = distributed.any_process(interrupted.is_set(), save_due)
+            if stop or save_due:
+                self.read_losses()
+                self.checkpoint.save()
             if stop:
                 return False
-            if save_due:
-                self.checkpoint.save()
             started = time.perf_counter()
             lr = self.set_learning_rate()
             with distributed.shared_errors():
                 group = [batch for _, batch in zip(range(config.accumulate), batches, strict=False)]
             loss, images = self.take_step(group)
             position.step += 1
-            position.loss_sum += loss * images
-            position.loss_count += images
+            self.pending.append((loss, images))
+            self.read_losses(self.delay)
             position.seconds += time.perf_counter() - started
-            note = f"epoch {position.epoch + 1}/{self.last_epoch} loss {position.loss_sum / position.loss_count:.4f}"
-            self.progress.advance(images, f"{note} lr {lr:.2g}")
+            mean_loss = position.loss_sum / max(1, position.loss_count)
+            note = f"epoch {position.epoch + 1}/{self.last_epoch} loss {mean_loss:.4f} lr {lr:.2g}"
+            self.progress.advance(images, note)
+        self.read_losses()
         return True
 
-    def take_step(self, group: list[Batch]) -> tuple[float, int]:
-        """One optimiser step on the mean loss over the images of a group of batches; (mean loss, images).
+    def read_losses(self, delay: int = 0) -> None:
+        """Add the losses of the steps before the last `delay` to the epoch's mean; this waits for the device."""
+        position = self.checkpoint.position
+        while len(self.pending) > delay:
+            loss, images = self.pending.popleft()
+            value = distributed.sum_over_processes(float(loss))
+            if not np.isfinite(value):
+                raise self.not_finite(f"the loss is {value}")
+            position.loss_sum += value * images
+            position.loss_count += images
+
+    def take_step(self, group: list[Batch]) -> tuple[Tensor, int]:
+        """One optimiser step on a group of batches; this process's share of the mean loss over all images, and images.
 
         Each process computes the gradient of its share; the shares of all processes and batches add up to the gradient
         of one large batch.
@@ -252,24 +267,18 @@ class Trainer:
         for number, (inputs, labels, _) in enumerate(group, start=1):
             targets = with_background(labels) if self.config.background else labels
             with distributed.accumulating(self.network, more=number < len(group)):
-                with (
-                    single_values_refused(len(inputs)),
-                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast),
-                ):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     scores = self.network(inputs.to(self.device, non_blocking=True))
                 loss = self.loss(scores.float(), targets.to(self.device), self.class_weights).sum() / images
                 # data parallelism averages the gradients over the processes; the sum is wanted
                 (loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
             mean_loss += loss.detach()
-        value = distributed.sum_over_processes(float(mean_loss))
-        if not np.isfinite(value):
-            raise self.not_finite(f"the loss is {value}")
         if self.config.clip_norm and self.config.tune != "head":
             nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model, self.step + 1)
-        return value, images
+        return mean_loss, images
 
     def set_learning_rate(self) -> float:
         """Set the learning rate of every parameter group for the next step; returns that of the head."""
@@ -340,7 +349,7 @@ class Trainer:
     def not_finite(self, what: str) -> TrainingError:
         """The error of a training that diverged."""
         position = self.checkpoint.position
-        step = min(position.step + 1, self.steps_per_epoch)
+        step = position.step - len(self.pending)
         lr = self.optimizer.param_groups[0]["lr"]
         remedy = f"Try --lr {self.config.peak_lr / 10:g}"
         if self.config.tune != "head":
