@@ -59,6 +59,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/engines.py --images $(DATA)/VOCdevkit --rounds 6 --gradcam-rounds 1 \
 		--out $(BENCH)/engines.json
 	$(BIN)/python benchmarks/head_training.py --data $(DATA)/VOCdevkit --rounds 2 --out $(BENCH)/head-training.json
+	$(BIN)/python benchmarks/train_throughput.py --data $(DATA)/VOCdevkit --out $(BENCH)/train-throughput.json
 	$(BIN)/wildcat train $(DATA)/VOCdevkit --tune head --backbone lite2 --image-size 320 --val-split none --resume \
 		--out build/bench-run
 	$(BIN)/python benchmarks/engine_accuracy.py --run build/bench-run --data $(DATA)/VOCdevkit --name "VOC 2012 mini" \

@@ -154,6 +154,24 @@ def head_training(result: Result) -> str:
     )
 
 
+def train_throughput(result: Result) -> str:
+    s, machine = result["settings"], result["machine"]
+    rows = []
+    for name, row in result["results"].items():
+        rates = row["images per second"]
+        for bare, ratio in row["ratio"].items():
+            values = (rates["training"], rates[bare], ratio)
+            cells = [f"{v['median']:.2f} ({v['lower']:.2f} to {v['upper']:.2f})" for v in values]
+            rows.append([name, bare, *cells])
+    return (
+        f"`wildcat train --tune all` from JPEG files, {s['backbone']} at {s['image_size']} px, batch "
+        f"{s['batch_size']}, against forward, backward and SGD of its backbone alone in float32 on random tensors; "
+        f"images per second of {s['clock']} time on {machine['threads']} thread{'s' * (machine['threads'] > 1)} of "
+        f"{machine['processor']}, median of steps in turn (quartiles).\n\n"
+        + markdown_table(["training", "against", "images/s", "images/s of the bare backbone", "ratio"], rows)
+    )
+
+
 def torchrun_train(result: Result) -> str:
     rows = []
     for name, training in result["results"].items():

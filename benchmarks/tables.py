@@ -160,6 +160,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "predict-throughput.json": ("Prediction throughput", speed_tables.predict_throughput),
         "serve-load.json": ("Service under load", speed_tables.serve_load),
         "head-training.json": ("Head training", speed_tables.head_training),
+        "train-throughput.json": ("Training throughput", speed_tables.train_throughput),
         "torchrun-train.json": ("Training in several processes", speed_tables.torchrun_train),
     },
     "Scale and robustness": {
