@@ -10,18 +10,23 @@ from wildcat.regions.masks import (
     upsample_maps,
     write_mask,
 )
+from wildcat.regions.pamr import pamr
 from wildcat.regions.points import peak_points
+from wildcat.regions.propagation import WalkParams, random_walk
 
 __all__ = [
     "MILD_CRF",
     "Box",
     "CrfParams",
     "MaskParams",
+    "WalkParams",
     "class_probabilities_with_background",
     "dense_crf",
     "map_to_boxes",
     "maps_to_mask",
+    "pamr",
     "peak_points",
+    "random_walk",
     "strongest_class",
     "upsample_maps",
     "write_mask",

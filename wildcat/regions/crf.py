@@ -130,7 +130,7 @@ def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Array, params: C
     """
     params = params or CrfParams()
     with torch.no_grad():
-        pixels, prior = _checked(image, probabilities)
+        pixels, prior = checked_pair(image, probabilities)
         classes, height, width = prior.shape
         flat = prior.reshape(classes, -1)
         highest = flat.amax(dim=1)
@@ -162,7 +162,7 @@ def like(result: Tensor, given: Array) -> Array:
     return result if isinstance(given, Tensor) else result.numpy()
 
 
-def _checked(image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
+def checked_pair(image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] | Tensor) -> tuple[Tensor, Tensor]:
     """The image and the normalised float32 probabilities as tensors on one device; raises as `dense_crf` documents."""
     pixels, prior = as_tensor(image), as_tensor(probabilities)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.numel():
