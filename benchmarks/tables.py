@@ -75,6 +75,20 @@ def masks(result: Result) -> str:
     )
 
 
+def refine_ablation(result: Result) -> str:
+    s = result["settings"]
+    columns = {"mAP %": "map", "point AP %": "point_ap", "mIoU %": "miou", "mIoU with CRF %": "miou_crf"}
+    rows = [
+        [name, *(percent(row[key]) for key in columns.values()), row.get("cpu_minutes", "-")]
+        for name, row in result["results"].items()
+    ]
+    return (
+        f"{s['data']}: `wildcat refine` of {s['run']}, from image-level labels only, one seed, averaged with the "
+        "mirrored view. *Propagated*: with `--propagate`. Minutes of processor time of `refine`, without features that "
+        "an earlier row has cached.\n\n" + markdown_table(["refined with", *columns, "CPU minutes"], rows)
+    )
+
+
 def views(result: Result) -> str:
     s = result["settings"]
     rows = []
@@ -143,6 +157,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "pooling.json": ("Pooling", pooling),
         "pooling-sizes.json": ("Pooling, several input sizes", pooling),
         "masks.json": ("Masks from image-level labels", masks),
+        "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
         "views.json": ("Test-time augmentation and output stride", views),
         "fine-tuning-voc.json": ("Fine-tuning the last stage", fine_tuning),
         "scenes.json": ("15-Scene", scenes),

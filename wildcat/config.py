@@ -31,38 +31,6 @@ Regions = int | float
 
 
 @dataclass(frozen=True)
-class RefineConfig:
-    """Settings for training a segmenter on masks made from image-level labels, see `wildcat.fitting.refine`."""
-
-    rounds: int = 1
-    """Number of times the segmenter is trained: first on the run's masks, then on those of the previous segmenter."""
-    epochs: int = 12
-    """Epochs of each round."""
-    batch_size: int = 16
-    """Images per step."""
-    lr: float = 2e-3
-    """Highest learning rate of AdamW; it rises for a tenth of the steps and falls to 0 by a cosine."""
-    weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
-    seed: int = 0
-    """Seed of the initial weights and the order of the images."""
-
-    def validate(self) -> None:
-        """Check every value.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        for name in ("rounds", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"lr={self.lr}: give a number above 0.", "0.002 is usual.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigError(f"weight_decay={self.weight_decay}: give a number of at least 0.")
-
-
-@dataclass(frozen=True)
 class Limits:
     """Limits of the HTTP service, which `wildcat serve` has as flags.
 

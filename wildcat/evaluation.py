@@ -151,7 +151,8 @@ def measure(
             truth = true_mask(prediction, samples[i])
             tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
-            if not crf and tally.params.rule != "trained":  # a CRF would have to run once for every threshold
+            # a CRF or a random walk would have to run once for every threshold
+            if not crf and prediction.boundaries is None and tally.params.rule != "trained":
                 tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth))
         progress.advance(world_size() if shared else 1)
     # Every rank gathers, also one without images: a rank that skipped it would leave the others waiting.

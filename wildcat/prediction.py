@@ -56,6 +56,7 @@ class Prediction:
         calibration: thresholds fitted by `wildcat calibrate`, or None.
         device: where `mask` runs the dense CRF.
         intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
+        boundaries: (h, w) probabilities of an object boundary, up to which `mask` spreads the maps; None: it does not.
     """
 
     path: str
@@ -70,6 +71,7 @@ class Prediction:
     calibration: Calibration | None = None
     device: torch.device = CPU
     intensity_range: IntensityRange | None = None
+    boundaries: NDArray[np.float32] | None = None
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
@@ -168,7 +170,8 @@ class Prediction:
         gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
         stored = self.calibration.crf if self.calibration else None
         settings = (stored or CrfParams() if crf is True else crf) or None
-        device = CPU if settings is None or self.device.type == "mps" else self.device  # MPS has no sparse products
+        light = settings is None and self.boundaries is None
+        device = CPU if light or self.device.type == "mps" else self.device  # MPS has no sparse products
 
         def tensor(values: NDArray[np.float32]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values)).to(device)
@@ -183,6 +186,7 @@ class Prediction:
             (self.height, self.width),
             replace(params, gate=tuple(gates[i] for i in drawn)),
             background_map=background_map,
+            boundaries=None if self.boundaries is None else tensor(self.boundaries),
             image=np.asarray(self.load_image()) if settings else None,
             crf=settings,
         )

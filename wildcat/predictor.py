@@ -82,13 +82,11 @@ class Predictor:
             check_tile(tile)
         self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
-        self.flip, self.tile = flip, tile
-        self.combination, self.calibration = combination, calibration
+        self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
         self.process = os.getpid()
         for member in members:
-            for network in (member.model, member.segmenter):
-                if network is not None:
-                    network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for network in member.networks:
+                network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
         return f"Predictor({self.name!r}, {self.task}, {len(self.classes)} classes, device {str(self.device)!r})"
@@ -216,13 +214,13 @@ class Predictor:
 
     def predictions(self, images: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         """B images and their outputs -> B predictions."""
+        model, context = (self.classes, self.task), (self.device, self.preprocess.intensity_range)
         modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
-        model, intensity = (self.classes, self.task), self.preprocess.intensity_range
+        walls = [None] * len(images) if outputs.boundaries is None else outputs.boundaries[:, 0]
+        rows = zip(images, outputs.scores, outputs.class_maps, modalities, walls, strict=True)
         return [
-            Prediction(
-                one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, self.device, intensity
-            )
-            for one, scores, maps, m_maps in zip(images, outputs.scores, outputs.class_maps, modalities, strict=True)
+            Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, *context, wall)
+            for one, scores, maps, m_maps, wall in rows
         ]
 
     # --- reading and preprocessing ---
@@ -235,7 +233,6 @@ class Predictor:
         """
 
         def max_downscale(size: tuple[int, int]) -> float:
-            """Maximum downscale factor when decoding an image of this (width, height)."""
             return 1.0 if self._is_tiled(size) else min(m.preprocess.max_downscale(size) for m in self.members)
 
         rgb, size = decode_image(image, max_downscale, self.preprocess.intensity_range)
@@ -298,12 +295,11 @@ class Predictor:
     def forward(self, inputs: Sequence[Tensor], modalities: bool = True) -> Outputs:
         """Preprocessed images, (B, 3, S, S) for each member -> scores and maps, averaged over the mirrored views."""
         refuse_forked(self.process)
-        single = len(self.members) == 1
         outputs = []
         for member, batch in zip(self.members, inputs, strict=True):
             images = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             features = member.features(images, self.flip)
-            outputs.append(member.scores_and_maps(*features, modalities=modalities and single))
+            outputs.append(member.scores_and_maps(*features, modalities=modalities and len(self.members) == 1))
         return merge_outputs(outputs, self.combination, modalities)
 
     @torch.inference_mode()
@@ -318,21 +314,22 @@ class Predictor:
         The score of a class is its highest over the tiles; in a multi-class model the mean.
         """
         tiles = tile_image(*image.size, self.tile or max(image.size))
-        scores, member_scores, class_maps, modality_maps = [], [], [], []
-        remaining = iter(tiles)
+        remaining, parts = iter(tiles), []
         while batch := list(itertools.islice(remaining, batch_size)):
-            outputs = self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities)
-            scores.append(outputs.scores)
-            member_scores.append(outputs.member_scores)
-            class_maps += list(outputs.class_maps)
-            modality_maps += [] if outputs.modality_maps is None else list(outputs.modality_maps)
-        reduce = np.mean if self.task == "multiclass" else np.max
-        return Outputs(
-            scores=reduce(np.concatenate(scores), axis=0, keepdims=True),
-            class_maps=assemble_maps(image.size, tiles, class_maps)[None],
-            modality_maps=assemble_maps(image.size, tiles, modality_maps)[None] if modalities else None,
-            member_scores=reduce(np.concatenate(member_scores), axis=0, keepdims=True),
-        )
+            parts.append(self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities))
+
+        def merged(name: str) -> Any:
+            values = np.concatenate([getattr(part, name) for part in parts])
+            return (
+                values.mean(axis=0, keepdims=True) if self.task == "multiclass" else values.max(axis=0, keepdims=True)
+            )
+
+        def assembled(name: str) -> Any:
+            found = [getattr(part, name) for part in parts]
+            return None if found[0] is None else assemble_maps(image.size, tiles, [*np.concatenate(found)])[None]
+
+        maps = assembled("class_maps"), assembled("modality_maps")
+        return Outputs(merged("scores"), *maps, merged("member_scores"), assembled("boundaries"))
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -349,6 +346,7 @@ def load(
     engine: EngineName = "torch",
     precision: Precision = "fp32",
     calibrated: bool = True,
+    propagate: bool = False,
 ) -> Predictor:
     """Load a model folder of any kind, or a packaged model such as `imagenet-lite0`.
 
@@ -364,9 +362,11 @@ def load(
         precision: "fp32", "bf16" (not onnx) or "int8" (onnx and openvino, after `wildcat bench`): faster, less exact.
             Scores and maps are computed from the features in float32.
         calibrated: use the thresholds and mask settings of `wildcat calibrate`, if the model has them.
+        propagate: spread masks by a random walk up to the boundaries that `wildcat refine` has trained.
 
     Raises:
-        RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights.
+        RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
+            `propagate` for a model without boundaries.
         ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
             ensemble, a precision the engine does not have, or an engine other than torch for a refined model.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
@@ -387,13 +387,14 @@ def load(
         model = open_model(folder)
         if sizes and len(model.runs) > 1:
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
-        segmenter = model.load_segmenter()
-        members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
+        networks = (model.load_segmenter(), model.load_boundaries() if propagate else None)
+        members = [Member(run.load_model(output_stride), run.preprocess, *networks) for run in model.runs]
         classes, task, combination = model.classes, model.task, model.combination
         calibration = read_calibration(folder, classes) if calibrated else None
+    if propagate and members[0].boundaries is None:
+        raise RunError(f"{name} has no trained boundaries to propagate its maps to.", "Train them: wildcat refine.")
     if sizes:
-        (member,) = members
-        members = [replace(member, preprocess=replace(member.preprocess, size=size)) for size in sizes]
+        members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
     predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile)
     predictor.use_engine(engine, precision)
     return predictor

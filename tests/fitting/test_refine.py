@@ -12,12 +12,16 @@ import torch
 from PIL import Image
 
 from wildcat.cli import main
-from wildcat.config import RefineConfig, TrainConfig
+from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset, write_shapes
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
 from wildcat.evaluation import evaluate
 from wildcat.export.onnx import export_onnx
-from wildcat.fitting.refine import FlatLevels, Refinement, refine, scaled_crf, small_image, unflattened
+from wildcat.fitting.calibrate import calibrate
+from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.labels import scaled_crf, small_image
+from wildcat.fitting.levels import FlatLevels, unflattened
+from wildcat.fitting.refine import Refinement, refine
 from wildcat.models.folder import open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.nn.backbones import create_backbone
@@ -27,6 +31,8 @@ from wildcat.regions import CrfParams
 from wildcat.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+QUICK = RefineConfig(label_sizes="1", epochs=8, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def run(shapes: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def refined(run: Path, shapes: DataSet) -> Path:
     folder = run.parent / "refined"
-    refine(open_run(run), shapes, folder, RefineConfig(rounds=1, epochs=8, batch_size=8), device="cpu")
+    refine(open_run(run), shapes, folder, QUICK, device="cpu")
     return folder
 
 
@@ -78,7 +84,7 @@ def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, refined: Pa
         return [dataclasses.replace(s, mask=None, boxes=None, box_classes=None) for s in shapes.split(split)]
 
     data = dataclasses.replace(shapes, readers={"train": lambda: bare("train"), "val": lambda: bare("val")}, _cache={})
-    refine(open_run(run), data, tmp_path / "again", RefineConfig(rounds=1, epochs=8, batch_size=8), device="cpu")
+    refine(open_run(run), data, tmp_path / "again", QUICK, device="cpu")
     assert (tmp_path / "again" / "segmenter.safetensors").read_bytes() == (
         refined / "segmenter.safetensors"
     ).read_bytes()
@@ -90,15 +96,15 @@ def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, 
     np.testing.assert_allclose(
         said.class_scores, plain.class_scores, rtol=1e-4, atol=1e-4
     )  # batch norm is folded in one
-    assert said.class_maps.shape == (5, 14, 14) and plain.class_maps.shape == (5, 7, 7)  # 1/16 and 1/32 of 224 pixels
+    assert said.class_maps.shape == (5, 28, 28) and plain.class_maps.shape == (5, 7, 7)  # 1/8 and 1/32 of 224 pixels
     assert said.modality_maps is not None
     np.testing.assert_array_equal(said.modality_maps[:, 0], said.class_maps)
     mirrored = load(refined, "cpu", flip="horizontal")
     there, back = mirrored.predict(path), mirrored.predict(Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     np.testing.assert_allclose(there.class_maps, back.class_maps[..., ::-1], atol=2e-2)
     larger = load(refined, "cpu", sizes=(160, 192))
-    assert larger.predict(path).class_maps.shape == (5, 12, 12)
-    assert load(refined, "cpu", output_stride=16).predict(path).class_maps.shape == (5, 14, 14)
+    assert larger.predict(path).class_maps.shape == (5, 24, 24)
+    assert load(refined, "cpu", output_stride=16).predict(path).class_maps.shape == (5, 28, 28)
     assert main(["evaluate", str(refined), str(shapes.root), "--device", "cpu"]) == 0
     out = tmp_path / "out"
     save = ["--out", str(out), "--save", "masks,overlays", "--device", "cpu"]
@@ -106,11 +112,45 @@ def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, 
     assert list((out / "masks").rglob("*.png"))
 
 
+def test_masks_are_propagated_to_the_boundaries(
+    run: Path, refined: Path, shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shapes.split("val")[0].path
+    plain, spread = (load(refined, "cpu", propagate=on).predict(path) for on in (False, True))
+    assert plain.boundaries is None and spread.boundaries is not None and spread.boundaries.shape == (28, 28)
+    np.testing.assert_array_equal(plain.class_maps, spread.class_maps)
+    assert spread.mask().shape == plain.mask().shape and (spread.mask() != plain.mask()).any()
+    tiled = load(refined, "cpu", propagate=True, tile=100).predict(path)
+    assert tiled.boundaries is not None and tiled.boundaries.ndim == 2
+    command = ["evaluate", str(refined), str(shapes.root), "--device", "cpu", "--json"]
+    ious = []
+    for flags in ([], ["--propagate"]):
+        assert main([*command, *flags]) == 0
+        ious.append(json.loads(capsys.readouterr().out)["segmentation"]["miou"])
+    assert ious[1] > ious[0] - 0.05, "shapes have clear boundaries"
+    _, record = calibrate(load(refined, "cpu", propagate=True, calibrated=False), shapes, "val")
+    at_zero = next(row for row in record["tried"] if row["rule"] == "score" and row["threshold"] == 0)
+    assert at_zero["miou"] == pytest.approx(ious[1], abs=0.1), "fitted on propagated masks; other gates"
+    assert max(row["miou"] for row in record["tried"]) >= at_zero["miou"]
+    for model in (str(run), "imagenet-lite0"):
+        assert main(["predict", model, str(path), "--propagate", "--device", "cpu"]) == 1
+        assert "has no trained boundaries" in capsys.readouterr().err
+
+
+def test_a_model_of_maps_without_propagation(run: Path, shapes: DataSet, tmp_path: Path) -> None:
+    config = RefineConfig(label_sizes="1", propagate=False, sharpen="none", epochs=1)
+    refine(open_run(run), shapes, tmp_path / "plain", config, device="cpu")
+    assert not (tmp_path / "plain" / "boundaries.safetensors").exists()
+    with pytest.raises(RunError, match="no trained boundaries"):
+        load(tmp_path / "plain", "cpu", propagate=True)
+
+
 def test_the_manifest_records_the_training(run: Path, refined: Path, shapes: DataSet) -> None:
     model = open_model(refined)
     labelled = [s for s in shapes.split("train") if (s.labels == 1).any()]
-    assert model.manifest["channels"] == [40, 112, 1280] and model.manifest["trained"]["images"] == len(labelled)
-    assert len(model.manifest["trained"]["losses"]) == 1 and model.manifest["trained"]["rounds"] == 1
+    assert model.manifest["channels"] == [24, 40, 112, 1280] and model.manifest["trained"]["images"] == len(labelled)
+    assert len(model.manifest["trained"]["losses"]) == 2, "of the boundaries and of the segmenter"
+    assert model.manifest["trained"]["rounds"] == 1
     assert model.runs[0].manifest["classes"] == open_run(run).manifest["classes"]
     with pytest.raises(RunError, match="is a refined model, not a run"):
         open_run(refined)
@@ -145,11 +185,12 @@ def test_a_damaged_folder_is_one_sentence(refined: Path, tmp_path: Path, spoil: 
 
 def test_the_command(run: Path, shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    short = ["--rounds", "2", "--epochs", "1", "--batch-size", "16", "--device", "cpu"]
+    short = ["--rounds", "2", "--epochs", "1", "--boundary-epochs", "1", "--batch-size", "16", "--sharpen", "pamr"]
+    short += ["--label-sizes", "0.5,1", "--device", "cpu"]
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 0
     said = capsys.readouterr().out
     assert "80 images of train to train on" in said and "a segmenter on lite0; loss" in said
-    assert len(open_model(out).manifest["trained"]["losses"]) == 2
+    assert len(open_model(out).manifest["trained"]["losses"]) == 3
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 1
     assert "never overwritten" in capsys.readouterr().err
     assert main(["refine", str(out), str(shapes.root), "--out", str(tmp_path / "more")]) == 1
@@ -167,10 +208,22 @@ def test_other_data_and_wrong_rates(run: Path, shapes: DataSet, tmp_path: Path) 
         refine(open_run(run), other, tmp_path / "out")
     with pytest.raises(ConfigError, match="lr=nan"):
         RefineConfig(lr=float("nan")).validate()
-    with pytest.raises(ConfigError, match="weight_decay=-1"):
-        RefineConfig(weight_decay=-1).validate()
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf).*Try --lr|the loss is"):
-        refine(open_run(run), shapes, tmp_path / "out", RefineConfig(rounds=1, epochs=3, lr=1e30), device="cpu")
+    for wrong in ({"weight_decay": -1}, {"boundary_lr": 0}, {"confidence": -1}, {"boundary_epochs": 0}):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}="):
+            RefineConfig(**wrong).validate()
+    for sizes in ("", "1,x", "0,1", "nan"):
+        with pytest.raises(ConfigError, match=r"label_sizes=.*give multiples"):
+            RefineConfig(label_sizes=sizes).validate()
+    with pytest.raises(ConfigError, match="sharpen='crff': give crf, pamr or none"):
+        RefineConfig(sharpen="crff").validate()  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match=r"the loss of segmenter is (nan|inf) in epoch"):
+        refine(
+            open_run(run),
+            shapes,
+            tmp_path / "out",
+            RefineConfig(label_sizes="1", propagate=False, epochs=3, lr=1e30),
+            device="cpu",
+        )
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
 
 
@@ -210,12 +263,13 @@ def test_the_labels_of_a_mirrored_image_are_mirrored(run: Path, shapes: DataSet)
     opened = open_run(run)
     samples, order = shapes.split("train")[:6], list(range(5))
     refinement = Refinement(opened, samples, order, RefineConfig(), CrfParams(), None, "cpu", SILENT)
-    targets = refinement.make_targets(None, "labels")
+    maps = [refinement.maps(index, None) for index in range(6)]
+    targets = refinement.make_targets(maps, refinement.params, "labels")
     for index, target in enumerate(targets):
-        plain = refinement._target(index, target, ())
-        assert plain.shape == (6, 14, 14)
-        torch.testing.assert_close(plain.sum(dim=0), torch.ones(14, 14), atol=2e-3, rtol=0)
+        plain = refinement.target(index, target, ())
+        assert plain.shape == (6, 28, 28)
+        torch.testing.assert_close(plain.sum(dim=0), torch.ones(28, 28), atol=2e-3, rtol=0)
         assert not plain[1:][torch.from_numpy(samples[index].labels != 1)].any(), "a class that is not tagged"
-        torch.testing.assert_close(refinement._target(index, target, refinement.views[1]), plain.flip(2))
-    levels = [refinement.levels([0], [view])[-1] for view in (0, 1)]
+        torch.testing.assert_close(refinement.target(index, target, refinement.cache.views[1]), plain.flip(2))
+    levels = [refinement.cache.batch([0], [view])[-1] for view in (0, 1)]
     assert not torch.allclose(levels[0], levels[1]), "the views are those of the cache"

@@ -14,9 +14,9 @@ from wildcat.nn.segmenter import Segmenter, on_grid, segmentation_loss
 @pytest.mark.parametrize(
     ("name", "strides"),
     [
-        ("test_resnet", (8, 16, 32)),
-        ("test_convnext", (8, 16, 32)),
-        ("test_efficientnet", (8, 16, 32)),
+        ("test_resnet", (4, 8, 16, 32)),
+        ("test_convnext", (4, 8, 16, 32)),
+        ("test_efficientnet", (4, 8, 16, 32)),
         ("test_vit", (16, 16)),
     ],
 )
@@ -32,7 +32,7 @@ def test_levels_end_with_the_features(name: str, strides: tuple[int, ...]) -> No
 def test_levels_at_another_stride() -> None:
     backbone = create_backbone("test_resnet", "none", output_stride=16).eval()
     levels = backbone.levels(torch.zeros(1, 3, 160, 96))
-    assert [tuple(level.shape[-2:]) for level in levels] == [(20, 12), (10, 6), (10, 6)]
+    assert [tuple(level.shape[-2:]) for level in levels] == [(40, 24), (20, 12), (10, 6), (10, 6)]
 
 
 def test_maps_lie_on_the_second_coarsest_grid() -> None:
@@ -77,7 +77,7 @@ def test_loss_is_the_cross_entropy_of_soft_labels() -> None:
 
 
 def test_wrong_levels_and_sizes() -> None:
-    with pytest.raises(ShapeError, match=r"\(5, 6\) channels, the segmenter takes \(5, 7\)"):
+    with pytest.raises(ShapeError, match=r"\(5, 6\) channels, the network takes \(5, 7\)"):
         Segmenter([5, 7], 3)([torch.zeros(1, 5, 4, 4), torch.zeros(1, 6, 2, 2)])
     for wrong in (([], 3, 8), ([5], 0, 8), ([5], 3, 0)):
         with pytest.raises(ConfigError, match="at least one"):

@@ -365,3 +365,32 @@ def test_a_crf_runs_on_a_reduced_large_image(monkeypatch: pytest.MonkeyPatch) ->
     assert sizes == [(30, 40, 3)] and reduced.shape == (60, 80)
     assert (sharp != maps_to_mask(maps, np.ones(1), (60, 80), params)).any()
     assert (reduced == sharp).mean() > 0.98 and reduced[:, 42:].all() and not reduced[:, :38].any()
+
+
+def test_boundaries_stop_a_class() -> None:
+    """A seed in the left half fills it up to the wall, and nothing beyond."""
+    maps = np.full((1, 8, 16), -4.0, np.float32)
+    maps[0, :, :6] = 1.5
+    walls = np.zeros((8, 16), np.float32)
+    walls[:, 9] = 1.0
+    plain = maps_to_mask(maps, np.asarray([0.9]), (8, 16), MaskParams(rule="score"))
+    spread = maps_to_mask(maps, np.asarray([0.9]), (8, 16), MaskParams(rule="score"), boundaries=walls)
+    assert plain[:, :6].all() and not plain[:, 6:].any()
+    assert spread[:, :9].all() and not spread[:, 10:].any()
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 10:] = 255
+    sharp = maps_to_mask(
+        maps, np.asarray([0.9]), (8, 16), MaskParams(rule="score"), boundaries=walls, image=image, crf=CrfParams()
+    )
+    assert sharp[:, :9].all() and not sharp[:, 10:].any()
+
+
+@pytest.mark.parametrize("rule", ["score", "constant", "power", "trained"])
+def test_without_steps_boundaries_change_nothing(rule: str) -> None:
+    rng = np.random.default_rng(3)
+    maps, background = rng.normal(size=(3, 6, 9)), rng.normal(size=(6, 9))
+    extra = {"background_map": background} if rule == "trained" else {}
+    params, size = MaskParams(gate=0.0, rule=rule), (6, 9)  # type: ignore[arg-type]
+    plain = maps_to_mask(maps, np.ones(3), size, params, **extra)
+    walls = np.full((6, 9), 1 - 1e-7)  # each pixel is a room of its own
+    np.testing.assert_array_equal(maps_to_mask(maps, np.ones(3), size, params, boundaries=walls, **extra), plain)

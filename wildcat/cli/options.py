@@ -76,6 +76,8 @@ class ModelCommand(ViewCommand):
     """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     engine: EngineName = "torch"
     """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
+    propagate: bool = False
+    """Spread masks by a random walk up to the boundaries that wildcat refine has trained; for its models."""
     precision: Precision = "fp32"
     """bf16 (not onnx) and int8 (onnx and openvino, after wildcat bench) are faster and less exact."""
 
@@ -177,6 +179,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
         engine=command.engine,
         precision=command.precision,
         calibrated=calibrated,
+        propagate=command.propagate,
     )
 
 

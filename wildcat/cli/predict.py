@@ -105,6 +105,7 @@ def check_flags(command: Predict, sharded: bool) -> None:
         refused = {
             "--report": command.report,
             "--crf": command.crf,
+            "--propagate": command.propagate,
             "--classes": bool(command.classes),
             f"--save {command.save}": command.save not in (None, "", "none"),
         }

@@ -10,7 +10,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from wildcat.cli.options import Data, DataCommand, describe, note_amp, open_data
-from wildcat.config import RefineConfig
+from wildcat.fitting.config import RefineConfig
 
 
 @dataclass(frozen=True, kw_only=True)

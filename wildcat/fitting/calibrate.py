@@ -147,16 +147,17 @@ def fit_background(
     """
     if not with_masks:
         return params, []
-    candidates = _candidates(params, crf)
+    each = crf or with_masks[0][0].boundaries is not None  # masks are computed for each candidate
+    candidates = _candidates(params, each)
     classes = len(with_masks[0][0].classes) + 1
     confusions: Sequence[NDArray[np.int64]]
-    if crf:
+    if each:
         confusions = [np.zeros((classes, classes), dtype=np.int64) for _ in candidates]
         progress.start("fitting the background", len(with_masks))
         for prediction, sample in with_masks:
             truth = true_mask(prediction, sample)
             for k, candidate in enumerate(candidates):
-                confusions[k] += mask_confusion(prediction, truth, True, candidate)
+                confusions[k] += mask_confusion(prediction, truth, crf, candidate)
             progress.advance()
     else:
         confusions = []

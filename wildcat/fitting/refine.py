@@ -2,10 +2,12 @@
 
 This is the second step of weakly supervised segmentation:
 
-1. The run's class maps of every training image, for its labelled classes, are weighed against the background.
-2. A dense CRF sharpens them to the edges of the image. The labels for training are probabilities.
-3. `wildcat.nn.segmenter` is trained on them, on inner layers of the frozen backbone. Its own maps, again for the
-   labelled classes and sharpened, are the labels of the next round.
+1. The run's class maps of every training image, for its labelled classes, are averaged over several input sizes.
+2. Where they are sure, they label pairs of near places, from which the boundaries of objects are learned
+   (`wildcat.fitting.boundaries`). A random walk then spreads the maps up to these boundaries.
+3. A dense CRF aligns the result with the edges of the image. The labels for training are probabilities.
+4. `wildcat.nn.segmenter` is trained on them, on inner layers of the frozen backbone. Its own maps, again for the
+   labelled classes, are the source of the labels of the next round.
 
 Ground-truth masks are never used. Features are computed once and cached on disk.
 """
@@ -20,34 +22,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
-from wildcat.config import FLIP_VIEWS, RefineConfig
-from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import PRESENT, DataSet, Sample
-from wildcat.data.image_ref import ImageRef, load_image
-from wildcat.data.images import IntensityRange
-from wildcat.data.loader import batch_indices, epoch_order
 from wildcat.device import choose_device
-from wildcat.errors import DataError, TrainingError
+from wildcat.errors import DataError
 from wildcat.files import refuse_existing
+from wildcat.fitting.boundaries import boundary_loss, confident_labels
+from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.labels import maps_at_size, sharpened, small_image, weigh_background
+from wildcat.fitting.levels import LevelCache, fit
 from wildcat.models.calibration import Calibration, fitted_samples, read_calibration
 from wildcat.models.folder import Model, write_refined
-from wildcat.models.member import Member, mean_over_views
+from wildcat.models.member import Member, mean_over_views, on_finest_grid
 from wildcat.models.run import Run
-from wildcat.nn.backbones import Backbone
-from wildcat.nn.segmenter import Segmenter, segmentation_loss
+from wildcat.nn.boundaries import BoundaryNetwork
+from wildcat.nn.segmenter import Segmenter, output_level, segmentation_loss
 from wildcat.prediction import default_mask_params
 from wildcat.progress import SILENT, Progress
-from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf
+from wildcat.regions.crf import MILD_CRF, CrfParams
 from wildcat.regions.masks import MaskParams, class_probabilities_with_background, upsample_maps
-from wildcat.train.feature_cache import Features, cached_features, feature_workers
+from wildcat.regions.propagation import propagate
 
-MASK_PIXELS = 1 << 16  # images are downscaled to this many pixels for the CRF; labels are averaged over larger cells
-PUBLISHED_PIXELS = 375 * 500  # of the images that CRF settings are published for; sigmas are scaled for smaller ones
-WARM_UP = 0.1  # fraction of the steps in which the learning rate rises
-MEASURED = 64  # images for the mean and standard deviation of the inner layers
+BOUNDARY_BATCH = 8  # images per step of the boundary network, each with a million pairs of places
+BOUNDARY_STEPS = 200  # at least: few images are repeated; boundaries that are trained less are blurred, and maps leak
 
 
 def refine(
@@ -65,8 +63,9 @@ def refine(
     Args:
         run: trained on image-level labels; its calibration, if it has one, determines its masks.
         split: training images; their labels are used, their masks never.
-        crf: sharpens the labels; in pixels of images of 500 x 375, scaled to the images.
-        progress: counts images in each stage: features, then labels and training in each round.
+        crf: sharpens the labels; in pixels of images of 500 x 375, scaled to the images. None: the defaults, or
+            `MILD_CRF` for propagated maps, which are sharp already.
+        progress: counts images in each stage: features, maps, boundaries, then labels and training in each round.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -87,7 +86,7 @@ def refine(
     calibration = read_calibration(run.folder, run.classes)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        refinement = Refinement(run, samples, order, config, crf or CrfParams(), calibration, device, progress)
+        refinement = Refinement(run, samples, order, config, crf, calibration, device, progress)
         segmenter = refinement.run_rounds()
     trained = {
         "data": data.name,
@@ -101,14 +100,16 @@ def refine(
     record = {"data": data.name, "split": split, "images": len(samples), "masks": 0, "crf": False}
     record |= {"prior": {}, "f1": {}, "tried": []}
     masks = Calibration(MaskParams(gate=gate, rule="score"), record, MILD_CRF)
-    return write_refined(folder, run, segmenter.cpu(), trained, masks)
+    boundaries = refinement.boundaries
+    return write_refined(folder, run, segmenter.cpu(), trained, masks, boundaries and boundaries.cpu())
 
 
 class Refinement:
     """The training of a segmenter: labels and a new segmenter in each round.
 
     Attributes:
-        losses: the mean loss of the last epoch of each round.
+        boundaries: the trained boundary network; None without `propagate`.
+        losses: the mean loss of the last epoch of each training.
     """
 
     def __init__(
@@ -117,158 +118,170 @@ class Refinement:
         samples: Sequence[Sample],
         order: Sequence[int],
         config: RefineConfig,
-        crf: CrfParams,
+        crf: CrfParams | None,
         calibration: Calibration | None,
         device: str,
         progress: Progress,
     ) -> None:
         self.device = choose_device(device)
+        self.mask_device = torch.device("cpu") if self.device.type == "mps" else self.device  # MPS: no sparse products
         self.member = Member(run.load_model().to(self.device).eval(), run.preprocess)
-        self.samples, self.config, self.crf, self.progress = samples, config, crf, progress
+        self.run, self.samples, self.config, self.progress = run, samples, config, progress
+        self.crf = crf or (MILD_CRF if config.propagate else CrfParams())
         self.params = calibration.params if calibration else default_mask_params(run.task)
         self.present = [torch.from_numpy(np.flatnonzero(s.labels[order] == PRESENT)) for s in samples]
-        self.flip, self.views = run.config.flip, FLIP_VIEWS[run.config.flip]
-        self.num_classes = len(run.classes)
+        self.cache = LevelCache(self.member.model.backbone, run, samples, self.device, progress)
+        self.channels = [shape[0] for shape in self.cache.shapes]
+        self.boundaries: BoundaryNetwork | None = None
         self.losses: list[float] = []
-        flat = FlatLevels(self.member.model.backbone)
-        self.progress.start("features", len(samples) * len(self.views))
-        self.features: Features = cached_features(
-            flat,  # type: ignore[arg-type]  # it has what `cached_features` uses of a backbone
-            samples,
-            run.preprocess,
-            self.flip,
-            cache_folder() / "features",
-            feature_workers(self.device.type),
-            progress=self.progress,
-            amp=run.config.amp,
-        )
-        self.shapes = flat.shapes
 
     def run_rounds(self) -> Segmenter:
         """Run all rounds; returns the segmenter of the last one, in evaluation mode."""
-        segmenter = self.run_round(1, None)
+        maps, params = self.run_maps(), self.params
+        if self.config.propagate:
+            self.boundaries = self.train_boundaries(maps)
+        segmenter = self.run_round(1, maps, params)
         for number in range(2, self.config.rounds + 1):
-            segmenter = self.run_round(number, segmenter)
+            maps = [self.maps(index, segmenter) for index in range(len(self.samples))]
+            segmenter = self.run_round(number, maps, MaskParams(rule="score"))
         return segmenter
 
-    def run_round(self, number: int, previous: Segmenter | None) -> Segmenter:
-        """Train a segmenter on labels made by the previous one, in the first round by the run."""
+    def run_round(self, number: int, maps: Sequence[Tensor], params: MaskParams) -> Segmenter:
+        """Train a segmenter on labels made of maps."""
         note = f" {number} of {self.config.rounds}" if self.config.rounds > 1 else ""
-        return self.train(self.make_targets(previous, f"labels{note}"), f"training{note}")
+        return self.train_segmenter(self.make_targets(maps, params, f"labels{note}"), f"segmenter{note}")
 
-    def levels(self, indices: Sequence[int], views: Sequence[int]) -> list[Tensor]:
-        """The inner layers of images, each in one of its views, (B, D, h, w) each, on the device."""
-        return unflattened(self.features.batch(indices, views).to(self.device), self.shapes)
+    def run_maps(self) -> list[Tensor]:
+        """(K, h, w) maps of the labelled classes of each image by the run, averaged over the sizes of labels."""
+        by_size = []
+        for factor in self.config.size_factors():
+            size = round(factor * self.run.preprocess.size)
+            self.progress.start(f"maps at {size} px", len(self.samples))
+            if factor == 1:
+                by_size.append([self.maps(index, None) for index in range(len(self.samples))])
+            else:
+                maps = maps_at_size(self.run, self.samples, self.present, size, str(self.device), self.progress)
+                by_size.append([one.to(self.mask_device) for one in maps])
+        grids = [on_finest_grid([one[None] for one in maps]) for maps in zip(*by_size, strict=True)]
+        return [torch.cat(maps).mean(dim=0) for maps in grids]
 
     @torch.inference_mode()
     def maps(self, index: int, segmenter: Segmenter | None) -> Tensor:
-        """(C, h, w) class maps of an image, averaged over its views: of the segmenter, or of the run without one."""
+        """(K, h, w) maps of the labelled classes of an image, averaged over its views, by the segmenter or the run."""
 
         def compute(view: int, _: tuple[int, ...]) -> tuple[Tensor, ...]:
-            levels = self.levels([index], [view])
-            if segmenter is not None:
-                return (segmenter(levels),)
-            return (self.member.scores_and_maps(levels[-1]).class_maps,)
+            levels = self.cache.batch([index], [view])
+            maps = self.member.scores_and_maps(levels[-1]).class_maps if segmenter is None else segmenter(levels)
+            return (maps,)
 
-        return mean_over_views(self.flip, compute)[0][0]
+        return mean_over_views(self.run.config.flip, compute)[0][0][self.present[index].to(self.device)].to(
+            self.mask_device
+        )
 
-    def make_targets(self, segmenter: Segmenter | None, task: str) -> list[Tensor]:
+    @torch.inference_mode()
+    def walls(self, network: BoundaryNetwork, index: int) -> Tensor:
+        """(h, w) boundaries of an image in the cells of the targets, averaged over its views."""
+
+        def compute(view: int, _: tuple[int, ...]) -> tuple[Tensor, ...]:
+            return (network.walls(self.cache.batch([index], [view])),)
+
+        return mean_over_views(self.run.config.flip, compute)[0][0].to(self.mask_device)
+
+    def train_boundaries(self, maps: Sequence[Tensor]) -> BoundaryNetwork:
+        """Train a boundary network on the places where the maps are sure."""
+        grid, labels = self.cache.shapes[0][1:], []
+        self.progress.start("confident labels", len(self.samples))
+        for sample, present, of_image in zip(self.samples, self.present, maps, strict=True):
+            image = small_image(sample.path, self.run.preprocess.intensity_range, grid)
+            unary = class_probabilities_with_background(upsample_maps(of_image, grid), self.params)
+            labels.append(confident_labels(*self.thresholded(image, unary, self.config.confidence), present))
+            self.progress.advance()
+
+        def loss(boundaries: Tensor, images: Sequence[int], views: Sequence[int]) -> Tensor:
+            pairs = zip(images, views, strict=True)
+            wanted = torch.stack([labels[i].flip(self.cache.views[v]) for i, v in pairs])
+            return boundary_loss(boundaries, wanted.to(self.device))
+
+        network = BoundaryNetwork(self.channels)
+        least = math.ceil(BOUNDARY_STEPS * BOUNDARY_BATCH / len(self.samples))
+        epochs = max(self.config.boundary_epochs, least)
+        self.losses.append(
+            fit(
+                network,
+                self.cache,
+                loss,
+                self.config,
+                epochs,
+                BOUNDARY_BATCH,
+                "boundary_lr",
+                "boundaries",
+                self.progress,
+            )
+        )
+        return network
+
+    def make_targets(self, maps: Sequence[Tensor], params: MaskParams, task: str) -> list[Tensor]:
         """For each image (K + 1, h, w) float16 probabilities of the background and of its K labelled classes."""
-        grid = self.shapes[-2 if len(self.shapes) > 1 else -1][1:]
-        params = self.params if segmenter is None else MaskParams(rule="score")
+        grid = output_level(self.cache.shapes)[1:]
         self.progress.start(task, len(self.samples))
         targets = []
         for index, sample in enumerate(self.samples):
-            image = small_image(sample.path, self.member.preprocess.intensity_range)
+            image = small_image(sample.path, self.run.preprocess.intensity_range)
             size = (image.shape[0], image.shape[1])
-            maps = upsample_maps(self.maps(index, segmenter)[self.present[index].to(self.device)], size)
-            unary = class_probabilities_with_background(maps, params)
-            sharp = dense_crf(image, unary, scaled_crf(self.crf, size[0] * size[1]))
-            targets.append(nn.functional.adaptive_avg_pool2d(sharp[None], grid)[0].half().cpu())
+            if self.boundaries is None:
+                unary = class_probabilities_with_background(upsample_maps(maps[index], size), params)
+            else:
+                walls = self.walls(self.boundaries, index)
+                coarse = upsample_maps(maps[index], (walls.shape[0], walls.shape[1]))
+                unary = class_probabilities_with_background(coarse, params)
+                unary = upsample_maps(propagate(unary, walls), size)
+            targets.append(nn.functional.adaptive_avg_pool2d(self.labels(image, unary)[None], grid)[0].half().cpu())
             self.progress.advance()
         return targets
 
-    def train(self, targets: Sequence[Tensor], task: str) -> Segmenter:
+    def labels(self, image: NDArray[np.uint8], unary: Tensor) -> Tensor:
+        """(K + 1, H, W) sharpened probabilities; all 0 where `label_margin` changes object into background."""
+        if not self.config.label_margin:
+            return self.sharpened(image, unary)
+        high, low = self.thresholded(image, unary, self.config.label_margin)
+        is_object, is_background = high.argmax(dim=0) > 0, low.argmax(dim=0) == 0
+        return torch.where(is_object, high, low) * (is_object | is_background)
+
+    def thresholded(self, image: NDArray[np.uint8], unary: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+        """Sharpened probabilities with a high threshold for objects, and with a low one."""
+        high, low = (self.sharpened(image, weigh_background(unary, shift)) for shift in (margin, -margin))
+        return high, low
+
+    def sharpened(self, image: NDArray[np.uint8], probabilities: Tensor) -> Tensor:
+        """Probabilities aligned with the edges of an image, as the settings say."""
+        return sharpened(image, probabilities, self.config.sharpen, self.crf)
+
+    def train_segmenter(self, targets: Sequence[Tensor], task: str) -> Segmenter:
         """Train a new segmenter on soft labels."""
-        config, count = self.config, len(self.samples)
-        segmenter = Segmenter([shape[0] for shape in self.shapes], self.num_classes)
-        segmenter.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        some = epoch_order(count, config.seed, 0)[:MEASURED]
-        segmenter.measure(self.levels(some, [0] * len(some)))
-        optimizer = torch.optim.AdamW(segmenter.parameters(), config.lr, weight_decay=config.weight_decay)
-        batches = len(batch_indices(range(count), config.batch_size))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, config.lr, total_steps=config.epochs * batches, pct_start=WARM_UP
+
+        def loss(maps: Tensor, images: Sequence[int], views: Sequence[int]) -> Tensor:
+            pairs = zip(images, views, strict=True)
+            wanted = torch.stack([self.target(i, targets[i], self.cache.views[v]) for i, v in pairs])
+            return segmentation_loss(maps, wanted.to(self.device))
+
+        segmenter = Segmenter(self.channels, len(self.run.classes))
+        self.losses.append(
+            fit(
+                segmenter,
+                self.cache,
+                loss,
+                self.config,
+                self.config.epochs,
+                self.config.batch_size,
+                "lr",
+                task,
+                self.progress,
+            )
         )
-        self.progress.start(task, config.epochs * count)
-        for epoch in range(config.epochs):
-            segmenter.train()
-            rng = np.random.default_rng([config.seed, epoch, 2])
-            views = rng.integers(0, len(self.views), count)
-            total = 0.0
-            for batch in batch_indices(epoch_order(count, config.seed, epoch), config.batch_size):
-                batch_views = [int(views[i]) for i in batch]
-                labels = torch.stack(
-                    [self._target(i, targets[i], self.views[v]) for i, v in zip(batch, batch_views, strict=True)]
-                )
-                loss = segmentation_loss(segmenter(self.levels(batch, batch_views)), labels.to(self.device))
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"the loss is {value} in epoch {epoch + 1} of refining, at learning rate {config.lr:g}.",
-                        f"Try --lr {config.lr / 10:g}.",
-                    )
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimizer.step()
-                schedule.step()
-                total += value * len(batch)
-                self.progress.advance(len(batch), f"epoch {epoch + 1}/{config.epochs} loss {value:.4f}")
-        self.losses.append(round(total / count, 6))
-        segmenter.eval()
         return segmenter
 
-    def _target(self, index: int, target: Tensor, axes: tuple[int, ...]) -> Tensor:
+    def target(self, index: int, target: Tensor, axes: tuple[int, ...]) -> Tensor:
         """(C + 1, h, w) float32 target of an image in one view, mirrored along `axes`."""
-        full = torch.zeros(self.num_classes + 1, *target.shape[1:])
+        full = torch.zeros(len(self.run.classes) + 1, *target.shape[1:])
         full[torch.cat([torch.zeros(1, dtype=torch.int64), self.present[index] + 1])] = target.float()
-        return full.flip(axes) if axes else full
-
-
-class FlatLevels(nn.Module):
-    """The inner layers of a backbone as one vector per image, (B, L, 1, 1), to be cached as features."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.name = f"{backbone.name}, levels"
-        self.shapes: tuple[tuple[int, int, int], ...] = ()
-
-    def forward(self, images: Tensor) -> Tensor:
-        levels = self.backbone.levels(images)
-        self.shapes = tuple((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])) for x in levels)
-        # (B, D, h, w) -> (B, h, w, D): channels last, as the backbone returns them
-        return torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in levels], dim=1)[:, :, None, None]
-
-
-def unflattened(vectors: Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-    """(B, L, 1, 1) of `FlatLevels` -> the inner layers, (B, D, h, w) each, channels last."""
-    layers = torch.split(vectors.flatten(1), [d * h * w for d, h, w in shapes], dim=1)
-    return [x.reshape(len(x), h, w, d).permute(0, 3, 1, 2) for x, (d, h, w) in zip(layers, shapes, strict=True)]
-
-
-def small_image(ref: Path | ImageRef, intensity: IntensityRange | None = None) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB, downscaled to at most `MASK_PIXELS`."""
-    image = load_image(ref, intensity)
-    scale = min(1.0, math.sqrt(MASK_PIXELS / (image.width * image.height)))
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return np.asarray(image.resize(size, Image.Resampling.BOX) if scale < 1 else image)
-
-
-def scaled_crf(params: CrfParams, pixels: int) -> CrfParams:
-    """Scale the sigmas of settings for images of 500 x 375 to an image of `pixels`; unchanged for larger images."""
-    scale = min(1.0, math.sqrt(pixels / PUBLISHED_PIXELS))
-    values = asdict(params)
-    for name in ("appearance_sigma_xy", "smoothness_sigma"):
-        values[name] *= scale
-    return CrfParams(**values)
+        return full.flip(axes)

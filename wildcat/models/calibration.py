@@ -24,7 +24,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 
 CALIBRATION = "calibration.json"
-WEIGHT_FILES = ("model.safetensors", "combination.safetensors", "segmenter.safetensors")
+WEIGHT_FILES = ("model.safetensors", "combination.safetensors", "segmenter.safetensors", "boundaries.safetensors")
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ A refined model is a run with a segmenter, trained on masks of the run:
                               channels, width: of the segmenter, see `wildcat.nn.segmenter.Segmenter`
                               trained: the settings, data and losses of its training
     segmenter.safetensors     weights of the segmenter
+    boundaries.safetensors    weights of the boundary network, see `wildcat.nn.boundaries`; absent without --propagate
     base/                     a copy of the run folder, whose backbone feeds the segmenter
 
 All of them may hold calibration.json, see `wildcat.models.calibration`.
@@ -39,9 +40,11 @@ from wildcat.files import making, write_bytes, writing
 from wildcat.models.calibration import Calibration, write_calibration
 from wildcat.models.manifest import MANIFEST, RESTORE, Kind, read_manifest, write_manifest
 from wildcat.models.run import Run, copy_run, load_weights, open_run, refuse_taken, save_weights
+from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.segmenter import Segmenter
 
-COMBINATION, SEGMENTER, BASE = "combination.safetensors", "segmenter.safetensors", "base"
+COMBINATION, BASE = "combination.safetensors", "base"
+SEGMENTER, BOUNDARIES = "segmenter.safetensors", "boundaries.safetensors"
 
 Combine = Literal["linear", "average"]
 
@@ -88,6 +91,25 @@ class Model:
         """
         if self.kind != "refined":
             return None
+        channels, width = self._network_sizes()
+        segmenter = Segmenter(channels, len(self.classes), width)
+        load_weights(segmenter, self.folder / SEGMENTER)
+        return segmenter.eval()
+
+    def load_boundaries(self) -> BoundaryNetwork | None:
+        """The boundary network of a refined model, on the CPU, in evaluation mode; None where there is none.
+
+        Raises:
+            RunError: its weights are damaged or of another network.
+        """
+        if self.kind != "refined" or not (self.folder / BOUNDARIES).is_file():
+            return None
+        boundaries = BoundaryNetwork(self._network_sizes()[0])
+        load_weights(boundaries, self.folder / BOUNDARIES)
+        return boundaries.eval()
+
+    def _network_sizes(self) -> tuple[tuple[int, ...], int]:
+        """Channels of the levels and width of the segmenter, from the manifest of a refined model."""
         try:
             channels, width = tuple(int(c) for c in self.manifest["channels"]), int(self.manifest["width"])
             if min(*channels, width) < 1:
@@ -96,9 +118,7 @@ class Model:
             raise RunError(
                 f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
             ) from error
-        segmenter = Segmenter(channels, len(self.classes), width)
-        load_weights(segmenter, self.folder / SEGMENTER)
-        return segmenter.eval()
+        return channels, width
 
 
 def open_model(folder: Path) -> Model:
@@ -184,7 +204,12 @@ def write_ensemble(
 
 
 def write_refined(
-    folder: Path, run: Run, segmenter: Segmenter, trained: Mapping[str, Any], calibration: Calibration
+    folder: Path,
+    run: Run,
+    segmenter: Segmenter,
+    trained: Mapping[str, Any],
+    calibration: Calibration,
+    boundaries: BoundaryNetwork | None = None,
 ) -> Model:
     """Write a refined model with a copy of its run, atomically.
 
@@ -199,6 +224,8 @@ def write_refined(
         with writing(folder):
             copy_run(run, unfinished / BASE)
         save_weights(segmenter, unfinished / SEGMENTER)
+        if boundaries is not None:
+            save_weights(boundaries, unfinished / BOUNDARIES)
         write_manifest(
             unfinished,
             "refined",

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import Engine
+from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter
 
@@ -28,6 +29,7 @@ class NetworkOutputs(NamedTuple):
     scores: Tensor
     class_maps: Tensor
     modality_maps: Tensor | None
+    boundaries: Tensor | None = None  # (B, 1, h, w)
 
 
 @dataclass(frozen=True)
@@ -36,37 +38,52 @@ class Member:
 
     Attributes:
         segmenter: computes the class maps instead of the network, see `wildcat refine`; or None.
+        boundaries: computes the boundaries to which masks are propagated; or None.
         engine: computes the features; None: the network itself.
     """
 
     model: Wildcat
     preprocess: Preprocess
     segmenter: Segmenter | None = None
+    boundaries: BoundaryNetwork | None = None
     engine: Engine | None = None
 
     def features(self, images: Tensor, flip: Flip = "none") -> tuple[Tensor, ...]:
-        """(B, 3, S, S) -> features (B, D, h, w), and the maps of a segmenter; averaged over the mirrored views."""
+        """(B, 3, S, S) -> features (B, D, h, w), and the maps of a segmenter and its boundaries (B, 1, h, w), if the
+        member has them; averaged over the mirrored views."""
 
         def compute(_: int, axes: Axes) -> tuple[Tensor, ...]:
             view = images.flip(axes) if axes else images
             if self.segmenter is not None:
                 levels = self.model.backbone.levels(view)
-                return levels[-1], self.segmenter(levels)
+                segmented = self.segmenter(levels[-len(self.segmenter.channels) :])
+                boundaries = () if self.boundaries is None else (self.boundaries.walls(levels)[:, None],)
+                return levels[-1], segmented, *boundaries
             return (self.model.features(view) if self.engine is None else self.engine.features(view),)
 
         return mean_over_views(flip, compute)
 
     def scores_and_maps(
-        self, features: Tensor, segmented: Tensor | None = None, *, modalities: bool = False
+        self,
+        features: Tensor,
+        segmented: Tensor | None = None,
+        boundaries: Tensor | None = None,
+        *,
+        modalities: bool = False,
     ) -> NetworkOutputs:
-        """(B, D, h, w) features, and the maps of a segmenter (its class maps are its modality maps) -> outputs.
+        """(B, D, h, w) features, the maps of a segmenter (its class maps are its modality maps), boundaries -> outputs.
 
         Without `modalities` the M maps of each class are not computed, only their mean.
         """
         scores, class_maps, maps = (self.model if modalities else self.fused).head(features)
         if segmented is not None:
             class_maps, maps = segmented, segmented[:, :, None]
-        return NetworkOutputs(scores, class_maps, maps if modalities else None)
+        return NetworkOutputs(scores, class_maps, maps if modalities else None, boundaries)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks to move and to put into evaluation mode."""
+        return [one for one in (self.model, self.segmenter, self.boundaries) if one is not None]
 
     @cached_property
     def fused(self) -> Wildcat:
@@ -99,12 +116,14 @@ class Outputs:
         modality_maps: (B, C, M, h, w) of a single network; of S networks (B, C, S, h, w), the class maps of each; None
             if they were not requested.
         member_scores: (B, S, C) scores of each network.
+        boundaries: (B, 1, h, w), the average over the networks, on the finest of their grids; None without them.
     """
 
     scores: NDArray[np.float32]
     class_maps: NDArray[np.float32]
     modality_maps: NDArray[np.float32] | None
     member_scores: NDArray[np.float32]
+    boundaries: NDArray[np.float32] | None = None
 
 
 def merge_outputs(
@@ -122,11 +141,13 @@ def merge_outputs(
     if len(outputs) > 1:
         maps = torch.stack(on_finest_grid([one.class_maps for one in outputs]), dim=2)  # (B, C, S, h, w)
         class_maps, modality_maps = maps.mean(dim=2), maps if modalities else None
+    found = [one.boundaries for one in outputs if one.boundaries is not None]
     return Outputs(
         scores=scores.mean(axis=1) if combine is None else combine(scores),
         class_maps=_array(class_maps),
         modality_maps=None if modality_maps is None else _array(modality_maps),
         member_scores=scores,
+        boundaries=_array(torch.stack(on_finest_grid(found)).mean(dim=0)) if found else None,
     )
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from wildcat.errors import ConfigError, RunError, ShapeError, WildcatError, did_you_mean, out_of_memory
 from wildcat.nn.weights import EMBEDDED, embedded_weights, load_exactly, read_weights
 
-LEVEL_STRIDES = (8, 16)  # input pixels per cell of the inner levels that `Backbone.levels` returns
+LEVEL_STRIDES = (4, 8, 16)  # input pixels per cell of the inner levels that `Backbone.levels` returns
 # Divisors of the sides that networks ask for: strides, patches of 14, windows of 6, 7 and 8 cells.
 MULTIPLES = (1, 2, 4, 7, 8, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128, 192, 224, 256, 384)
 COVERED = 1 / 8  # of a cell: the most at the edge of an image that its map may leave out
@@ -58,7 +58,7 @@ class Backbone(nn.Module):
         return self._as_map(features, images)
 
     def levels(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) -> maps (B, D, h, w) at 1/8 and 1/16 of the image, where there are any, and `forward`'s."""
+        """(B, 3, H, W) -> maps (B, D, h, w) at 1/4, 1/8 and 1/16 of the image, where there are any, and `forward`'s."""
         if not hasattr(self.network, "forward_intermediates"):
             return (self(images),)
         images = self._fitted(images)

@@ -8,12 +8,15 @@ images agree on (the second stage of weakly supervised segmentation since Wei et
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError
+
+T = TypeVar("T")
 
 WIDTH = 128  # channels of the segmenter's layers
 MIN_STD = 1e-3  # divisor of a channel that is constant
@@ -47,30 +50,22 @@ class Segmenter(nn.Module):
         self.classify = nn.Conv2d(width, num_classes, kernel_size=1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """(B, D, h, w) of each level -> (B, C, H, W) maps, on the grid of the second coarsest level.
+        """(B, D, h, w) of each level -> (B, C, H, W) maps, on the grid of the second finest level.
 
         Raises:
             ShapeError: the levels do not have the channels that the segmenter was built for.
         """
-        found = tuple(int(level.shape[1]) for level in levels)
-        if found != self.channels:
-            raise ShapeError(
-                f"the levels have {found} channels, the segmenter takes {self.channels}.",
-                "Is it the backbone that it was trained on?",
-            )
-        grid = levels[-2 if len(levels) > 1 else -1].shape[-2:]
+        check_levels(levels, self.channels)
+        grid = output_level(levels).shape[-2:]
         parts = zip(levels, self.scales, self.laterals, strict=True)
         summed = sum(on_grid(lateral(scale(level)), grid) for level, scale, lateral in parts)
         mixed = torch.relu(self.mix_norm(self.mix(torch.relu(self.norm(summed)))))
         maps: Tensor = self.classify(self.dropout(mixed))
         return maps
 
-    @torch.no_grad()
     def measure(self, levels: Sequence[Tensor]) -> None:
         """Set mean and standard deviation of each channel from these levels, (B, D, h, w) each."""
-        for scale, level in zip(self.scales, levels, strict=True):
-            scale.mean.copy_(level.mean(dim=(0, 2, 3)))
-            scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(MIN_STD))
+        measure_levels(self.scales, levels)
 
 
 class LevelScale(nn.Module):
@@ -86,6 +81,29 @@ class LevelScale(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         return (level - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+@torch.no_grad()
+def measure_levels(scales: Sequence[LevelScale], levels: Sequence[Tensor]) -> None:
+    """Set the mean and standard deviation of each channel of each level."""
+    for scale, level in zip(scales, levels, strict=True):
+        scale.mean.copy_(level.mean(dim=(0, 2, 3)))
+        scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(MIN_STD))
+
+
+def check_levels(levels: Sequence[Tensor], channels: Sequence[int]) -> None:
+    """Raise a ShapeError unless the levels have these channels."""
+    found = tuple(int(level.shape[1]) for level in levels)
+    if found != tuple(channels):
+        raise ShapeError(
+            f"the levels have {found} channels, the network takes {tuple(channels)}.",
+            "Is it the backbone that it was trained on?",
+        )
+
+
+def output_level(levels: Sequence[T]) -> T:
+    """The level, of those ordered from fine to coarse, whose grid the maps have: the second finest."""
+    return levels[min(1, len(levels) - 1)]
 
 
 def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.files import write_bytes
 from wildcat.regions.crf import Array, CrfParams, as_tensor, dense_crf, like
+from wildcat.regions.propagation import propagate
 
 BackgroundRule = Literal["score", "constant", "power", "trained"]
 
@@ -188,6 +189,7 @@ def maps_to_mask(
     params: MaskParams | None = None,
     *,
     background_map: Array | None = None,
+    boundaries: Array | None = None,
     image: NDArray[np.uint8] | None = None,
     crf: CrfParams | None = None,
 ) -> Array:
@@ -201,6 +203,7 @@ def maps_to_mask(
         size: (height, width) of the original image.
         params: the gate and the background rule.
         background_map: (h, w) raw map of the background class, for `rule="trained"`.
+        boundaries: (h, w) probabilities of a boundary, up to which a random walk spreads the classes first.
         image: (H, W, 3) uint8 RGB, the original image; required by `crf`.
         crf: settings of the dense CRF; None: no CRF.
 
@@ -225,12 +228,22 @@ def maps_to_mask(
         raise ConfigError("crf needs the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
     if not len(classes):
         return like(mask, maps)
+
+    def probabilities(grid: tuple[int, int]) -> Tensor:
+        """Of the background and the gated classes, on a grid."""
+        fine = None if background is None else upsample_maps(background, grid)[0]
+        return class_probabilities_with_background(upsample_maps(gated, grid), params, fine)
+
+    walked = None
+    if boundaries is not None:
+        walls = as_tensor(boundaries).to(gated)
+        walked = propagate(probabilities((walls.shape[0], walls.shape[1])), walls)
     if crf is not None and image is not None:
         reduced = _reduce_for_crf(image, size)
-        height, width = reduced.shape[:2]
-        fine_background = None if background is None else upsample_maps(background, (height, width))[0]
-        fine_maps = upsample_maps(gated, (height, width))
-        drawn = dense_crf(reduced, class_probabilities_with_background(fine_maps, params, fine_background), crf)
+        grid = (reduced.shape[0], reduced.shape[1])
+        drawn = dense_crf(reduced, probabilities(grid) if walked is None else upsample_maps(walked, grid), crf)
+    elif walked is not None:
+        drawn = walked
     else:
         drawn = gated if background is None else torch.cat([background, gated])
     first = len(drawn) - len(classes)  # 1 if drawn[0] is the background

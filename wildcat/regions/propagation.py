@@ -31,7 +31,7 @@ class WalkParams:
     """Settings of the random walk.
 
     Attributes:
-        power: exponent of the affinities (beta, 10 in the paper); a higher one respects weaker boundaries.
+        power: exponent of the affinities (beta in the paper); a higher one respects weaker boundaries.
         steps: number of times the transition matrix is applied. The paper's 2^8 are for cells of 4 pixels; on cells of
             8 pixels, those of the boundaries of `wildcat refine`, 64 steps go as far.
 
@@ -39,12 +39,12 @@ class WalkParams:
         ConfigError: a value is out of range.
     """
 
-    power: float = 6.0
+    power: float = 10.0
     steps: int = 64
 
     def __post_init__(self) -> None:
         if not 0 < self.power < float("inf"):
-            raise ConfigError(f"power={self.power}: give a number above 0.", "4 to 10 are usual.")
+            raise ConfigError(f"power={self.power}: give a number above 0.", "10 is usual.")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
             raise ConfigError(f"steps={self.steps!r}: give an integer of 0 or more.", "64 is usual.")
 

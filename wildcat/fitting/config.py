@@ -1,0 +1,84 @@
+"""The settings of `wildcat refine`: one frozen dataclass that is the flags and the help at once. No torch here."""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from wildcat.errors import ConfigError, did_you_mean
+
+Sharpen = Literal["crf", "pamr", "none"]
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Settings for training a segmenter on masks made from image-level labels, see `wildcat.fitting.refine`."""
+
+    label_sizes: str = "0.75,1,1.25"
+    """Sizes at which the run's maps are computed for the labels, as multiples of its image size; averaged."""
+    sharpen: Sharpen = "crf"
+    """What aligns labels with the edges of images: a dense CRF, or the local pamr."""
+    propagate: bool = True
+    """Train boundaries and spread the maps by a random walk up to them, before labels are made."""
+    confidence: float = 1.0
+    """Labels of boundaries are objects, or background, that stay so when the log odds are shifted by this much."""
+    label_margin: float = 0.0
+    """Ignore places whose label changes between object and background when the log odds are shifted by this much."""
+    boundary_epochs: int = 3
+    """Epochs of the boundary network; more for few images, see `wildcat.fitting.refine.BOUNDARY_STEPS`."""
+    boundary_lr: float = 5e-3
+    """Highest learning rate of AdamW for the boundary network."""
+    rounds: int = 1
+    """Number of times the segmenter is trained: first on the run's masks, then on those of the previous segmenter."""
+    epochs: int = 12
+    """Epochs of the segmenter in each round."""
+    batch_size: int = 16
+    """Images per step."""
+    lr: float = 2e-3
+    """Highest learning rate of AdamW for the segmenter; it rises for a tenth of the steps, then falls to 0."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    seed: int = 0
+    """Seed of the initial weights and the order of the images."""
+
+    def validate(self) -> None:
+        """Check every value.
+
+        Raises:
+            ConfigError: a value is out of range.
+        """
+        self.size_factors()
+        if self.sharpen not in typing.get_args(Sharpen):
+            choices = typing.get_args(Sharpen)
+            raise ConfigError(f"sharpen={self.sharpen!r}: give crf, pamr or none.", did_you_mean(self.sharpen, choices))
+        for name in ("rounds", "epochs", "batch_size", "boundary_epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")
+        for name, usual in (("lr", "0.002"), ("boundary_lr", "0.005")):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name}={getattr(self, name)}: give a number above 0.", f"{usual} is usual.")
+        for name in ("confidence", "label_margin", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
+
+    def size_factors(self) -> tuple[float, ...]:
+        """The multiples in `label_sizes`.
+
+        Raises:
+            ConfigError: one is not a number from 0.25 to 4.
+
+        >>> RefineConfig(label_sizes="0.5, 1").size_factors()
+        (0.5, 1.0)
+        """
+        try:
+            factors = tuple(float(part) for part in self.label_sizes.split(","))
+        except ValueError:
+            factors = ()
+        if not factors or not all(0.25 <= factor <= 4 for factor in factors):
+            raise ConfigError(
+                f"label_sizes={self.label_sizes!r}: give multiples from 0.25 to 4, separated by commas.",
+                "0.75,1,1.25 is usual; 1 is fastest.",
+            )
+        return factors
