@@ -63,6 +63,8 @@ def test_defaults_are_valid_and_the_papers() -> None:
     assert (config.pooling, config.architecture, config.num_maps, config.alpha) == ("wildcat", "a", 4, 0.7)
     assert (config.peak_lr, config.backbone_lr_scale) == (0.04, 0.01)
     assert TrainConfig(num_maps=1).peak_lr == 0.01 and TrainConfig(num_maps=1, lr=0.5).peak_lr == 0.5
+    competing = TrainConfig(class_pool="max")
+    assert (competing.peak_lr, competing.decay) == (0.01, 0.06), "one of the M maps receives the whole gradient"
     assert TrainConfig(num_maps=1).decay == 4 * config.decay == 0.06 and TrainConfig(weight_decay=0.5).decay == 0.5
 
 
@@ -74,6 +76,8 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"kmin": -1}, "kmin=-1"),
         ({"kmin": math.nan}, "kmin=nan"),
         ({"alpha": -0.1}, "alpha=-0.1"),
+        ({"class_pool": "maximum"}, "class_pool='maximum': give mean, max, lse or softmax"),
+        ({"class_sharpness": 0.0}, "class_sharpness=0.0: give a positive number"),
         ({"alpha": math.nan}, "alpha=nan"),
         ({"num_maps": 0}, "num_maps=0: give a whole number of at least 1"),
         ({"image_size": 16}, "image_size=16: backbones need at least 32 pixels"),

@@ -143,6 +143,20 @@ def test_modalities_are_in_the_image_resolution_and_their_mean_is_the_heatmap() 
         prediction(modality_maps=None).modalities("dog")
 
 
+def test_shares_of_modality_maps_that_differ_and_of_maps_that_are_alike() -> None:
+    assert prediction().map_shares("dog") == [1.0, 0.0]  # map 0 is above map 1 everywhere
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(3, 4, 10, 10)).astype(np.float32)
+    p = prediction(modality_maps=maps, class_maps=maps.max(axis=1))
+    highest = np.argsort(-p.class_maps[1].ravel())[:20]
+    winners = maps[1].reshape(4, 100)[:, highest].argmax(axis=0)
+    assert p.map_shares("dog") == pytest.approx([(winners == m).mean() for m in range(4)])
+    alike = p.class_maps[:, None] + 1e-3 * maps
+    assert prediction(modality_maps=alike, class_maps=p.class_maps).map_shares("dog") is None
+    with pytest.raises(ConfigError, match="modalities=True"):
+        prediction(modality_maps=None).map_shares("dog")
+
+
 def test_boxes_surround_the_upper_half_of_the_range_of_the_map() -> None:
     maps = np.zeros((3, 4, 9), np.float32)
     maps[0, 1, 2] = 6  # one cell of 10 x 10 pixels; between it and zero, half way is the edge of the cell

@@ -11,6 +11,7 @@ from typing import Literal
 from wildcat.errors import ConfigError, did_you_mean
 
 Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"]
+ClassPool = Literal["mean", "max", "lse", "softmax"]
 Architecture = Literal["a", "b", "c"]
 Tune = Literal["all", "last", "head"]
 Flip = Literal["none", "horizontal", "both"]
@@ -84,7 +85,12 @@ class TrainConfig:
     """Let the classes of a region compete with each other and with a background that is in every image; masks then need
     no threshold. For multi-label data and architecture a."""
     num_maps: int = 4
-    """M, the maps per class; each may find another part of the object."""
+    """M, the maps per class."""
+    class_pool: ClassPool = "mean"
+    """Pooling of the M maps of a class at each region (eq. 1): with the mean they learn the same; with max, lse or
+    softmax they compete, and each learns the regions that it explains best."""
+    class_sharpness: float = 4.0
+    """r of class_pool lse and softmax: towards 0 is the mean, large is the maximum."""
     kmax: Regions = 0.2
     """k+, the highest regions averaged: an int counts them, a float in (0, 1] is a proportion."""
     kmin: Regions | None = None
@@ -134,17 +140,19 @@ class TrainConfig:
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
-    """Peak learning rate of SGD for the layers after the backbone; None: 0.01 times num_maps, since each of the M maps
-    receives 1/M of the gradient. The bias of the maps has this times the root of the number of features."""
+    """Peak learning rate of SGD for the layers after the backbone; None: 0.01, times num_maps where class_pool is mean,
+    since each of the M maps then receives 1/M of the gradient. The bias of the maps has this times the root of the
+    number of features."""
     backbone_lr_scale: float = 0.01
-    """Learning rate of a pretrained backbone as a fraction of lr / num_maps; train one with random weights at 1."""
+    """Learning rate of a pretrained backbone as a fraction of that of a class map; train one with random weights
+    at 1."""
     layer_decay: float = 1.0
     """Learning rate of a layer of the backbone as a fraction of that of the next one, in (0, 1]."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float | None = None
-    """Weight decay of SGD (not on biases and normalisation layers); None: 0.06 divided by num_maps, so that the mean of
-    the maps moves and decays as a single map does."""
+    """Weight decay of SGD (not on biases and normalisation layers); None: 0.06, divided by num_maps where class_pool is
+    mean, so that the mean of the maps moves and decays as a single map does."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; step divides it by 10 after each third of the epochs."""
     warmup: float = 1.0
@@ -178,13 +186,22 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """The peak learning rate of SGD: `lr`, or its default for this number of maps."""
-        return 0.01 * self.num_maps if self.lr is None else self.lr
+        """The peak learning rate of SGD: `lr`, or its default."""
+        return 0.01 * self.gradient_shares if self.lr is None else self.lr
 
     @property
     def decay(self) -> float:
-        """The weight decay of SGD: `weight_decay`, or its default for this number of maps."""
-        return 0.06 / self.num_maps if self.weight_decay is None else self.weight_decay
+        """The weight decay of SGD: `weight_decay`, or its default."""
+        return 0.06 / self.gradient_shares if self.weight_decay is None else self.weight_decay
+
+    @property
+    def gradient_shares(self) -> int:
+        """The number of maps among which the gradient of a class map is divided at a region.
+
+        With the mean each of the M maps receives 1/M of it, so M times the learning rate moves the class map as one map
+        would. Where the maps compete, the highest receives it: all of it with max, nearly all with lse and softmax.
+        """
+        return self.num_maps if self.class_pool == "mean" else 1
 
     def validate(self) -> None:
         """Check every value and how they fit each other.
@@ -197,6 +214,7 @@ class TrainConfig:
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
         check_residual(self.residual, self.temperature)
+        check_class_pool(self.class_pool, self.class_sharpness)
         _check_amounts(self)
         if self.image_size < 32:
             raise ConfigError(
@@ -311,3 +329,15 @@ def check_residual(residual: float, temperature: float) -> None:
         raise ConfigError(f"residual={residual}: give a finite number of at least 0; CSRA's authors take 0.1 to 0.5.")
     if not isinstance(temperature, (int, float)) or not temperature > 0:  # nan is not above 0 either
         raise ConfigError(f"temperature={temperature}: give a number above 0, or inf for the highest region alone.")
+
+
+def check_class_pool(pool: str, sharpness: float) -> None:
+    """Raise ConfigError unless the class-wise pooling exists and its sharpness is in range."""
+    names = typing.get_args(ClassPool)
+    if pool not in names:
+        raise ConfigError(
+            f"there is no class-wise pooling {pool!r}.",
+            did_you_mean(pool, names) or f"It is one of: {', '.join(names)}.",
+        )
+    if not (math.isfinite(sharpness) and sharpness > 0):
+        raise ConfigError(f"class_sharpness={sharpness}: give a positive number; 1 to 10 are usual.")

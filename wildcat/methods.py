@@ -58,6 +58,8 @@ HEAD_SETTINGS = (
     "pooling",
     "architecture",
     "num_maps",
+    "class_pool",
+    "class_sharpness",
     "kmax",
     "kmin",
     "alpha",

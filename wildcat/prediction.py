@@ -23,6 +23,7 @@ from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import IntensityRange
 from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.files import making
+from wildcat.metrics.modalities import map_shares, maps_differ
 from wildcat.models.calibration import Calibration
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
@@ -138,7 +139,7 @@ class Prediction:
         return _resized(self.class_maps[self.index_of(name)], size or (self.height, self.width))
 
     def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
-        """(M, H, W) modality maps of a class at the size of the original image; their mean is the heatmap.
+        """(M, H, W) modality maps of a class at the size of the original image; pooled (eq. 1) they are the heatmap.
 
         Args:
             size: (height, width) to use instead, such as `drawn_size`.
@@ -146,9 +147,23 @@ class Prediction:
         Raises:
             ConfigError: the prediction was made without them.
         """
+        return _resized(self._maps_of(name), size or (self.height, self.width))
+
+    def map_shares(self, name: str) -> list[float] | None:
+        """The share of each of the M maps in the regions that decide on a class, see `wildcat.metrics.map_shares`.
+
+        None if the maps are alike, as those of a model with class_pool=mean are, or if there is only one.
+
+        Raises:
+            ConfigError: the prediction was made without modality maps.
+        """
+        maps = self._maps_of(name)
+        return map_shares(maps, self.class_maps[self.index_of(name)]).tolist() if maps_differ(maps) else None
+
+    def _maps_of(self, name: str) -> NDArray[np.float32]:
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
-        return _resized(self.modality_maps[self.index_of(name)], size or (self.height, self.width))
+        return self.modality_maps[self.index_of(name)]
 
     def mask(
         self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -14,7 +15,7 @@ from PIL import Image
 
 from wildcat.errors import ConfigError, RunError
 from wildcat.export import predictions
-from wildcat.export.predictions import ROWS, SAVE_KINDS, PredictionWriter, parse_save
+from wildcat.export.predictions import ROWS, SAVE_KINDS, PredictionWriter, draw_modalities, parse_save
 from wildcat.prediction import Prediction
 
 CLASSES = ("cat", "dog")
@@ -100,6 +101,16 @@ def test_modalities_share_one_scale(tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / file) as image:
             reds.append(float(np.asarray(image.convert("RGB"))[280:, 560:, 0].mean()))
     assert reds[0] < reds[1] < reds[2]  # each map is higher than the one before by one
+
+
+def test_modality_maps_that_are_alike_are_drawn_once(tmp_path: Path) -> None:
+    plain = prediction()
+    alike = np.stack([plain.class_maps] * 3, axis=1)
+    with PredictionWriter(tmp_path / "out", ("modalities",)) as writer:
+        row = writer.add(dataclasses.replace(plain, modality_maps=alike), "a.png")
+    assert len(row["files"]["modalities"]["cat"]) == 2, "one map, and the image beside it"  # type: ignore[index]
+    assert draw_modalities(plain, "cat")[1] == ["cat 1: 0%", "cat 2: 0%", "cat 3: 100%"]
+    assert draw_modalities(dataclasses.replace(plain, modality_maps=alike), "cat")[1] == ["cat: 3 maps, all alike"]
 
 
 def test_given_classes_replace_the_predicted_ones(tmp_path: Path) -> None:

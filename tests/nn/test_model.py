@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import wildcat
-from wildcat.config import Architecture, TrainConfig
+from wildcat.config import Architecture, ClassPool, TrainConfig
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.methods import METHODS, method_settings
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.factory import ARCHITECTURES, create_model, model_from_config
 from wildcat.nn.heads import AttentionPool, AttentionWildcat, competing_logits, create_pool
 from wildcat.nn.model import Transfer, Wildcat
+from wildcat.nn.pooling import ClassWisePool, class_wise_pool
 
 
 class Identity(nn.Module):
@@ -33,12 +34,18 @@ class Identity(nn.Module):
 
 
 def tiny(
-    classes: int = 2, num_maps: int = 2, architecture: Architecture = "a", pooling: str = "wildcat", kmax: float = 3
+    classes: int = 2,
+    num_maps: int = 2,
+    architecture: Architecture = "a",
+    pooling: str = "wildcat",
+    kmax: float = 3,
+    class_pool: ClassPool = "mean",
 ) -> Wildcat:
     """A network of double precision on identity features, with random weights."""
     pool = AttentionPool(3, classes, size=5) if pooling == "attention" else create_pool(pooling, kmax)
     network = AttentionWildcat if pooling == "attention" else ARCHITECTURES[architecture]
-    model = network(Backbone("identity", Identity()), classes, num_maps, pool)
+    maps_pool = ClassWisePool(num_maps, class_pool, sharpness=2.0)
+    model = network(Backbone("identity", Identity()), classes, num_maps, pool, maps_pool)
     rng = np.random.default_rng(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -177,6 +184,18 @@ def test_a_fused_network_gives_the_same_scores_and_class_maps(architecture: Arch
     assert fused.num_maps == (4 if architecture == "c" and pooling != "attention" else 1)
     assert fused.backbone is model.backbone
     assert (model.num_maps, model.transfer.out_channels) == (4, 12), "the network itself stays as it is"
+
+
+@pytest.mark.parametrize("class_pool", ["max", "lse", "softmax"])
+def test_a_network_whose_maps_compete_is_not_fused(class_pool: ClassPool) -> None:
+    """Only the mean of linear maps is a linear map."""
+    model, inputs = tiny(classes=3, num_maps=4, class_pool=class_pool), images()
+    assert model.fuse() is model
+    maps = torch.from_numpy(numpy_maps(model, inputs.numpy()))
+    expected = class_wise_pool(maps.flatten(1, 2), 4, class_pool, 2.0)
+    output = model.head(inputs)
+    torch.testing.assert_close(output.class_maps, expected)
+    np.testing.assert_allclose(output.scores.detach(), top_and_bottom(expected.numpy(), 3, 0.7), atol=1e-6)
 
 
 def test_gradcheck_of_the_network() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from wildcat.config import ClassPool
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.heads import ResidualAttentionPool, create_pool, csra_pool, log_sum_exp_pool
 from wildcat.nn.pooling import SpatialPool, class_wise_pool, region_count, spatial_pool
@@ -48,24 +50,77 @@ def loop_spatial_pool(x: Doubles, kmax: float, kmin: float | None, alpha: float)
     return scores
 
 
-def loop_class_wise_pool(maps: Doubles, num_maps: int) -> Doubles:
+def loop_class_wise_pool(maps: Doubles, num_maps: int, pool: str = "mean", r: float = 4.0) -> Doubles:
+    """Eq. 1 region by region, with each `Cl.Pool` written from its formula."""
     batch, channels, height, width = maps.shape
     pooled = np.zeros((batch, channels // num_maps, height, width))
-    for channel in range(channels):  # map index = c * M + m
-        pooled[:, channel // num_maps] += maps[:, channel] / num_maps
+    for b, c, i, j in np.ndindex(pooled.shape):
+        z = [float(maps[b, c * num_maps + m, i, j]) for m in range(num_maps)]  # map index = c * M + m
+        if pool == "mean":
+            pooled[b, c, i, j] = sum(z) / num_maps
+        elif pool == "max":
+            pooled[b, c, i, j] = sorted(z)[-1]
+        elif pool == "lse":
+            pooled[b, c, i, j] = math.log(sum(math.exp(r * v) for v in z) / num_maps) / r
+        else:
+            total = sum(math.exp(r * v) for v in z)
+            pooled[b, c, i, j] = sum(math.exp(r * v) / total * v for v in z)
     return pooled
 
 
 # --- class-wise pooling, eq. 1 --------------------------------------------------------------------------------
 
 
-@given(seed=st.integers(0, 99), batch=st.integers(1, 3), classes=st.integers(1, 4), num_maps=sides, h=sides, w=sides)
-def test_class_wise_pool_is_the_mean_of_the_maps_of_a_class(
-    seed: int, batch: int, classes: int, num_maps: int, h: int, w: int
+@given(
+    seed=st.integers(0, 99),
+    batch=st.integers(1, 3),
+    classes=st.integers(1, 4),
+    num_maps=sides,
+    h=sides,
+    w=sides,
+    pool=st.sampled_from(get_args(ClassPool)),
+    sharpness=st.floats(0.1, 20),
+)
+def test_class_wise_pool_equals_the_loop(
+    seed: int, batch: int, classes: int, num_maps: int, h: int, w: int, pool: ClassPool, sharpness: float
 ) -> None:
     maps = random_maps(seed, batch, classes * num_maps, h, w)
-    pooled = class_wise_pool(torch.from_numpy(maps), num_maps)
-    np.testing.assert_allclose(pooled.numpy(), loop_class_wise_pool(maps, num_maps), atol=1e-12)
+    pooled = class_wise_pool(torch.from_numpy(maps), num_maps, pool, sharpness)
+    np.testing.assert_allclose(pooled.numpy(), loop_class_wise_pool(maps, num_maps, pool, sharpness), atol=1e-12)
+
+
+@pytest.mark.parametrize("pool", ["lse", "softmax"])
+def test_sharpness_leads_from_the_mean_to_the_maximum(pool: ClassPool) -> None:
+    maps = torch.from_numpy(random_maps(1, 2, 6, 3, 3))
+    for sharpness, limit in ((1e-6, "mean"), (1e6, "max")):
+        torch.testing.assert_close(
+            class_wise_pool(maps, 3, pool, sharpness), class_wise_pool(maps, 3, limit), atol=1e-4, rtol=0
+        )
+
+
+def test_the_pooled_map_of_one_map_is_the_map() -> None:
+    maps = torch.from_numpy(random_maps(1, 2, 3, 3, 3))
+    for pool in get_args(ClassPool):
+        torch.testing.assert_close(class_wise_pool(maps, 1, pool, 7.0), maps)
+
+
+def test_competing_maps_share_the_gradient_of_their_class_map() -> None:
+    """The highest map gets all of it (max), or softmax(r z) of it (lse); the shares of a region sum to one."""
+    values = random_maps(2, 1, 6, 4, 5)
+    weights = np.exp(2.0 * values.reshape(2, 3, 4, 5))
+    weights /= weights.sum(axis=1, keepdims=True)
+    winners = (values.reshape(2, 3, 4, 5).argmax(axis=1)[:, None] == np.arange(3)[:, None, None]).astype(float)
+    for pool, expected in (("max", winners), ("lse", weights)):
+        maps = torch.from_numpy(values).requires_grad_()
+        class_wise_pool(maps, 3, pool, 2.0).sum().backward()  # type: ignore[arg-type]
+        assert maps.grad is not None
+        np.testing.assert_allclose(maps.grad.numpy().reshape(2, 3, 4, 5), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pool", "sharpness", "says"), [("maximum", 4.0, "max"), ("lse", 0.0, "positive")])
+def test_class_wise_pools_that_do_not_exist(pool: ClassPool, sharpness: float, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        class_wise_pool(torch.zeros(1, 4, 2, 2), 2, pool, sharpness)
 
 
 @pytest.mark.parametrize("num_maps", [1, 4, 8])

@@ -227,6 +227,8 @@ def test_maps_points_boxes_and_masks_match_the_predictions(hostile: tuple[DataSe
         raw = prediction.modality_maps[c] if prediction.modality_maps is not None else None
         assert raw is not None
         np.testing.assert_allclose(maps / 255, (raw - raw.min()) / np.ptp(raw), atol=0.003)  # one scale for all
+        assert card["num_maps"] == 2
+        assert card["shares"] == pytest.approx([100 * s for s in prediction.map_shares(name) or ()], abs=0.5)
         np.testing.assert_allclose(card["point"], prediction.points[name], atol=0.06)
         assert len(card["boxes"]) == len(prediction.boxes.get(name, []))
         x, y = prediction.points[name]

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
-from torch import nn
+from torch import Tensor, nn
 
-from wildcat.config import TrainConfig
-from wildcat.nn.factory import create_model
+from wildcat.config import ClassPool, TrainConfig
+from wildcat.nn.factory import create_model, model_from_config
 from wildcat.train.optim import (
     balancing_weights,
     class_frequencies,
@@ -170,6 +170,31 @@ def test_groups_of_a_fine_tuned_network() -> None:
     for key, name in names.items():
         lr = 0.01 if name.startswith("backbone") else 0.5 * 96**0.5 if name == "transfer.bias" else 0.5  # D = 96
         assert seen[key] == (lr, 0.3 if key in matrices else 0.0), name
+
+
+@pytest.mark.parametrize("class_pool", ["mean", "max", "lse", "softmax"])
+def test_a_step_moves_the_class_map_as_it_moves_a_single_map(class_pool: ClassPool) -> None:
+    """The default rate and decay suit each pooling: M alike maps with the mean, one map far above the others else."""
+    features = torch.randn(2, 96, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def class_maps_after_a_step(num_maps: int, offsets: Tensor) -> Tensor:
+        config = TrainConfig(num_maps=num_maps, class_pool=class_pool, backbone="test_resnet", tune="head")
+        model = model_from_config(config, 1, weights="none")
+        with torch.no_grad():
+            model.transfer.weight.copy_(torch.linspace(-1, 1, 96)[None, :, None, None].expand_as(model.transfer.weight))
+            model.transfer.bias.copy_(offsets)
+        optimizer = create_optimizer(model, config)
+        multilabel_loss(model.training_scores(features), -torch.ones(2, 1)).sum().backward()
+        optimizer.step()
+        return model.head(features).class_maps
+
+    offsets, height = torch.tensor([-100.0, 5.0, -100.0]), 5.0
+    if class_pool == "mean":
+        offsets, height = torch.zeros(3), 0.0
+    elif class_pool == "lse":
+        height -= math.log(3) / TrainConfig().class_sharpness  # of one map among three
+    found, expected = class_maps_after_a_step(3, offsets), class_maps_after_a_step(1, torch.tensor([height]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_rate_falls_towards_the_first_layers() -> None:

@@ -23,9 +23,9 @@ from wildcat.viz.overlay import overlay_heatmap, side_by_side
 
 # What can be written for a prediction in addition to its row.
 # overlays: the image with the heatmap and the point of a class. heatmaps: the coloured heatmap alone, each scaled from
-# its minimum to its maximum. modalities: the image with each of the M maps of a class, and a grid of them. These are
-# reduced to 16 million pixels. masks: an indexed .png of the predicted classes. arrays: one .npz with raw scores, class
-# maps and modality maps in the network's resolution.
+# its minimum to its maximum. modalities: the image with each of the M maps of a class, or with one of them if they are
+# alike, and a grid of them. These are reduced to 16 million pixels. masks: an indexed .png of the predicted classes.
+# arrays: one .npz with raw scores, class maps and modality maps in the network's resolution.
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 
 ROWS = "predictions.jsonl"
@@ -138,9 +138,8 @@ class PredictionWriter:
         return free_name("/".join(parts) or "image", self.names)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
-        drawn = draw_modalities(prediction, name)
-        captions = ["", *(f"{prediction.drawn_name(name)} {i + 1}" for i in range(len(drawn)))]
-        grid = side_by_side([prediction.load_drawn(), *drawn], captions, columns=min(5, len(drawn) + 1))
+        drawn, captions = draw_modalities(prediction, name)
+        grid = side_by_side([prediction.load_drawn(), *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
         paths = [self._image(d, "modalities", stem, name, f"-{i + 1}") for i, d in enumerate(drawn)]
         return [*paths, self._image(grid, "modalities", stem, name, "-all")]
 
@@ -183,11 +182,20 @@ def draw_heatmap(prediction: Prediction, name: str) -> Image.Image:
     return Image.fromarray(apply_colormap(unit_range(prediction.heatmap(name, prediction.drawn_size))))
 
 
-def draw_modalities(prediction: Prediction, name: str) -> list[Image.Image]:
-    """The image with each of the M maps of a class, all on one scale."""
+def draw_modalities(prediction: Prediction, name: str) -> tuple[list[Image.Image], list[str]]:
+    """The image with each of the M maps of a class, all on one scale, and a caption for each.
+
+    The caption names the map's share in the regions that decide, see `Prediction.map_shares`. Maps that are alike are
+    drawn once.
+    """
     maps, image = prediction.modalities(name, prediction.drawn_size), prediction.load_drawn()
+    shares, label = prediction.map_shares(name), prediction.drawn_name(name)
+    captions = [f"{label} {i}: {share:.0%}" for i, share in enumerate(shares or (), 1)]
+    if shares is None:
+        captions = [f"{label}: {len(maps)} maps, all alike" if len(maps) > 1 else label]
+        maps = maps.mean(axis=0, keepdims=True)
     limits = (float(maps.min()), float(maps.max()))
-    return [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps]
+    return [overlay_heatmap(image, m, prediction.opacity(name), limits=limits) for m in maps], captions
 
 
 def _encoded(image: Image.Image, suffix: str) -> bytes:

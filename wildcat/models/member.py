@@ -73,7 +73,7 @@ class Member:
     ) -> NetworkOutputs:
         """(B, D, h, w) features, the maps of a segmenter (its class maps are its modality maps), boundaries -> outputs.
 
-        Without `modalities` the M maps of each class are not computed, only their mean.
+        Without `modalities` the M maps of each class are not returned, and not computed where their mean suffices.
         """
         scores, class_maps, maps = (self.model if modalities else self.fused).head(features)
         if segmented is not None:
@@ -94,7 +94,7 @@ class Member:
 def mean_over_views(flip: Flip, compute: Callable[[int, Axes], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """The mean over mirrored views of features or maps (B, K, h, w), each mirrored back.
 
-    Maps are linear in the features, so averaging the features averages the maps.
+    The M maps of a class are linear in the features, so averaging the features averages the maps.
 
     Args:
         compute: (index of the view, its mirrored axes) -> features or maps of the images in this view.

@@ -8,7 +8,7 @@ from typing import get_args
 import torch
 from torch import nn
 
-from wildcat.config import Architecture, Regions, TrainConfig
+from wildcat.config import Architecture, ClassPool, Regions, TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.heads import (
@@ -20,6 +20,7 @@ from wildcat.nn.heads import (
     create_pool,
 )
 from wildcat.nn.model import Wildcat
+from wildcat.nn.pooling import ClassWisePool
 from wildcat.nn.weights import EMBEDDED, embedded_classifier
 
 # The order of pooling and classification, see `wildcat.nn.heads`.
@@ -43,6 +44,8 @@ def create_model(
     temperature: float = math.inf,
     attention_size: int = 128,
     background: bool = False,
+    class_pool: ClassPool = "mean",
+    class_sharpness: float = 4.0,
 ) -> Wildcat:
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 
@@ -61,6 +64,7 @@ def create_model(
         residual, temperature: lambda and T of residual attention, see `wildcat.nn.heads.csra_pool`.
         attention_size: L, the hidden units of gated attention.
         background: let the classes of a region compete, see `wildcat.nn.heads.BackgroundWildcat`.
+        class_pool, class_sharpness: pooling of the M maps of a class, see `wildcat.nn.pooling.class_wise_pool`.
 
     Raises:
         ConfigError: a setting is out of range, or the backbone is unknown.
@@ -82,16 +86,17 @@ def create_model(
             "background=True goes with architecture 'a' and a pooling of class maps.",
             "Leave it out, or architecture and pooling at their defaults.",
         )
+    pool_maps = ClassWisePool(num_maps, class_pool, class_sharpness)
     pool: nn.Module | None = None
     if not attention:  # before any weights are read, so that a wrong setting is reported at once
         pool = create_pool(pooling, kmax, kmin, alpha, sharpness, residual, temperature)
     weights = pretrained if isinstance(pretrained, str) else "imagenet" if pretrained else "none"
     features = create_backbone(backbone, weights, output_stride, image_size)
-    if pool is None:  # attention is linear in the maps, so all architectures are the same network
+    if pool is None:  # attention is linear in the maps, so all architectures with the mean are the same network
         pool = AttentionPool(features.num_features, num_classes, attention_size)
-        return AttentionWildcat(features, num_classes, num_maps, pool)
+        return AttentionWildcat(features, num_classes, num_maps, pool, pool_maps)
     network = BackgroundWildcat if background else ARCHITECTURES[architecture]
-    return network(features, num_classes, num_maps, pool)
+    return network(features, num_classes, num_maps, pool, pool_maps)
 
 
 def model_from_config(config: TrainConfig, num_classes: int, weights: str | None = None) -> Wildcat:
@@ -113,6 +118,8 @@ def model_from_config(config: TrainConfig, num_classes: int, weights: str | None
         temperature=config.temperature,
         attention_size=config.attention_size,
         background=config.background,
+        class_pool=config.class_pool,
+        class_sharpness=config.class_sharpness,
     )
 
 

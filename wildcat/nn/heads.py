@@ -11,7 +11,7 @@ from torch.nn import functional
 from wildcat.config import Regions, check_residual
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.nn.model import Output, Wildcat
-from wildcat.nn.pooling import SpatialPool, check_maps, class_wise_pool
+from wildcat.nn.pooling import SpatialPool, check_maps
 
 # --- pooling layers: class maps (B, C, h, w) -> scores (B, C) ---------------------------------------------------------
 
@@ -241,13 +241,13 @@ def _check_sharpness(sharpness: float) -> None:
 
 
 class PoolThenClassify(Wildcat):
-    """Architecture (b) of Table 5: pool each feature over space, classify, average the M scores of a class."""
+    """Architecture (b) of Table 5: pool each feature over space, classify, pool the M scores of a class."""
 
     def head(self, features: Tensor) -> Output:
         _, class_maps, maps = super().head(features)
         pooled = self.pool(self.transfer.standardized(features))[:, :, None, None]  # (B, D, h, w) -> (B, D, 1, 1)
         scores = functional.conv2d(pooled, self.transfer.weight, self.transfer.bias)  # (B, C*M, 1, 1)
-        scores = class_wise_pool(scores, self.num_maps)  # (B, C, 1, 1)
+        scores = self.class_pool(scores)  # (B, C, 1, 1)
         return Output(scores.flatten(1), class_maps, maps)
 
     def offset_gain(self) -> float:
@@ -256,16 +256,16 @@ class PoolThenClassify(Wildcat):
 
 
 class PoolEachMap(Wildcat):
-    """Architecture "c" (not in the paper): pool each of the M maps of a class over space, average their scores.
+    """Architecture "c" (not in the paper): pool each of the M maps of a class over space, then pool their scores.
 
-    Here each map receives a gradient of its own, at the regions that it selects; with eq. 1 all M maps of a class
-    receive the same.
+    With the mean, each map receives a gradient of its own, at the regions that it selects; with the mean in eq. 1 all M
+    maps of a class receive the same.
     """
 
     def head(self, features: Tensor) -> Output:
         maps = self.transfer(features)  # (B, C*M, h, w)
-        scores = self.pool(maps).unflatten(1, (self.num_classes, self.num_maps)).mean(dim=2)  # (B, C*M) -> (B, C)
-        class_maps = class_wise_pool(maps, self.num_maps)
+        scores = self.class_pool(self.pool(maps)[:, :, None, None]).flatten(1)  # (B, C*M) -> (B, C)
+        class_maps = self.class_pool(maps)
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
     def fuse(self) -> Wildcat:
@@ -278,7 +278,7 @@ class AttentionWildcat(Wildcat):
 
     def head(self, features: Tensor) -> Output:
         maps = self.transfer(features)
-        class_maps = class_wise_pool(maps, self.num_maps)
+        class_maps = self.class_pool(maps)
         scores = self.pool(class_maps, self.transfer.standardized(features))
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
@@ -291,13 +291,13 @@ class BackgroundWildcat(Wildcat):
 
     def head(self, features: Tensor) -> Output:
         maps = self.transfer(features)
-        class_maps = class_wise_pool(maps, self.num_maps)
+        class_maps = self.class_pool(maps)
         scores = self.pool(competing_logits(class_maps)[:, : self.num_classes])
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
     def training_scores(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, C + 1): the score of the background, whose label is always present, is the last."""
-        class_maps = class_wise_pool(self.transfer(features), self.num_maps)
+        class_maps = self.class_pool(self.transfer(features))
         scores: Tensor = self.pool(competing_logits(class_maps))
         return scores
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.pooling import class_wise_pool
+from wildcat.nn.pooling import ClassWisePool, class_wise_pool
 
 
 class Output(NamedTuple):
@@ -35,16 +35,25 @@ class Wildcat(nn.Module):
     Attributes:
         backbone: images (B, 3, H, W) -> features (B, D, h, w).
         transfer: features (B, D, h, w) -> maps (B, C*M, h, w); map index = c*M + m.
+        class_pool: maps (B, C*M, h, w) -> class maps (B, C, h, w), eq. 1; None: the mean.
         pool: class maps (B, C, h, w) -> scores (B, C), eq. 3 or another layer with `offset_gain`.
     """
 
-    def __init__(self, backbone: Backbone, num_classes: int, num_maps: int, pool: nn.Module) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        num_maps: int,
+        pool: nn.Module,
+        class_pool: ClassWisePool | None = None,
+    ) -> None:
         super().__init__()
         if num_classes < 1 or num_maps < 1:
             raise ConfigError(f"num_classes={num_classes}, num_maps={num_maps}: both must be at least 1.")
         self.num_classes, self.num_maps = num_classes, num_maps
         self.backbone = backbone
         self.transfer = Transfer(backbone.num_features, num_classes * num_maps)
+        self.class_pool = class_pool or ClassWisePool(num_maps)
         self.pool = pool
 
     def forward(self, images: Tensor) -> Tensor:
@@ -61,7 +70,7 @@ class Wildcat(nn.Module):
     def head(self, features: Tensor) -> Output:
         """(B, D, h, w) features -> scores, class maps and modality maps."""
         maps = self.transfer(features)  # (B, C*M, h, w)
-        class_maps = class_wise_pool(maps, self.num_maps)  # (B, C, h, w), eq. 1
+        class_maps = self.class_pool(maps)  # (B, C, h, w), eq. 1
         scores = self.pool(class_maps)  # (B, C), eq. 3
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
@@ -77,15 +86,18 @@ class Wildcat(nn.Module):
     def fuse(self) -> Wildcat:
         """The same network for inference with one map per class, made by the average of the M maps' weights.
 
-        Class-wise pooling is linear, so the average of the maps is the map of the average weights: scores and class
-        maps are equal, and the transfer layer costs 1/M. The backbone and the pooling layer are shared, not copied;
-        the modality maps no longer exist.
+        The mean is linear, so the average of the maps is the map of the average weights: scores and class maps are
+        equal, and the transfer layer costs 1/M. The backbone and the pooling layer are shared, not copied; the modality
+        maps no longer exist. Other class-wise poolings are not linear: the network itself is returned.
         """
+        if self.class_pool.pool != "mean":
+            return self
         fused = copy.copy(self)
         fused._modules = dict(self._modules)
         with torch.random.fork_rng(devices=[]):  # a layer draws initial weights, which are overwritten here
             transfer = Transfer(self.transfer.in_channels, self.num_classes)
         fused.num_maps, fused.transfer = 1, transfer.to(self.transfer.weight)
+        fused.class_pool = ClassWisePool(1)
         weight = self.transfer.weight.flatten(1)  # (C*M, D, 1, 1) -> (C*M, D)
         transfer.weight.copy_(class_wise_pool(weight[None, :, :, None], self.num_maps)[0, ..., None])
         transfer.bias.copy_(class_wise_pool(self.transfer.bias[None, :, None, None], self.num_maps).flatten())

@@ -5,28 +5,43 @@ Everything the paper compares them with is in `wildcat.nn.heads`.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
-from wildcat.config import Regions, check_alpha, check_regions
+from wildcat.config import ClassPool, Regions, check_alpha, check_class_pool, check_regions
 from wildcat.errors import ConfigError, ShapeError
 
 
-def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
-    """Mean over the M maps of each class (eq. 1).
+def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharpness: float = 4.0) -> Tensor:
+    """Pool the M maps of each class at every region (eq. 1, with any of these as its `Cl.Pool`).
+
+    With z_m the M values of a class at a region and r the sharpness:
+
+    - `mean`: the mean of z_m. Each map receives 1/M of the class map's gradient, so the maps learn the same.
+    - `max`: the highest z_m, which alone receives the gradient.
+    - `lse`: (1/r) log(mean of exp(r z_m)). Map m receives softmax(r z)_m of the gradient.
+    - `softmax`: the sum of softmax(r z)_m z_m. A map far enough below the others receives a gradient of the other sign.
+
+    For large r, `lse` and `softmax` are the maximum; near 0 they are the mean.
 
     Args:
         maps: (B, C*M, h, w); the map of class c and modality m has channel index c*M + m.
         num_maps: M.
+        pool: `mean`, `max`, `lse` or `softmax`.
+        sharpness: r > 0, of `lse` and `softmax`.
 
     Returns:
-        (B, C, h, w) class maps. Each of the M maps of a class receives 1/M of the class map's gradient.
+        (B, C, h, w) class maps.
 
     Raises:
         ShapeError: `maps` is not 4-D, or its channels are not divisible by M.
-        ConfigError: `num_maps` is below 1.
+        ConfigError: `num_maps` is below 1, `pool` is none of the four, or `sharpness` is not a positive finite number.
     """
     if num_maps < 1:
         raise ConfigError(f"num_maps={num_maps}: give the number of maps per class, at least 1.")
+    check_class_pool(pool, sharpness)
     check_maps(maps)
     channels = maps.shape[1]
     if channels % num_maps:
@@ -34,9 +49,14 @@ def class_wise_pool(maps: Tensor, num_maps: int) -> Tensor:
             f"{channels} channels cannot be divided into num_maps={num_maps} maps per class.",
             f"Give classes x maps channels, a multiple of {num_maps}.",
         )
-    batch, _, height, width = maps.shape
-    # (B, C*M, h, w) -> (B, C, M, h, w) -> (B, C, h, w)
-    return maps.reshape(batch, channels // num_maps, num_maps, height, width).mean(dim=2)
+    grouped = maps.unflatten(1, (channels // num_maps, num_maps))  # (B, C*M, h, w) -> (B, C, M, h, w)
+    if pool == "max":
+        return grouped.max(dim=2).values
+    if pool == "lse":
+        return (torch.logsumexp(sharpness * grouped, dim=2) - math.log(num_maps)) / sharpness
+    if pool == "softmax":
+        return (torch.softmax(sharpness * grouped, dim=2) * grouped).sum(dim=2)
+    return grouped.mean(dim=2)
 
 
 def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alpha: float = 0.7) -> Tensor:
@@ -95,6 +115,21 @@ def _mean_of_extremes(regions: Tensor, count: int, largest: bool) -> Tensor:
     if count == 1:  # max, not amax: where values are equal, amax would spread the gradient over all of them
         return (regions.max(dim=-1) if largest else regions.min(dim=-1)).values
     return regions.topk(count, dim=-1, largest=largest, sorted=False).values.mean(dim=-1)
+
+
+class ClassWisePool(nn.Module):
+    """`class_wise_pool` as a layer: (B, C*M, h, w) -> (B, C, h, w)."""
+
+    def __init__(self, num_maps: int, pool: ClassPool = "mean", sharpness: float = 4.0) -> None:
+        super().__init__()
+        check_class_pool(pool, sharpness)
+        self.num_maps, self.pool, self.sharpness = num_maps, pool, sharpness
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return class_wise_pool(maps, self.num_maps, self.pool, self.sharpness)
+
+    def extra_repr(self) -> str:
+        return f"num_maps={self.num_maps}, pool={self.pool}, sharpness={self.sharpness}"
 
 
 class SpatialPool(nn.Module):

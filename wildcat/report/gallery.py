@@ -65,7 +65,10 @@ class Example:
         correct: whether it is right; without ground truth, whether the class is predicted.
         grid: (rows, columns) of `heat` and `modalities`.
         heat: base64 of uint8, the class map scaled from its minimum to its maximum.
-        modalities: base64 of uint8, the M maps on one common scale; empty if they were not computed.
+        modalities: base64 of uint8, the M maps on one common scale, their mean alone if they are alike; empty if they
+            were not computed.
+        num_maps: M.
+        shares: of the maps in percent, see `Prediction.map_shares`; None if they are alike.
         opacity: of the heat in [0, 1]; 1 if the class is predicted.
         point_inside: whether the point lies in a ground-truth box grown by the tolerance; None without boxes.
         boxes: predicted x1 y1 x2 y2.
@@ -82,6 +85,8 @@ class Example:
     grid: tuple[int, int]
     heat: str
     modalities: tuple[str, ...]
+    num_maps: int
+    shares: tuple[int, ...] | None
     opacity: float
     point: tuple[float, float]
     point_inside: bool | None
@@ -226,7 +231,11 @@ def make_example(
         "false positive": ("false positive", "correctly rejected"),
     }
     heat = _map_levels(prediction.class_maps[i][None])
-    modalities = () if prediction.modality_maps is None else _map_levels(prediction.modality_maps[i])
+    num_maps, shares, levels = 0, None, heat[:0]
+    if prediction.modality_maps is not None:
+        maps = prediction.modality_maps[i]
+        num_maps, shares = len(maps), prediction.map_shares(name)
+        levels = _map_levels(maps if shares else maps.mean(axis=0, keepdims=True))
     easy = [box[:4] for box in truth_boxes or () if not box[4]]
     return Example(
         image=image,
@@ -238,7 +247,9 @@ def make_example(
         correct=predicted != (kind == "false positive"),
         grid=(heat.shape[1], heat.shape[2]),
         heat=_base64(heat[0]),
-        modalities=tuple(_base64(m) for m in modalities),
+        modalities=tuple(_base64(m) for m in levels),
+        num_maps=num_maps,
+        shares=None if shares is None else tuple(round(100 * share) for share in shares),
         opacity=round(prediction.opacity(name) / OPACITY, 3),
         point=(round(prediction.points[name][0], 1), round(prediction.points[name][1], 1)),
         point_inside=bool(point_hits([prediction.points[name]], [easy], POINT_TOLERANCE)[0]) if easy else None,

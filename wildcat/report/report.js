@@ -204,12 +204,13 @@
     const shown = [image.truth && "mask", card.truth_boxes?.length && `boxes of ${card.class_name}`].filter(Boolean);
     return createFigure(sizeStage(stage, image, 56), `Ground truth: ${shown.join(" and ")}`);
   };
+  const mapNames = (card) => card.shares?.map((share, i) => `Map ${i + 1}: ${share} %`) ?? [`Maps 1 to ${card.num_maps}`];
   const createModalities = (card, image) => {
     const row = create("div", "modalities");
     card.modalities.forEach((map, i) => {
-      const stage = create("span", "stage"), alt = `Map ${i + 1} of ${card.modalities.length} of ${card.class_name}`;
+      const stage = create("span", "stage"), alt = `${mapNames(card)[i]} of ${card.class_name}`;
       stage.append(createImage(image.src, "", alt), createHeat(card, map, "always"));
-      row.append(createFigure(sizeStage(stage, image, 0), `Map ${i + 1}`));
+      row.append(createFigure(sizeStage(stage, image, 0), mapNames(card)[i]));
     });
     return row;
   };
@@ -245,9 +246,11 @@
       legend.append(...image.legend.map(([name, color]) => legendEntry(name, color)));
       body.append(legend);
     }
-    if (card.modalities.length > 1) {
-      const heading = `The ${card.modalities.length} modality maps, on one scale; their mean is the heatmap`;
-      body.append(create("h3", "", heading), createModalities(card, image));
+    if (card.num_maps > 1) {
+      const note = card.shares
+        ? "On one scale. Percent: share of the regions that decide on the class in which the map is the highest."
+        : "The maps are alike and drawn once: a model that averages them trains them equally.";
+      body.append(create("h3", "", `The ${card.num_maps} modality maps`), create("p", "", note), createModalities(card, image));
     }
     body.append(createFacts(card, image));
     if (!viewer.open) {

@@ -67,7 +67,8 @@ class MapQuery(Query):
     kind: Literal["overlay", "heatmap", "modalities", "mask", "image"] = Field(
         "overlay",
         description="overlay: the heatmap and the point over the image. heatmap: the heatmap alone. modalities: the "
-        "M maps behind the class, side by side. mask: indexed, 0 is background. image: the decoded image.",
+        "M maps behind the class, side by side, or one if they are alike. mask: indexed, 0 is background. image: the "
+        "decoded image.",
     )
     class_name: str | None = Field(None, alias="class", description="Default: the most probable.", examples=["dog"])
     crf: Crf = False
@@ -115,7 +116,7 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
     if "heatmaps" in query.save:
         files["heatmaps"] = {c: _data_url(draw_heatmap(prediction, c)) for c in drawn}
     if "modalities" in query.save:
-        files["modalities"] = {c: [_data_url(m) for m in draw_modalities(prediction, c)] for c in drawn}
+        files["modalities"] = {c: [_data_url(m) for m in draw_modalities(prediction, c)[0]] for c in drawn}
     if "masks" in query.save:
         mask, row["mask_values"] = draw_mask(prediction, query.crf, query.threshold)
         files["masks"] = _data_url(mask)
@@ -137,8 +138,7 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
         case "mask":
             return _png(draw_mask(prediction, query.crf, query.threshold)[0])
         case "modalities":
-            maps = draw_modalities(prediction, name)
-            return _png(side_by_side(maps, [f"{prediction.drawn_name(name)} {i + 1}" for i in range(len(maps))]))
+            return _png(side_by_side(*draw_modalities(prediction, name)))
         case "heatmap":
             return _png(draw_heatmap(prediction, name))
         case "overlay":
@@ -204,15 +204,17 @@ def cells(prediction: Prediction, count: int) -> dict[str, Any]:
 
     `classes` has the `count` most probable classes, then the other predicted ones. Their maps are bytes in base64, row
     by row: value v means low + v / 255 * (high - low). `opacity` is that of the heatmap, 1 for a predicted class.
+    `shares` of the modality maps: see `Prediction.map_shares`; null if they are alike.
     """
     params, order = prediction.mask_params(), np.argsort(-prediction.class_scores, kind="stable")
     names = dict.fromkeys([*(prediction.classes[i] for i in order[:count].tolist()), *prediction.labels])
     classes = {}
     for name in names:
         class_map = prediction.class_maps[prediction.index_of(name)]
-        maps = class_map[None]
+        maps, shares = class_map[None], None
         if prediction.modality_maps is not None:
             maps = prediction.modality_maps[prediction.index_of(name)]
+            shares = prediction.map_shares(name)
         classes[name] = {
             "low": float(class_map.min()),
             "high": float(class_map.max()),
@@ -220,6 +222,7 @@ def cells(prediction: Prediction, count: int) -> dict[str, Any]:
             "modality_low": float(maps.min()),
             "modality_high": float(maps.max()),
             "modalities": _levels(maps),
+            "shares": shares,
             "opacity": round(prediction.opacity(name) / OPACITY, 4),
         }
     return {

@@ -66,8 +66,9 @@ def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
 def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, object]]:
     """Trained parameters in groups with their peak learning rates.
 
-    The layers after the backbone have `lr`, the last layer of the backbone `backbone_lr_scale * lr / M`, and each layer
-    before it `layer_decay` times the rate of the next one. Biases and normalisation layers have no weight decay.
+    The layers after the backbone have `lr`. The last layer of the backbone has `backbone_lr_scale` times the rate of a
+    class map, `lr / gradient_shares`, and each layer before it `layer_decay` times the rate of the next one. Biases and
+    normalisation layers have no weight decay.
 
     The bias of the transfer layer has sqrt(D) times the rate, for D features: standardised features have length
     sqrt(D), the constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and
@@ -86,7 +87,7 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
     add([p for p in pool if p.ndim <= 1], config.peak_lr, 0.0)
     if config.tune != "head":
         for group in param_groups_layer_decay(model.backbone.network, config.decay, layer_decay=config.layer_decay):
-            lr = config.peak_lr / config.num_maps * config.backbone_lr_scale * group["lr_scale"]
+            lr = config.peak_lr / config.gradient_shares * config.backbone_lr_scale * group["lr_scale"]
             add(group["params"], lr, group["weight_decay"])
     return groups
 

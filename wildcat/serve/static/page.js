@@ -60,7 +60,7 @@
   // --- state ---
   let model, colormaps, maskColors;
   let file = null, row = null, photo = null; // the uploaded file, its prediction, and the <img> to draw on
-  let selected = "", shown = "", modality = -1; // class names: clicked, and under the pointer; -1 is the mean of the M maps
+  let selected = "", shown = "", modality = -1; // class names: clicked, and under the pointer; -1 is the class map
   let threshold = null; // of the mask; null: the model's own
   let refined = null; // the mask after the CRF: width, height, labels
 
@@ -172,24 +172,35 @@
       button.dataset.modality = map;
       stage.style.aspectRatio = row.width / row.height;
       stage.append(image, create("canvas"));
-      button.append(stage, create("span", "", map < 0 ? "Mean" : `Map ${map + 1}`));
+      button.append(stage, create("span", "label"));
       button.addEventListener("click", () => { modality = map; draw(); });
       return button;
     }));
   };
   const drawModalities = () => {
     const buttons = findAll("#modalities button"), section = find("#modality-section");
-    section.hidden = buttons.length < 3 || layer() !== "heat"; // a single map equals the mean
+    const { shares } = row.cells.classes[shown], count = buttons.length - 1;
+    section.hidden = count < 2 || layer() !== "heat"; // a single map is the class map
     if (section.hidden) return;
-    find("#modality-title").textContent = `The ${buttons.length - 1} maps of ${shown}`;
+    find("#modality-title").textContent = `The ${count} maps of ${shown}`;
+    find("#modality-note").textContent = shares
+      ? "Percent: share of the regions that decide on the class in which the map is the highest."
+      : "The maps are alike and drawn once: a model that averages them trains them equally.";
     for (const button of buttons) {
       const map = Number(button.dataset.modality);
+      button.hidden = map >= 0 && !shares;
+      find(".label", button).textContent = map >= 0 ? `Map ${map + 1}: ${percent(shares?.[map] ?? 0)}` : shares ? "Together" : `Maps 1 to ${count}`;
       find("canvas", button).replaceWith(drawHeatmap(shown, map, { className: "always", side: THUMBNAIL_SIDE }));
       button.setAttribute("aria-pressed", map === modality);
     }
   };
   const draw = () => { drawStage(); drawModalities(); };
-  const showClass = (name) => { if (name !== shown) { shown = name; draw(); } };
+  const showClass = (name) => {
+    if (name === shown) return;
+    shown = name;
+    if (!row.cells.classes[shown].shares) modality = -1;
+    draw();
+  };
 
   // --- the list of classes ---
   const createClassList = () => {
