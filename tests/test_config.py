@@ -77,6 +77,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"kmin": math.nan}, "kmin=nan"),
         ({"alpha": -0.1}, "alpha=-0.1"),
         ({"class_pool": "maximum"}, "class_pool='maximum': give mean, max, lse or softmax"),
+        ({"map_information": -0.1}, "map_information=-0.1: give a number of at least 0"),
         ({"class_sharpness": 0.0}, "class_sharpness=0.0: give a positive number"),
         ({"alpha": math.nan}, "alpha=nan"),
         ({"num_maps": 0}, "num_maps=0: give a whole number of at least 1"),
@@ -217,18 +218,21 @@ def test_each_method_decides_the_head_and_nothing_else(name: str) -> None:
         residual=0.9,
         temperature=2.0,
         attention_size=3,
+        class_pool="max",
+        class_sharpness=3.0,
+        map_information=0.1,
     )
     over = dataclasses.replace(other, **method_settings(name))
     assert (over.backbone, over.epochs) == ("resnet50", 3)
     assert over == dataclasses.replace(TrainConfig(backbone="resnet50", epochs=3), **method_settings(name))
 
 
-def test_methods_are_those_of_the_papers_tables_and_two_newer() -> None:
+def test_methods_are_those_of_the_papers_tables_and_newer_ones() -> None:
     older = ["global", "deepmil", "top-instances", "gap-a", "gap-b", "weldon", "pronet", "wildcat"]
-    assert [*METHODS] == [*older, "csra", "attention"]
+    assert [*METHODS] == [*older, "wildcat-parts", "csra", "attention"]
     wildcat = method_settings("wildcat")
     assert dataclasses.replace(TrainConfig(), **wildcat) == TrainConfig(), "the defaults are the paper's"
-    assert all(method_settings(name)["num_maps"] == 1 for name in METHODS if name != "wildcat")
+    assert all(method_settings(name)["num_maps"] == 1 for name in METHODS if not name.startswith("wildcat"))
     assert [method_settings(name)["architecture"] for name in ("global", "gap-a", "gap-b")] == ["b", "a", "b"]
 
 

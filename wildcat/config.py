@@ -89,8 +89,11 @@ class TrainConfig:
     class_pool: ClassPool = "mean"
     """Pooling of the M maps of a class at each region (eq. 1): with the mean they learn the same; with max, lse or
     softmax they compete, and each learns the regions that it explains best."""
-    class_sharpness: float = 4.0
+    class_sharpness: float = 1.0
     """r of class_pool lse and softmax: towards 0 is the mean, large is the maximum."""
+    map_information: float = 0.0
+    """Weight of a term that lets the M maps of a class divide the regions of each image that has it among themselves
+    (mutual information between regions and maps); 0: off."""
     kmax: Regions = 0.2
     """k+, the highest regions averaged: an int counts them, a float in (0, 1] is a proportion."""
     kmin: Regions | None = None
@@ -225,7 +228,7 @@ class TrainConfig:
         for name, number in (("lr", self.lr), ("sharpness", self.sharpness)):
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}={number}: give a positive number.")
-        for name in ("backbone_lr_scale", "weight_decay", "warmup"):
+        for name in ("map_information", "backbone_lr_scale", "weight_decay", "warmup"):
             number = getattr(self, name)
             if number is not None and not (math.isfinite(number) and number >= 0):
                 raise ConfigError(f"{name}={number}: give a number of at least 0.")

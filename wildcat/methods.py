@@ -43,6 +43,18 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
         {"pooling": "wildcat", "num_maps": 4, "kmax": 0.2, "alpha": 0.7},
         "the highest plus alpha times the lowest regions of the mean of M maps (Durand et al., WILDCAT, CVPR 2017)",
     ),
+    "wildcat-parts": (
+        {
+            "pooling": "wildcat",
+            "num_maps": 4,
+            "kmax": 0.2,
+            "alpha": 0.7,
+            "class_pool": "softmax",
+            "class_sharpness": 1.0,
+            "map_information": 1.0,
+        },
+        "WILDCAT whose M maps compete at each region, so that each learns a part (eq. 1 with a softmax as its Cl.Pool)",
+    ),
     "csra": (
         {"pooling": "csra", "num_maps": 1, "residual": 0.2, "temperature": math.inf},
         "the average plus a part of the maximum of each class (Zhu & Wu, Residual Attention, ICCV 2021)",
@@ -53,13 +65,15 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 
-# The settings that a method decides: how features become scores, nothing of the backbone, the data or the training.
+# The settings that a method decides: how features become scores and maps, nothing of the backbone, the data or the rest
+# of the training.
 HEAD_SETTINGS = (
     "pooling",
     "architecture",
     "num_maps",
     "class_pool",
     "class_sharpness",
+    "map_information",
     "kmax",
     "kmin",
     "alpha",

@@ -163,7 +163,8 @@ class Prediction:
     def _maps_of(self, name: str) -> NDArray[np.float32]:
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
-        return self.modality_maps[self.index_of(name)]
+        maps: NDArray[np.float32] = self.modality_maps[self.index_of(name)]
+        return maps
 
     def mask(
         self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None

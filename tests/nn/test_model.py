@@ -378,12 +378,12 @@ def test_a_network_with_a_background() -> None:
     model = create_model("test_resnet", 3, pretrained=False, background=True).eval()
     features = model.features(torch.randn(2, 3, 96, 64))
     with torch.no_grad():
-        every, maps = model.training_scores(features), model.head(features).class_maps
+        every, maps = model.training_output(features).scores, model.head(features).class_maps
         assert every.shape == (2, 4) and maps.shape == (2, 3, 3, 2)
         torch.testing.assert_close(model.head(features).scores, every[:, :3])
         torch.testing.assert_close(every, model.pool(competing_logits(maps)))
     plain = create_model("test_resnet", 3, pretrained=False)
-    assert plain.training_scores(features).shape == (2, 3)
+    assert plain.training_output(features).scores.shape == (2, 3)
     assert plain.state_dict().keys() == model.state_dict().keys(), "the background has no weights of its own"
     for wrong in ({"architecture": "b"}, {"pooling": "attention"}):
         with pytest.raises(ConfigError, match="background=True goes with"):

@@ -478,7 +478,7 @@ def test_the_background_is_in_every_image(tmp_path: Path, shapes: DataSet, weigh
     model, samples = run.load_model(), shapes.split("train")
     images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
     with torch.no_grad():
-        scores = model.training_scores(model.features(images))
+        scores = model.training_output(model.features(images)).scores
     labels = torch.cat([torch.from_numpy(label_matrix(samples)), torch.ones(22, 1, dtype=torch.int8)], dim=1)
     known, signs = labels != 0, labels.float()
     expected = (nn.functional.softplus(-signs * scores) * known).sum() / len(labels)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import softmax
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from wildcat.train.optim import (
     class_frequencies,
     create_optimizer,
     learning_rate_factor,
+    map_information,
     multiclass_loss,
     multilabel_loss,
     parameter_groups,
@@ -152,6 +154,42 @@ def test_learning_rates_rise_once_and_fall(schedule: str, warmup: float, epochs:
     assert all(np.diff(factors[top:]) <= 1e-12)
 
 
+# --- information of the maps ------------------------------------------------------------------------------------------
+
+
+def test_the_information_of_maps_equals_the_loop() -> None:
+    rng = np.random.default_rng(0)
+    maps, class_maps = rng.normal(0, 2, (2, 3, 4, 5, 6)), rng.normal(size=(2, 3, 5, 6))
+    found = map_information(torch.from_numpy(maps), torch.from_numpy(class_maps), share=0.3)
+    for b, c in np.ndindex(2, 3):
+        top = np.argsort(class_maps[b, c].ravel())[-9:]  # 0.3 of 30 regions
+        z = maps[b, c].reshape(4, 30)[:, top]
+        joint = softmax(z, axis=0) / 9  # of map and region, all regions alike
+        expected = sum(
+            joint[m, i] * math.log(joint[m, i] / (joint[m].sum() * joint[:, i].sum())) for m, i in np.ndindex(4, 9)
+        )
+        assert float(found[b, c]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_information_is_highest_where_the_maps_share_the_regions_and_zero_where_they_are_alike() -> None:
+    divided = torch.zeros(1, 1, 4, 2, 2)
+    for m in range(4):
+        divided[0, 0, m, m // 2, m % 2] = 50.0
+    alike, one = torch.zeros(1, 1, 4, 2, 2), torch.zeros(1, 1, 4, 2, 2)
+    one[:, :, 2] = 50.0  # explains every region
+    level = torch.zeros(1, 1, 2, 2)
+    assert float(map_information(divided, level, share=1.0)) == pytest.approx(math.log(4))
+    for maps in (alike, one):
+        assert float(map_information(maps, level, share=1.0)) == pytest.approx(0, abs=1e-6)
+
+
+def test_information_does_not_move_the_mean_of_the_maps() -> None:
+    maps = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double).requires_grad_()
+    map_information(maps, maps.detach().mean(dim=2)).sum().backward()
+    assert maps.grad is not None and float(maps.grad.abs().max()) > 1e-3
+    torch.testing.assert_close(maps.grad.sum(dim=2), torch.zeros(2, 3, 5, 6, dtype=torch.double), atol=1e-12, rtol=0)
+
+
 # --- parameter groups -----------------------------------------------------------------------------------------------
 
 
@@ -184,7 +222,7 @@ def test_a_step_moves_the_class_map_as_it_moves_a_single_map(class_pool: ClassPo
             model.transfer.weight.copy_(torch.linspace(-1, 1, 96)[None, :, None, None].expand_as(model.transfer.weight))
             model.transfer.bias.copy_(offsets)
         optimizer = create_optimizer(model, config)
-        multilabel_loss(model.training_scores(features), -torch.ones(2, 1)).sum().backward()
+        multilabel_loss(model.training_output(features).scores, -torch.ones(2, 1)).sum().backward()
         optimizer.step()
         return model.head(features).class_maps
 

@@ -45,7 +45,7 @@ def create_model(
     attention_size: int = 128,
     background: bool = False,
     class_pool: ClassPool = "mean",
-    class_sharpness: float = 4.0,
+    class_sharpness: float = 1.0,
 ) -> Wildcat:
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 

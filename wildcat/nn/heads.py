@@ -295,11 +295,10 @@ class BackgroundWildcat(Wildcat):
         scores = self.pool(competing_logits(class_maps)[:, : self.num_classes])
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
-    def training_scores(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, C + 1): the score of the background, whose label is always present, is the last."""
-        class_maps = self.class_pool(self.transfer(features))
-        scores: Tensor = self.pool(competing_logits(class_maps))
-        return scores
+    def training_output(self, features: Tensor) -> Output:
+        """(B, C + 1) scores: that of the background, whose label is always present, is the last."""
+        _, class_maps, maps = super().head(features)
+        return Output(self.pool(competing_logits(class_maps)), class_maps, maps)
 
 
 def competing_logits(maps: Tensor) -> Tensor:

@@ -78,9 +78,9 @@ class Wildcat(nn.Module):
         """(B, 3, H, W) -> (B, C, M, h, w), the M modality maps of each class."""
         return self.head(self.features(images)).maps
 
-    def training_scores(self, features: Tensor) -> Tensor:
-        """(B, D, h, w) features -> (B, C) scores that the loss compares with the labels."""
-        return self.head(features).scores
+    def training_output(self, features: Tensor) -> Output:
+        """(B, D, h, w) features -> what the loss is computed from; its scores may have further columns."""
+        return self.head(features)
 
     @torch.no_grad()
     def fuse(self) -> Wildcat:

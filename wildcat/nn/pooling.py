@@ -14,7 +14,7 @@ from wildcat.config import ClassPool, Regions, check_alpha, check_class_pool, ch
 from wildcat.errors import ConfigError, ShapeError
 
 
-def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharpness: float = 4.0) -> Tensor:
+def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharpness: float = 1.0) -> Tensor:
     """Pool the M maps of each class at every region (eq. 1, with any of these as its `Cl.Pool`).
 
     With z_m the M values of a class at a region and r the sharpness:
@@ -49,7 +49,9 @@ def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharp
             f"{channels} channels cannot be divided into num_maps={num_maps} maps per class.",
             f"Give classes x maps channels, a multiple of {num_maps}.",
         )
-    grouped = maps.unflatten(1, (channels // num_maps, num_maps))  # (B, C*M, h, w) -> (B, C, M, h, w)
+    batch, _, height, width = maps.shape
+    # (B, C*M, h, w) -> (B, C, M, h, w) -> (B, C, h, w)
+    grouped = maps.reshape(batch, channels // num_maps, num_maps, height, width)
     if pool == "max":
         return grouped.max(dim=2).values
     if pool == "lse":
@@ -120,7 +122,7 @@ def _mean_of_extremes(regions: Tensor, count: int, largest: bool) -> Tensor:
 class ClassWisePool(nn.Module):
     """`class_wise_pool` as a layer: (B, C*M, h, w) -> (B, C, h, w)."""
 
-    def __init__(self, num_maps: int, pool: ClassPool = "mean", sharpness: float = 4.0) -> None:
+    def __init__(self, num_maps: int, pool: ClassPool = "mean", sharpness: float = 1.0) -> None:
         super().__init__()
         check_class_pool(pool, sharpness)
         self.num_maps, self.pool, self.sharpness = num_maps, pool, sharpness

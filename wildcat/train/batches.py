@@ -15,7 +15,7 @@ from wildcat.data.dataset import Sample, label_matrix
 from wildcat.data.loader import Augment, BatchLoader, ImageDataset, batch_indices, epoch_order, suggested_workers
 from wildcat.data.transforms import Preprocess
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.model import Wildcat
+from wildcat.nn.model import Output, Wildcat
 from wildcat.nn.split import split_backbone
 from wildcat.progress import Progress
 from wildcat.train.batchnorm import (
@@ -56,11 +56,14 @@ class Batches(Protocol):
     def val(self) -> Iterator[Tensor]:
         """This process's inputs of val, in order."""
 
-    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        """Inputs -> (B, C) scores for the loss, or (B, C + 1) with a background."""
+    def output(self, model: Wildcat, inputs: Tensor) -> Output:
+        """Inputs -> what the loss is computed from; (B, C) scores, or (B, C + 1) with a background."""
 
     def adapt(self, model: Wildcat) -> None:
         """Fit the statistics of the network's normalisation layers to the training images, before the first step."""
+
+    def labelled_features(self, model: Wildcat) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of (B, D, h, w) features and (B, C) labels of training images, not augmented; always the same."""
 
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel of the features over training images: two (D,) float32."""
@@ -100,26 +103,29 @@ class ImageBatches:
         for images, _ in self.val_loader.batches(batch_indices(share_of(len(self.val_labels)), size)):
             yield images
 
-    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        return model.training_scores(model.features(inputs.contiguous(memory_format=torch.channels_last)))
+    def output(self, model: Wildcat, inputs: Tensor) -> Output:
+        return model.training_output(model.features(inputs.contiguous(memory_format=torch.channels_last)))
 
     def adapt(self, model: Wildcat) -> None:
         if not frozen_batchnorm(self.config):
-            estimate_running_statistics(model.backbone, self._statistics_images())
+            estimate_running_statistics(model.backbone, (images for images, _ in self._statistics_images()))
 
     @torch.no_grad()
-    def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
+    def labelled_features(self, model: Wildcat) -> Iterator[tuple[Tensor, Tensor]]:
         training = model.training
         model.eval()
-        statistics = channel_statistics(model.features(images) for images in self._statistics_images())
+        for images, labels in self._statistics_images():
+            yield model.features(images), labels
         model.train(training)
-        return statistics
 
-    def _statistics_images(self) -> Iterator[Tensor]:
-        """Batches of training images without augmentation, (B, 3, S, S), on the device."""
+    def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
+        return channel_statistics(features for features, _ in self.labelled_features(model))
+
+    def _statistics_images(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of training images without augmentation, (B, 3, S, S), on the device, and their labels (B, C)."""
         chosen = epoch_order(self.images, self.config.seed, 0)[:STATISTICS_IMAGES]
-        for images, _ in self.plain.batches(batch_indices(chosen, self.config.batch_size)):
-            yield images.to(self.device)
+        for images, labels in self.plain.batches(batch_indices(chosen, self.config.batch_size)):
+            yield images.to(self.device), labels
 
 
 class FeatureBatches:
@@ -170,11 +176,16 @@ class FeatureBatches:
             for batch in batch_indices(share_of(len(self.val_labels)), VAL_BATCH):
                 yield self.val_features.batch(batch)
 
-    def scores(self, model: Wildcat, inputs: Tensor) -> Tensor:
-        return model.training_scores(self.rest(inputs))
+    def output(self, model: Wildcat, inputs: Tensor) -> Output:
+        return model.training_output(self.rest(inputs))
 
     def adapt(self, model: Wildcat) -> None:
         pass  # the features are those of the backbone as it is
+
+    @torch.no_grad()
+    def labelled_features(self, model: Wildcat) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batch_indices(range(self.images), self.config.batch_size):
+            yield self.rest(self.train.batch(batch).to(model.transfer.mean)), self.labels[batch]
 
     @torch.no_grad()
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
@@ -239,19 +250,19 @@ def create_batches(
     return batches
 
 
-class TrainingScores(nn.Module):
-    """The part of the network that training runs, as one module for data parallelism: inputs -> scores."""
+class TrainingOutput(nn.Module):
+    """The part of the network that training runs, as one module for data parallelism: inputs -> `Output`."""
 
     def __init__(self, model: Wildcat, batches: Batches, accepts_empty: bool) -> None:
         super().__init__()
         self.model, self.batches, self.accepts_empty = model, batches, accepts_empty
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, ...) -> (B, C). An empty share is replaced by zeros, so that there are gradients to average."""
+    def forward(self, inputs: Tensor) -> Output:
+        """(B, ...) -> B outputs. An empty share is replaced by zeros, so that there are gradients to average."""
         if len(inputs) or self.accepts_empty:
             with single_values_refused(len(inputs)):
-                return self.batches.scores(self.model, inputs)
-        return self.batches.scores(self.model, inputs.new_zeros(1, *inputs.shape[1:]))[:0]
+                return self.batches.output(self.model, inputs)
+        return Output(*(x[:0] for x in self.batches.output(self.model, inputs.new_zeros(1, *inputs.shape[1:]))))
 
 
 def parallel_network(model: Wildcat, batches: Batches, config: TrainConfig) -> nn.Module:
@@ -261,4 +272,4 @@ def parallel_network(model: Wildcat, batches: Batches, config: TrainConfig) -> n
     shared = trained and world_size() > 1 and device.type == "cuda"
     if shared:
         synchronize_batchnorm(model.backbone)
-    return data_parallel(TrainingScores(model, batches, shared), batches.empty.to(device))
+    return data_parallel(TrainingOutput(model, batches, shared), batches.empty.to(device))

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +34,13 @@ from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
 from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
+from wildcat.train.map_seeds import seed_maps
 from wildcat.train.optim import (
     balancing_weights,
     class_frequencies,
     create_optimizer,
     learning_rate_factor,
+    map_information,
     multiclass_loss,
     multilabel_loss,
     with_background,
@@ -116,6 +119,8 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
                     if config.standardize:
                         model.transfer.standardize(*batches.channel_statistics(model))
                     model.initialise(frequencies, multiclass)
+                    if config.class_pool != "mean" and config.num_maps > 1:
+                        seed_maps(model, partial(batches.labelled_features, model), config.seed)
             trainer = Trainer(stage, multiclass, model, batches, frequencies, progress, checkpoint)
             progress.start("training", total, trainer.images_done())
             with interruptible() as interrupted:
@@ -268,8 +273,12 @@ class Trainer:
             targets = with_background(labels) if self.config.background else labels
             with distributed.accumulating(self.network, more=number < len(group)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                    scores = self.network(inputs.to(self.device, non_blocking=True))
-                loss = self.loss(scores.float(), targets.to(self.device), self.class_weights).sum() / images
+                    output = self.network(inputs.to(self.device, non_blocking=True))
+                loss = self.loss(output.scores.float(), targets.to(self.device), self.class_weights).sum() / images
+                if self.config.map_information:
+                    information = map_information(output.maps.float(), output.class_maps.float())
+                    present = labels.to(self.device) == PRESENT
+                    loss = loss - self.config.map_information * (information * present).sum() / images
                 # data parallelism averages the gradients over the processes; the sum is wanted
                 (loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
             mean_loss += loss.detach()
@@ -333,8 +342,8 @@ class Trainer:
         scores = [torch.zeros(0, self.num_classes)]
         with distributed.shared_errors():
             for inputs in self.batches.val():
-                output = self.batches.scores(self.model, inputs.to(self.device))
-                scores.append(output[:, : self.num_classes].float().cpu())
+                output = self.batches.output(self.model, inputs.to(self.device))
+                scores.append(output.scores[:, : self.num_classes].float().cpu())
         labels = self.batches.val_labels
         all_scores = distributed.gather_rows(torch.cat(scores), len(labels))
         if not bool(all_scores.isfinite().all()):

@@ -14,6 +14,7 @@ from torch.nn import functional
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT
 from wildcat.nn.model import Wildcat
+from wildcat.nn.pooling import region_count
 
 MOST_WEIGHT = 100.0  # of a rare class's image: with more, a single one moves the weights too far in a step
 
@@ -38,6 +39,30 @@ def multilabel_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None
 def multiclass_loss(scores: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Cross-entropy: (B, C) logits, (B, C) labels with one 1 in each row, (C,) weights -> (B,), one loss per image."""
     return functional.cross_entropy(scores, labels.argmax(dim=1), weight=class_weights, reduction="none")
+
+
+def map_information(maps: Tensor, class_maps: Tensor, share: float = 0.2) -> Tensor:
+    """Mutual information between the top regions of each class map and the M maps of the class, in nats.
+
+    Map m of a class has at a region the probability p_m = softmax(z)_m of being the one that explains it. Over the
+    regions of an image, H(mean p) - mean H(p) is highest, log M, where each region belongs to one map and each map has
+    as many regions (Krause, Perona & Gomes, Discriminative clustering by regularized information maximization, NeurIPS
+    2010). p does not change when all M values do, so the gradient leaves the mean of the maps as it is.
+
+    Args:
+        maps: (B, C, M, h, w). class_maps: (B, C, h, w).
+        share: of the regions, those where the class map is highest.
+
+    Returns:
+        (B, C), from 0 to log M.
+    """
+    regions = class_maps.flatten(2)  # (B, C, n)
+    top = regions.topk(region_count(share, regions.shape[-1]), dim=-1, sorted=False).indices
+    chosen = maps.flatten(3).gather(3, top[:, :, None].expand(-1, -1, maps.shape[2], -1))  # (B, C, M, k)
+    log_prob = chosen.log_softmax(dim=2)
+    conditional = -(log_prob.exp() * log_prob).sum(dim=2).mean(dim=-1)
+    log_mean = log_prob.logsumexp(dim=-1) - math.log(log_prob.shape[-1])  # (B, C, M)
+    return -(log_mean.exp() * log_mean).sum(dim=2) - conditional
 
 
 def with_background(labels: Tensor) -> Tensor:
