@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,30 +125,23 @@ def scenes(result: Result) -> str:
 
 def fine_tuning(result: Result) -> str:
     s = result["settings"]
-    keys = {"mAP %": "map", "point AP %": "point_ap", "pointing game %": "pointing_game", "mIoU %": "miou"}
-    rows = [[row["input"], *(percent(row[key]) for key in keys.values())] for row in result["results"]]
+    names = {"mAP": "map", "accuracy": "accuracy", "ROC AUC": "roc_auc", "point AP": "point_ap", "mIoU": "miou"}
+    rows = [(name, text, row) for name, part in result["results"].items() for text, row in part["inputs"].items()]
+    columns = {name: key for name, key in names.items() if any(key in row for _, _, row in rows)}
+    cells = [
+        [f"`{name}`", text, *(percent(row[key]) for key in columns.values()), _seconds(row)] for name, text, row in rows
+    ]
+    seeds = f"{s['seeds']} seed{'s' if s['seeds'] > 1 else ''}"
     return (
-        f"{s['data']}: last stage of {s['backbone']}, {s['head_epochs']} epochs of the head, then {s['epochs']} of "
-        f"both (recipe `finetune`), averaged with the mirrored view, {s['seeds']} seed; training at 448 px took "
-        f"{s['seconds_to_train_448'] / 60:.0f} minutes on two busy cores.\n\n" + markdown_table(["input", *keys], rows)
+        f"{s['data']}: recipe (with the settings that replace its own), input size, and mean ± standard deviation over "
+        f"{seeds}; views averaged: {s['views']}. Every training keeps its last epoch. Time: minutes of all training "
+        "steps, without the cached features.\n\n"
+        + markdown_table(["recipe", "input", *(f"{name} %" for name in columns), "minutes"], cells)
     )
 
 
-def solar(result: Result) -> str:
-    s, r = result["settings"], result["results"]
-    members, metrics = r["members"], r["classification"]
-    networks = " and ".join(
-        f"{m['backbone']} at {m['image_size']} px ({sum(len(stage['history']) for stage in m['stages'])} epochs)"
-        for m in members
-    )
-    single = ", ".join(percent(m["four_views"]["accuracy"]) for m in members)
-    return (
-        f"Solar cells, held-out quarter ({r['images']} cells), every layer fine-tuned, one seed: {networks}"
-        f"{', scores averaged' if len(members) > 1 else ''}: accuracy **{percent(metrics['accuracy'])} %**, "
-        f"ROC AUC {metrics['roc_auc']:.3f}, AP of defective {percent(metrics['ap']['defective'])} % (average of four "
-        f"mirrored views; one view {percent(r['one_view']['accuracy'])} % and {r['one_view']['roc_auc']:.3f}"
-        f"{f'; each network alone {single} %' if len(members) > 1 else ''}). Published reference: {s['anchor']}."
-    )
+def _seconds(row: Mapping[str, Any]) -> str:
+    return f"{row['seconds']['mean'] / 60:.0f}" if "seconds" in row else ""
 
 
 # Group -> result file -> its heading and the function that renders it.
@@ -159,10 +152,11 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "masks.json": ("Masks from image-level labels", masks),
         "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
         "views.json": ("Test-time augmentation and output stride", views),
-        "fine-tuning-voc.json": ("Fine-tuning the last stage", fine_tuning),
+        "fine-tuning-voc.json": ("Fine-tuning", fine_tuning),
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
-        "solar.json": ("Solar cells", solar),
+        "fine-tuning-scenes.json": ("15-Scene, fine-tuned", fine_tuning),
+        "fine-tuning-solar.json": ("Solar cells, fine-tuned", fine_tuning),
     },
     "Speed": {
         "head-cost.json": ("Cost of the head", speed_tables.head_cost),
