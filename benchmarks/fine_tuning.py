@@ -31,8 +31,8 @@ from wildcat.fitting.ensemble import create_ensemble
 from wildcat.models.run import Run, create_run, open_run
 from wildcat.predictor import load
 from wildcat.progress import ProgressBar
-from wildcat.reproduce.record import plain_settings, spread
-from wildcat.reproduce.tables import slug
+from wildcat.reproduce.runner import plain_settings
+from wildcat.reproduce.tables import slug, spread
 from wildcat.settings import from_dict, load_recipe
 from wildcat.train.loop import train
 

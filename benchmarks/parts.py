@@ -33,7 +33,7 @@ from wildcat.methods import METHODS
 from wildcat.metrics import cluster_purity, map_shares, mask_coverage, top_region_iou
 from wildcat.predictor import Predictor
 from wildcat.reproduce.heads import predictions_from_features, train_head
-from wildcat.reproduce.record import spread
+from wildcat.reproduce.tables import spread
 from wildcat.train.feature_cache import cached_features
 
 POOLS: dict[str, dict[str, Any]] = {

@@ -31,7 +31,7 @@ from wildcat.data.dataset import DataSet
 from wildcat.models.run import create_run
 from wildcat.nn.weights import EMBEDDED
 from wildcat.progress import Progress
-from wildcat.reproduce.record import plain_settings
+from wildcat.reproduce.runner import plain_settings
 from wildcat.train.batchnorm import freeze_batchnorm
 from wildcat.train.loop import train
 

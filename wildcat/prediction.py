@@ -396,6 +396,5 @@ def image_suffix(image: Image.Image) -> Literal["jpg", "png"]:
 def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """(..., h, w) -> (..., height, width), bilinear."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps))
-    flat = tensor.reshape(1, -1, *tensor.shape[-2:])
-    resized = functional.interpolate(flat, size, mode="bilinear", align_corners=False)
+    resized = functional.interpolate(tensor.reshape(1, -1, *tensor.shape[-2:]), size, mode="bilinear")
     return np.asarray(resized.reshape(*maps.shape[:-2], *size).numpy())

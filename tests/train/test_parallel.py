@@ -39,7 +39,8 @@ from wildcat.models.run import STATE, Run, create_run, load_state, open_run
 from wildcat.nn.factory import model_from_config
 from wildcat.progress import SILENT, Progress
 from wildcat.train.distributed import rank
-from wildcat.train.loop import Outcome, train, validation_metric
+from wildcat.train.loop import Outcome, train
+from wildcat.train.optim import validation_metric
 
 SMALL = TrainConfig(
     backbone="test_resnet",

@@ -26,7 +26,6 @@ from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.data.loader import batch_indices
 from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
-from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.models.run import WEIGHTS, Run, load_weights, open_run
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
@@ -41,8 +40,10 @@ from wildcat.train.optim import (
     create_optimizer,
     learning_rate_factor,
     map_information,
+    metric_name,
     multiclass_loss,
     multilabel_loss,
+    validation_metric,
     with_background,
 )
 
@@ -394,16 +395,3 @@ def parent_run(run: Run) -> Run | None:
             "Start from a run with the same classes, or from imagenet.",
         )
     return parent
-
-
-def metric_name(multiclass: bool) -> str:
-    """The name of `validation_metric`."""
-    return "accuracy" if multiclass else "map"
-
-
-def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:
-    """Accuracy of (N, C) scores for multi-class data, otherwise mean all-point AP (0 where undefined)."""
-    if multiclass:
-        return multiclass_accuracy(scores.numpy(), (labels == PRESENT).int().argmax(dim=1).numpy())
-    value = mean_average_precision(scores.numpy(), labels.numpy(), "voc10")[0]
-    return float(np.nan_to_num(value))

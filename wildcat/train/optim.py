@@ -1,4 +1,4 @@
-"""Losses that ignore "difficult" labels, the optimiser, and learning-rate schedules."""
+"""Losses that ignore "difficult" labels, the metric that chooses an epoch, the optimiser, learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]  # timm does not list its exports
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT
+from wildcat.metrics import mean_average_precision, multiclass_accuracy
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import region_count
 
@@ -138,6 +140,19 @@ def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -
         return float(0.1 ** (3 * step // total))
     progress = (step - warmup) / max(1.0, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def metric_name(multiclass: bool) -> str:
+    """The name of `validation_metric`."""
+    return "accuracy" if multiclass else "map"
+
+
+def validation_metric(scores: Tensor, labels: Tensor, multiclass: bool) -> float:
+    """Accuracy of (N, C) scores for multi-class data, otherwise mean all-point AP (0 where undefined)."""
+    if multiclass:
+        return multiclass_accuracy(scores.numpy(), (labels == PRESENT).int().argmax(dim=1).numpy())
+    value = mean_average_precision(scores.numpy(), labels.numpy(), "voc10")[0]
+    return float(np.nan_to_num(value))
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
