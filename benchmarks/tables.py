@@ -89,6 +89,30 @@ def refine_ablation(result: Result) -> str:
     )
 
 
+def parts(result: Result) -> str:
+    s = result["settings"]
+    columns = {"mAP %": "map", "point AP %": "point_ap", "mIoU %": "miou"}
+    columns |= {"best map covers %": "coverage_best", "all maps cover %": "coverage_all"}
+    rows = [
+        [
+            name,
+            *(percent(row[key]) for key in columns.values()),
+            *(f"{row[key]['mean']:.2f}" for key in ("overlap", "purity", "maps_in_use")),
+        ]
+        for name, row in result["results"].items()
+    ]
+    num_maps = next(iter(result["results"].values()))["settings"]["num_maps"]
+    columns_of_maps = ("overlap", "purity", "maps in use")
+    return (
+        f"{s['data']}: frozen {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, M = {num_maps}, last "
+        f"epoch, seeds: {s['seeds']}. For the maps of each class on images that have it, with the top fifth of the "
+        "regions of a map: share of the true mask that it covers; *overlap*, the IoU of two maps; *purity* of clusters "
+        f"of the features that the maps select against the index of the map (chance: {1 / num_maps:.2f}); *maps in "
+        "use*, exp of the entropy of their shares. `benchmarks/parts.py` has the definitions.\n\n"
+        + markdown_table(["class-wise pooling", *columns, *columns_of_maps], rows)
+    )
+
+
 def views(result: Result) -> str:
     s = result["settings"]
     rows = []
@@ -151,6 +175,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "pooling-sizes.json": ("Pooling, several input sizes", pooling),
         "masks.json": ("Masks from image-level labels", masks),
         "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
+        "parts.json": ("Modality maps as parts", parts),
         "views.json": ("Test-time augmentation and output stride", views),
         "fine-tuning-voc.json": ("Fine-tuning", fine_tuning),
         "scenes.json": ("15-Scene", scenes),
