@@ -23,12 +23,12 @@ from wildcat.models.run import open_run
 from wildcat.predictor import load
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "labels of one size, CRF": {"label_sizes": "1", "propagate": False},
-    "+ three sizes": {"propagate": False},
-    "+ boundaries and random walk": {},
-    "the same, PAMR instead of the CRF": {"sharpen": "pamr"},
-    "the same, without sharpening": {"sharpen": "none"},
-    "the same, two rounds": {"rounds": 2},
+    "labels of one size, CRF": {"label_sizes": "1"},
+    "+ three sizes": {},
+    "+ boundaries and random walk": {"propagate": True},
+    "the same, PAMR instead of the CRF": {"propagate": True, "sharpen": "pamr"},
+    "the same, without sharpening": {"propagate": True, "sharpen": "none"},
+    "the same, two rounds": {"propagate": True, "rounds": 2},
 }
 MAIN = tuple(VARIANTS)[:3]  # each row adds a step to the row above
 PROPAGATED = ", masks propagated"

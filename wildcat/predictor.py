@@ -392,7 +392,7 @@ def load(
         classes, task, combination = model.classes, model.task, model.combination
         calibration = read_calibration(folder, classes) if calibrated else None
     if propagate and members[0].boundaries is None:
-        raise RunError(f"{name} has no trained boundaries to propagate its maps to.", "Train them: wildcat refine.")
+        raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
     predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile)

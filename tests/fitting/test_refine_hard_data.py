@@ -70,7 +70,7 @@ def test_hard_data(case: str, tmp_path: Path) -> None:
     labels, pixels, backbone, bias = CASES[case]
     run = untrained(tmp_path / "data", labels, pixels, backbone, bias)
     data = open_dataset(tmp_path / "data" / "images.csv", separator="|", task="multilabel")
-    config = RefineConfig(epochs=1, boundary_epochs=1, batch_size=2, label_margin=0.5)
+    config = RefineConfig(propagate=True, epochs=1, boundary_epochs=1, batch_size=2, label_margin=0.5)
     refine(run, data, tmp_path / "refined", config, device="cpu")
     losses = open_model(tmp_path / "refined").manifest["trained"]["losses"]
     assert len(losses) == 2 and np.isfinite(losses).all()

@@ -77,7 +77,7 @@ class ModelCommand(ViewCommand):
     engine: EngineName = "torch"
     """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
     propagate: bool = False
-    """Spread masks by a random walk up to the boundaries that wildcat refine has trained; for its models."""
+    """Spread masks by a random walk up to the boundaries that wildcat refine --propagate has trained."""
     precision: Precision = "fp32"
     """bf16 (not onnx) and int8 (onnx and openvino, after wildcat bench) are faster and less exact."""
 

@@ -20,7 +20,7 @@ class RefineConfig:
     """Sizes at which the run's maps are computed for the labels, as multiples of its image size; averaged."""
     sharpen: Sharpen = "crf"
     """What aligns labels with the edges of images: a dense CRF, or the local pamr."""
-    propagate: bool = True
+    propagate: bool = False
     """Train boundaries and spread the maps by a random walk up to them, before labels are made."""
     confidence: float = 1.0
     """Labels of boundaries are objects, or background, that stay so when the log odds are shifted by this much."""

@@ -3,8 +3,8 @@
 This is the second step of weakly supervised segmentation:
 
 1. The run's class maps of every training image, for its labelled classes, are averaged over several input sizes.
-2. Where they are sure, they label pairs of near places, from which the boundaries of objects are learned
-   (`wildcat.fitting.boundaries`). A random walk then spreads the maps up to these boundaries.
+2. With `propagate`: where they are sure, they label pairs of near places, from which the boundaries of objects are
+   learned (`wildcat.fitting.boundaries`). A random walk then spreads the maps up to these boundaries.
 3. A dense CRF aligns the result with the edges of the image. The labels for training are probabilities.
 4. `wildcat.nn.segmenter` is trained on them, on inner layers of the frozen backbone. Its own maps, again for the
    labelled classes, are the source of the labels of the next round.

@@ -16,7 +16,7 @@ A refined model is a run with a segmenter, trained on masks of the run:
                               channels, width: of the segmenter, see `wildcat.nn.segmenter.Segmenter`
                               trained: the settings, data and losses of its training
     segmenter.safetensors     weights of the segmenter
-    boundaries.safetensors    weights of the boundary network, see `wildcat.nn.boundaries`; absent without --propagate
+    boundaries.safetensors    weights of the boundary network, see `wildcat.nn.boundaries`; only with --propagate
     base/                     a copy of the run folder, whose backbone feeds the segmenter
 
 All of them may hold calibration.json, see `wildcat.models.calibration`.
