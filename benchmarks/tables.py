@@ -168,6 +168,23 @@ def _seconds(row: Mapping[str, Any]) -> str:
     return f"{row['seconds']['mean'] / 60:.0f}" if "seconds" in row else ""
 
 
+def solar(result: Result) -> str:
+    s, r = result["settings"], result["results"]
+    members, metrics = r["members"], r["classification"]
+    networks = " and ".join(
+        f"{m['backbone']} at {m['image_size']} px ({sum(len(stage['history']) for stage in m['stages'])} epochs)"
+        for m in members
+    )
+    single = ", ".join(percent(m["four_views"]["accuracy"]) for m in members)
+    return (
+        f"Solar cells, held-out quarter ({r['images']} cells), every layer fine-tuned, one seed: {networks}"
+        f"{', scores averaged' if len(members) > 1 else ''}: accuracy **{percent(metrics['accuracy'])} %**, "
+        f"ROC AUC {metrics['roc_auc']:.3f}, AP of defective {percent(metrics['ap']['defective'])} % (average of four "
+        f"mirrored views; one view {percent(r['one_view']['accuracy'])} % and {r['one_view']['roc_auc']:.3f}"
+        f"{f'; each network alone {single} %' if len(members) > 1 else ''}). Published reference: {s['anchor']}."
+    )
+
+
 # Group -> result file -> its heading and the function that renders it.
 SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
     "Accuracy": {
@@ -181,7 +198,8 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
         "fine-tuning-scenes.json": ("15-Scene, fine-tuned", fine_tuning),
-        "fine-tuning-solar.json": ("Solar cells, fine-tuned", fine_tuning),
+        "solar.json": ("Solar cells", solar),
+        "fine-tuning-solar.json": ("Solar cells, several seeds", fine_tuning),
     },
     "Speed": {
         "head-cost.json": ("Cost of the head", speed_tables.head_cost),

@@ -113,7 +113,7 @@ def test_a_method_goes_over_the_recipe_and_flags_over_the_method(name: str, tmp_
 
 def test_an_unknown_method_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("train", "solar", "--out", tmp_path / "run", "--method", "wilcat") == 2
-    assert "there is no method 'wilcat'.\n  Did you mean wildcat?" in capsys.readouterr().err
+    assert "there is no method 'wilcat'.\n  Did you mean wildcat" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
