@@ -118,13 +118,14 @@ def data_parallel(module: nn.Module, inputs: Tensor) -> nn.Module:
     """The module with the first process's weights, whose gradients are averaged over the processes.
 
     Args:
-        inputs: an example. Parameters that the outputs do not depend on (some networks have such layers) are frozen,
+        module: inputs -> `wildcat.nn.model.Output`.
+        inputs: an example. Parameters that the scores do not depend on (some networks have such layers) are frozen,
             because `DistributedDataParallel` would wait for their gradients.
     """
     if world_size() == 1:
         return module
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(module.eval()(inputs).sum(), trained, allow_unused=True)
+    gradients = torch.autograd.grad(module.eval()(inputs).scores.sum(), trained, allow_unused=True)
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.requires_grad_(gradient is not None)
     return DistributedDataParallel(module)
