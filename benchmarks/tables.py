@@ -158,8 +158,8 @@ def fine_tuning(result: Result) -> str:
     seeds = f"{s['seeds']} seed{'s' if s['seeds'] > 1 else ''}"
     return (
         f"{s['data']}: recipe (with the settings that replace its own), input size, and mean ± standard deviation over "
-        f"{seeds}; views averaged: {s['views']}. Every training keeps its last epoch. Time: minutes of all training "
-        "steps, without the cached features.\n\n"
+        f"{seeds}; views averaged: {s['views']}. Every training keeps its last epoch. Time: minutes of training "
+        "while the machine did other work too.\n\n"
         + markdown_table(["recipe", "input", *(f"{name} %" for name in columns), "minutes"], cells)
     )
 
