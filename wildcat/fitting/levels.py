@@ -111,7 +111,8 @@ def fit(
     network.measure(cache.batch(some, [0] * len(some)))
     optimizer = torch.optim.AdamW(network.parameters(), peak, weight_decay=config.weight_decay)
     steps = epochs * len(batch_indices(range(count), batch_size))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=WARM_UP)
+    warm_up = WARM_UP if WARM_UP * steps > 1 else 0.0  # OneCycleLR divides by zero where it ends at the first step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=warm_up)
     progress.start(task, epochs * count)
     total = 0.0
     for epoch in range(epochs):
