@@ -28,13 +28,11 @@ from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset
 from wildcat.evaluation import evaluate
 from wildcat.fitting.ensemble import create_ensemble
-from wildcat.models.run import Run, create_run, open_run
 from wildcat.predictor import load
 from wildcat.progress import ProgressBar
-from wildcat.reproduce.runner import plain_settings
+from wildcat.reproduce.runner import plain_settings, table_metrics, trained_run
 from wildcat.reproduce.tables import slug, spread
 from wildcat.settings import from_dict, load_recipe
-from wildcat.train.loop import train
 
 
 def main() -> None:
@@ -65,7 +63,8 @@ def measure_training(arguments: argparse.Namespace, data: DataSet, text: str) ->
         if data.format == "scenes":
             own, split = replace(own, train_split=f"train-seed{seed}"), f"{split}-seed{seed}"
         folder = arguments.runs / slug(text) / str(seed)
-        runs = [trained(replace(own, image_size=size), data, folder / str(size)) for size in sizes]
+        with ProgressBar() as progress:
+            runs = [trained_run(replace(own, image_size=size), data, folder / str(size), progress) for size in sizes]
         models = {f"{size} px": run.folder for size, run in zip(sizes, runs, strict=True)}
         if len(runs) > 1:
             together = folder / "average"
@@ -74,7 +73,7 @@ def measure_training(arguments: argparse.Namespace, data: DataSet, text: str) ->
             models[f"{' + '.join(map(str, sizes))} px, averaged"] = together
         for name, model in models.items():
             result = evaluate(load(model, flip=arguments.flip), data, split)
-            for metric, value in table_metrics(result).items():
+            for metric, value in measured(result).items():
                 values[name][metric].append(value)
             log(text, seed, name, {metric: round(found[-1], 4) for metric, found in values[name].items()})
         for size, run in zip(sizes, runs, strict=True):
@@ -90,24 +89,14 @@ def parse_training(text: str) -> TrainConfig:
     return from_dict({name: yaml.safe_load(value) for name, _, value in pairs}, text, load_recipe(recipe))
 
 
-def trained(config: TrainConfig, data: DataSet, folder: Path) -> Run:
-    """The run in `folder`, trained or resumed."""
-    resume = folder.exists()
-    run = open_run(folder) if resume else create_run(folder, config, data)
-    with ProgressBar() as progress:
-        if not train(run, data, resume=resume, progress=progress).finished:
-            raise KeyboardInterrupt
-    return run
-
-
-def table_metrics(result: dict[str, Any]) -> dict[str, float]:
+def measured(result: dict[str, Any]) -> dict[str, float]:
     """The metrics of an evaluation that the tables show, in [0, 1]."""
-    flat = {key: result["classification"].get(key) for key in ("map", "accuracy", "class_mean_accuracy", "roc_auc")}
-    if "pointing" in result:
-        flat |= {"point_ap": result["pointing"]["map"], "pointing_game": result["pointing"]["pointing_game"]}
+    found = table_metrics(result)
+    if (area := result["classification"].get("roc_auc")) is not None:
+        found["roc_auc"] = area
     if "segmentation" in result:
-        flat["miou"] = result["segmentation"]["miou"]
-    return {key: value for key, value in flat.items() if value is not None}
+        found["miou"] = result["segmentation"]["miou"]
+    return found
 
 
 if __name__ == "__main__":

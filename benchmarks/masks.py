@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,23 @@ from script import (
     data_text,
     head_config,
     log,
+    mask_metrics,
     poolings,
     save_result,
     settings_of,
 )
 
 from wildcat.data import DataSet, open_dataset
-from wildcat.evaluation import Tally, class_order, evaluate, mask_confusion, segmentation_report, true_mask
+from wildcat.evaluation import Tally, mask_confusion, segmentation_report, true_mask
 from wildcat.fitting.calibrate import fit_background
 from wildcat.fitting.refine import refine
 from wildcat.models.run import create_run
-from wildcat.prediction import Prediction, default_mask_params
+from wildcat.prediction import default_mask_params
 from wildcat.predictor import Predictor, load
 from wildcat.reproduce.heads import predictions_from_features
 from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
-MEASURES = ("classification", "pointing", "segmentation")
 REFINED = "wildcat"  # the pooling whose runs are refined
 
 
@@ -91,14 +90,13 @@ def measure_head(predictor: Predictor, data: DataSet, split: str, amp: bool) -> 
     """Metrics of a run, from cached features with the mirrored view."""
     samples, learned = data.split(split), masked(data)
     predictions = list(predictions_from_features(predictor, samples, amp, "horizontal"))
-    metrics = measure(predictor, data, split, predictions)
+    metrics = mask_metrics(predictor, data, split, predictions)
     if learned:
-        order = class_order(predictor, data)
         pairs = list(zip(predictions_from_features(predictor, learned, amp, "horizontal"), learned, strict=True))
-        params, _ = fit_background(default_mask_params(data.task), pairs, order, False)
+        params, _ = fit_background(default_mask_params(data.task), pairs, False)
         tally = Tally(params=params)
         tally.confusion = sum(
-            mask_confusion(p, true_mask(p, s), order, False, params) for p, s in zip(predictions, samples, strict=True)
+            mask_confusion(p, true_mask(p, s), False, params) for p, s in zip(predictions, samples, strict=True)
         )
         metrics["miou_calibrated"] = segmentation_report(tally, data, split, False)["miou"]
     return metrics
@@ -108,19 +106,7 @@ def measure_refined(folder: Path, data: DataSet, split: str) -> dict[str, float]
     """Metrics of a refined model, with the mirrored view."""
     predictor = load(folder, flip="horizontal")
     predictions = list(predictor.stream([sample.path for sample in data.split(split)], modalities=False))
-    return measure(predictor, data, split, predictions)
-
-
-def measure(predictor: Predictor, data: DataSet, split: str, predictions: Sequence[Prediction]) -> dict[str, float]:
-    plain = evaluate(predictor, data, split, predictions=predictions, measures=MEASURES)
-    crf = evaluate(predictor, data, split, crf=True, predictions=predictions, measures=("segmentation",))
-    return {
-        "map": plain["classification"]["map"],
-        "point_ap": plain["pointing"]["map"],
-        "miou": plain["segmentation"]["miou"],
-        "miou_crf": crf["segmentation"]["miou"],
-        "miou_hindsight": plain["segmentation"]["hindsight"]["miou"],
-    }
+    return mask_metrics(predictor, data, split, predictions)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from script import argument_parser, log, save_result, settings_of
+from script import argument_parser, log, mask_metrics, save_result, settings_of
 
 from wildcat.data import open_dataset
-from wildcat.evaluation import evaluate
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.refine import refine
 from wildcat.models.run import open_run
@@ -64,14 +63,7 @@ def measure(folder: Path, data: Any, split: str, propagate: bool = False) -> dic
     """Metrics of a model, with the mirrored view."""
     predictor = load(folder, flip="horizontal", propagate=propagate)
     predictions = list(predictor.stream([sample.path for sample in data.split(split)], modalities=False))
-    plain = evaluate(predictor, data, split, predictions=predictions)
-    crf = evaluate(predictor, data, split, crf=True, predictions=predictions, measures=("segmentation",))
-    return {
-        "map": plain["classification"]["map"],
-        "point_ap": plain["pointing"]["map"],
-        "miou": plain["segmentation"]["miou"],
-        "miou_crf": crf["segmentation"]["miou"],
-    }
+    return mask_metrics(predictor, data, split, predictions)
 
 
 def cpu_seconds() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from wildcat.config import TrainConfig
 from wildcat.data import DataSet
 from wildcat.data.transforms import Preprocess
 from wildcat.device import machine
+from wildcat.evaluation import evaluate
 from wildcat.files import write_json
 from wildcat.models.manifest import versions
 from wildcat.models.member import Member
 from wildcat.nn.weights import EMBEDDED
+from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 
 
@@ -87,6 +89,23 @@ def random_predictor(backbone: str, size: int, classes: int, num_maps: int = 4, 
     own = model.backbone
     member = Member(model, Preprocess(size, own.mean, own.std, own.interpolation))
     return Predictor("random", [member], [f"class {i}" for i in range(classes)], "multilabel", device)
+
+
+def mask_metrics(
+    predictor: Predictor, data: DataSet, split: str, predictions: Sequence[Prediction]
+) -> dict[str, float]:
+    """mAP, point AP, mean IoU without and with a dense CRF, and `miou_hindsight` where a threshold decides on masks."""
+    plain = evaluate(predictor, data, split, predictions=predictions)
+    crf = evaluate(predictor, data, split, crf=True, predictions=predictions, measures=("segmentation",))
+    metrics = {
+        "map": plain["classification"]["map"],
+        "point_ap": plain["pointing"]["map"],
+        "miou": plain["segmentation"]["miou"],
+        "miou_crf": crf["segmentation"]["miou"],
+    }
+    if (best := plain["segmentation"].get("hindsight")) is not None:
+        metrics["miou_hindsight"] = best["miou"]
+    return metrics
 
 
 def log(*values: object) -> None:

@@ -1,4 +1,4 @@
-"""The examples run as written on small data and write the files they announce."""
+"""The examples run as written on small data and write the files they announce; benchmark scripts can be imported."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 from wildcat.data.readers.synthetic import write_shapes
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+BENCHMARKS = EXAMPLES.parent / "benchmarks"
 
 
 Run = Callable[[str, Path], str]
@@ -64,3 +65,10 @@ def test_compare_pooling(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "poolings.md").read_text() in printed
     shown = Image.open(tmp_path / "out" / "poolings.png")
     assert shown.width / shown.height == pytest.approx(160 / 128, rel=0.1), "four images of four poolings"
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in BENCHMARKS.glob("*.py")))
+def test_a_benchmark_finds_what_it_imports(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run by hand and rarely: what they use of the package may have moved."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    runpy.run_path(str(BENCHMARKS / script), run_name="imported")

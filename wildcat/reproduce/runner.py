@@ -219,7 +219,7 @@ def _fine_tune(
 ) -> dict[str, Any]:
     """Train every layer, once per input size, in run folders that are resumed after a kill; measure on `split`."""
     runs = [
-        _train_run(replace(config, image_size=size), data, folder / str(size), progress)
+        trained_run(replace(config, image_size=size), data, folder / str(size), progress)
         for size in plan.sizes or (config.image_size,)
     ]
     model = runs[0].folder
@@ -230,7 +230,8 @@ def _fine_tune(
     return evaluate(load(model, config.device), data, split, progress=progress, measures=MEASURES)
 
 
-def _train_run(config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Run:
+def trained_run(config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Run:
+    """The run in `folder`, trained, or resumed if it is there."""
     resume = (folder / MANIFEST).is_file()
     run = open_run(folder) if resume else create_run(folder, config, data)
     if not train(run, data, resume=resume, progress=progress).finished:
