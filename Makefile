@@ -29,7 +29,7 @@ demo: $(VENV)/installed-demo
 	@echo "Open  $(DEMO)/report.html                            metrics, curves, hits and misses on one page"
 	@echo "      $(DEMO)/predictions/overview.jpg               heatmaps of 48 cells on one sheet"
 	@echo "      $(DEMO)/predictions/overlays/                  each cell with its heatmap and point"
-	@echo "      $(DEMO)/predictions/modalities/                the four maps (M = 4) of the class"
+	@echo "      $(DEMO)/predictions/modalities/                the maps of the class (M = 4; alike, so drawn once)"
 	@echo "      $(DEMO)/predictions/predictions.jsonl          scores, labels, points and boxes"
 	@echo "Try   $(BIN)/wildcat serve $(DEMO)/run                 a demo page for your own images"
 	@echo "Next  $(BIN)/wildcat train YOUR_FOLDER --tune head --out runs/mine"

@@ -142,7 +142,7 @@ class Refinement:
             self.boundaries = self.train_boundaries(maps)
         segmenter = self.run_round(1, maps, params)
         for number in range(2, self.config.rounds + 1):
-            maps = [self.maps(index, segmenter) for index in range(len(self.samples))]
+            maps = self.all_maps(segmenter, f"maps {number} of {self.config.rounds}")
             segmenter = self.run_round(number, maps, MaskParams(rule="score"))
         return segmenter
 
@@ -156,14 +156,24 @@ class Refinement:
         by_size = []
         for factor in self.config.size_factors():
             size = round(factor * self.run.preprocess.size)
-            self.progress.start(f"maps at {size} px", len(self.samples))
+            task = f"maps at {size} px"
             if factor == 1:
-                by_size.append([self.maps(index, None) for index in range(len(self.samples))])
+                by_size.append(self.all_maps(None, task))
             else:
+                self.progress.start(task, len(self.samples))
                 maps = maps_at_size(self.run, self.samples, self.present, size, str(self.device), self.progress)
                 by_size.append([one.to(self.mask_device) for one in maps])
         grids = [on_finest_grid([one[None] for one in maps]) for maps in zip(*by_size, strict=True)]
         return [torch.cat(maps).mean(dim=0) for maps in grids]
+
+    def all_maps(self, segmenter: Segmenter | None, task: str) -> list[Tensor]:
+        """`maps` of every image."""
+        self.progress.start(task, len(self.samples))
+        found = []
+        for index in range(len(self.samples)):
+            found.append(self.maps(index, segmenter))
+            self.progress.advance()
+        return found
 
     @torch.inference_mode()
     def maps(self, index: int, segmenter: Segmenter | None) -> Tensor:

@@ -290,15 +290,15 @@ class BackgroundWildcat(Wildcat):
     """
 
     def head(self, features: Tensor) -> Output:
-        maps = self.transfer(features)
-        class_maps = self.class_pool(maps)
-        scores = self.pool(competing_logits(class_maps)[:, : self.num_classes])
-        return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
+        scores, class_maps, maps = self.training_output(features)
+        return Output(scores[:, : self.num_classes], class_maps, maps)
 
     def training_output(self, features: Tensor) -> Output:
         """(B, C + 1) scores: that of the background, whose label is always present, is the last."""
-        _, class_maps, maps = super().head(features)
-        return Output(self.pool(competing_logits(class_maps)), class_maps, maps)
+        maps = self.transfer(features)
+        class_maps = self.class_pool(maps)
+        scores = self.pool(competing_logits(class_maps))
+        return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
 
 def competing_logits(maps: Tensor) -> Tensor:

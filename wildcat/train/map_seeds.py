@@ -36,8 +36,8 @@ def seed_maps(model: Wildcat, images: Labelled, seed: int = 0) -> None:
         images: gives the training images, in the same order whenever called.
     """
     transfer, num_maps = model.transfer, model.num_maps
-    labels = torch.cat([y for _, y in images()])
-    means = torch.cat([transfer.standardized(f).mean(dim=(2, 3)).cpu() for f, _ in images()])  # (N, D)
+    pairs = [(transfer.standardized(f).mean(dim=(2, 3)).cpu(), y) for f, y in images()]
+    means, labels = (torch.cat(parts) for parts in zip(*pairs, strict=True))  # (N, D), (N, C)
     present, absent = (labels == PRESENT).float(), (labels == ABSENT).float()
     directions = (present / present.sum(dim=0).clamp(min=1) - absent / absent.sum(dim=0).clamp(min=1)).T @ means
     limit = max(num_maps, REGIONS // model.num_classes)
