@@ -5,7 +5,8 @@ r"""Cost of everything after the backbone: whole model against bare backbone, in
         --out benchmarks/results/head-cost-1000.json
 
 Both are measured alternately in one process, so that a noisy machine disturbs both alike; the ratio is taken per round.
-The training step of the bare backbone backpropagates the mean of its features and uses the same optimizer.
+The training step of the bare backbone backpropagates the mean of its features and uses the same optimizer. Inference
+uses the average of the M maps' weights (`Wildcat.fuse`), as prediction without modality maps does.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def steps(backbone: str, size: int, batch: int, classes: int, num_maps: int) -> 
         model.backbone(images).mean().backward()
         backbone_optimizer.step()
 
-    return {"inference": (infer(model), infer(model.backbone)), "training step": (train_model, train_backbone)}
+    return {"inference": (infer(model.fuse()), infer(model.backbone)), "training step": (train_model, train_backbone)}
 
 
 def compare(model: Step, backbone: Step, rounds: int) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.cluster.vq import kmeans2
 
 from wildcat.errors import ShapeError
 
@@ -88,6 +87,8 @@ def cluster_purity(features: ArrayLike, maps: ArrayLike, num_maps: int, seed: in
     """
     features, maps = np.asarray(features, dtype=np.float64), np.asarray(maps)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    from scipy.cluster.vq import kmeans2  # noqa: PLC0415  # slow to import; prediction needs this module, not k-means
+
     _, clusters = kmeans2(features / np.maximum(lengths, 1e-12), num_maps, minit="++", seed=seed, missing="warn")
     largest = [np.bincount(maps[clusters == c]).max() for c in np.unique(clusters)]
     return float(sum(largest) / len(maps))
