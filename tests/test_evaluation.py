@@ -26,13 +26,12 @@ from wildcat.errors import DataError
 from wildcat.evaluation import (
     SCORES,
     THRESHOLDS,
-    confusions_by_threshold,
     evaluate,
     match_classes,
     strength_histogram,
     true_mask,
 )
-from wildcat.metrics import mean_iou
+from wildcat.metrics import confusions_by_threshold, mean_iou
 from wildcat.models.member import Member
 from wildcat.nn.factory import create_model
 from wildcat.prediction import Prediction
@@ -98,6 +97,7 @@ def test_a_perfect_model_has_perfect_scores(shapes: DataSet, order: tuple[int, .
     assert result["classification"]["ap"] == dict.fromkeys(shapes.classes, 1.0)
     assert result["pointing"]["map"] == 1.0
     assert result["pointing"]["pointing_game"] == 1.0
+    assert result["localization"]["max_box_acc_v2"] > 0.95 and result["localization"]["pxap"] > 0.95
     assert result["segmentation"]["miou"] == 1.0
     assert list(result["segmentation"]["iou"]) == ["background", *(shapes.classes[i] for i in order)]
 
@@ -209,7 +209,7 @@ def test_multilabel_metrics_equal_scikit_learn(tmp_path: Path) -> None:
     assert list(result["classification"]["ap"].values()) == pytest.approx(expected)
     assert result["classification"]["map"] == pytest.approx(np.mean(expected))
     assert result["classification"]["variant"] == "plain"
-    assert "pointing" not in result and "segmentation" not in result  # nothing to compare with
+    assert not {"pointing", "localization", "segmentation"} & set(result)  # nothing to compare with
     assert "accuracy" not in result["classification"]
 
 
@@ -268,6 +268,8 @@ def test_difficult_objects_by_hand(tmp_path: Path) -> None:
     assert result["pointing"]["map"] == pytest.approx((1 + 2 / 3) / 4)
     assert result["pointing"]["pointing_game"] == pytest.approx(2 / 3)
     assert result["pointing"]["tolerance"] == 18
+    boxes_of_a = result["localization"]["max_box_acc"]  # of the easy pairs: 0.png and 3.png of a, 0.png of b
+    assert boxes_of_a["0.3"] >= 1 / 3 and "pxap" not in result["localization"], "there is no mask"
     without_class_b = dataclasses.replace(data, readers={"test": lambda: data.split("test")[1:]}, _cache={})
     result = score(model, without_class_b, "test")
     assert result["classification"]["ap"]["b"] is None and result["pointing"]["ap"]["b"] is None

@@ -15,8 +15,11 @@ from wildcat.data.labels import name_key
 from wildcat.errors import DataError
 from wildcat.metrics import (
     ApVariant,
+    LocalizationCounts,
     class_iou,
     class_mean_accuracy,
+    confusions_by_threshold,
+    localization_counts,
     mean_average_precision,
     mean_iou,
     multiclass_accuracy,
@@ -24,8 +27,9 @@ from wildcat.metrics import (
     pointing_average_precision,
     pointing_game,
     roc_auc,
+    strength_counts,
 )
-from wildcat.metrics.classification import class_indices
+from wildcat.metrics.wsol import NO_COUNTS
 from wildcat.models.calibration import Calibration, measured_again
 from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
@@ -34,8 +38,7 @@ from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
 from wildcat.train.distributed import gather, share_of, world_size
 
 POINT_TOLERANCE = 18  # pixels that a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)
-IGNORED_PIXEL = 255  # label of pixels of true masks that do not count (VOC devkit)
-MEASURES = ("classification", "pointing", "segmentation")  # each is computed if the data has the ground truth for it
+MEASURES = ("classification", "pointing", "localization", "segmentation")  # each where the data has its ground truth
 
 # Background thresholds among which the best one is searched: SCORES against raw maps (rule "score"), THRESHOLDS against
 # maps divided by their maximum (the other rules).
@@ -57,6 +60,7 @@ class Tally:
         strengths: histogram for masks at other thresholds, see `strength_histogram`; None if it is not available.
         params: settings of the predicted masks; in a multi-class model its thresholds vary by image.
         calibration: the model's calibration, or None.
+        localization: counts of heatmaps against true boxes and masks; None if localization is not measured.
     """
 
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class Tally:
     strengths: NDArray[np.int64] | None = None
     params: MaskParams | None = None
     calibration: Calibration | None = None
+    localization: LocalizationCounts | None = None
 
     def score_matrix(self) -> NDArray[np.float32]:
         """(N, C) scores in the order of the split."""
@@ -85,6 +90,7 @@ class Tally:
             _sum(self.strengths, other.strengths),
             self.params or other.params,
             self.calibration or other.calibration,
+            self.localization.merge(other.localization or NO_COUNTS) if self.localization else other.localization,
         )
 
 
@@ -108,8 +114,9 @@ def evaluate(
         measures: some of `MEASURES`; segmentation takes longest.
 
     Returns:
-        `{"data", "split", "images", "classification": {...}, "pointing": {...}, "segmentation": {...}}`, plain values
-        ready for JSON. Classes are the model's, see `match_classes`; `notes` says why a metric means little.
+        `{"data", "split", "images", "classification": {...}, "pointing": {...}, "localization": {...},
+        "segmentation": {...}}`, plain values ready for JSON. Classes are the model's, see `match_classes`; `notes` says
+        why a metric means little.
 
     Raises:
         DataError: the data set has none of the model's classes.
@@ -135,20 +142,28 @@ def measure(
     and all return the merged tally.
     """
     samples = data.split(split)
-    with_masks = "segmentation" in measures and all(s.mask is not None for s in samples)
+    with_masks, with_boxes = all(s.mask is not None for s in samples), all(s.boxes is not None for s in samples)
     shared = predictions is None
     indices = share_of(len(samples)) if shared else range(len(samples))
     if predictions is None:
         predictions = predictor.stream([samples[i].path for i in indices], modalities=False)
     tally = Tally()
-    if with_masks:
+    needs_truth = with_masks and ("localization" in measures or "segmentation" in measures)
+    if "localization" in measures and (with_masks or with_boxes):
+        tally.localization = NO_COUNTS
+    if "segmentation" in measures and with_masks:
         tally.confusion = np.zeros((len(data.classes) + 1,) * 2, dtype=np.int64)
     progress.start("evaluating", len(samples))
     for i, prediction in zip(indices, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
         tally.points[i] = np.asarray(list(prediction.points.values()))
-        if tally.confusion is not None:
-            truth = true_mask(prediction, samples[i])
+        truth = true_mask(prediction, samples[i]) if needs_truth else None
+        if tally.localization is not None:
+            size, sample = (prediction.height, prediction.width), samples[i]
+            boxes = [_boxes_of(sample, c)[0] for c in range(len(data.classes))] if with_boxes else None
+            found = localization_counts(prediction.class_maps, size, boxes, truth)
+            tally.localization = tally.localization.merge(found)
+        if tally.confusion is not None and truth is not None:
             tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
             # a CRF or a random walk would have to run once for every threshold
@@ -178,6 +193,8 @@ def summarize(
         result["classification"] = classification_report(scores, samples, data, variant)
     if "pointing" in measures and all(s.boxes is not None for s in samples):
         result["pointing"] = pointing_report(points, scores, samples, data.classes, variant)
+    if tally.localization is not None:
+        result["localization"] = tally.localization.metrics()
     if tally.confusion is not None:
         result["segmentation"] = segmentation_report(tally, data, split, crf)
     return result
@@ -306,36 +323,19 @@ def mask_confusion(
 def strength_histogram(
     prediction: Prediction, truth: NDArray[np.uint8], params: MaskParams | None = None
 ) -> NDArray[np.int64]:
-    """(T+1, C+1, C+1) histogram of the pixels of an image by strength, true class and strongest class.
+    """(T+1, C+1, C+1) pixels of an image by strength, true and strongest class, see `wildcat.metrics.strength_counts`.
 
-    It describes the masks at all T thresholds of `thresholds_of` at once: row b holds the pixels whose strength, see
-    `wildcat.regions.strongest_class`, exceeds b of the thresholds. Histograms of several images can be added;
-    `confusions_by_threshold` turns them into confusions.
+    It describes the masks at all T thresholds of `thresholds_of` at once; the strength is that of
+    `wildcat.regions.strongest_class`. `truth` is that of `true_mask`.
     """
     params, size = prediction.mask_params(params), (prediction.height, prediction.width)
-    thresholds = thresholds_of(params.rule)
     strength, labels = strongest_class(prediction.class_maps, prediction.class_probs, size, params.gate, params.rule)
-    above = np.searchsorted(np.asarray(thresholds, dtype=np.float32), strength.astype(np.float32))
-    counted, classes = truth != IGNORED_PIXEL, len(prediction.classes) + 1
-    class_indices("truth", truth[counted], classes)
-    cells = (above * classes + truth) * classes + labels.astype(np.int64)
-    shape = (len(thresholds) + 1, classes, classes)
-    counts = np.bincount(cells[counted], minlength=int(np.prod(shape)))
-    return counts.reshape(shape).astype(np.int64, copy=False)
+    return strength_counts(strength, labels, truth, thresholds_of(params.rule), len(prediction.classes) + 1)
 
 
 def thresholds_of(rule: BackgroundRule) -> tuple[float, ...]:
     """The background thresholds to try, in the unit of the rule's strength."""
     return SCORES if rule == "score" else THRESHOLDS
-
-
-def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(T+1, C+1, C+1) of `strength_histogram` -> (T, C+1, C+1) confusion of the masks at each threshold."""
-    total = histogram.sum(axis=0)
-    above = total - histogram.cumsum(axis=0)[:-1]  # [t]: pixels with a strength above threshold t
-    confusions: NDArray[np.int64] = above.copy()
-    confusions[:, :, 0] = total.sum(axis=1) - above[:, :, 1:].sum(axis=2)  # other pixels are drawn as background
-    return confusions
 
 
 def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_two_processes_say_what_one_says(tiny: Path, shapes: DataSet, tmp_path: 
     first, second = run_processes(2, tmp_path, said, command, joined=False)
     assert (code, first[0], second) == (0, 0, (0, ""))
     assert json.loads(first[1]) == json.loads(alone)
-    assert {"classification", "pointing", "segmentation"} <= json.loads(alone).keys()
+    assert {"classification", "pointing", "localization", "segmentation"} <= json.loads(alone).keys()
 
 
 def test_a_process_without_images_does_not_hang_the_others(tiny: Path, shapes: DataSet, tmp_path: Path) -> None:

@@ -99,9 +99,20 @@ def evaluation_table(result: dict[str, Any]) -> str:
     lines += [f"note: {note}" for note in result.get("notes", ())]
     if pointing:
         lines.append(f"{'pointing game':20}{_percent(pointing['pointing_game'])}")
+    lines += _localization_lines(result.get("localization", {}))
     if "segmentation" in result:
         lines += _mask_lines(result["segmentation"])
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _localization_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    if "max_box_acc_v2" in found:
+        each = ", ".join(f"{100 * value:.1f} at {iou}" for iou, value in found["max_box_acc"].items())
+        lines.append(f"{'MaxBoxAccV2':20}{_percent(found['max_box_acc_v2'])}   (IoU: {each}; best threshold)")
+    if "pxap" in found:
+        lines.append(f"{'PxAP':20}{_percent(found['pxap'])}   (all thresholds)")
+    return lines
 
 
 def _mask_lines(masks: dict[str, Any]) -> list[str]:

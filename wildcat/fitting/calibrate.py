@@ -20,13 +20,12 @@ from wildcat.errors import DataError
 from wildcat.evaluation import (
     SCORES,
     THRESHOLDS,
-    confusions_by_threshold,
     mask_confusion,
     match_classes,
     strength_histogram,
     true_mask,
 )
-from wildcat.metrics import mean_iou
+from wildcat.metrics import confusions_by_threshold, mean_iou
 from wildcat.models.calibration import fitted_samples
 from wildcat.prediction import Prediction, default_mask_params
 from wildcat.predictor import Predictor

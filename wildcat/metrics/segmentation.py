@@ -5,11 +5,13 @@ Confusion matrices of images, batches and processes add up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wildcat.errors import ShapeError
-from wildcat.metrics.classification import confusion_matrix
+from wildcat.metrics.classification import class_indices, confusion_matrix
 
 
 def overlap_confusion(
@@ -70,3 +72,43 @@ def mean_iou(confusion: ArrayLike) -> float:
     iou = class_iou(confusion)
     known = iou[~np.isnan(iou)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def strength_counts(
+    strength: ArrayLike,
+    labels: ArrayLike,
+    target: ArrayLike,
+    thresholds: Sequence[float],
+    num_classes: int,
+    ignore: int = 255,
+) -> NDArray[np.int64]:
+    """(T+1, C, C) pixel counts: row b holds the pixels whose strength exceeds b thresholds, by true class and label.
+
+    Histograms of several images can be added; `confusions_by_threshold` turns them into confusions.
+
+    Args:
+        strength: (H, W) of the strongest class. labels: (H, W), that class; 0 is the background.
+        target: (H, W) true classes, or `ignore`.
+        thresholds: T of them, ascending.
+        num_classes: C, background included.
+
+    Raises:
+        ConfigError: a true class outside the range.
+    """
+    target = np.asarray(target)
+    above = np.searchsorted(np.asarray(thresholds, dtype=np.float32), np.asarray(strength, dtype=np.float32))
+    counted = target != ignore
+    class_indices("target", target[counted], num_classes)
+    cells = (above * num_classes + target) * num_classes + np.asarray(labels, dtype=np.int64)
+    shape = (len(thresholds) + 1, num_classes, num_classes)
+    counts = np.bincount(cells[counted], minlength=int(np.prod(shape)))
+    return counts.reshape(shape).astype(np.int64, copy=False)
+
+
+def confusions_by_threshold(histogram: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T+1, C, C) of `strength_counts` -> (T, C, C) confusion of the masks at each threshold."""
+    total = histogram.sum(axis=0)
+    above = total - histogram.cumsum(axis=0)[:-1]  # [t]: pixels with a strength above threshold t
+    confusions: NDArray[np.int64] = above.copy()
+    confusions[:, :, 0] = total.sum(axis=1) - above[:, :, 1:].sum(axis=2)  # other pixels are drawn as background
+    return confusions
