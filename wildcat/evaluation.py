@@ -166,8 +166,9 @@ def measure(
         if tally.confusion is not None and truth is not None:
             tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
-            # a CRF or a random walk would have to run once for every threshold
-            if not crf and prediction.boundaries is None and tally.params.rule != "trained":
+            # a CRF, superpixels or a random walk would have to run once for every threshold
+            once = crf or tally.params.superpixels or prediction.boundaries is not None
+            if not once and tally.params.rule != "trained":
                 tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth))
         progress.advance(world_size() if shared else 1)
     # Every rank gathers, also one without images: a rank that skipped it would leave the others waiting.

@@ -203,7 +203,7 @@ class Prediction:
             replace(params, gate=tuple(gates[i] for i in drawn)),
             background_map=background_map,
             boundaries=None if self.boundaries is None else tensor(self.boundaries),
-            image=np.asarray(self.load_image()) if settings else None,
+            image=np.asarray(self.load_image()) if settings or params.superpixels else None,
             crf=settings,
         )
         labels = np.asarray([0, *(i + 1 for i in drawn)], dtype=np.int64)

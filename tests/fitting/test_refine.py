@@ -21,7 +21,9 @@ from wildcat.fitting.calibrate import calibrate
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.labels import scaled_crf, small_image
 from wildcat.fitting.levels import FlatLevels, unflattened
-from wildcat.fitting.refine import Refinement, refine
+from wildcat.fitting.methods import wildcat as own
+from wildcat.fitting.refine import refine
+from wildcat.fitting.training_images import TrainingImages
 from wildcat.models.folder import open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.nn.backbones import create_backbone
@@ -30,7 +32,7 @@ from wildcat.progress import SILENT
 from wildcat.regions import CrfParams
 from wildcat.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache", "few_boundary_steps")
 
 QUICK = RefineConfig(label_sizes="1", epochs=8, batch_size=8)
 
@@ -69,7 +71,7 @@ def refined(run: Path, shapes: DataSet) -> Path:
 def walked(run: Path, shapes: DataSet) -> Path:
     folder = run.parent / "walked"
     config = RefineConfig(label_sizes="1", propagate=True, epochs=1, batch_size=8)
-    refine(open_run(run), shapes, folder, config, device="cpu")
+    refine(open_run(run), shapes, folder, config, "val", device="cpu")  # few images
     return folder
 
 
@@ -84,7 +86,7 @@ def test_masks_become_better(run: Path, refined: Path, shapes: DataSet) -> None:
     assert after["segmentation"]["rule"] == "score" and after["segmentation"]["calibration"]["masks"] == 0
 
 
-def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, refined: Path, tmp_path: Path) -> None:
+def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     """Images and labels alone give bit-equal weights."""
     import dataclasses
 
@@ -92,10 +94,11 @@ def test_ground_truth_masks_are_not_used(run: Path, shapes: DataSet, refined: Pa
         return [dataclasses.replace(s, mask=None, boxes=None, box_classes=None) for s in shapes.split(split)]
 
     data = dataclasses.replace(shapes, readers={"train": lambda: bare("train"), "val": lambda: bare("val")}, _cache={})
-    refine(open_run(run), data, tmp_path / "again", QUICK, device="cpu")
-    assert (tmp_path / "again" / "segmenter.safetensors").read_bytes() == (
-        refined / "segmenter.safetensors"
-    ).read_bytes()
+    config = dataclasses.replace(QUICK, epochs=1)
+    for name, images in (("with", shapes), ("without", data)):
+        refine(open_run(run), images, tmp_path / name, config, "val", device="cpu")
+    with_masks, without = (tmp_path / name / "segmenter.safetensors" for name in ("with", "without"))
+    assert with_masks.read_bytes() == without.read_bytes()
 
 
 def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, tmp_path: Path) -> None:
@@ -188,10 +191,10 @@ def test_a_damaged_folder_is_one_sentence(refined: Path, tmp_path: Path, spoil: 
 def test_the_command(run: Path, shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     short = ["--rounds", "2", "--epochs", "1", "--boundary-epochs", "1", "--batch-size", "16", "--sharpen", "pamr"]
-    short += ["--propagate", "--label-sizes", "0.5,1", "--device", "cpu"]
+    short += ["--propagate", "--label-sizes", "0.5,1", "--split", "val", "--device", "cpu"]
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 0
     said = capsys.readouterr().out
-    assert "80 images of train to train on" in said and "a segmenter on lite0; loss" in said
+    assert "16 images of val to train on" in said and "a segmenter on lite0; loss" in said
     assert len(open_model(out).manifest["trained"]["losses"]) == 3
     assert main(["refine", str(run), str(shapes.root), "--out", str(out), *short]) == 1
     assert "never overwritten" in capsys.readouterr().err
@@ -223,7 +226,8 @@ def test_other_data_and_wrong_rates(run: Path, shapes: DataSet, tmp_path: Path) 
             open_run(run),
             shapes,
             tmp_path / "out",
-            RefineConfig(label_sizes="1", epochs=3, lr=1e30),
+            RefineConfig(label_sizes="1", sharpen="none", epochs=3, lr=1e30),
+            "val",
             device="cpu",
         )
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
@@ -264,14 +268,14 @@ def test_as_onnx_and_by_engines(refined: Path, shapes: DataSet, tmp_path: Path) 
 def test_the_labels_of_a_mirrored_image_are_mirrored(run: Path, shapes: DataSet) -> None:
     opened = open_run(run)
     samples, order = shapes.split("train")[:6], list(range(5))
-    refinement = Refinement(opened, samples, order, RefineConfig(), CrfParams(), None, "cpu", SILENT)
-    maps = [refinement.maps(index, None) for index in range(6)]
-    targets = refinement.make_targets(maps, refinement.params, "labels")
+    images = TrainingImages(opened, samples, order, RefineConfig(), CrfParams(), None, "cpu", SILENT)
+    maps = [images.maps(index, None) for index in range(6)]
+    targets = own.make_targets(images, maps, images.params, "labels")
     for index, target in enumerate(targets):
-        plain = refinement.target(index, target, ())
+        plain = own.target_of(images, index, target, ())
         assert plain.shape == (6, 28, 28)
         torch.testing.assert_close(plain.sum(dim=0), torch.ones(28, 28), atol=2e-3, rtol=0)
         assert not plain[1:][torch.from_numpy(samples[index].labels != 1)].any(), "a class that is not tagged"
-        torch.testing.assert_close(refinement.target(index, target, refinement.cache.views[1]), plain.flip(2))
-    levels = [refinement.cache.batch([0], [view])[-1] for view in (0, 1)]
+        torch.testing.assert_close(own.target_of(images, index, target, images.cache.views[1]), plain.flip(2))
+    levels = [images.cache.batch([0], [view])[-1] for view in (0, 1)]
     assert not torch.allclose(levels[0], levels[1]), "the views are those of the cache"

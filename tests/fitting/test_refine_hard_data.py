@@ -21,7 +21,7 @@ from wildcat.models.run import WEIGHTS, Run, create_run, save_weights
 from wildcat.nn.factory import model_from_config
 from wildcat.predictor import load
 
-pytestmark = pytest.mark.usefixtures("cache")
+pytestmark = pytest.mark.usefixtures("cache", "few_boundary_steps")
 
 SIZE = 64
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.fitting.methods import REFINE_METHODS, SHARED_SETTINGS, refine_method
 
 Sharpen = Literal["crf", "pamr", "none"]
 
@@ -16,6 +17,9 @@ Sharpen = Literal["crf", "pamr", "none"]
 class RefineConfig:
     """Settings for training a segmenter on masks made from image-level labels, see `wildcat.fitting.refine`."""
 
+    method: str = "wildcat"
+    """How the segmenter is trained: wildcat (ours), mil-fcn, mil-base, em-adapt, ccnn or sec. Each refuses the settings
+    of others."""
     label_sizes: str = "0.75,1,1.25"
     """Sizes at which the run's maps are computed for the labels, as multiples of its image size; averaged."""
     sharpen: Sharpen = "crf"
@@ -26,6 +30,8 @@ class RefineConfig:
     """Labels of boundaries are objects, or background, that stay so when the log odds are shifted by this much."""
     label_margin: float = 0.0
     """Ignore places whose label changes between object and background when the log odds are shifted by this much."""
+    superpixels: bool = False
+    """Average the masks of mil-base over superpixels of the image; needs scikit-image."""
     boundary_epochs: int = 3
     """Epochs of the boundary network; more for few images, see `wildcat.fitting.refine.BOUNDARY_STEPS`."""
     boundary_lr: float = 5e-3
@@ -49,6 +55,7 @@ class RefineConfig:
         Raises:
             ConfigError: a value is out of range.
         """
+        self.check_method()
         self.size_factors()
         if self.sharpen not in typing.get_args(Sharpen):
             choices = typing.get_args(Sharpen)
@@ -62,6 +69,22 @@ class RefineConfig:
         for name in ("confidence", "label_margin", "weight_decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
+
+    def check_method(self) -> None:
+        """Refuse an unknown method, and settings that the method does not use.
+
+        Raises:
+            ConfigError: names the setting, and the methods that use it.
+        """
+        used = {*SHARED_SETTINGS, *refine_method(self.method).settings}
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if value != setting.default and setting.name not in used:
+                users = [name for name, method in REFINE_METHODS.items() if setting.name in method.settings]
+                raise ConfigError(
+                    f"{setting.name}={value!r} is not a setting of method={self.method!r}.",
+                    f"Leave it out; it belongs to {' and '.join(users)}.",
+                )
 
     def size_factors(self) -> tuple[float, ...]:
         """The multiples in `label_sizes`.

@@ -3,7 +3,7 @@
 data, split, images, masks   what they were fitted on: the number of labelled images, and of those with masks
 weights                      digest of the weights they were fitted for
 gate, prior, f1              per class: threshold, share of the images, F1; see `wildcat.fitting.calibrate`
-background                   rule, score, constant and exponent of `wildcat.regions.MaskParams`
+background                   rule, score, constant, exponent and superpixels of `wildcat.regions.MaskParams`
 crf_settings                 of `wildcat.regions.CrfParams`, or null for the defaults
 tried                        mean IoU of each background tried; empty without masks
 """
@@ -24,6 +24,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams
 
 CALIBRATION = "calibration.json"
+BACKGROUND_SETTINGS = ("rule", "score", "constant", "exponent", "superpixels")
 WEIGHT_FILES = ("model.safetensors", "combination.safetensors", "segmenter.safetensors", "boundaries.safetensors")
 
 
@@ -65,7 +66,7 @@ def write_calibration(
         "created": timestamp(),
         **record,
         "gate": dict(zip(classes, gates, strict=True)),
-        "background": {name: getattr(params, name) for name in ("rule", "score", "constant", "exponent")},
+        "background": {name: getattr(params, name) for name in BACKGROUND_SETTINGS},
         "crf_settings": None if crf is None else asdict(crf),
         "weights": weights_digest(folder),
         "versions": versions(),
@@ -100,6 +101,7 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
                 score=float(background["score"]),
                 constant=float(background["constant"]),
                 exponent=float(background["exponent"]),
+                superpixels=bool(background.get("superpixels", False)),
             )
     except (ValueError, KeyError, TypeError, OverflowError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}."

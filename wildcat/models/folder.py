@@ -13,7 +13,7 @@ A refined model is a run with a segmenter, trained on masks of the run:
 
     model.json                the manifest; a refined model adds
                               base: the run folder it was made of
-                              channels, width: of the segmenter, see `wildcat.nn.segmenter.Segmenter`
+                              channels, width, prior_sharpness: of the segmenter, see `wildcat.nn.segmenter.Segmenter`
                               trained: the settings, data and losses of its training
     segmenter.safetensors     weights of the segmenter
     boundaries.safetensors    weights of the boundary network, see `wildcat.nn.boundaries`; only with --propagate
@@ -91,8 +91,8 @@ class Model:
         """
         if self.kind != "refined":
             return None
-        channels, width = self._network_sizes()
-        segmenter = Segmenter(channels, len(self.classes), width)
+        channels, width, prior = self._network_sizes()
+        segmenter = Segmenter(channels, len(self.classes), width, prior)
         load_weights(segmenter, self.folder / SEGMENTER)
         return segmenter.eval()
 
@@ -108,17 +108,19 @@ class Model:
         load_weights(boundaries, self.folder / BOUNDARIES)
         return boundaries.eval()
 
-    def _network_sizes(self) -> tuple[tuple[int, ...], int]:
-        """Channels of the levels and width of the segmenter, from the manifest of a refined model."""
+    def _network_sizes(self) -> tuple[tuple[int, ...], int, float | None]:
+        """Channels of the levels, width and prior of the segmenter, from the manifest of a refined model."""
         try:
             channels, width = tuple(int(c) for c in self.manifest["channels"]), int(self.manifest["width"])
-            if min(*channels, width) < 1:
-                raise ValueError("channels below 1")
+            prior = self.manifest.get("prior_sharpness")  # absent from models without one
+            prior = None if prior is None else float(prior)
+            if min(*channels, width) < 1 or not (prior is None or 0 < prior < float("inf")):
+                raise ValueError("channels below 1, or no positive prior_sharpness")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise RunError(
                 f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
             ) from error
-        return channels, width
+        return channels, width, prior
 
 
 def open_model(folder: Path) -> Model:
@@ -233,6 +235,7 @@ def write_refined(
             run.task,
             channels=list(segmenter.channels),
             width=segmenter.classify.in_channels,
+            prior_sharpness=segmenter.prior_sharpness,
             base=str(run.folder),
             trained=dict(trained),
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError
+from wildcat.nn.heads import log_sum_exp_pool
 
 T = TypeVar("T")
 
@@ -30,17 +31,24 @@ class Segmenter(nn.Module):
     convolution and a linear classifier (a feature pyramid, Lin et al., CVPR 2017, with one output). The background is
     the class whose log-odds are 0.
 
+    With an image-level prior (Pinheiro and Collobert, CVPR 2015, section 3.3) the probabilities at each place are
+    multiplied by those of the image, the softmax of its scores s_c = (1 / r) log(mean of exp(r * map_c)). In log-odds
+    this adds s_c to each map; in training the prior is off.
+
     Attributes:
         channels: of each level, the finest first.
+        prior_sharpness: r of the image-level prior; None: no prior.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, width: int = WIDTH) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, width: int = WIDTH, prior_sharpness: float | None = None
+    ) -> None:
         super().__init__()
         if not channels or num_classes < 1 or width < 1:
             raise ConfigError(
                 f"channels={tuple(channels)}, num_classes={num_classes}, width={width}: give at least one of each."
             )
-        self.channels = tuple(channels)
+        self.channels, self.prior_sharpness = tuple(channels), prior_sharpness
         self.scales: Sequence[LevelScale] = nn.ModuleList(LevelScale(c) for c in channels)  # type: ignore[assignment]
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in channels)
         self.norm = nn.BatchNorm2d(width)
@@ -61,6 +69,8 @@ class Segmenter(nn.Module):
         summed = sum(on_grid(lateral(scale(level)), grid) for level, scale, lateral in parts)
         mixed = torch.relu(self.mix_norm(self.mix(torch.relu(self.norm(summed)))))
         maps: Tensor = self.classify(self.dropout(mixed))
+        if self.prior_sharpness is not None and not self.training:
+            maps = maps + log_sum_exp_pool(maps, self.prior_sharpness)[:, :, None, None]
         return maps
 
     def measure(self, levels: Sequence[Tensor]) -> None:
@@ -116,6 +126,11 @@ def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
+def log_probabilities(maps: Tensor) -> Tensor:
+    """(B, C, h, w) log-odds against the background -> (B, C + 1, h, w) log-probabilities, the background first."""
+    return torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1).log_softmax(dim=1)
+
+
 def segmentation_loss(maps: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over places against soft labels, the background first.
 
@@ -123,5 +138,4 @@ def segmentation_loss(maps: Tensor, targets: Tensor) -> Tensor:
         maps: (B, C, h, w) log-odds against the background.
         targets: (B, C + 1, h, w) probabilities that sum to 1 at each place, or to less for a smaller weight.
     """
-    log_probs = torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1).log_softmax(dim=1)
-    return -(targets * log_probs).sum() / targets.sum().clamp_min(1.0)
+    return -(targets * log_probabilities(maps)).sum() / targets.sum().clamp_min(1.0)

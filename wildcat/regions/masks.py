@@ -24,6 +24,7 @@ from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.files import write_bytes
 from wildcat.regions.crf import Array, CrfParams, as_tensor, dense_crf, like
 from wildcat.regions.propagation import propagate
+from wildcat.regions.superpixels import average_over, superpixels
 
 BackgroundRule = Literal["score", "constant", "power", "trained"]
 
@@ -31,8 +32,8 @@ RAW_RULES = ("score", "trained")  # these compare raw maps; the other rules divi
 HIGHEST_PNG_LABEL = 254  # a PNG mask has one byte per pixel, and 255 means "ignored" (VOC devkit)
 STRIP_VALUES = 1 << 24  # upsampled values (classes x pixels) in memory at a time
 
-# Maximum number of pixels for the dense CRF; larger images are reduced to it. Published settings are in pixels of
-# images a fifth of this size; a photograph of 12 megapixels would take minutes and several gigabytes.
+# Maximum number of pixels for the dense CRF and superpixels; larger images are reduced to it. Published settings are in
+# pixels of images a fifth of this size; a photograph of 12 megapixels would take minutes and several gigabytes.
 CRF_PIXELS = 1 << 20
 
 
@@ -50,6 +51,7 @@ class MaskParams:
         score: any number, in the unit of the maps; higher draws less.
         constant: between 0 and 1, in the literature 0.15 to 0.3; higher draws less.
         exponent: above 0, in the literature 4 and more; higher draws more.
+        superpixels: average the probabilities over superpixels of the image first, see `wildcat.regions.superpixels`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -60,6 +62,7 @@ class MaskParams:
     score: float = 0.0
     constant: float = 0.2
     exponent: float = 4.0
+    superpixels: bool = False
 
     def __post_init__(self) -> None:
         gates = self.gate if isinstance(self.gate, tuple) else (self.gate,)
@@ -204,12 +207,12 @@ def maps_to_mask(
         params: the gate and the background rule.
         background_map: (h, w) raw map of the background class, for `rule="trained"`.
         boundaries: (h, w) probabilities of a boundary, up to which a random walk spreads the classes first.
-        image: (H, W, 3) uint8 RGB, the original image; required by `crf`.
+        image: (H, W, 3) uint8 RGB, the original image; required by `crf` and superpixels.
         crf: settings of the dense CRF; None: no CRF.
 
     Raises:
         ShapeError: sizes do not match.
-        ConfigError: a value is out of range, NaN or infinite, or `crf` is given without `image`.
+        ConfigError: a value is out of range, NaN or infinite, or `crf` or superpixels are given without `image`.
 
     >>> maps = np.array([[[4.0, 0.0]], [[0.0, 9.0]]])
     >>> maps_to_mask(maps, np.array([0.9, 0.2]), (1, 4)).tolist()
@@ -224,8 +227,9 @@ def maps_to_mask(
         )
     background = None if background_map is None else _checked_maps(as_tensor(background_map).to(gated)[None])
     mask = classes.new_zeros(size)
-    if crf is not None and image is None:
-        raise ConfigError("crf needs the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
+    if image is None and (crf is not None or params.superpixels):
+        needs = "crf needs" if crf is not None else "superpixels=True needs"
+        raise ConfigError(f"{needs} the image.", "Give image, the (H, W, 3) uint8 image at its original size.")
     if not len(classes):
         return like(mask, maps)
 
@@ -238,10 +242,12 @@ def maps_to_mask(
     if boundaries is not None:
         walls = as_tensor(boundaries).to(gated)
         walked = propagate(probabilities((walls.shape[0], walls.shape[1])), walls)
-    if crf is not None and image is not None:
+    if image is not None and (crf is not None or params.superpixels):
         reduced = _reduce_for_crf(image, size)
         grid = (reduced.shape[0], reduced.shape[1])
-        drawn = dense_crf(reduced, probabilities(grid) if walked is None else upsample_maps(walked, grid), crf)
+        drawn = probabilities(grid) if walked is None else upsample_maps(walked, grid)
+        drawn = average_over(drawn, superpixels(reduced)) if params.superpixels else drawn
+        drawn = drawn if crf is None else dense_crf(reduced, drawn, crf)
     elif walked is not None:
         drawn = walked
     else:

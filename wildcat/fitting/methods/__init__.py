@@ -1,0 +1,60 @@
+"""The methods of `wildcat refine` by name: how the segmenter is trained from image-level labels. No torch here.
+
+A method is one line of `REFINE_METHODS` and one module of this package, named like it with underscores for hyphens,
+with one function: `train(images: TrainingImages) -> Segmenter`. All train the same segmenter on the same features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wildcat.errors import ConfigError, did_you_mean
+
+# Settings of `RefineConfig` that every method uses.
+SHARED_SETTINGS = ("method", "epochs", "batch_size", "lr", "weight_decay", "seed")
+
+
+@dataclass(frozen=True)
+class RefineMethod:
+    """A line of `REFINE_METHODS`.
+
+    Attributes:
+        description: what it does, with its source.
+        settings: of `RefineConfig`, used besides `SHARED_SETTINGS`; others are refused.
+        multiclass: whether it takes classes that exclude each other, where a class may fill its images.
+    """
+
+    description: str
+    settings: tuple[str, ...] = ()
+    multiclass: bool = False
+
+
+LABEL_SETTINGS = ("label_sizes", "sharpen", "propagate", "confidence", "label_margin", "boundary_epochs", "boundary_lr")
+
+REFINE_METHODS: dict[str, RefineMethod] = {
+    "wildcat": RefineMethod(
+        "labels from the run's maps, aligned with edges by a CRF", (*LABEL_SETTINGS, "rounds"), multiclass=True
+    ),
+    "mil-fcn": RefineMethod("the highest pixel of each label (Pathak et al., ICLR workshop 2015)"),
+    "mil-base": RefineMethod(
+        "log-sum-exp over pixels, image-level prior, superpixels (Pinheiro & Collobert, CVPR 2015)", ("superpixels",)
+    ),
+    "em-adapt": RefineMethod("each label gets a share of the pixels (Papandreou et al., ICCV 2015)"),
+    "ccnn": RefineMethod("the nearest labels under constraints on their areas (Pathak et al., ICCV 2015)"),
+    "sec": RefineMethod("seed, expand and constrain (Kolesnikov & Lampert, ECCV 2016)", ("label_sizes",)),
+}
+
+
+def refine_method(name: str) -> RefineMethod:
+    """The method of this name.
+
+    Raises:
+        ConfigError: no such method.
+
+    >>> refine_method("mil-base").settings
+    ('superpixels',)
+    """
+    if name not in REFINE_METHODS:
+        hint = did_you_mean(name, REFINE_METHODS) or f"Methods are: {', '.join(REFINE_METHODS)}."
+        raise ConfigError(f"there is no method {name!r} of wildcat refine.", hint)
+    return REFINE_METHODS[name]

@@ -1,0 +1,40 @@
+"""MIL-Base with image-level prior and superpixels (Pinheiro and Collobert, From Image-level to Pixel-level Labeling
+with Convolutional Networks, CVPR 2015): log-sum-exp pooling of the maps gives the scores that are trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wildcat.fitting.training_images import TrainingImages
+from wildcat.nn.heads import log_sum_exp_pool
+from wildcat.nn.segmenter import Segmenter
+
+SHARPNESS = 5.0  # r in the paper
+
+
+def train(images: TrainingImages) -> Segmenter:
+    """Train the segmenter with `image_loss`; its maps get the image-level prior, see `Segmenter`.
+
+    With `superpixels`, masks made of its maps are averaged over superpixels (`wildcat.regions.superpixels`), stored as
+    a mask setting of the refined model.
+    """
+    return images.train_segmenter(
+        lambda maps, batch, _: image_loss(maps, images.labels(batch)), prior_sharpness=SHARPNESS
+    )
+
+
+def image_loss(maps: Tensor, labels: Tensor) -> Tensor:
+    """`-(1 / |L|) * sum over l in L of log p_l`, p the softmax of the scores s = (1 / r) log(mean of exp(r * map)) and
+    of the background's, which is 0; the mean over images.
+
+    The paper trains on images of ImageNet with one label, and on images of background alone. Images with several labels
+    have equal weights for each of them here, and the background is a label of all: L.
+
+    Args:
+        maps: (B, C, h, w) log-odds against the background.
+        labels: (B, C + 1) bool, the background first.
+    """
+    scores = log_sum_exp_pool(maps, SHARPNESS)  # (B, C)
+    log_probs = torch.cat([torch.zeros_like(scores[:, :1]), scores], dim=1).log_softmax(dim=1)
+    return -((log_probs * labels).sum(dim=1) / labels.sum(dim=1)).mean()

@@ -1,0 +1,124 @@
+"""The images that `wildcat refine` trains a segmenter on: what every method uses of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wildcat.data.dataset import PRESENT, Sample
+from wildcat.device import choose_device
+from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.labels import maps_at_size
+from wildcat.fitting.levels import LevelCache, fit
+from wildcat.models.calibration import Calibration
+from wildcat.models.member import Member, mean_over_views, on_finest_grid
+from wildcat.models.run import Run
+from wildcat.nn.boundaries import BoundaryNetwork
+from wildcat.nn.segmenter import Segmenter, output_level
+from wildcat.prediction import default_mask_params
+from wildcat.progress import Progress
+from wildcat.regions.crf import MILD_CRF, CrfParams
+
+Loss = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]  # (maps, images, views) -> the mean loss
+
+
+class TrainingImages:
+    """Labelled images, the levels of the run's frozen backbone for them, and the training of a segmenter on these.
+
+    Attributes:
+        present: for each image the indices of its labelled classes.
+        params: how the run's maps become masks.
+        grid: (h, w) of the segmenter's maps.
+        losses: the mean loss of the last epoch of each training.
+        boundaries: the boundary network, once it is trained; None without `propagate`.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        samples: Sequence[Sample],
+        order: Sequence[int],
+        config: RefineConfig,
+        crf: CrfParams | None,
+        calibration: Calibration | None,
+        device: str,
+        progress: Progress,
+    ) -> None:
+        self.device = choose_device(device)
+        self.mask_device = torch.device("cpu") if self.device.type == "mps" else self.device  # MPS: no sparse products
+        self.member = Member(run.load_model().to(self.device).eval(), run.preprocess)
+        self.run, self.samples, self.config, self.progress = run, samples, config, progress
+        self.crf = crf or (MILD_CRF if config.propagate else CrfParams())
+        self.params = calibration.params if calibration else default_mask_params(run.task)
+        self.present = [torch.from_numpy(np.flatnonzero(s.labels[order] == PRESENT)) for s in samples]
+        self.cache = LevelCache(self.member.model.backbone, run, samples, self.device, progress)
+        self.channels = [shape[0] for shape in self.cache.shapes]
+        self.grid = output_level(self.cache.shapes)[1:]
+        self.losses: list[float] = []
+        self.boundaries: BoundaryNetwork | None = None
+
+    def labels(self, images: Sequence[int]) -> Tensor:
+        """(B, C + 1) bool on the device: the labels of images, the background first, which is in every image."""
+        labels = torch.zeros(len(images), len(self.run.classes) + 1, dtype=torch.bool)
+        labels[:, 0] = True
+        for row, index in enumerate(images):
+            labels[row, self.present[index] + 1] = True
+        return labels.to(self.device)
+
+    def run_maps(self) -> list[Tensor]:
+        """(K, h, w) maps of the labelled classes of each image by the run, averaged over the sizes of labels."""
+        by_size = []
+        for factor in self.config.size_factors():
+            size = round(factor * self.run.preprocess.size)
+            task = f"maps at {size} px"
+            if factor == 1:
+                by_size.append(self.all_maps(None, task))
+            else:
+                self.progress.start(task, len(self.samples))
+                maps = maps_at_size(self.run, self.samples, self.present, size, str(self.device), self.progress)
+                by_size.append([one.to(self.mask_device) for one in maps])
+        grids = [on_finest_grid([one[None] for one in maps]) for maps in zip(*by_size, strict=True)]
+        return [torch.cat(maps).mean(dim=0) for maps in grids]
+
+    def all_maps(self, segmenter: Segmenter | None, task: str) -> list[Tensor]:
+        """`maps` of every image."""
+        self.progress.start(task, len(self.samples))
+        found = []
+        for index in range(len(self.samples)):
+            found.append(self.maps(index, segmenter))
+            self.progress.advance()
+        return found
+
+    @torch.inference_mode()
+    def maps(self, index: int, segmenter: Segmenter | None) -> Tensor:
+        """(K, h, w) maps of the labelled classes of an image, averaged over its views, by the segmenter or the run."""
+
+        def compute(view: int, _: tuple[int, ...]) -> tuple[Tensor, ...]:
+            levels = self.cache.batch([index], [view])
+            maps = self.member.scores_and_maps(levels[-1]).class_maps if segmenter is None else segmenter(levels)
+            return (maps,)
+
+        return mean_over_views(self.run.config.flip, compute)[0][0][self.present[index].to(self.device)].to(
+            self.mask_device
+        )
+
+    def train_segmenter(self, loss: Loss, task: str = "segmenter", prior_sharpness: float | None = None) -> Segmenter:
+        """Train a new segmenter, see `wildcat.fitting.levels.fit`; it is in evaluation mode."""
+        segmenter = Segmenter(self.channels, len(self.run.classes), prior_sharpness=prior_sharpness)
+        self.losses.append(
+            fit(
+                segmenter,
+                self.cache,
+                loss,
+                self.config,
+                self.config.epochs,
+                self.config.batch_size,
+                "lr",
+                task,
+                self.progress,
+            )
+        )
+        return segmenter
