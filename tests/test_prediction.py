@@ -21,8 +21,9 @@ from scipy.special import expit, softmax
 
 from wildcat.errors import ConfigError, RunError
 from wildcat.export.instances import InstanceParams, find_instances
+from wildcat.files import file_name, file_names
 from wildcat.models.calibration import Calibration
-from wildcat.prediction import SCHEMA, Prediction, file_name, file_names
+from wildcat.prediction import SCHEMA, Prediction
 from wildcat.regions.masks import MaskParams
 
 CLASSES = ("cat", "dog", "fish")

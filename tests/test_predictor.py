@@ -30,11 +30,11 @@ from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_by
 from wildcat.data.transforms import Preprocess
 from wildcat.device import cpu_has_bf16
 from wildcat.errors import ConfigError, EngineError, ImageError, RunError
+from wildcat.files import file_name
 from wildcat.models.member import Member
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.factory import ARCHITECTURES, create_model
 from wildcat.nn.heads import create_pool
-from wildcat.prediction import file_name
 from wildcat.predictor import BATCH_SIZE, Predictor, load
 from wildcat.regions.tiling import tile_image
 

@@ -19,6 +19,7 @@ Distortion = Literal["none", "trivial", "rand"]
 EngineName = Literal["torch", "compile", "onnx", "openvino"]
 ShardFormat = Literal["jsonl", "parquet"]
 Precision = Literal["fp32", "bf16", "int8"]
+Localize = Literal["maps", "beam-search"]  # what finds points and boxes
 
 FLIP_VIEWS: dict[Flip, tuple[tuple[int, ...], ...]] = {
     "none": ((),),

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders: written under a temporary name and renamed when complete."""
+"""Atomic writes of files and folders, written under a temporary name and renamed when complete; names of files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +120,41 @@ def next_free(folder: Path) -> Path:
     number = 2
     while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
+    return candidate
+
+
+def file_name(name: str) -> str:
+    """Turn a class name into a file name: letters, digits, dots, dashes; other characters become underscores.
+
+    Cut at 120 bytes: file systems allow 255, and a suffix and a number may follow.
+
+    >>> file_name("Bernese mountain dog / puppy")
+    'Bernese_mountain_dog___puppy'
+    """
+    safe = "".join(c if c.isalnum() or c in "-." else "_" for c in name).lstrip(".")
+    return safe.encode()[:120].decode(errors="ignore") or "_"
+
+
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """Name -> `file_name`, numbered where two would collide, also on case-insensitive disks.
+
+    >>> file_names(["a/b", "a_b"])
+    {'a/b': 'a_b', 'a_b': 'a_b-2'}
+    """
+    taken: dict[str, int] = {}
+    return {name: free_name(file_name(name), taken) for name in names}
+
+
+def free_name(base: str, taken: dict[str, int]) -> str:
+    """`base`, or the first free of `base-2`, `base-3`, ...; the result is added to `taken`.
+
+    Args:
+        taken: name -> the last number used, so that the millionth `frame` is found as fast as the second.
+    """
+    candidate, number = base, taken.get(base.casefold(), 1)
+    while candidate.casefold() in taken:
+        number += 1
+        candidate = f"{base}-{number}"
+    taken[base.casefold()] = number
+    taken.setdefault(candidate.casefold(), 1)
     return candidate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from wildcat.data.dataset import Task
 from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import IntensityRange
 from wildcat.errors import ConfigError, ImageError, did_you_mean
-from wildcat.files import making
+from wildcat.files import file_names, making
 from wildcat.metrics.modalities import map_shares, maps_differ
 from wildcat.models.calibration import Calibration
 from wildcat.regions.boxes import Box, map_to_boxes
@@ -58,6 +58,7 @@ class Prediction:
         device: where `mask` runs the dense CRF.
         intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
         boundaries: (h, w) probabilities of an object boundary, up to which `mask` spreads the maps; None: it does not.
+        located: boxes of classes that were found otherwise than by their maps, see `wildcat.models.beam_search`.
     """
 
     path: str
@@ -73,6 +74,7 @@ class Prediction:
     device: torch.device = CPU
     intensity_range: IntensityRange | None = None
     boundaries: NDArray[np.float32] | None = None
+    located: Mapping[str, Box] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
@@ -111,20 +113,24 @@ class Prediction:
 
     @cached_property
     def points(self) -> Mapping[str, tuple[float, float]]:
-        """(x, y) of each class: the centre of the highest cell of its map."""
-        points = peak_points(self.class_maps, (self.height, self.width))
-        return {c: (float(x), float(y)) for c, (x, y) in zip(self.classes, points, strict=True)}
+        """(x, y) of each class: the centre of the highest cell of its map, or of its box in `located`."""
+        peaks = zip(self.classes, peak_points(self.class_maps, (self.height, self.width)), strict=True)
+        points = {c: (float(x), float(y)) for c, (x, y) in peaks}
+        return points | {c: ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2) for c, box in self.located.items()}
 
     @cached_property
     def boxes(self) -> Mapping[str, list[Box]]:
         """Boxes x1 y1 x2 y2 of each predicted class, the largest first, with the peak of the map as score.
 
-        A box encloses a connected region in which the class map is above the middle of its range.
+        A box encloses a connected region in which the class map is above the middle of its range; for a class in
+        `located` it is that box.
         """
         return {c: self.find_boxes(c) for c in self.labels}
 
     def find_boxes(self, name: str, threshold: float = 0.5) -> list[Box]:
-        """Boxes of any class; `threshold` is a fraction of the range of its map."""
+        """Boxes of any class; `threshold` is a fraction of the range of its map, not used for a class in `located`."""
+        if name in self.located:
+            return [self.located[name]]
         scale = BOX_SIDE / max(self.width, self.height)
         grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
         heatmap = _resized(self.class_maps[self.index_of(name)], grid)
@@ -349,43 +355,6 @@ def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.f
     tensor = torch.from_numpy(np.asarray(scores, dtype=np.float32))
     probs = tensor.softmax(dim=-1) if task == "multiclass" else tensor.sigmoid()
     return np.asarray(probs.numpy())
-
-
-def file_name(name: str) -> str:
-    """Turn a class name into a file name: letters, digits, dots, dashes; other characters become underscores.
-
-    Cut at 120 bytes: file systems allow 255, and a suffix and a number may follow.
-
-    >>> file_name("Bernese mountain dog / puppy")
-    'Bernese_mountain_dog___puppy'
-    """
-    safe = "".join(c if c.isalnum() or c in "-." else "_" for c in name).lstrip(".")
-    return safe.encode()[:120].decode(errors="ignore") or "_"
-
-
-def file_names(names: Iterable[str]) -> dict[str, str]:
-    """Name -> `file_name`, numbered where two would collide, also on case-insensitive disks.
-
-    >>> file_names(["a/b", "a_b"])
-    {'a/b': 'a_b', 'a_b': 'a_b-2'}
-    """
-    taken: dict[str, int] = {}
-    return {name: free_name(file_name(name), taken) for name in names}
-
-
-def free_name(base: str, taken: dict[str, int]) -> str:
-    """`base`, or the first free of `base-2`, `base-3`, ...; the result is added to `taken`.
-
-    Args:
-        taken: name -> the last number used, so that the millionth `frame` is found as fast as the second.
-    """
-    candidate, number = base, taken.get(base.casefold(), 1)
-    while candidate.casefold() in taken:
-        number += 1
-        candidate = f"{base}-{number}"
-    taken[base.casefold()] = number
-    taken.setdefault(candidate.casefold(), 1)
-    return candidate
 
 
 def image_suffix(image: Image.Image) -> Literal["jpg", "png"]:

@@ -15,12 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from wildcat.config import FLIP_VIEWS, EngineName, Flip, Precision
+from wildcat.config import FLIP_VIEWS, EngineName, Flip, Localize, Precision
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import (
     FileInput,
@@ -36,13 +35,14 @@ from wildcat.data.transforms import Preprocess
 from wildcat.device import choose_device, refuse_forked
 from wildcat.engines import fold, open_engine
 from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
+from wildcat.models.beam_search import check_localize, located
 from wildcat.models.calibration import Calibration, read_calibration
 from wildcat.models.folder import Combination, open_model
-from wildcat.models.member import Member, Outputs, merge_outputs
+from wildcat.models.member import Member, Outputs, merge_outputs, merge_tiles
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
 from wildcat.nn.model import Wildcat
 from wildcat.prediction import Prediction
-from wildcat.regions.tiling import assemble_maps, check_tile, tile_image
+from wildcat.regions.tiling import check_tile, tile_image
 
 BATCH_SIZE = 8
 READERS = 4  # threads that read images ahead
@@ -62,6 +62,7 @@ class Predictor:
         flip: mirrored views to average: "none", "horizontal" or "both".
         calibration: thresholds and mask settings, see `wildcat calibrate`; None for the defaults.
         tile: images with a side above this many pixels are cut into overlapping tiles; None: never.
+        localize: what finds points and boxes: "maps", or "beam-search" for predicted classes.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Predictor:
         combination: Combination | None = None,
         calibration: Calibration | None = None,
         tile: int | None = None,
+        localize: Localize = "maps",
     ) -> None:
+        check_localize(localize, len(members), tile)
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         if tile is not None:
@@ -83,6 +86,7 @@ class Predictor:
         self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
         self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
+        self.localize = localize
         self.process = os.getpid()
         for member in members:
             for network in member.networks:
@@ -218,10 +222,13 @@ class Predictor:
         modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
         walls = [None] * len(images) if outputs.boundaries is None else outputs.boundaries[:, 0]
         rows = zip(images, outputs.scores, outputs.class_maps, modalities, walls, strict=True)
-        return [
+        found = [
             Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, *context, wall)
             for one, scores, maps, m_maps, wall in rows
         ]
+        if outputs.features is not None:
+            found = [located(p, self.members[0].fused, x) for p, x in zip(found, outputs.features, strict=True)]
+        return found
 
     # --- reading and preprocessing ---
 
@@ -300,7 +307,8 @@ class Predictor:
             images = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             features = member.features(images, self.flip)
             outputs.append(member.scores_and_maps(*features, modalities=modalities and len(self.members) == 1))
-        return merge_outputs(outputs, self.combination, modalities)
+        merged = merge_outputs(outputs, self.combination, modalities)
+        return replace(merged, features=features[0]) if self.localize == "beam-search" else merged
 
     @torch.inference_mode()
     def forward_features(self, features: Sequence[Tensor]) -> Outputs:
@@ -309,27 +317,12 @@ class Predictor:
         return merge_outputs(outputs, self.combination, modalities=False)
 
     def _run_tiles(self, image: Image.Image, modalities: bool, batch_size: int) -> Outputs:
-        """The outputs for an image that is cut into tiles, (1, ...) each; `wildcat.regions.tiling` merges the maps.
-
-        The score of a class is its highest over the tiles; in a multi-class model the mean.
-        """
+        """The outputs for an image that is cut into tiles, (1, ...) each."""
         tiles = tile_image(*image.size, self.tile or max(image.size))
         remaining, parts = iter(tiles), []
         while batch := list(itertools.islice(remaining, batch_size)):
             parts.append(self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities))
-
-        def merged(name: str) -> Any:
-            values = np.concatenate([getattr(part, name) for part in parts])
-            return (
-                values.mean(axis=0, keepdims=True) if self.task == "multiclass" else values.max(axis=0, keepdims=True)
-            )
-
-        def assembled(name: str) -> Any:
-            found = [getattr(part, name) for part in parts]
-            return None if found[0] is None else assemble_maps(image.size, tiles, [*np.concatenate(found)])[None]
-
-        maps = assembled("class_maps"), assembled("modality_maps")
-        return Outputs(merged("scores"), *maps, merged("member_scores"), assembled("boundaries"))
+        return merge_tiles(parts, image.size, tiles, self.task)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -347,6 +340,7 @@ def load(
     precision: Precision = "fp32",
     calibrated: bool = True,
     propagate: bool = False,
+    localize: Localize = "maps",
 ) -> Predictor:
     """Load a model folder of any kind, or a packaged model such as `imagenet-lite0`.
 
@@ -363,12 +357,14 @@ def load(
             Scores and maps are computed from the features in float32.
         calibrated: use the thresholds and mask settings of `wildcat calibrate`, if the model has them.
         propagate: spread masks by a random walk up to the boundaries that `wildcat refine` has trained.
+        localize: "beam-search" finds points and boxes of predicted classes by `wildcat.models.beam_search`, slower.
 
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
             `propagate` for a model without boundaries.
         ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
-            ensemble, a precision the engine does not have, or an engine other than torch for a refined model.
+            ensemble, a precision the engine does not have, an engine other than torch for a refined model, or a beam
+            search with several networks or tiles.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
         MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """
@@ -395,6 +391,6 @@ def load(
         raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
-    predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile)
+    predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile, localize)
     predictor.use_engine(engine, precision)
     return predictor

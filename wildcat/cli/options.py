@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from wildcat.config import EngineName, Flip, Precision
+from wildcat.config import EngineName, Flip, Localize, Precision
 from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, known_error
 from wildcat.progress import stopped_by_signal
 
@@ -83,6 +83,15 @@ class ModelCommand(ViewCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxCommand(ModelCommand):
+    """Flags of every command that predicts boxes."""
+
+    localize: Localize = "maps"
+    """What finds points and boxes: class maps; or a beam search over windows that the network scores, which is slower
+    and gives one box per predicted class, with its centre as the point."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReaderCommand(ImageCommand):
     """Flags that say how a data set is read; recorded with a run, and used again with it."""
 
@@ -108,7 +117,7 @@ class DataCommand(ReaderCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricsCommand(ModelCommand, DataCommand):
+class MetricsCommand(BoxCommand, DataCommand):
     """Flags of every command that measures a model on labelled images."""
 
     run: Model
@@ -180,6 +189,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
         precision=command.precision,
         calibrated=calibrated,
         propagate=command.propagate,
+        localize=command.localize if isinstance(command, BoxCommand) else "maps",
     )
 
 

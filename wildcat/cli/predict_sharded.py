@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, note_skipped, split_samples
-from wildcat.cli.options import DataCommand, ModelCommand, limit_pixels_of, load_model, parse_sizes, resume_hint
+from wildcat.cli.options import BoxCommand, DataCommand, limit_pixels_of, load_model, parse_sizes, resume_hint
 from wildcat.config import ShardFormat
 from wildcat.errors import ConfigError
 
@@ -26,7 +26,7 @@ SHARD_ROWS = 1000  # rows of a shard with --engine ray and without --shard-rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardedCommand(ModelCommand, DataCommand):
+class ShardedCommand(BoxCommand, DataCommand):
     """The arguments of wildcat predict that also apply to output in shards."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
@@ -163,6 +163,7 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
             "tile": command.tile,
             "engine": "torch" if command.engine == "ray" else command.engine,
             "precision": command.precision,
+            "localize": command.localize,
         },
     }
 

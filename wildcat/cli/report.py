@@ -23,7 +23,7 @@ class Report(MetricsCommand):
 def run_report(command: Report) -> int:
     """wildcat report"""
     from wildcat.evaluation import match_classes
-    from wildcat.prediction import file_name
+    from wildcat.files import file_name
     from wildcat.progress import ProgressBar
     from wildcat.report import check_target, model_info, report_split
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from wildcat.errors import ConfigError, did_you_mean
-from wildcat.files import refuse_existing, write_bytes, write_json, writing
-from wildcat.prediction import Prediction, file_name, file_names, free_name, image_suffix
+from wildcat.files import file_name, file_names, free_name, refuse_existing, write_bytes, write_json, writing
+from wildcat.prediction import Prediction, image_suffix
 from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
 from wildcat.viz.overlay import overlay_heatmap, side_by_side

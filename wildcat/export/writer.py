@@ -17,8 +17,8 @@ from wildcat.data.images import orientation_of
 from wildcat.errors import ConfigError, ImageError
 from wildcat.export.instances import Instance, InstanceParams, find_instances
 from wildcat.export.polygons import check_tolerance
-from wildcat.files import making, refuse_existing, writing
-from wildcat.prediction import Prediction, file_name, free_name, image_suffix
+from wildcat.files import file_name, free_name, making, refuse_existing, writing
+from wildcat.prediction import Prediction, image_suffix
 
 ImageMode = Literal["copy", "link"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wildcat.config import FLIP_VIEWS, Flip
+from wildcat.data.dataset import Task
 from wildcat.data.transforms import Preprocess
 from wildcat.engines import Engine
 from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter
+from wildcat.regions.tiling import Rectangle, assemble_maps
 
 Axes = tuple[int, ...]  # dimensions along which a view is mirrored
 
@@ -117,6 +119,7 @@ class Outputs:
             if they were not requested.
         member_scores: (B, S, C) scores of each network.
         boundaries: (B, 1, h, w), the average over the networks, on the finest of their grids; None without them.
+        features: (B, D, h, w) of a single network, on its device, for `wildcat.models.beam_search`; else None.
     """
 
     scores: NDArray[np.float32]
@@ -124,6 +127,7 @@ class Outputs:
     modality_maps: NDArray[np.float32] | None
     member_scores: NDArray[np.float32]
     boundaries: NDArray[np.float32] | None = None
+    features: Tensor | None = None
 
 
 def merge_outputs(
@@ -149,6 +153,25 @@ def merge_outputs(
         member_scores=scores,
         boundaries=_array(torch.stack(on_finest_grid(found)).mean(dim=0)) if found else None,
     )
+
+
+def merge_tiles(parts: Sequence[Outputs], size: tuple[int, int], tiles: Sequence[Rectangle], task: Task) -> Outputs:
+    """The outputs for tiles of an image of `size` = (width, height) -> those for the image, (1, ...) each.
+
+    `wildcat.regions.tiling` merges the maps. The score of a class is its highest over the tiles; where classes exclude
+    each other the mean.
+    """
+
+    def merged(name: str) -> Any:
+        values = np.concatenate([getattr(part, name) for part in parts])
+        return values.mean(axis=0, keepdims=True) if task == "multiclass" else values.max(axis=0, keepdims=True)
+
+    def assembled(name: str) -> Any:
+        found = [getattr(part, name) for part in parts]
+        return None if found[0] is None else assemble_maps(size, tiles, [*np.concatenate(found)])[None]
+
+    maps = assembled("class_maps"), assembled("modality_maps")
+    return Outputs(merged("scores"), *maps, merged("member_scores"), assembled("boundaries"))
 
 
 def on_finest_grid(maps: Sequence[Tensor]) -> list[Tensor]:

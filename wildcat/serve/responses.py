@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams
 from wildcat.export.predictions import draw_heatmap, draw_modalities
-from wildcat.files import writing
-from wildcat.prediction import OPACITY, Prediction, file_name
+from wildcat.files import file_name, writing
+from wildcat.prediction import OPACITY, Prediction
 from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams
 from wildcat.serve.uploads import RequestError
 from wildcat.viz.colors import class_palette, unit_range
