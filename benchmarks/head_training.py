@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from script import argument_parser, log, save_result
+from script import allocate_as_training_does, argument_parser, log, save_result
 
 import wildcat
-from wildcat.cli.allocator import keep_freed_memory, share_one_arena
 from wildcat.config import FLIP_VIEWS, TrainConfig
 from wildcat.data import open_dataset
 from wildcat.data.dataset import DataSet
@@ -138,8 +137,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu", action="store_true", help="compare CPU seconds, for a shared machine")
     arguments = parser.parse_args()
-    keep_freed_memory()
-    share_one_arena()  # as the command does
+    allocate_as_training_does()
     config = TrainConfig(
         backbone=arguments.backbone,
         image_size=arguments.size,

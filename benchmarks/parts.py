@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from script import add_training_arguments, argument_parser, data_text, head_config, log, save_result, settings_of
+from script import (
+    add_training_arguments,
+    allocate_as_training_does,
+    argument_parser,
+    data_text,
+    head_config,
+    log,
+    save_result,
+    settings_of,
+)
 
 from wildcat.data import DataSet, open_dataset
 from wildcat.data.cache import cache_folder
@@ -102,6 +111,7 @@ def main() -> None:
     add_training_arguments(parser, image_size=384)
     parser.set_defaults(poolings=",".join(POOLS))
     arguments = parser.parse_args()
+    allocate_as_training_does()
     data = open_dataset(arguments.data)
     results = compare(data, arguments)
     save_result(arguments, settings_of(arguments, ("name",)) | {"data": data_text(arguments, data)}, results)

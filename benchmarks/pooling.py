@@ -21,6 +21,7 @@ from typing import Any
 
 from script import (
     add_training_arguments,
+    allocate_as_training_does,
     argument_parser,
     data_text,
     head_config,
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--combine", default="linear", choices=("linear", "average"))
     parser.add_argument("--flip", default="none", choices=("none", "horizontal"), help="views averaged when measuring")
     arguments = parser.parse_args()
+    allocate_as_training_does()
     data = open_dataset(arguments.data)
     scenes = data.format == "scenes"
     results: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from script import argument_parser, log, mask_metrics, save_result, settings_of
+from script import allocate_as_training_does, argument_parser, log, mask_metrics, save_result, settings_of
 
 from wildcat.data import open_dataset
 from wildcat.fitting.config import RefineConfig
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="the split to measure on")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=MAIN, help="rows to compute")
     arguments = parser.parse_args()
+    allocate_as_training_does()
     data, run = open_dataset(arguments.data), open_run(arguments.run)
     results: dict[str, dict[str, float]] = {"the run itself": measure(arguments.run, data, arguments.split)}
     log("run", results["the run itself"])
