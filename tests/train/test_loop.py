@@ -33,8 +33,9 @@ from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train.batches import Batch, ImageBatches
 from wildcat.train.checkpoint import Checkpoint
-from wildcat.train.loop import Stage, Trainer, train
+from wildcat.train.loop import Trainer, train
 from wildcat.train.optim import class_frequencies, validation_metric
+from wildcat.train.stages import Stage
 
 SMALL = TrainConfig(
     backbone="test_resnet", weights="none", image_size=64, num_maps=2, epochs=3, batch_size=8, lr=0.02, workers=0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wildcat.nn.factory import create_model
-from wildcat.train.map_seeds import SPREAD, discriminants, seed_maps
+from wildcat.train.map_seeds import SPREAD, discriminants, start_at_clusters
 
 DIMENSIONS = 96  # features of test_resnet
 
@@ -31,7 +31,7 @@ def test_each_map_is_highest_at_one_part() -> None:
     model = create_model("test_resnet", 2, num_maps=3, pretrained=False, class_pool="max")
     torch.nn.init.zeros_(model.transfer.weight)
     torch.nn.init.zeros_(model.transfer.bias)
-    seed_maps(model, images_of_parts)
+    start_at_clusters(model, images_of_parts)
     for features, _ in images_of_parts():
         maps = model.head(features[:4]).maps[:, 0].flatten(2)  # (4, M, n)
         parts = features[:4, :3].flatten(2).argmax(dim=-1)  # (4, 3) the region of each part
@@ -64,6 +64,6 @@ def test_classes_without_images_keep_their_weights() -> None:
                 torch.tensor([[1, -1, 0]] * 2 + [[-1, -1, 1]] * 2, dtype=torch.int8),
             )
 
-    seed_maps(model, images)
+    start_at_clusters(model, images)
     changed = (model.transfer.weight != before).flatten(1).any(dim=1)
     assert changed.tolist() == [True, True, False, False, True, True]

@@ -24,7 +24,8 @@ from wildcat.models.run import METRICS, STATE, WEIGHTS, Run, create_run, load_st
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import Progress
-from wildcat.train.loop import Outcome, stages, train
+from wildcat.train.loop import Outcome, train
+from wildcat.train.stages import stages
 
 SMALL = TrainConfig(
     backbone="test_resnet",
@@ -96,7 +97,7 @@ def assert_same(one: Run, other: Run) -> None:
     assert [name for name in last if not torch.equal(last[name], other_last[name])] == []
     assert best == other_best
     assert history == other_history
-    assert [line["epoch"] for line in history] == list(range(1, stages(one.config)[-1].last_epoch + 1)), "no line twice"
+    assert [line["epoch"] for line in history] == list(range(1, stages(one.config)[-1].stop_epoch + 1)), "no line twice"
 
 
 def interrupted(run: Run, data: DataSet, *stops: Interrupter) -> Outcome:
@@ -148,7 +149,7 @@ def test_random_weights_and_runs_have_one_stage(tmp_path: Path) -> None:
     assert [stage.config.tune for stage in stages(TrainConfig(tune="last"))] == ["head", "last"]
     for settings in ({"weights": "none"}, {"weights": str(tmp_path)}, {"head_epochs": 0}, {"tune": "head"}):
         (stage,) = stages(replace(TrainConfig(), **settings))
-        assert stage.config.tune == settings.get("tune", "all") and stage.last_epoch == 20
+        assert stage.config.tune == settings.get("tune", "all") and stage.stop_epoch == 20
 
 
 def test_every_step_counts(tmp_path: Path, shapes: DataSet, weights: str) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.backbones import Backbone
-from wildcat.nn.pooling import ClassWisePool, class_wise_pool
+from wildcat.nn.pooling import ClassWisePool
 
 
 class Output(NamedTuple):
@@ -36,7 +36,8 @@ class Wildcat(nn.Module):
         backbone: images (B, 3, H, W) -> features (B, D, h, w).
         transfer: features (B, D, h, w) -> maps (B, C*M, h, w); map index = c*M + m.
         class_pool: maps (B, C*M, h, w) -> class maps (B, C, h, w), eq. 1; None: the mean.
-        pool: class maps (B, C, h, w) -> scores (B, C), eq. 3 or another layer with `offset_gain`.
+        pool: class maps (B, C, h, w) -> scores (B, C), eq. 3 or another layer with `offset_gain`,
+            see `wildcat.nn.pooling.SpatialPool`.
     """
 
     def __init__(
@@ -79,7 +80,11 @@ class Wildcat(nn.Module):
         return self.head(self.features(images)).maps
 
     def training_output(self, features: Tensor) -> Output:
-        """(B, D, h, w) features -> what the loss is computed from; its scores may have further columns."""
+        """(B, D, h, w) features -> what the loss is computed from.
+
+        With a background class (`wildcat.nn.heads.BackgroundWildcat`) the scores have one more column, the last, for
+        the background, which is in every image.
+        """
         return self.head(features)
 
     @torch.no_grad()
@@ -98,9 +103,9 @@ class Wildcat(nn.Module):
             transfer = Transfer(self.transfer.in_channels, self.num_classes)
         fused.num_maps, fused.transfer = 1, transfer.to(self.transfer.weight)
         fused.class_pool = ClassWisePool(1)
-        weight = self.transfer.weight.flatten(1)  # (C*M, D, 1, 1) -> (C*M, D)
-        transfer.weight.copy_(class_wise_pool(weight[None, :, :, None], self.num_maps)[0, ..., None])
-        transfer.bias.copy_(class_wise_pool(self.transfer.bias[None, :, None, None], self.num_maps).flatten())
+        maps = (self.num_classes, self.num_maps)
+        transfer.weight.copy_(self.transfer.weight.unflatten(0, maps).mean(dim=1))  # (C*M, D, 1, 1) -> (C, D, 1, 1)
+        transfer.bias.copy_(self.transfer.bias.unflatten(0, maps).mean(dim=1))
         transfer.mean.copy_(self.transfer.mean)
         transfer.std.copy_(self.transfer.std)
         return fused
@@ -158,7 +163,7 @@ class Transfer(nn.Conv2d):
     def standardize(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and standard deviation of each channel, both (D,); constant channels are ignored."""
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * std.max(), std, math.inf))
+        self.std.copy_(torch.where(std > 1e-6 * std.max(), std, math.inf))  # x / inf = 0: they add nothing
 
     def standardized(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> the same shape, standardised."""

@@ -19,7 +19,8 @@ def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharp
 
     With z_m the M values of a class at a region and r the sharpness:
 
-    - `mean`: the mean of z_m. Each map receives 1/M of the class map's gradient, so the maps learn the same.
+    - `mean`: the mean of z_m. Each map receives 1/M of the class map's gradient, so the maps learn the same and act as
+      one (see `wildcat.nn.model.Wildcat.fuse`).
     - `max`: the highest z_m, which alone receives the gradient.
     - `lse`: (1/r) log(mean of exp(r z_m)). Map m receives softmax(r z)_m of the gradient.
     - `softmax`: the sum of softmax(r z)_m z_m. A map far enough below the others receives a gradient of the other sign.
@@ -64,8 +65,9 @@ def class_wise_pool(maps: Tensor, num_maps: int, pool: ClassPool = "mean", sharp
 def spatial_pool(x: Tensor, kmax: Regions = 1, kmin: Regions | None = None, alpha: float = 0.7) -> Tensor:
     """Mean of the kmax highest plus alpha times the mean of the kmin lowest regions of each map (eq. 3).
 
-    There is no division by 2, unlike in the authors' 2017 release. The gradient flows through the selected regions
-    only.
+    The lowest regions are evidence against the class: in an image without it no region should speak for it, and in one
+    with it none strongly against it. The gradient flows through the selected regions only. There is no division by 2,
+    unlike in the authors' 2017 release.
 
     Args:
         x: (B, C, h, w) class maps.
@@ -107,7 +109,8 @@ def region_count(k: Regions, n: int) -> int:
     """
     if k == 0:
         return 0
-    return min(n, max(1, round(k * n)) if isinstance(k, float) else k)
+    count = max(1, round(k * n)) if isinstance(k, float) else k
+    return min(n, count)
 
 
 def _mean_of_extremes(regions: Tensor, count: int, largest: bool) -> Tensor:

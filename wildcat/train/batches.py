@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     """This process's share of a batch, which may be empty, and the number of images in the whole batch."""
 
     inputs: Tensor
-    labels: Tensor  # (B, C) int8
+    labels: Tensor  # (B, C) int8: 1 present, 0 ignored ("difficult"), -1 absent
     size: int
 
 
@@ -59,7 +59,7 @@ class Batches(Protocol):
     def output(self, model: Wildcat, inputs: Tensor) -> Output:
         """Inputs -> what the loss is computed from; (B, C) scores, or (B, C + 1) with a background."""
 
-    def adapt(self, model: Wildcat) -> None:
+    def estimate_batchnorm(self, model: Wildcat) -> None:
         """Fit the statistics of the network's normalisation layers to the training images, before the first step."""
 
     def labelled_features(self, model: Wildcat) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,7 +106,7 @@ class ImageBatches:
     def output(self, model: Wildcat, inputs: Tensor) -> Output:
         return model.training_output(model.features(inputs.contiguous(memory_format=torch.channels_last)))
 
-    def adapt(self, model: Wildcat) -> None:
+    def estimate_batchnorm(self, model: Wildcat) -> None:
         if not frozen_batchnorm(self.config):
             estimate_running_statistics(model.backbone, (images for images, _ in self._statistics_images()))
 
@@ -179,7 +179,7 @@ class FeatureBatches:
     def output(self, model: Wildcat, inputs: Tensor) -> Output:
         return model.training_output(self.rest(inputs))
 
-    def adapt(self, model: Wildcat) -> None:
+    def estimate_batchnorm(self, model: Wildcat) -> None:
         pass  # the features are those of the backbone as it is
 
     @torch.no_grad()

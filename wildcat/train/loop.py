@@ -1,4 +1,4 @@
-"""Training: images and their image-level labels in, a network that also localizes out.
+"""Training: from images and their image-level labels to a network that also localizes.
 
 Nothing here is about localization. The labels say which classes an image holds, never where; the pooling of
 `wildcat.nn.pooling` sends the gradient to the regions that decided, which is enough for the maps to find the objects.
@@ -7,33 +7,33 @@ Nothing here is about localization. The labels say which classes an image holds,
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # timm does not list what it exports
 from torch import Tensor, nn
 
-from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.data.loader import batch_indices
 from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
-from wildcat.models.run import WEIGHTS, Run, load_weights, open_run
+from wildcat.models.run import WEIGHTS, Run, load_weights
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
 from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
-from wildcat.train.map_seeds import seed_maps
+from wildcat.train.map_seeds import start_at_clusters
 from wildcat.train.optim import (
     balancing_weights,
     class_frequencies,
@@ -46,6 +46,7 @@ from wildcat.train.optim import (
     validation_metric,
     with_background,
 )
+from wildcat.train.stages import Stage, parent_run, stages
 
 SAVE_SECONDS = 5.0  # epochs shorter than this are saved together: a head on cached features takes a moment per epoch
 
@@ -107,53 +108,31 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
         checkpoint = Checkpoint(run, model, data_fingerprint)
         if resume:
             checkpoint.restore()
-        fresh = parent is None and checkpoint.position == Position()
+        from_scratch = parent is None and checkpoint.position == Position()
         plan = stages(config)
-        total = plan[-1].last_epoch * len(samples)
+        total = plan[-1].stop_epoch * len(samples)
         for stage in plan:
-            if checkpoint.position.epoch >= stage.last_epoch:
+            if checkpoint.position.epoch >= stage.stop_epoch:
                 continue
             batches = create_batches(stage.config, model, samples, val_samples, run.preprocess, progress)
-            if fresh and stage.first_epoch == 0:
+            if from_scratch and stage.first_epoch == 0:
                 with distributed.shared_errors():
-                    batches.adapt(model)
+                    batches.estimate_batchnorm(model)
                     if config.standardize:
                         model.transfer.standardize(*batches.channel_statistics(model))
                     model.initialise(frequencies, multiclass)
                     if config.class_pool != "mean" and config.num_maps > 1:
-                        seed_maps(model, partial(batches.labelled_features, model), config.seed)
+                        start_at_clusters(model, partial(batches.labelled_features, model), config.seed)
             trainer = Trainer(stage, multiclass, model, batches, frequencies, progress, checkpoint)
             progress.start("training", total, trainer.images_done())
             with interruptible() as interrupted:
-                finished = trainer.run_epochs(interrupted)
-                if not finished or any(distributed.any_process(interrupted.is_set())):
+                stage_finished = trainer.run_epochs(interrupted)
+                if not stage_finished or any(distributed.any_process(interrupted.is_set())):
                     break
     position = checkpoint.position
     metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
-    finished = position.epoch >= plan[-1].last_epoch
+    finished = position.epoch >= plan[-1].stop_epoch
     return Outcome(finished, position.epoch, position.best_epoch, metric_name(multiclass), metric)
-
-
-class Stage(NamedTuple):
-    """A part of the training: its settings, its first epoch and the one after its last, counted over all stages."""
-
-    config: TrainConfig
-    first_epoch: int
-    last_epoch: int
-
-
-def stages(config: TrainConfig) -> list[Stage]:
-    """The head on cached features, then the layers that `config.tune` names.
-
-    A head that is fitted first does not push the pretrained features away from where they generalise (linear probing,
-    then fine-tuning: Kumar et al., ICLR 2022). A network that starts from random weights has no features worth that,
-    one that starts from a run has its head, and a training of the head alone needs nothing else: these have one stage.
-    """
-    first = (
-        0 if config.tune == "head" or config.weights == "none" or Path(config.weights).is_dir() else config.head_epochs
-    )
-    last = Stage(config, first, first + config.epochs)
-    return [Stage(replace(config, tune="head", epochs=first), 0, first), last] if first else [last]
 
 
 class Trainer:
@@ -169,22 +148,26 @@ class Trainer:
         progress: Progress,
         checkpoint: Checkpoint,
     ) -> None:
-        self.config, self.first_epoch, self.last_epoch = stage
+        self.config, self.first_epoch, self.stop_epoch = stage
         self.num_classes, self.multiclass = model.num_classes, multiclass
         self.model, self.batches, self.progress, self.checkpoint = model, batches, progress, checkpoint
         self.device = next(model.parameters()).device
         self.optimizer = create_optimizer(model, self.config)
-        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         fine_tunes = self.config.tune != "head"
-        self.network = parallel_network(model, batches, self.config)
+        self.network = parallel_network(
+            model, batches, self.config
+        )  # `model`, in DDP where there are several processes
         # for a head alone bfloat16 saves nothing
         self.autocast = self.config.amp and fine_tunes and bf16_is_native(self.device)
-        self.average: ModelEmaV3 | None = None
-        if self.config.ema and fine_tunes:  # buffers are copied: a channel without spread has an infinite one
-            self.average = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
+        self.ema: ModelEmaV3 | None = None
+        if (
+            self.config.ema and fine_tunes
+        ):  # buffers are copied, not averaged: Transfer.std is inf for constant channels
+            self.ema = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
         self.pending: deque[tuple[Tensor, int]] = deque()  # losses of steps that are not read yet
         self.delay = int(self.device.type == "cuda")  # a GPU computes the next step while a loss is read
-        self.loss = multiclass_loss if multiclass else multilabel_loss
+        self.loss_function = multiclass_loss if multiclass else multilabel_loss
         self.class_weights: Tensor | None = None
         if self.config.balance:
             weights = balancing_weights(frequencies, multiclass)
@@ -192,18 +175,18 @@ class Trainer:
                 weights = torch.cat([weights, weights.new_ones(1)])
             self.class_weights = weights.to(self.device)
         num_batches = len(batch_indices(range(batches.images), self.config.batch_size))
-        self.steps_per_epoch = -(-num_batches // self.config.accumulate)
-        average = None if self.average is None else self.average.module
+        self.steps_per_epoch = math.ceil(num_batches / self.config.accumulate)
+        average = None if self.ema is None else self.ema.module
         checkpoint.start_stage(self.optimizer, average, self.first_epoch, self.config.seed)
 
     def run_epochs(self, interrupted: threading.Event) -> bool:
         """Train to the last epoch of the stage; False if interrupted."""
         position = self.checkpoint.position
         try:
-            while position.epoch < self.last_epoch:
+            while position.epoch < self.stop_epoch:
                 if not self.train_epoch(interrupted):
                     return False
-                self.end_epoch()
+                self.end_epoch()  # measures on val, keeps the best weights, and moves on to the next epoch
         except BaseException:
             with contextlib.suppress(RunError):  # the error in hand is the one to report
                 self.checkpoint.write_best()
@@ -238,20 +221,20 @@ class Trainer:
             started = time.perf_counter()
             lr = self.set_learning_rate()
             with distributed.shared_errors():
-                group = [batch for _, batch in zip(range(config.accumulate), batches, strict=False)]
-            loss, images = self.take_step(group)
+                step_batches = list(itertools.islice(batches, config.accumulate))
+            loss, images = self.take_step(step_batches)
             position.step += 1
             self.pending.append((loss, images))
             self.read_losses(self.delay)
             position.seconds += time.perf_counter() - started
             mean_loss = position.loss_sum / max(1, position.loss_count)
-            note = f"epoch {position.epoch + 1}/{self.last_epoch} loss {mean_loss:.4f} lr {lr:.2g}"
+            note = f"epoch {position.epoch + 1}/{self.stop_epoch} loss {mean_loss:.4f} lr {lr:.2g}"
             self.progress.advance(images, note)
         self.read_losses()
         return True
 
     def read_losses(self, delay: int = 0) -> None:
-        """Add the losses of the steps before the last `delay` to the epoch's mean; this waits for the device."""
+        """Add the pending losses, but for the newest `delay`, to the epoch's mean; reading waits for the device."""
         position = self.checkpoint.position
         while len(self.pending) > delay:
             loss, images = self.pending.popleft()
@@ -261,34 +244,41 @@ class Trainer:
             position.loss_sum += value * images
             position.loss_count += images
 
-    def take_step(self, group: list[Batch]) -> tuple[Tensor, int]:
-        """One optimiser step on a group of batches; this process's share of the mean loss over all images, and images.
+    def take_step(self, step_batches: list[Batch]) -> tuple[Tensor, int]:
+        """One optimiser step on one or several batches (gradient accumulation).
 
         Each process computes the gradient of its share; the shares of all processes and batches add up to the gradient
         of one large batch.
+
+        Returns:
+            This process's share of the mean loss, and the number of images of all processes.
         """
-        images = sum(batch.size for batch in group)
+        images = sum(batch.size for batch in step_batches)
         self.optimizer.zero_grad(set_to_none=True)
-        mean_loss = torch.zeros((), device=self.device)
-        for number, (inputs, labels, _) in enumerate(group, start=1):
+        step_loss = torch.zeros((), device=self.device)
+        for number, (inputs, labels, _) in enumerate(step_batches, start=1):
             targets = with_background(labels) if self.config.background else labels
-            with distributed.accumulating(self.network, more=number < len(group)):
+            with distributed.accumulating(self.network, more=number < len(step_batches)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                    # the whole model on images, or its last layers on cached features: see Batches.output
                     output = self.network(inputs.to(self.device, non_blocking=True))
-                loss = self.loss(output.scores.float(), targets.to(self.device), self.class_weights).sum() / images
+                loss = (
+                    self.loss_function(output.scores.float(), targets.to(self.device), self.class_weights).sum()
+                    / images
+                )
                 if self.config.map_information:
                     information = map_information(output.maps.float(), output.class_maps.float())
                     present = labels.to(self.device) == PRESENT
                     loss = loss - self.config.map_information * (information * present).sum() / images
                 # data parallelism averages the gradients over the processes; the sum is wanted
                 (loss * distributed.world_size()).backward()  # type: ignore[no-untyped-call]  # untyped in torch
-            mean_loss += loss.detach()
+            step_loss += loss.detach()
         if self.config.clip_norm and self.config.tune != "head":
-            nn.utils.clip_grad_norm_(self.trained, self.config.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained_parameters, self.config.clip_norm)
         self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model, self.step + 1)
-        return mean_loss, images
+        if self.ema is not None:
+            self.ema.update(self.model, self.step + 1)
+        return step_loss, images
 
     def set_learning_rate(self) -> float:
         """Set the learning rate of every parameter group for the next step; returns that of the head."""
@@ -310,7 +300,7 @@ class Trainer:
             "seconds": round(position.seconds, 3),
             "images_per_second": round(position.loss_count / max(position.seconds, 1e-9), 2),
         }
-        key: list[float] = []
+        key: list[float] = []  # compared between epochs
         with self.averaged_weights():
             if len(self.batches.val_labels):
                 val = self.validate()
@@ -318,18 +308,18 @@ class Trainer:
                 key = [val[metric_name(self.multiclass)], -val["loss"]]
             record = self.checkpoint.end_epoch(record, key)
         (due,) = distributed.any_process(distributed.rank() == 0 and self.seconds_since_save() >= SAVE_SECONDS)
-        if due or position.epoch >= self.last_epoch:
+        if due or position.epoch >= self.stop_epoch:
             self.checkpoint.save()
         self.progress.epoch(record)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The network has the moving average of its weights, if there is one, until the block ends."""
-        if self.average is None:
+        if self.ema is None:
             yield
             return
         own = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average.module.state_dict())
+        self.model.load_state_dict(self.ema.module.state_dict())
         try:
             yield
         finally:
@@ -344,13 +334,13 @@ class Trainer:
         with distributed.shared_errors():
             for inputs in self.batches.val():
                 output = self.batches.output(self.model, inputs.to(self.device))
-                scores.append(output.scores[:, : self.num_classes].float().cpu())
+                scores.append(output.scores[:, : self.num_classes].float().cpu())  # without the background's column
         labels = self.batches.val_labels
         all_scores = distributed.gather_rows(torch.cat(scores), len(labels))
         if not bool(all_scores.isfinite().all()):
             raise self.not_finite("the scores on val are not finite")
         weights = None if self.class_weights is None else self.class_weights[: self.num_classes].cpu()
-        loss = float(self.loss(all_scores, labels, weights).mean())
+        loss = float(self.loss_function(all_scores, labels, weights).mean())
         return {"loss": loss, metric_name(self.multiclass): validation_metric(all_scores, labels, self.multiclass)}
 
     def seconds_since_save(self) -> float:
@@ -377,21 +367,3 @@ class Trainer:
             f"{what} at epoch {position.epoch + 1}, step {step}, learning rate {lr:g} (--tune {self.config.tune}).",
             f"{remedy}.",
         )
-
-
-def parent_run(run: Run) -> Run | None:
-    """The run whose weights this one starts from, if `weights` names a run folder.
-
-    Raises:
-        RunError: the other run has other classes.
-    """
-    folder = Path(run.config.weights)
-    if not folder.is_dir():
-        return None
-    parent = open_run(folder)
-    if parent.classes != run.classes:
-        raise RunError(
-            f"{folder} was trained on other classes than the data has.",
-            "Start from a run with the same classes, or from imagenet.",
-        )
-    return parent

@@ -24,7 +24,7 @@ Labelled = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (B, D, h,
 
 
 @torch.no_grad()
-def seed_maps(model: Wildcat, images: Labelled, seed: int = 0) -> None:
+def start_at_clusters(model: Wildcat, images: Labelled, seed: int = 0) -> None:
     """Add to the weights of the M maps of each class what tells apart M clusters of the regions that show the class.
 
     The difference between the mean features of the images with and without a class ranks the regions of those with it;
@@ -59,7 +59,7 @@ def seed_maps(model: Wildcat, images: Labelled, seed: int = 0) -> None:
 
 
 def discriminants(regions: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(N, D) features of regions -> (M, D) weights and (M,) offsets of the maps of M clusters, see `seed_maps`."""
+    """(N, D) features of regions -> (M, D) weights and (M,) offsets of maps of M clusters, see `start_at_clusters`."""
     directions = functional.normalize(regions, dim=1).double().numpy()
     centres, assigned = kmeans2(directions, clusters, minit="++", seed=seed, missing="warn")
     assigned = torch.from_numpy(assigned)

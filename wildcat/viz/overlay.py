@@ -66,6 +66,9 @@ def overlay_heatmap(
 def overlay_mask(image: Image.Image, mask: ArrayLike) -> Image.Image:
     """Draw a class mask over an image in the palette of VOC, each region with an opaque inner border.
 
+    For notebooks and scripts. Mask files are written by `wildcat.regions.masks.write_mask`, the service and the report
+    encode their own; which pixels belong to a class is decided in `wildcat.regions.masks.maps_to_mask`.
+
     Args:
         image: any mode.
         mask: (h, w) integers in [0, 255], 0 (background) is transparent; resized to the image with nearest-neighbour
