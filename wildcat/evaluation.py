@@ -167,7 +167,7 @@ def measure(
             tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
             # a CRF, superpixels or a random walk would have to run once for every threshold
-            once = crf or tally.params.superpixels or prediction.boundaries is not None
+            once = crf or tally.params.superpixels or prediction.walls() is not None
             if not once and tally.params.rule != "trained":
                 tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth))
         progress.advance(world_size() if shared else 1)

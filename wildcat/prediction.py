@@ -57,8 +57,9 @@ class Prediction:
         calibration: thresholds fitted by `wildcat calibrate`, or None.
         device: where `mask` runs the dense CRF.
         intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
-        boundaries: (h, w) probabilities of an object boundary, up to which `mask` spreads the maps; None: it does not.
+        boundaries: (h, w) probabilities of an object boundary, up to which `mask` can spread the maps; None without.
         located: boxes of classes that were found otherwise than by their maps, see `wildcat.models.beam_search`.
+        propagate: whether `mask` spreads the maps unless told otherwise.
     """
 
     path: str
@@ -75,6 +76,7 @@ class Prediction:
     intensity_range: IntensityRange | None = None
     boundaries: NDArray[np.float32] | None = None
     located: Mapping[str, Box] = field(default_factory=dict)
+    propagate: bool = True
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
@@ -173,7 +175,11 @@ class Prediction:
         return maps
 
     def mask(
-        self, crf: bool | CrfParams = False, params: MaskParams | None = None, background: str | None = None
+        self,
+        crf: bool | CrfParams = False,
+        params: MaskParams | None = None,
+        background: str | None = None,
+        propagate: bool | None = None,
     ) -> NDArray[np.int64]:
         """(H, W) label mask: 0 background, i + 1 = classes[i]; only predicted classes are drawn.
 
@@ -184,15 +190,17 @@ class Prediction:
                 model the likeliest class is always drawn.
             background: a class of the model that stands for the background, for example one that every training image
                 was labelled with: its map is the background's score (rule "trained"), and its label is 0.
+            propagate: spread the maps up to `boundaries` first; None: as the prediction has it in `propagate`.
 
         Raises:
-            ConfigError: no such class, or NaN or infinite maps or scores.
+            ConfigError: no such class, NaN or infinite maps or scores, or `propagate` without boundaries.
         """
         params = self.mask_params(params)
         gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
         stored = self.calibration.crf if self.calibration else None
         settings = (stored or CrfParams() if crf is True else crf) or None
-        light = settings is None and self.boundaries is None
+        walls = self.walls(propagate)
+        light = settings is None and walls is None
         device = CPU if light or self.device.type == "mps" else self.device  # MPS has no sparse products
 
         def tensor(values: NDArray[np.float32]) -> Tensor:
@@ -208,12 +216,25 @@ class Prediction:
             (self.height, self.width),
             replace(params, gate=tuple(gates[i] for i in drawn)),
             background_map=background_map,
-            boundaries=None if self.boundaries is None else tensor(self.boundaries),
+            boundaries=None if walls is None else tensor(walls),
             image=np.asarray(self.load_image()) if settings or params.superpixels else None,
             crf=settings,
         )
         labels = np.asarray([0, *(i + 1 for i in drawn)], dtype=np.int64)
         return np.asarray(labels[mask.cpu().numpy()])
+
+    def walls(self, propagate: bool | None = None) -> NDArray[np.float32] | None:
+        """The boundaries up to which `mask(propagate=propagate)` spreads the maps; None if it does not.
+
+        Raises:
+            ConfigError: `propagate` for a prediction without boundaries.
+        """
+        if propagate and self.boundaries is None:
+            raise ConfigError(
+                "propagate=True: this model has no boundaries, or was loaded without them.",
+                "Train them with wildcat refine --propagate, and load the model with boundaries=True.",
+            )
+        return self.boundaries if (self.propagate if propagate is None else propagate) else None
 
     def mask_params(self, params: MaskParams | None = None) -> MaskParams:
         """The thresholds and background rule of `mask`: `params`, otherwise the calibrated or the default ones."""

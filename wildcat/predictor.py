@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -26,15 +25,17 @@ from wildcat.data.image_ref import (
     ImageInput,
     ImageRef,
     LoadedImage,
+    OnError,
     check_is_image,
     decode_image,
     input_name,
+    read_ahead,
     read_open_file,
 )
 from wildcat.data.transforms import Preprocess
 from wildcat.device import choose_device, refuse_forked
 from wildcat.engines import fold, open_engine
-from wildcat.errors import ConfigError, ImageError, RunError, did_you_mean
+from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.models.beam_search import check_localize, located
 from wildcat.models.calibration import Calibration, read_calibration
 from wildcat.models.folder import Combination, open_model
@@ -45,9 +46,6 @@ from wildcat.prediction import Prediction
 from wildcat.regions.tiling import check_tile, tile_image
 
 BATCH_SIZE = 8
-READERS = 4  # threads that read images ahead
-
-OnError = Callable[[ImageInput, ImageError], object]
 
 
 class Predictor:
@@ -63,6 +61,7 @@ class Predictor:
         calibration: thresholds and mask settings, see `wildcat calibrate`; None for the defaults.
         tile: images with a side above this many pixels are cut into overlapping tiles; None: never.
         localize: what finds points and boxes: "maps", or "beam-search" for predicted classes.
+        propagate: whether masks are spread up to the boundaries, if the members compute them.
     """
 
     def __init__(
@@ -77,6 +76,7 @@ class Predictor:
         calibration: Calibration | None = None,
         tile: int | None = None,
         localize: Localize = "maps",
+        propagate: bool = True,
     ) -> None:
         check_localize(localize, len(members), tile)
         if flip not in FLIP_VIEWS:
@@ -86,7 +86,7 @@ class Predictor:
         self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
         self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
-        self.localize = localize
+        self.localize, self.propagate = localize, propagate
         self.process = os.getpid()
         for member in members:
             for network in member.networks:
@@ -202,7 +202,7 @@ class Predictor:
         on_error: OnError | None = None,
     ) -> Iterator[tuple[list[LoadedImage], Outputs]]:
         """As `stream`, batch by batch: the images and the outputs of the networks."""
-        for loaded in self._read_ahead(images, 1 if self.tile else batch_size, on_error):
+        for loaded in read_ahead(images, self.prepare, 1 if self.tile else batch_size, on_error):
             yield loaded, self._run(loaded, modalities, batch_size)
 
     def predict_prepared(
@@ -218,12 +218,14 @@ class Predictor:
 
     def predictions(self, images: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
         """B images and their outputs -> B predictions."""
-        model, context = (self.classes, self.task), (self.device, self.preprocess.intensity_range)
+        model = (self.classes, self.task)
+        common: dict[str, Any] = {"calibration": self.calibration, "device": self.device, "propagate": self.propagate}
+        common["intensity_range"] = self.preprocess.intensity_range
         modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
         walls = [None] * len(images) if outputs.boundaries is None else outputs.boundaries[:, 0]
         rows = zip(images, outputs.scores, outputs.class_maps, modalities, walls, strict=True)
         found = [
-            Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, self.calibration, *context, wall)
+            Prediction(one.name, *one.size, *model, scores, maps, m_maps, one.source, boundaries=wall, **common)
             for one, scores, maps, m_maps, wall in rows
         ]
         if outputs.features is not None:
@@ -251,30 +253,6 @@ class Predictor:
         if self._is_tiled(size):
             return LoadedImage(input_name(image), size, source, pixels=rgb)
         return LoadedImage(input_name(image), size, source, inputs=self._inputs(rgb))
-
-    def _read_ahead(
-        self, images: Iterable[ImageInput | FileInput], batch_size: int, on_error: OnError | None
-    ) -> Iterator[list[LoadedImage]]:
-        """Batches of images in order, without unreadable ones; threads read at most two batches ahead."""
-        source = iter(images)
-        with ThreadPoolExecutor(READERS) as pool:
-            pending: list[tuple[ImageInput, Future[LoadedImage]]] = []
-            while True:
-                for image in map(read_open_file, itertools.islice(source, 2 * batch_size - len(pending))):
-                    pending.append((image, pool.submit(self.prepare, image)))
-                if not pending:
-                    return
-                batch, pending = pending[:batch_size], pending[batch_size:]
-                loaded: list[LoadedImage] = []
-                for image, future in batch:
-                    try:
-                        loaded.append(future.result())
-                    except ImageError as error:
-                        if on_error is None:
-                            raise
-                        on_error(image, error)
-                if loaded:
-                    yield loaded
 
     def _is_tiled(self, size: tuple[int, int]) -> bool:
         return self.tile is not None and max(size) > self.tile
@@ -341,6 +319,7 @@ def load(
     calibrated: bool = True,
     propagate: bool = False,
     localize: Localize = "maps",
+    boundaries: bool = False,
 ) -> Predictor:
     """Load a model folder of any kind, or a packaged model such as `imagenet-lite0`.
 
@@ -358,6 +337,7 @@ def load(
         calibrated: use the thresholds and mask settings of `wildcat calibrate`, if the model has them.
         propagate: spread masks by a random walk up to the boundaries that `wildcat refine` has trained.
         localize: "beam-search" finds points and boxes of predicted classes by `wildcat.models.beam_search`, slower.
+        boundaries: compute the boundaries, if the model has them, for `Prediction.mask(propagate=True)`.
 
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
@@ -383,7 +363,7 @@ def load(
         model = open_model(folder)
         if sizes and len(model.runs) > 1:
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
-        networks = (model.load_segmenter(), model.load_boundaries() if propagate else None)
+        networks = (model.load_segmenter(), model.load_boundaries() if propagate or boundaries else None)
         members = [Member(run.load_model(output_stride), run.preprocess, *networks) for run in model.runs]
         classes, task, combination = model.classes, model.task, model.combination
         calibration = read_calibration(folder, classes) if calibrated else None
@@ -391,6 +371,8 @@ def load(
         raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
-    predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile, localize)
+    predictor = Predictor(
+        name, members, classes, task, device, flip, combination, calibration, tile, localize, propagate
+    )
     predictor.use_engine(engine, precision)
     return predictor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -131,6 +132,14 @@ def test_masks_are_propagated_to_the_boundaries(
     assert plain.boundaries is None and spread.boundaries is not None and spread.boundaries.shape == (28, 28)
     np.testing.assert_array_equal(plain.class_maps, spread.class_maps)
     assert spread.mask().shape == plain.mask().shape and (spread.mask() != plain.mask()).any()
+    offered = load(walked, "cpu", boundaries=True)
+    chosen = pickle.loads(pickle.dumps(offered)).predict(path)  # as the worker processes of the service get it
+    np.testing.assert_array_equal(chosen.mask(), plain.mask())
+    np.testing.assert_array_equal(chosen.mask(propagate=True), spread.mask())
+    np.testing.assert_array_equal(spread.mask(propagate=False), plain.mask())
+    with pytest.raises(ConfigError, match="no boundaries"):
+        plain.mask(propagate=True)
+    assert load(run, "cpu", boundaries=True).predict(path).boundaries is None
     tiled = load(walked, "cpu", propagate=True, tile=100).predict(path)
     assert tiled.boundaries is not None and tiled.boundaries.ndim == 2
     command = ["evaluate", str(walked), str(shapes.root), "--device", "cpu", "--json"]

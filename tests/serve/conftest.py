@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from copy import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import httpx
@@ -18,12 +19,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wildcat.data.image_ref import LoadedImage
 from wildcat.data.transforms import Preprocess
 from wildcat.models.calibration import Calibration
-from wildcat.models.member import Member
+from wildcat.models.member import Member, Outputs
 from wildcat.nn.backbones import Backbone
+from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.heads import create_pool
 from wildcat.nn.model import Wildcat
+from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.serve import Limits, create_app
@@ -73,6 +77,21 @@ def predictor() -> Predictor:
         model.transfer.bias.copy_(torch.tensor([-1.0, 0.5] * 3))
     member = Member(model, Preprocess(64, (0.0,) * 3, (1.0,) * 3, "bilinear"))
     return Predictor("/secret/folder/colours", [member], ("red", "green", "blue"), "multilabel", "cpu")
+
+
+class Walled(Predictor):
+    """As a refined model with boundaries: a wall between the left and the right half of every image."""
+
+    def predictions(self, images: Sequence[LoadedImage], outputs: Outputs) -> list[Prediction]:
+        walls = np.zeros((len(images), 1, 8, 8), np.float32)
+        walls[..., 4] = 0.9
+        return super().predictions(images, replace(outputs, boundaries=walls))
+
+
+def walled(predictor: Predictor, propagate: bool = False) -> Predictor:
+    """The same network with boundaries; `propagate`: the service was started with --propagate."""
+    member = replace(predictor.members[0], boundaries=BoundaryNetwork((3,)))
+    return Walled("walled", [member], predictor.classes, predictor.task, "cpu", propagate=propagate)
 
 
 def calibrated(predictor: Predictor, params: MaskParams) -> Predictor:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import Connect, calibrated, encoded, image
+from tests.serve.conftest import Connect, calibrated, encoded, image, walled
 from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.export.predictions import ROWS, PredictionWriter
@@ -179,6 +179,34 @@ def test_map_is_one_png(connect: Connect, predictor: Predictor) -> None:
     assert sheet.width > 2 * prediction.width
 
 
+@pytest.mark.parametrize("on", [False, True])
+def test_masks_are_propagated_on_request(connect: Connect, predictor: Predictor, on: bool) -> None:
+    model = walled(predictor, on)
+    prediction = model.predict(image())
+    masks = {choice: prediction.mask(propagate=choice) for choice in (False, True)}
+    assert (masks[False] != masks[True]).any()
+    np.testing.assert_array_equal(masks[False], predictor.predict(image()).mask())
+    for query, choice in (("", on), ("&propagate=true", True), ("&propagate=false", False)):
+        response = post(connect, f"/map?kind=mask{query}", model)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.content))), masks[choice])
+    row = post(connect, "/predict?save=masks&crf=true&propagate=true", model).json()
+    both = prediction.mask(crf=True, propagate=True)
+    np.testing.assert_array_equal(np.asarray(image_of(row["files"]["masks"])), both)
+    archives = {post(connect, f"/annotations?propagate={choice}", model).content for choice in ("true", "false")}
+    assert len(archives) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/map?kind=mask", "/map?kind=overlay", "/predict?cells=1", "/annotations?format=coco"]
+)
+def test_a_model_without_boundaries_propagates_nothing(connect: Connect, path: str) -> None:
+    response = post(connect, f"{path}&propagate=true")
+    assert response.status_code == 422
+    assert response.json()["detail"] == "propagate=True: this model has no boundaries, or was loaded without them."
+    assert "wildcat refine --propagate" in response.json()["hint"]
+    assert post(connect, f"{path}&propagate=false").status_code == 200
+
+
 @pytest.mark.parametrize("name", sorted(ANNOTATION_FORMATS))
 def test_annotations_equal_the_export(connect: Connect, predictor: Predictor, tmp_path: Path, name: str) -> None:
     response = post(connect, f"/annotations?format={name}", **upload(name="été one.png"))
@@ -204,6 +232,7 @@ def test_model_hides_its_path(connect: Connect) -> None:
     assert facts["members"] == [{"backbone": "cells", "num_maps": 2, "input_size": 64}]
     assert facts["task"] == "multilabel"
     assert "secret" not in response.text
+    assert facts["boundaries"] is facts["propagate"] is False
     assert facts["limits"] == {
         "max_mb": 20, "max_pixels": 40_000_000, "queue": 512, "queue_mb": 256, "timeout": 60, "wait": 300,
         "worker_timeout": 60,
@@ -217,7 +246,9 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
     described = get(connect, "/openapi.json").json()
     assert set(described["paths"]) == {"/predict", "/map", "/annotations", "/model", "/health"}
     predict = described["paths"]["/predict"]["post"]
-    assert {p["name"] for p in predict["parameters"]} == {"save", "classes", "cells", "crf", "threshold"}
+    assert {p["name"] for p in predict["parameters"]} == {
+        "save", "classes", "cells", "crf", "propagate", "threshold"
+    }  # fmt: skip
     assert "image" in predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
     assert {"200", "400", "413", "415", "422", "503"} <= set(predict["responses"])
     example = predict["responses"]["200"]["content"]["application/json"]["example"]

@@ -20,7 +20,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from tests.conftest import Visit, pixels
-from tests.serve.conftest import calibrated
+from tests.serve.conftest import calibrated, walled
 from wildcat.cli.serve import listen, url_of
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
@@ -57,6 +57,8 @@ def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
     plain = create_app(predictor, hosts=LOOPBACK)
     for name, app in {
         "plain": plain,
+        "walled": create_app(walled(predictor), hosts=LOOPBACK),
+        "propagating": create_app(walled(predictor, propagate=True), hosts=LOOPBACK),
         "calibrated": create_app(calibrated(predictor, GATES), hosts=LOOPBACK),
         "stripped": behind_proxy(plain, prefix="/below"),
         "kept": create_app(predictor, hosts=LOOPBACK, root_path="/wildcat"),
@@ -315,6 +317,28 @@ def test_the_mask_equals_the_library_and_follows_the_threshold(
     assert_shows(prediction.mask(crf=True, params=replace(params, **changes)), 1.0)
     page.uncheck("#crf")
     assert_shows(narrower, 0.99)
+
+
+@pytest.mark.parametrize("model", ["walled", "propagating"])
+def test_the_mask_is_propagated_if_the_model_has_boundaries(
+    visit: Visit, addresses: dict[str, str], predictor: Predictor, photo: Path, model: str
+) -> None:
+    prediction = walled(predictor).predict(photo)
+    palette = np.array([(0, 0, 0, 0), *((*color, 255) for color in MARK_COLORS[:2])], np.uint8)
+    page, _ = visit(addresses[model])
+    upload(page, photo)
+    page.click("text=Mask")
+    if model == "walled":
+        page.check("#propagate")
+    wait_for(page, "mask refined")
+    assert page.is_checked("#propagate")
+    np.testing.assert_array_equal(drawn(page), palette[prediction.mask(propagate=True)])
+    page.uncheck("#propagate")
+    assert np.mean((drawn(page) == palette[prediction.mask(propagate=False)]).all(axis=2)) > 0.99
+    without, _ = visit(addresses["plain"])
+    upload(without, photo)
+    without.click("text=Mask")
+    assert without.is_visible("#crf") and not without.is_visible("#propagate")
 
 
 def test_downloads(visit: Visit, addresses: dict[str, str], predictor: Predictor, photo: Path, tmp_path: Path) -> None:

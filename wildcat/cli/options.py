@@ -174,7 +174,7 @@ def with_flags(text: str, names: Collection[str]) -> str:
     return re.sub(r"(?<![\w/.-])([a-z]\w*)=('[^']*'|\"[^\"]*\"|[^\s,;]*[^\s,;:.])", typed, text)
 
 
-def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> Predictor:
+def load_model(command: ModelCommand, source: str, calibrated: bool = True, boundaries: bool = False) -> Predictor:
     """Load the model of a command with its flags; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
 
@@ -190,6 +190,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True) -> P
         calibrated=calibrated,
         propagate=command.propagate,
         localize=command.localize if isinstance(command, BoxCommand) else "maps",
+        boundaries=boundaries,
     )
 
 

@@ -59,7 +59,7 @@ def run_serve(command: Serve) -> int:
     limits = Limits(**{field.name: getattr(command, field.name) for field in fields(Limits)})
     set_up_process(limits)
     with listen(command.host, command.port) as listener:
-        predictor = load_model(command, command.run)
+        predictor = load_model(command, command.run, boundaries=True)
         names = command.names.replace(",", " ").split()
         hosts = {*LOOPBACK, command.host} if is_loopback(command.host) else None
         app = create_app(

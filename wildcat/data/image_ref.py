@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -30,6 +32,7 @@ from wildcat.data.images import (
 from wildcat.data.remote import file_size, is_url, read_range
 from wildcat.errors import ConfigError, DataError, ImageError
 
+READERS = 4  # threads that read images ahead
 MAX_BYTES = 1 << 28  # an image file larger than 256 MB is refused without reading it
 
 
@@ -56,6 +59,7 @@ class ImageRef(ABC):
 ImageInput = str | Path | Image.Image | NDArray[np.uint8] | ImageRef
 FileInput = IO[bytes] | bytes
 """An open binary file, or its content; `read_open_file` turns them into an `ImageRef`."""
+OnError = Callable[[ImageInput, ImageError], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,38 @@ def decode_image(
         )
     rgb = to_rgb(image, intensity)
     return rgb, rgb.size
+
+
+def read_ahead(
+    images: Iterable[ImageInput | FileInput],
+    prepare: Callable[[ImageInput], LoadedImage],
+    batch_size: int,
+    on_error: OnError | None,
+) -> Iterator[list[LoadedImage]]:
+    """Batches of prepared images in order, without unreadable ones; threads prepare at most two batches ahead.
+
+    Args:
+        on_error: called with an image that cannot be read and the reason; without it the error is raised.
+    """
+    source = iter(images)
+    with ThreadPoolExecutor(READERS) as pool:
+        pending: list[tuple[ImageInput, Future[LoadedImage]]] = []
+        while True:
+            for image in map(read_open_file, itertools.islice(source, 2 * batch_size - len(pending))):
+                pending.append((image, pool.submit(prepare, image)))
+            if not pending:
+                return
+            batch, pending = pending[:batch_size], pending[batch_size:]
+            loaded: list[LoadedImage] = []
+            for image, future in batch:
+                try:
+                    loaded.append(future.result())
+                except ImageError as error:
+                    if on_error is None:
+                        raise
+                    on_error(image, error)
+            if loaded:
+                yield loaded
 
 
 def load_image(image: ImageInput, intensity: IntensityRange | None = None) -> Image.Image:

@@ -25,6 +25,7 @@ class InstanceParams:
         min_area: minimum area of a region, as a fraction of the image in [0, 1); 0 keeps all regions.
         which: "all" regions of a class, or only the "largest".
         crf: refine the masks with a dense CRF first.
+        propagate: spread the masks up to boundaries first; None: as the prediction does, see `Prediction.mask`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -34,6 +35,7 @@ class InstanceParams:
     min_area: float = 0.001
     which: Which = "all"
     crf: bool = False
+    propagate: bool | None = None
 
     def __post_init__(self) -> None:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
@@ -91,7 +93,7 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
         if float(probs.max()) < params.min_score:
             return []
         mask_params = replace(mask_params, gate=params.min_score)
-    mask = prediction.mask(params.crf, mask_params)
+    mask = prediction.mask(params.crf, mask_params, propagate=params.propagate)
     drawn = set(np.unique(mask).tolist())
     found = []
     for index in np.argsort(-probs, kind="stable").tolist():

@@ -146,7 +146,7 @@ def fit_background(
     """
     if not with_masks:
         return params, []
-    each = crf or with_masks[0][0].boundaries is not None  # masks are computed for each candidate
+    each = crf or with_masks[0][0].walls() is not None  # masks are computed for each candidate
     candidates = _candidates(params, each)
     classes = len(with_masks[0][0].classes) + 1
     confusions: Sequence[NDArray[np.int64]]

@@ -199,6 +199,7 @@ def _add_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> 
 
 def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
     """The response of /model; the path of the model's folder stays private."""
+    bounded = any(member.boundaries is not None for member in predictor.members)
     return {
         "name": Path(predictor.name).name,
         "task": predictor.task,
@@ -208,6 +209,8 @@ def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
             for m in predictor.members
         ],
         "flip": predictor.flip,
+        "boundaries": bounded,
+        "propagate": bounded and predictor.propagate,
         "device": str(predictor.device),
         "versions": {"wildcat": __version__, "torch": str(torch.__version__)},
         "limits": {name: value for name, value in vars(limits).items() if name != "batch_size"},

@@ -31,6 +31,13 @@ from wildcat.viz.colors import class_palette, unit_range
 from wildcat.viz.overlay import side_by_side
 
 Crf = Annotated[bool, Field(description="Refine masks with a dense CRF, which aligns them with edges; takes seconds.")]
+Propagate = Annotated[
+    bool | None,
+    Field(
+        description="Spread masks up to the trained boundaries, if `boundaries` of /model is true; default: its "
+        "`propagate`."
+    ),
+]
 Threshold = Annotated[
     float | None,
     Field(
@@ -58,6 +65,7 @@ class PredictQuery(Query):
     )
     cells: int = Field(0, ge=0, description="Return the raw maps of this many of the most probable classes.")
     crf: Crf = False
+    propagate: Propagate = None
     threshold: Threshold = None
 
 
@@ -72,6 +80,7 @@ class MapQuery(Query):
     )
     class_name: str | None = Field(None, alias="class", description="Default: the most probable.", examples=["dog"])
     crf: Crf = False
+    propagate: Propagate = None
     threshold: Threshold = None
 
 
@@ -85,6 +94,7 @@ class AnnotationQuery(Query):
         None, ge=0, le=1, description="Lowest probability of the classes to annotate; default: the predicted classes."
     )
     crf: Crf = False
+    propagate: Propagate = None
 
 
 def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int) -> bytes:
@@ -92,8 +102,10 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
 
     Raises:
         RequestError: 422, `save` names drawings with more than twice `max_pixels` in total.
-        ConfigError: an unknown class, or a threshold outside the range of the model's rule.
+        ConfigError: an unknown class, a threshold outside the range of the model's rule, or no boundaries to propagate
+            to.
     """
+    prediction.walls(query.propagate)
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
     for name in drawn:
         prediction.index_of(name)  # raises for an unknown class before any drawing
@@ -118,7 +130,7 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
     if "modalities" in query.save:
         files["modalities"] = {c: [_data_url(m) for m in draw_modalities(prediction, c)[0]] for c in drawn}
     if "masks" in query.save:
-        mask, row["mask_values"] = draw_mask(prediction, query.crf, query.threshold)
+        mask, row["mask_values"] = draw_mask(prediction, query.crf, query.threshold, query.propagate)
         files["masks"] = _data_url(mask)
     if query.cells:
         row["cells"] = cells(prediction, query.cells)
@@ -129,14 +141,16 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
     """One PNG of a prediction.
 
     Raises:
-        ConfigError: an unknown class, or a threshold outside the range of the model's rule.
+        ConfigError: an unknown class, a threshold outside the range of the model's rule, or no boundaries to propagate
+            to.
     """
+    prediction.walls(query.propagate)
     name = prediction.top if query.class_name is None else query.class_name
     match query.kind:
         case "image":
             return _png(prediction.load_image())
         case "mask":
-            return _png(draw_mask(prediction, query.crf, query.threshold)[0])
+            return _png(draw_mask(prediction, query.crf, query.threshold, query.propagate)[0])
         case "modalities":
             return _png(side_by_side(*draw_modalities(prediction, name)))
         case "heatmap":
@@ -149,9 +163,9 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
     """A zip of the folder that `wildcat export annotations` writes for this image, and its file name.
 
     Raises:
-        ConfigError: the format does not support these class names.
+        ConfigError: the format does not support these class names, or there are no boundaries to propagate to.
     """
-    params = InstanceParams(min_score=query.min_score, crf=query.crf)
+    params = InstanceParams(min_score=query.min_score, crf=query.crf, propagate=query.propagate)
     with tempfile.TemporaryDirectory(prefix="wildcat-") as temporary:
         folder = Path(temporary) / "annotations"
         with ANNOTATION_FORMATS[query.format](folder, prediction.classes, params, model=model) as writer:
@@ -162,14 +176,16 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
     return content, f"{stem}-{query.format}.zip"
 
 
-def draw_mask(prediction: Prediction, crf: bool, threshold: float | None) -> tuple[Image.Image, dict[str, int]]:
+def draw_mask(
+    prediction: Prediction, crf: bool, threshold: float | None, propagate: bool | None
+) -> tuple[Image.Image, dict[str, int]]:
     """The mask as an indexed image with the VOC palette, and the value of each class in it; 0 is background.
 
     The value of classes[i] is i + 1; a model with more than 254 classes numbers the classes in the mask from 1.
     `threshold` replaces the background threshold of the model only.
     """
     params = None if threshold is None else with_threshold(prediction.mask_params(), threshold)
-    mask: NDArray[np.integer] = prediction.mask(crf, params)
+    mask: NDArray[np.integer] = prediction.mask(crf, params, propagate=propagate)
     labels = np.unique(mask[mask > 0]).tolist()
     values = {label: label for label in labels}
     if len(prediction.classes) > HIGHEST_PNG_LABEL:

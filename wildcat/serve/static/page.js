@@ -62,7 +62,7 @@
   let file = null, row = null, photo = null; // the uploaded file, its prediction, and the <img> to draw on
   let selected = "", shown = "", modality = -1; // class names: clicked, and under the pointer; -1 is the class map
   let threshold = null; // of the mask; null: the model's own
-  let refined = null; // the mask after the CRF: width, height, labels
+  let refined = null; // the mask after propagation and the CRF: width, height, labels
 
   // --- the model ---
   const showModel = async () => {
@@ -85,6 +85,7 @@
     }
     find("#format").append(...model.annotation_formats.map((name) => create("option", "", name)));
     find("#colormap").append(...Object.keys(colormaps).map((name) => create("option", "", name)));
+    find("#propagate-choice").hidden = !model.boundaries;
     setStatus("");
   };
   const modelLoaded = showModel().then(() => true, (error) => { showError(error); return false; });
@@ -264,7 +265,7 @@
       [file, row, photo, refined, modality] = [upload, prediction, image, null, -1];
       resetThreshold();
       photo.alt = `${row.image}: ${row.labels.join(", ") || "no class is predicted"}`;
-      find("#crf").checked = false;
+      resetRefinement();
       selected = shown = row.labels[0] ?? Object.keys(row.cells.classes)[0];
       document.body.classList.add("has-image");
       find("#drop strong").textContent = "Another image:";
@@ -276,6 +277,7 @@
       draw();
       setStatus(`${row.image}, ${row.width} × ${row.height} pixels`);
     });
+    if (file === upload) refineShownMask();
   };
   const openTransfer = (transfer, message) => {
     if (transfer.files[0]) open(transfer.files[0]);
@@ -296,9 +298,9 @@
 
   // --- overlay settings ---
   for (const choice of findAll("input[name=layer]")) {
-    choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; draw(); });
+    choice.addEventListener("change", () => { document.body.dataset.layer = choice.value; draw(); refineShownMask(); });
   }
-  const opacityInput = find("#opacity"), thresholdInput = find("#threshold"), crfInput = find("#crf");
+  const opacityInput = find("#opacity"), thresholdInput = find("#threshold");
   const setOpacity = () => root.style.setProperty("--opacity", opacityInput.value / 100);
   opacityInput.addEventListener("input", setOpacity);
   setOpacity();
@@ -323,10 +325,17 @@
   thresholdInput.addEventListener("input", () => {
     threshold = thresholdInput.value / (comparesScores() ? 1 : 100);
     showThreshold();
-    if (!crfInput.checked) drawStage();
+    if (!refines()) drawStage();
   });
 
-  // --- the CRF, computed by the service ---
+  // --- propagation and the CRF, computed by the service ---
+  const crfInput = find("#crf"), propagateInput = find("#propagate");
+  const refines = () => crfInput.checked || propagateInput.checked;
+  const refinementQuery = () => `crf=${crfInput.checked}&propagate=${propagateInput.checked}`;
+  const resetRefinement = () => {
+    crfInput.checked = false;
+    propagateInput.checked = model.propagate;
+  };
   /** Colour of an index in the VOC palette, as one number. */
   const paletteColor = (index) => {
     let color = 0;
@@ -352,30 +361,32 @@
     return context;
   };
   const toBlob = (canvas) => new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  /** The image for the CRF, at most as large as a screen shows it. */
+  /** The image for the service, at most as large as a screen shows it. */
   const reducedFile = async () => {
     if (Math.max(row.width, row.height) <= CRF_SIDE) return file;
     const canvas = createCanvas("", CRF_SIDE);
     drawPhoto(canvas);
     return new File([await toBlob(canvas)], "reduced.png");
   };
-  const updateCrf = async () => {
+  const updateRefined = async () => {
     refined = null;
-    if (!crfInput.checked) {
+    if (!refines()) {
       currentTask?.abort();
       setStatus("");
       drawStage();
       return;
     }
     await runTask("Refining the mask …", async (signal) => {
-      const path = `predict?save=masks&crf=true${threshold === null ? "" : `&threshold=${threshold}`}`;
+      const path = `predict?save=masks&${refinementQuery()}${threshold === null ? "" : `&threshold=${threshold}`}`;
       refined = await decodeMask(await (await post(path, await reducedFile(), signal)).json());
       setStatus(`${row.image}, mask refined`);
       drawStage();
-    }, () => { crfInput.checked = false; });
+    }, () => { crfInput.checked = propagateInput.checked = false; });
   };
-  crfInput.addEventListener("change", updateCrf);
-  thresholdInput.addEventListener("change", () => { if (crfInput.checked) updateCrf(); });
+  const refineShownMask = () => { if (layer() === "mask" && row && refines() && !refined) updateRefined(); };
+  crfInput.addEventListener("change", updateRefined);
+  propagateInput.addEventListener("change", updateRefined);
+  thresholdInput.addEventListener("change", () => { if (refines()) updateRefined(); });
 
   // --- downloads ---
   const download = (blob, name) => {
@@ -417,7 +428,7 @@
     const button = event.target, format = find("#format").value;
     button.disabled = true;
     try {
-      const response = await post(`annotations?format=${encodeURIComponent(format)}`, file);
+      const response = await post(`annotations?format=${encodeURIComponent(format)}&${refinementQuery()}`, file);
       download(await response.blob(), `${stem()}-${format}.zip`);
     } catch (error) {
       showError(error);
