@@ -49,7 +49,8 @@ class LocalizationCounts(NamedTuple):
 
     def merge(self, other: LocalizationCounts) -> LocalizationCounts:
         """The sum of both."""
-        return LocalizationCounts(*(a + b for a, b in zip(self, other, strict=True)))
+        pairs, hits, pixels = other
+        return LocalizationCounts(self.box_pairs + pairs, self.box_hits + hits, self.pixels + pixels)
 
     def metrics(self) -> dict[str, Any]:
         """`max_box_acc_v2`, its parts `max_box_acc` by intersection over union, and `pxap`, where known."""
@@ -106,11 +107,11 @@ def normalized_heatmap(class_map: ArrayLike) -> NDArray[np.float32]:
         ShapeError: not (h, w).
         ConfigError: NaN.
     """
-    values = np.asarray(class_map, dtype=np.float32)
+    values = np.asarray(class_map, dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ShapeError(f"class_map has shape {values.shape}, not (h, w).", "Give the map of one class.")
     check_no_nan("class_map", values)
-    tensor = torch.from_numpy(values)[None, None]
+    tensor = torch.from_numpy(values).float()[None, None]
     heat = functional.interpolate(tensor, (GRID, GRID), mode="bicubic", align_corners=False)[0, 0].numpy()
     if values.min() == values.max():  # rounding would make a pattern of it
         return np.zeros_like(heat)
@@ -130,7 +131,7 @@ def box_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     intersection = sides.clip(min=0).prod(axis=-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (left, right)]
     union = areas[0] + areas[1] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return np.asarray(np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0))
 
 
 def box_hits(heatmap: ArrayLike, boxes: ArrayLike, ious: Sequence[float] = IOUS) -> NDArray[np.bool_]:
@@ -213,7 +214,7 @@ def _hills(heatmap: NDArray[np.floating]) -> NDArray[np.int64]:
     ends = np.arange(height * width) + np.asarray([y * width + x for y, x in around])[steepest.ravel()]
     while not np.array_equal(ends, further := ends[ends]):
         ends = further
-    return ends.reshape(height, width)
+    return np.asarray(ends.reshape(height, width))
 
 
 def _saddles(levels: NDArray[np.int64], hill_of: NDArray[np.int64]) -> list[list[int]]:
