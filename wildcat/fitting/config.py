@@ -11,6 +11,7 @@ from wildcat.errors import ConfigError, did_you_mean
 from wildcat.fitting.methods import REFINE_METHODS, SHARED_SETTINGS, refine_method
 
 Sharpen = Literal["crf", "pamr", "none"]
+RefineTune = Literal["segmenter", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class RefineConfig:
     """Highest learning rate of AdamW for the segmenter; it rises for a tenth of the steps, then falls to 0."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
+    tune: RefineTune = "segmenter"
+    """segmenter: on the frozen backbone; all: then the backbone, the head and the segmenter together, on images."""
+    tune_epochs: int = 4
+    """Epochs of all layers (tune=all)."""
+    tune_lr: float = 3e-4
+    """Highest learning rate of AdamW for the head and the segmenter with tune=all; the backbone has a tenth of it."""
     seed: int = 0
     """Seed of the initial weights and the order of the images."""
 
@@ -57,13 +64,17 @@ class RefineConfig:
         """
         self.check_method()
         self.size_factors()
+        if self.tune not in typing.get_args(RefineTune):
+            raise ConfigError(
+                f"tune={self.tune!r}: give segmenter or all.", did_you_mean(self.tune, typing.get_args(RefineTune))
+            )
         if self.sharpen not in typing.get_args(Sharpen):
             choices = typing.get_args(Sharpen)
             raise ConfigError(f"sharpen={self.sharpen!r}: give crf, pamr or none.", did_you_mean(self.sharpen, choices))
-        for name in ("rounds", "epochs", "batch_size", "boundary_epochs"):
+        for name in ("rounds", "epochs", "batch_size", "boundary_epochs", "tune_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")
-        for name, usual in (("lr", "0.002"), ("boundary_lr", "0.005")):
+        for name, usual in (("lr", "0.002"), ("boundary_lr", "0.005"), ("tune_lr", "0.0003")):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number above 0.", f"{usual} is usual.")
         for name in ("confidence", "label_margin", "weight_decay"):

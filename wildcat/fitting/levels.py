@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample
-from wildcat.data.loader import batch_indices, epoch_order
-from wildcat.errors import TrainingError
+from wildcat.data.loader import epoch_order
 from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.optimise import Batch, Loss, Training, optimise
 from wildcat.models.run import Run
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.boundaries import BoundaryNetwork
@@ -22,7 +20,6 @@ from wildcat.nn.segmenter import Segmenter
 from wildcat.progress import Progress
 from wildcat.train.feature_cache import cached_features, feature_workers
 
-WARM_UP = 0.1  # fraction of the steps in which the learning rate rises
 MEASURED = 64  # images for the mean and standard deviation of the levels
 
 
@@ -85,53 +82,22 @@ class LevelCache:
 def fit(
     network: Segmenter | BoundaryNetwork,
     cache: LevelCache,
-    loss: Callable[[Tensor, Sequence[int], Sequence[int]], Tensor],
+    loss: Loss,
+    training: Training,
     config: RefineConfig,
-    epochs: int,
-    batch_size: int,
-    lr: str,
-    task: str,
     progress: Progress,
 ) -> float:
-    """Train a network on cached levels with AdamW; it ends in evaluation mode.
+    """Train a network on cached levels, see `optimise`.
 
     Args:
         loss: (output for a batch, its images, the view of each) -> the mean loss.
-        lr: the name of the setting with the highest learning rate.
-
-    Returns:
-        The mean loss of the last epoch.
-
-    Raises:
-        TrainingError: the loss is not finite.
     """
     network.to(cache.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    count, peak = len(cache), getattr(config, lr)
-    some = epoch_order(count, config.seed, 0)[:MEASURED]
+    some = epoch_order(len(cache), config.seed, 0)[:MEASURED]
     network.measure(cache.batch(some, [0] * len(some)))
-    optimizer = torch.optim.AdamW(network.parameters(), peak, weight_decay=config.weight_decay)
-    steps = epochs * len(batch_indices(range(count), batch_size))
-    warm_up = WARM_UP if WARM_UP * steps > 1 else 0.0  # OneCycleLR divides by zero where it ends at the first step
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=warm_up)
-    progress.start(task, epochs * count)
-    total = 0.0
-    for epoch in range(epochs):
+
+    def losses(_: int, batches: Sequence[Batch]) -> Iterator[Tensor]:
         network.train()
-        views = np.random.default_rng([config.seed, epoch, 2]).integers(0, len(cache.views), count)
-        total = 0.0
-        for batch in batch_indices(epoch_order(count, config.seed, epoch), batch_size):
-            batch_views = [int(views[i]) for i in batch]
-            mean = loss(network(cache.batch(batch, batch_views)), batch, batch_views)
-            value = float(mean.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss of {task} is {value} in epoch {epoch + 1}, at {lr}={peak:g}.", f"Try {lr}={peak / 10:g}."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            mean.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            schedule.step()
-            total += value * len(batch)
-            progress.advance(len(batch), f"epoch {epoch + 1}/{epochs} loss {value:.4f}")
-    network.eval()
-    return round(total / count, 6)
+        return (loss(network(cache.batch(*batch)), *batch) for batch in batches)
+
+    return optimise([(network, 1.0)], losses, len(cache), len(cache.views), training, config, progress)

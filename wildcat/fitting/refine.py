@@ -2,8 +2,8 @@
 
 This is the second step of weakly supervised segmentation. `wildcat.nn.segmenter` is trained on inner layers of the
 run's frozen backbone by one of the methods of `wildcat.fitting.methods`; ours labels pixels with the run's masks, the
-others learn from the image-level labels. Ground-truth masks are never used. Features are computed once and cached on
-disk.
+others learn from the image-level labels. With `tune=all` the backbone, the head and the segmenter are then trained
+together. Ground-truth masks are never used. Features are computed once and cached on disk.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def refine(
         torch.manual_seed(config.seed)
         images = TrainingImages(run, samples, order, config, crf, calibration, device, progress)
         segmenter: Segmenter = module.train(images)
+        if config.tune == "all":
+            images.fine_tune(segmenter)
     used = {*SHARED_SETTINGS, *method.settings}
     trained = {
         "data": data.name,
@@ -97,5 +99,7 @@ def refine(
     record |= {"prior": {}, "f1": {}, "tried": []}
     params = MaskParams(gate=gate, rule="score", superpixels=config.superpixels)
     masks = Calibration(params, record, MILD_CRF)
-    boundaries = images.boundaries
-    return write_refined(folder, run, segmenter.cpu(), trained, masks, boundaries and boundaries.cpu())
+    boundaries, model = images.boundaries, None
+    if config.tune == "all":  # the boundary network was trained on features that the model no longer has
+        boundaries, model = None, images.member.model.cpu()
+    return write_refined(folder, run, segmenter.cpu(), trained, masks, boundaries and boundaries.cpu(), model)

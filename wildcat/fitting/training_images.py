@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 from wildcat.data.dataset import PRESENT, Sample
 from wildcat.device import choose_device
 from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.fine_tune import fine_tune
 from wildcat.fitting.labels import maps_at_size
 from wildcat.fitting.levels import LevelCache, fit
+from wildcat.fitting.optimise import Loss, Training
 from wildcat.models.calibration import Calibration
 from wildcat.models.member import Member, mean_over_views, on_finest_grid
 from wildcat.models.run import Run
@@ -21,8 +23,6 @@ from wildcat.nn.segmenter import Segmenter, output_level
 from wildcat.prediction import default_mask_params
 from wildcat.progress import Progress
 from wildcat.regions.crf import MILD_CRF, CrfParams
-
-Loss = Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]  # (maps, images, views) -> the mean loss
 
 
 class TrainingImages:
@@ -34,7 +34,11 @@ class TrainingImages:
         grid: (h, w) of the segmenter's maps.
         losses: the mean loss of the last epoch of each training.
         boundaries: the boundary network, once it is trained; None without `propagate`.
+        image_labels: (N, C) of 1 present, 0 ignored, -1 absent.
+        segmenter_loss: of the last segmenter.
     """
+
+    segmenter_loss: Loss
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class TrainingImages:
         self.run, self.samples, self.config, self.progress = run, samples, config, progress
         self.crf = crf or (MILD_CRF if config.propagate else CrfParams())
         self.params = calibration.params if calibration else default_mask_params(run.task)
+        self.image_labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
         self.present = [torch.from_numpy(np.flatnonzero(s.labels[order] == PRESENT)) for s in samples]
         self.cache = LevelCache(self.member.model.backbone, run, samples, self.device, progress)
         self.channels = [shape[0] for shape in self.cache.shapes]
@@ -108,17 +113,16 @@ class TrainingImages:
     def train_segmenter(self, loss: Loss, task: str = "segmenter", prior_sharpness: float | None = None) -> Segmenter:
         """Train a new segmenter, see `wildcat.fitting.levels.fit`; it is in evaluation mode."""
         segmenter = Segmenter(self.channels, len(self.run.classes), prior_sharpness=prior_sharpness)
+        training = Training(task, self.config.epochs, self.config.batch_size, "lr")
+        self.losses.append(fit(segmenter, self.cache, loss, training, self.config, self.progress))
+        self.segmenter_loss = loss
+        return segmenter
+
+    def fine_tune(self, segmenter: Segmenter) -> None:
+        """Train the run's network and the segmenter together, with the loss that the segmenter was trained with."""
+        model, config = self.member.model, self.config
         self.losses.append(
-            fit(
-                segmenter,
-                self.cache,
-                loss,
-                self.config,
-                self.config.epochs,
-                self.config.batch_size,
-                "lr",
-                task,
-                self.progress,
+            fine_tune(
+                model, segmenter, self.samples, self.image_labels, self.segmenter_loss, self.run, config, self.progress
             )
         )
-        return segmenter

@@ -17,7 +17,8 @@ A refined model is a run with a segmenter, trained on masks of the run:
                               trained: the settings, data and losses of its training
     segmenter.safetensors     weights of the segmenter
     boundaries.safetensors    weights of the boundary network, see `wildcat.nn.boundaries`; only with --propagate
-    base/                     a copy of the run folder, whose backbone feeds the segmenter
+    base/                     a copy of the run folder, whose backbone feeds the segmenter; with --tune all its
+                              weights are those that were trained with the segmenter
 
 All of them may hold calibration.json, see `wildcat.models.calibration`.
 """
@@ -39,8 +40,9 @@ from wildcat.errors import RunError
 from wildcat.files import making, write_bytes, writing
 from wildcat.models.calibration import Calibration, write_calibration
 from wildcat.models.manifest import MANIFEST, RESTORE, Kind, read_manifest, write_manifest
-from wildcat.models.run import Run, copy_run, load_weights, open_run, refuse_taken, save_weights
+from wildcat.models.run import WEIGHTS, Run, copy_run, load_weights, open_run, refuse_taken, save_weights
 from wildcat.nn.boundaries import BoundaryNetwork
+from wildcat.nn.model import Wildcat
 from wildcat.nn.segmenter import Segmenter
 
 COMBINATION, BASE = "combination.safetensors", "base"
@@ -212,10 +214,12 @@ def write_refined(
     trained: Mapping[str, Any],
     calibration: Calibration,
     boundaries: BoundaryNetwork | None = None,
+    model: Wildcat | None = None,
 ) -> Model:
     """Write a refined model with a copy of its run, atomically.
 
     Args:
+        model: replaces the weights of the copied run, if it was trained with the segmenter.
         trained: settings, data and losses of the training of the segmenter; plain values.
         calibration: of the refined model.
 
@@ -225,6 +229,8 @@ def write_refined(
     with making(folder) as unfinished:
         with writing(folder):
             copy_run(run, unfinished / BASE)
+        if model is not None:
+            save_weights(model, unfinished / BASE / WEIGHTS)
         save_weights(segmenter, unfinished / SEGMENTER)
         if boundaries is not None:
             save_weights(boundaries, unfinished / BOUNDARIES)

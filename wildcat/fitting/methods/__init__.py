@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from wildcat.errors import ConfigError, did_you_mean
 
 # Settings of `RefineConfig` that every method uses.
-SHARED_SETTINGS = ("method", "epochs", "batch_size", "lr", "weight_decay", "seed")
+SHARED_SETTINGS = ("method", "epochs", "batch_size", "lr", "weight_decay", "tune", "tune_epochs", "tune_lr", "seed")
 
 
 @dataclass(frozen=True)

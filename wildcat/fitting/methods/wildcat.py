@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from wildcat.fitting.boundaries import boundary_loss, confident_labels
 from wildcat.fitting.labels import sharpened, small_image, weigh_background
 from wildcat.fitting.levels import fit
+from wildcat.fitting.optimise import Training
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.models.member import mean_over_views
 from wildcat.nn.boundaries import BoundaryNetwork
@@ -63,19 +64,8 @@ def train_boundaries(images: TrainingImages, maps: Sequence[Tensor]) -> Boundary
 
     network = BoundaryNetwork(images.channels)
     least = math.ceil(BOUNDARY_STEPS * BOUNDARY_BATCH / len(images.samples))
-    images.losses.append(
-        fit(
-            network,
-            images.cache,
-            loss,
-            images.config,
-            max(images.config.boundary_epochs, least),
-            BOUNDARY_BATCH,
-            "boundary_lr",
-            "boundaries",
-            images.progress,
-        )
-    )
+    training = Training("boundaries", max(images.config.boundary_epochs, least), BOUNDARY_BATCH, "boundary_lr")
+    images.losses.append(fit(network, images.cache, loss, training, images.config, images.progress))
     return network
 
 
