@@ -46,9 +46,9 @@ from wildcat.reproduce.tables import spread
 from wildcat.train.feature_cache import cached_features
 
 POOLS: dict[str, dict[str, Any]] = {
-    "mean": METHODS["wildcat"][0],
-    "max": METHODS["wildcat"][0] | {"class_pool": "max"},
-    "wildcat-parts": METHODS["wildcat-parts"][0],
+    "mean": dict(METHODS["wildcat"].settings),
+    "max": dict(METHODS["wildcat"].settings) | {"class_pool": "max"},
+    "wildcat-parts": dict(METHODS["wildcat-parts"].settings),
 }
 
 

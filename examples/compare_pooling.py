@@ -17,8 +17,8 @@ from pathlib import Path
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.evaluation import evaluate
-from wildcat.methods import method_settings
 from wildcat.reproduce.heads import predictions_from_features, train_head
+from wildcat.settings import method_settings
 from wildcat.viz import side_by_side
 
 given = [] if "ipykernel" in sys.modules else sys.argv[1:]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
-from wildcat.methods import HEAD_SETTINGS, METHODS, method_settings
-from wildcat.settings import config_text, from_dict, list_recipes, load_recipe, read_config
+from wildcat.methods import HEAD_SETTINGS, HEADS, METHODS
+from wildcat.settings import config_text, from_dict, list_recipes, load_recipe, method_settings, read_config
 
 positive = st.floats(1e-8, 1e3)
 
@@ -94,6 +94,10 @@ def test_defaults_are_valid_and_the_papers() -> None:
         ({"temperature": 0.0}, "temperature=0.0: give a number above 0, or inf"),
         ({"temperature": math.nan}, "temperature=nan"),
         ({"attention_size": 0}, "attention_size=0: give a whole number of at least 1"),
+        ({"head": "netvald"}, "there is no head 'netvald'"),
+        ({"head_size": 5}, "head_size=5: give a whole number above 0, with a head that has a size"),
+        ({"head": "netvlad"}, "num_maps=4 is a setting of maps and their pooling, which head=netvlad replaces"),
+        ({"head": "rrsvm", "num_maps": 1, "pooling": "max"}, "pooling=max is a setting of maps"),
         ({"backbone_lr_scale": -0.1}, "backbone_lr_scale=-0.1: give a number of at least 0"),
         ({"weight_decay": math.nan}, "weight_decay=nan"),
         ({"warmup": -1.0}, "warmup=-1.0"),
@@ -190,7 +194,7 @@ def test_temperature_in_a_file_may_be_infinite(tmp_path: Path) -> None:
 def test_the_settings_of_runs_from_before_there_were_methods_still_load(tmp_path: Path) -> None:
     """Their files lack the newer settings, which then have their defaults; what they compute has not changed."""
     old = asdict(TrainConfig(kmax=3, epochs=7))
-    for name in ("residual", "temperature", "attention_size"):
+    for name in ("residual", "temperature", "attention_size", "head", "head_size"):
         del old[name]
     (tmp_path / "config.yaml").write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in old.items()))
     assert read_config(tmp_path / "config.yaml") == TrainConfig(kmax=3, epochs=7)
@@ -201,9 +205,9 @@ def test_the_settings_of_runs_from_before_there_were_methods_still_load(tmp_path
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_decides_the_head_and_nothing_else(name: str) -> None:
-    settings, description = METHODS[name]
-    assert set(settings) <= set(HEAD_SETTINGS) == set(method_settings(name))
-    assert description and "\n" not in description
+    method = METHODS[name]
+    assert set(method.settings) <= set(HEAD_SETTINGS) == set(method_settings(name))
+    assert method.description and method.paper and "\n" not in method.description + method.paper
     from_dict(method_settings(name), "method").validate()
     other = TrainConfig(
         backbone="resnet50",
@@ -221,6 +225,8 @@ def test_each_method_decides_the_head_and_nothing_else(name: str) -> None:
         class_pool="max",
         class_sharpness=3.0,
         map_information=0.1,
+        head="netvlad",
+        head_size=7,
     )
     over = dataclasses.replace(other, **method_settings(name))
     assert (over.backbone, over.epochs) == ("resnet50", 3)
@@ -229,7 +235,9 @@ def test_each_method_decides_the_head_and_nothing_else(name: str) -> None:
 
 def test_methods_are_those_of_the_papers_tables_and_newer_ones() -> None:
     older = ["global", "deepmil", "top-instances", "gap-a", "gap-b", "weldon", "pronet", "wildcat"]
-    assert [*METHODS] == [*older, "wildcat-parts", "csra", "attention"]
+    heads = ["rrsvm", "spleap", "negative-parts", "compact-bilinear", "mop-cnn", "netvlad", "wsddn"]
+    assert [*METHODS] == [*older, "wildcat-parts", "csra", "attention", *heads]
+    assert [*HEADS] == heads
     wildcat = method_settings("wildcat")
     assert dataclasses.replace(TrainConfig(), **wildcat) == TrainConfig(), "the defaults are the paper's"
     assert all(method_settings(name)["num_maps"] == 1 for name in METHODS if not name.startswith("wildcat"))
@@ -246,7 +254,7 @@ def test_an_unknown_method() -> None:
         method_settings("deep-mil")
     assert caught.value.message == "there is no method 'deep-mil'."
     assert caught.value.hint == "did you mean deepmil?"
-    with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Methods are: global, deepmil, .*, attention\."):
+    with pytest.raises(ConfigError, match=r"(?s)'xyz'.*Methods are: global, deepmil, .*, wsddn\."):
         method_settings("xyz")
 
 

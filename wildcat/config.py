@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.methods import check_head
 
 Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"]
 ClassPool = Literal["mean", "max", "lse", "softmax"]
@@ -82,6 +83,10 @@ class TrainConfig:
     architecture: Architecture = "a"
     """a: classify each region, then pool (the paper's choice); b: pool the features, then classify; c: as a, but pool
     each of the M maps by itself."""
+    head: str = ""
+    """Layers of a published method instead of the maps and their pooling, such as netvlad; --method sets it."""
+    head_size: int = 0
+    """Size of these layers, such as the number of clusters; 0: the size that wildcat methods lists."""
     background: bool = False
     """Let the classes of a region compete with each other and with a background that is in every image; masks then need
     no threshold. For multi-label data and architecture a."""
@@ -252,10 +257,26 @@ class TrainConfig:
                 f"architecture={self.architecture}, pooling={self.pooling}.",
                 "Leave out background=True, or give architecture=a and pooling=wildcat.",
             )
-        _check_head(self)
+        _check_method(self)
+        _check_frozen(self)
 
 
-def _check_head(config: TrainConfig) -> None:
+def _check_method(config: TrainConfig) -> None:
+    """Refuse a head that does not exist, and settings of maps and pooling beside one."""
+    check_head(config.head)
+    if config.head_size < 0 or (config.head_size and not config.head):
+        raise ConfigError(f"head_size={config.head_size}: give a whole number above 0, with a head that has a size.")
+    replaced = {"pooling": "wildcat", "architecture": "a", "background": False, "num_maps": 1, "class_pool": "mean"}
+    for name, value in (replaced | {"map_information": 0.0}).items() if config.head else ():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"{name}={getattr(config, name)} is a setting of maps and their pooling, which head={config.head} "
+                "replaces.",
+                f"Give {name}={value}, or leave head={config.head} out.",
+            )
+
+
+def _check_frozen(config: TrainConfig) -> None:
     """Refuse settings that mean nothing where a part of the backbone is frozen."""
     if config.tune != "all" and config.weights == "none":
         raise ConfigError(
@@ -267,6 +288,7 @@ def _check_head(config: TrainConfig) -> None:
 MOST = {
     "num_maps": 1024,
     "attention_size": 8192,
+    "head_size": 2**17,
     "image_size": 16_384,
     "epochs": 10**6,
     "batch_size": 10**6,
@@ -277,10 +299,10 @@ MOST = {
 
 
 def _check_amounts(config: TrainConfig) -> None:
-    """Refuse amounts below 1, but for workers, or beyond `MOST`."""
+    """Refuse amounts below 1, except where 0 or less is a choice, or beyond `MOST`."""
     for name, most in MOST.items():
         value = getattr(config, name)
-        if value < 1 and name != "workers":
+        if value < 1 and name not in ("workers", "head_size"):
             raise ConfigError(f"{name}={value}: give a whole number of at least 1.")
         if value > most:
             raise ConfigError(f"{name}={reprlib.repr(value)}: give at most {most:,}.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_matrix
 from wildcat.data.labels import name_key
 from wildcat.errors import DataError
+from wildcat.methods import no_maps
 from wildcat.metrics import (
     ApVariant,
     LocalizationCounts,
@@ -55,7 +56,7 @@ class Tally:
 
     Attributes:
         scores: index in the split -> (C,) scores.
-        points: index -> (C, 2) points (x, y).
+        points: index -> (C, 2) points (x, y); empty if the model has no class maps.
         confusion: (C+1, C+1) pixels of all masks, rows true, columns predicted; None if segmentation is not measured.
         strengths: histogram for masks at other thresholds, see `strength_histogram`; None if it is not available.
         params: settings of the predicted masks; in a multi-class model its thresholds vary by image.
@@ -142,7 +143,8 @@ def measure(
     and all return the merged tally.
     """
     samples = data.split(split)
-    with_masks, with_boxes = all(s.mask is not None for s in samples), all(s.boxes is not None for s in samples)
+    with_masks = predictor.has_maps and all(s.mask is not None for s in samples)
+    with_boxes = predictor.has_maps and all(s.boxes is not None for s in samples)
     shared = predictions is None
     indices = share_of(len(samples)) if shared else range(len(samples))
     if predictions is None:
@@ -156,7 +158,8 @@ def measure(
     progress.start("evaluating", len(samples))
     for i, prediction in zip(indices, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
-        tally.points[i] = np.asarray(list(prediction.points.values()))
+        if prediction.has_maps:
+            tally.points[i] = np.asarray(list(prediction.points.values()))
         truth = true_mask(prediction, samples[i]) if needs_truth else None
         if tally.localization is not None:
             size, sample = (prediction.height, prediction.width), samples[i]
@@ -186,13 +189,16 @@ def summarize(
     """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
     samples = data.split(split)
     scores = tally.score_matrix()
-    points = np.stack([tally.points[i] for i in range(len(samples))])
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
-    if notes := describe_labels(data, split, samples):
+    notes = describe_labels(data, split, samples)
+    if samples and not tally.points:
+        notes.append(no_maps("The model").message)
+    if notes:
         result["notes"] = notes
     if "classification" in measures:
         result["classification"] = classification_report(scores, samples, data, variant)
-    if "pointing" in measures and all(s.boxes is not None for s in samples):
+    if "pointing" in measures and tally.points and all(s.boxes is not None for s in samples):
+        points = np.stack([tally.points[i] for i in range(len(samples))])
         result["pointing"] = pointing_report(points, scores, samples, data.classes, variant)
     if tally.localization is not None:
         result["localization"] = tally.localization.metrics()

@@ -23,6 +23,7 @@ from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import IntensityRange
 from wildcat.errors import ConfigError, ImageError, did_you_mean
 from wildcat.files import file_names, making
+from wildcat.methods import no_maps
 from wildcat.metrics.modalities import map_shares, maps_differ
 from wildcat.models.calibration import Calibration
 from wildcat.regions.boxes import Box, map_to_boxes
@@ -51,7 +52,7 @@ class Prediction:
         classes: names, in the order of the arrays.
         task: "multilabel" or "multiclass".
         class_scores: (C,) raw scores (logits).
-        class_maps: (C, h, w) raw class maps; the h x w grid covers the whole image.
+        class_maps: (C, h, w) raw class maps; the h x w grid covers the whole image. (C, 0, 0) of a method without maps.
         modality_maps: (C, M, h, w) raw modality maps, or None where they were not requested.
         image: the RGB image, or its location, from which it is read when needed.
         calibration: thresholds fitted by `wildcat calibrate`, or None.
@@ -113,10 +114,26 @@ class Prediction:
         order = np.argsort(-self.class_probs, kind="stable")
         return tuple(self.classes[i] for i in order if self.class_probs[i] >= self.thresholds[i])
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are class maps. Without, points, boxes, heatmaps and masks raise a ConfigError."""
+        return self.class_maps.size > 0
+
+    @property
+    def maps(self) -> NDArray[np.float32]:
+        """`class_maps`.
+
+        Raises:
+            ConfigError: the model's method has none.
+        """
+        if not self.has_maps:
+            raise no_maps("this model")
+        return self.class_maps
+
     @cached_property
     def points(self) -> Mapping[str, tuple[float, float]]:
         """(x, y) of each class: the centre of the highest cell of its map, or of its box in `located`."""
-        peaks = zip(self.classes, peak_points(self.class_maps, (self.height, self.width)), strict=True)
+        peaks = zip(self.classes, peak_points(self.maps, (self.height, self.width)), strict=True)
         points = {c: (float(x), float(y)) for c, (x, y) in peaks}
         return points | {c: ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2) for c, box in self.located.items()}
 
@@ -135,7 +152,7 @@ class Prediction:
             return [self.located[name]]
         scale = BOX_SIDE / max(self.width, self.height)
         grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
-        heatmap = _resized(self.class_maps[self.index_of(name)], grid)
+        heatmap = _resized(self.maps[self.index_of(name)], grid)
         return map_to_boxes(heatmap, threshold, size=(self.height, self.width), min_area=0.005)
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
@@ -144,7 +161,7 @@ class Prediction:
         Args:
             size: (height, width) to use instead, such as `drawn_size`.
         """
-        return _resized(self.class_maps[self.index_of(name)], size or (self.height, self.width))
+        return _resized(self.maps[self.index_of(name)], size or (self.height, self.width))
 
     def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(M, H, W) modality maps of a class at the size of the original image; pooled (eq. 1) they are the heatmap.
@@ -169,6 +186,8 @@ class Prediction:
         return map_shares(maps, self.class_maps[self.index_of(name)]).tolist() if maps_differ(maps) else None
 
     def _maps_of(self, name: str) -> NDArray[np.float32]:
+        if not self.has_maps:
+            raise no_maps("this model")
         if self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
         maps: NDArray[np.float32] = self.modality_maps[self.index_of(name)]
@@ -195,7 +214,7 @@ class Prediction:
         Raises:
             ConfigError: no such class, NaN or infinite maps or scores, or `propagate` without boundaries.
         """
-        params = self.mask_params(params)
+        params, class_maps = self.mask_params(params), self.maps
         gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
         stored = self.calibration.crf if self.calibration else None
         settings = (stored or CrfParams() if crf is True else crf) or None
@@ -209,9 +228,9 @@ class Prediction:
         drawn, background_map = list(range(len(self.classes))), None
         if background is not None:
             params = replace(params, rule="trained")
-            background_map = tensor(self.class_maps[drawn.pop(self.index_of(background))])
+            background_map = tensor(class_maps[drawn.pop(self.index_of(background))])
         mask = maps_to_mask(
-            tensor(self.class_maps[drawn]),
+            tensor(class_maps[drawn]),
             tensor(self.class_probs[drawn]),
             (self.height, self.width),
             replace(params, gate=tuple(gates[i] for i in drawn)),
@@ -288,7 +307,7 @@ class Prediction:
     def _repr_png_(self) -> bytes | None:
         """Show `plot` of the likeliest class in a notebook, at most 640 pixels a side; nothing if the file is gone."""
         try:
-            shown = self.plot()
+            shown = self.plot() if self.has_maps else self.load_drawn()
         except ImageError:
             return None
         shown.thumbnail((NOTEBOOK_SIDE, NOTEBOOK_SIDE))
@@ -306,7 +325,15 @@ class Prediction:
         return self.classes[int(np.argmax(self.class_scores))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: image, width, height, scores, probabilities, labels, points, boxes."""
+        """Plain values: image, width, height, scores, probabilities, labels; points and boxes, if there are maps."""
+        places = (
+            {}
+            if not self.has_maps
+            else {
+                "points": {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()},
+                "boxes": {c: [[round(float(v), 2) for v in box] for box in found] for c, found in self.boxes.items()},
+            }
+        )
         return {
             "image": self.path,
             "width": self.width,
@@ -314,8 +341,7 @@ class Prediction:
             "scores": {c: float(f"{v:.6g}") for c, v in self.scores.items()},
             "probabilities": {c: float(f"{v:.4g}") for c, v in self.probabilities.items()},
             "labels": list(self.labels),
-            "points": {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()},
-            "boxes": {c: [[round(float(v), 2) for v in box] for box in found] for c, found in self.boxes.items()},
+            **places,
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -334,7 +360,7 @@ class Prediction:
             np.savez_compressed(unfinished / "maps.npz", allow_pickle=False, **arrays)
             safe = file_names(self.classes)
             overlays = {}
-            for name in self.labels or (self.top,):
+            for name in (self.labels or (self.top,)) if self.has_maps else ():
                 overlay = self.plot(name)
                 overlays[name] = f"{safe[name]}.{image_suffix(overlay)}"
                 overlay.save(unfinished / overlays[name], quality=92)

@@ -115,6 +115,11 @@ class Predictor:
         """The preprocessing of `model`."""
         return self.members[0].preprocess
 
+    @property
+    def has_maps(self) -> bool:
+        """Whether there are class maps; without, predictions have scores alone."""
+        return any(member.has_maps for member in self.members)
+
     def use_engine(self, engine: EngineName, precision: Precision = "fp32") -> None:
         """Compute features with an engine; see `load`.
 

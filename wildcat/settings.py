@@ -16,6 +16,7 @@ import yaml
 
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.methods import HEAD_SETTINGS, find_method
 
 
 def from_dict(values: typing.Mapping[str, Any], source: str, base: TrainConfig | None = None) -> TrainConfig:
@@ -122,6 +123,21 @@ def load_recipe(name: str, base: TrainConfig | None = None) -> TrainConfig:
         f"there is no recipe {name!r}.",
         did_you_mean(name, list_recipes()) or f"Recipes are: {', '.join(list_recipes())}; or give a .yaml file.",
     )
+
+
+def method_settings(name: str) -> dict[str, Any]:
+    """All of `HEAD_SETTINGS` for a method of `wildcat.methods`, so that a method is the same with any recipe.
+
+    A method may also define settings of its training, such as the learning rate; others leave those of the recipe.
+
+    Raises:
+        ConfigError: no such method.
+
+    >>> method_settings("deepmil")["pooling"], method_settings("deepmil")["num_maps"]
+    ('max', 1)
+    """
+    method, defaults = find_method(name), dataclasses.asdict(TrainConfig())
+    return {setting: defaults[setting] for setting in HEAD_SETTINGS} | dict(method.settings)
 
 
 def _parse(text: str, source: str, base: TrainConfig | None = None) -> TrainConfig:

@@ -30,6 +30,7 @@ from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
 from wildcat.cli.export import Export, run_export
+from wildcat.cli.methods import Methods, run_methods
 from wildcat.cli.options import Command, flag, flag_names, limit_pixels_of, with_flags
 from wildcat.cli.predict import Predict, run_predict
 from wildcat.cli.refine import Refine, run_refine
@@ -39,9 +40,8 @@ from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig
 from wildcat.errors import MEMORY_HINT, ConfigError, OutOfMemory, did_you_mean, known_error
-from wildcat.methods import method_settings
 from wildcat.progress import stop_code, stopped_by_signal, terminable
-from wildcat.settings import load_recipe, read_config
+from wildcat.settings import load_recipe, method_settings, read_config
 
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
@@ -65,6 +65,7 @@ GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
         "reproduce": (Reproduce, run_reproduce),
         "datasets": (Datasets, run_datasets),
         "backbones": (Backbones, run_backbones),
+        "methods": (Methods, run_methods),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

@@ -66,7 +66,8 @@ def engine_table(result: Mapping[str, Any]) -> str:
         low, high = row["quartiles"]
         line = f"{name:18}{1000 * row['seconds']:>12.1f}{row['speedup']:>7.2f}x{f'({low:.2f} to {high:.2f})':>18}"
         if compared:
-            shares = "".join(f"{100 * row[key]:>7.1f}%" for key in ("same_class", "same_point"))
+            columns = ("same_class", "same_point")  # of a method without class maps there are no points
+            shares = "".join(f"{100 * row[key]:>7.1f}%" if key in row else f"{'-':>8}" for key in columns)
             line += f"{row['score_error']:>13.4f}{shares}"
         lines.append(line)
     lines += [f"left out: {name}: {reason}" for name, reason in result["left_out"].items()]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data
+from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data, require_maps
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def run_evaluate(command: Evaluate) -> int:
     split = evaluation_split(command.split, data)
     with process_group():
         predictor = load_model(command, command.run)
+        if command.crf:
+            require_maps(predictor)
         data = match_classes(predictor, data)
         if first := rank() == 0:
             device = predictor.device.type + (f" on {world_size()} processes" if world_size() > 1 else "")

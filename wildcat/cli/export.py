@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, find_images, predict_each
-from wildcat.cli.options import DataCommand, Model, ModelCommand, ReaderCommand, load_model
+from wildcat.cli.options import DataCommand, Model, ModelCommand, ReaderCommand, load_model, require_maps
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
@@ -82,6 +82,7 @@ def export_annotations(command: Export) -> int:
     data = DataCommand(format=command.data_format, **flags)
     images = find_images(command.paths, command.split, command.limit, data)
     predictor = load_model(command, command.run)
+    require_maps(predictor)
     written, regions = 0, 0
     with ANNOTATION_FORMATS[command.format](
         command.out, predictor.classes, params, images=command.images, model=predictor.name, **extra
@@ -118,5 +119,6 @@ def export_network(command: Export) -> int:
     size = predictor.preprocess.size
     print(f"{predictor.name}: {len(predictor.classes)} classes, {size} x {size} px; writing {command.out}", flush=True)
     path = export_onnx(predictor, command.out)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; scores and class maps match torch")
+    outputs = "scores and class maps" if predictor.has_maps else "scores"
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {outputs} match torch")
     return 0

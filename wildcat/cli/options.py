@@ -18,6 +18,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from wildcat.config import EngineName, Flip, Localize, Precision
 from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, known_error
+from wildcat.methods import no_maps
 from wildcat.progress import stopped_by_signal
 
 if TYPE_CHECKING:
@@ -192,6 +193,12 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True, boun
         localize=command.localize if isinstance(command, BoxCommand) else "maps",
         boundaries=boundaries,
     )
+
+
+def require_maps(predictor: Predictor) -> None:
+    """Refuse a model without class maps, where points, boxes, heatmaps or masks are needed."""
+    if not predictor.has_maps:
+        raise no_maps(predictor.name)
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wildcat.cli.images import check_amounts, find_images, predict_each
-from wildcat.cli.options import load_model
+from wildcat.cli.options import load_model, require_maps
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
 from wildcat.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from wildcat.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class Predict(ShardedCommand):
 
     save: str | None = None
     """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none: no
-    images."""
+    images, the default of a method without class maps."""
     crf: bool = False
     """Refine masks with a dense CRF."""
     report: bool = False
@@ -53,6 +56,7 @@ def run_into_folder(command: Predict) -> int:
     check_amounts(command.batch_size, command.limit)
     images = find_images(command.paths, command.split, command.limit, replace(command, classes=""))
     predictor = load_model(command, command.run)
+    save = possible_images(command, predictor, save)
     if "masks" in save and len(predictor.classes) > 254:
         raise ConfigError(
             f"{predictor.name} has {len(predictor.classes)} classes; a mask image numbers 254 at most.",
@@ -99,6 +103,16 @@ def run_into_folder(command: Predict) -> int:
     return 0 if written else 1
 
 
+def possible_images(command: Predict, predictor: Predictor, save: tuple[str, ...]) -> tuple[str, ...]:
+    """The images to write; of a method without class maps none by default, and those that need maps are refused."""
+    if predictor.has_maps:
+        return save
+    save = () if command.save is None else save
+    if {*save} - {"arrays"} or command.report or command.crf or command.classes:
+        require_maps(predictor)
+    return save
+
+
 def check_flags(command: Predict, sharded: bool) -> None:
     """Refuse flags that draw images with output in shards, and flags and sources of shards without."""
     if sharded:
@@ -142,15 +156,15 @@ def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def prediction_line(prediction: Any) -> str:
-    """One line of text: the image, its most likely classes, and their points."""
+    """One line of text: the image, its most likely classes, and their points, if the model has maps."""
     from wildcat.data.images import shown
 
     names = list(prediction.labels) or [prediction.top]
     if prediction.task == "multiclass":
         names = sorted(prediction.classes, key=lambda c: -prediction.probabilities[c])[:3]
-    texts = [
-        f"{c} {prediction.probabilities[c]:.0%} at ({prediction.points[c][0]:.0f}, {prediction.points[c][1]:.0f})"
-        for c in names
-    ]
+    texts = [f"{c} {prediction.probabilities[c]:.0%}" for c in names]
+    if prediction.has_maps:
+        places = [prediction.points[c] for c in names]
+        texts = [f"{text} at ({x:.0f}, {y:.0f})" for text, (x, y) in zip(texts, places, strict=True)]
     none = "" if prediction.labels else "(below 50%) "
     return f"{shown(prediction.path)}: {none}{', '.join(texts)}"

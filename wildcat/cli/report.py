@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data
+from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data, require_maps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ def run_report(command: Report) -> int:
     path = command.out or Path(f"report-{'-'.join(map(file_name, names))}.html")
     check_target(path)
     predictor = load_model(command, command.run)
+    require_maps(predictor)
     data = match_classes(predictor, data)
     describe(data, f"{len(data.split(split))} images of {split}", f"{predictor.device.type}; writing {path}")
     views = [f"flipped, {command.flip}"] if command.flip != "none" else []

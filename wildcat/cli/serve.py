@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wildcat.cli.options import Model, ModelCommand, load_model
+from wildcat.cli.options import Model, ModelCommand, load_model, require_maps
 from wildcat.config import Limits
 from wildcat.errors import ConfigError, WildcatError
 
@@ -60,6 +60,7 @@ def run_serve(command: Serve) -> int:
     set_up_process(limits)
     with listen(command.host, command.port) as listener:
         predictor = load_model(command, command.run, boundaries=True)
+        require_maps(predictor)
         names = command.names.replace(",", " ").split()
         hosts = {*LOOPBACK, command.host} if is_loopback(command.host) else None
         app = create_app(

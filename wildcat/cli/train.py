@@ -46,7 +46,7 @@ class Train(DataCommand):
         str | None,
         arg(
             metavar="NAME",
-            help=f"Published head to take, over that of the recipe; flags override it: {', '.join(METHODS)}.",
+            help=f"Published method to take, over that of the recipe; flags override it: {', '.join(METHODS)}.",
         ),
     ] = None
     resume: bool = False

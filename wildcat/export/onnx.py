@@ -16,7 +16,7 @@ from wildcat.files import refuse_existing, remove_leftovers, write_bytes, writin
 from wildcat.models.member import Member
 from wildcat.predictor import Predictor
 
-OUTPUTS = ("scores", "class_maps")
+OUTPUTS = ("scores", "class_maps")  # a method without class maps has the first alone
 
 
 def export_onnx(predictor: Predictor, path: str | Path) -> Path:
@@ -44,7 +44,8 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
         raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {path.with_suffix('.onnx')}.")
     refuse_existing(path)
     preprocess = predictor.preprocess
-    model = trace(_ScoresAndMaps(predictor.members[0], predictor.flip), preprocess.size, OUTPUTS)
+    outputs = OUTPUTS if predictor.has_maps else OUTPUTS[:1]
+    model = trace(_ScoresAndMaps(predictor.members[0], predictor.flip), preprocess.size, outputs)
     describe(
         model,
         {
@@ -75,6 +76,6 @@ class _ScoresAndMaps(nn.Module):
         self.networks = nn.ModuleList(n for n in (self.member.fused, member.segmenter) if n is not None)
         self.flip = flip
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.member.scores_and_maps(*self.member.features(images, self.flip))
-        return outputs.scores, outputs.class_maps
+        return (outputs.scores, outputs.class_maps) if self.member.has_maps else (outputs.scores,)

@@ -172,13 +172,15 @@ def _differences(found: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[
     scores, maps = (np.concatenate([getattr(o, f) for o in found]) for f in ("scores", "class_maps"))
     true_scores, true_maps = (np.concatenate([getattr(o, f) for o in expected]) for f in ("scores", "class_maps"))
     rows, top = np.arange(len(scores)), true_scores.argmax(axis=1)
-    cells, true_cells = (m[rows, top].reshape(len(m), -1).argmax(axis=1) for m in (maps, true_maps))
     spread = max(float(true_scores.std()), 1e-12)
-    return {
+    differences = {
         "score_error": round(float(np.sqrt(np.mean((scores - true_scores) ** 2))) / spread, 5),
         "same_class": round(float(np.mean(scores.argmax(axis=1) == top)), 4),
-        "same_point": round(float(np.mean(cells == true_cells)), 4),
     }
+    if maps.size:
+        cells, true_cells = (m[rows, top].reshape(len(m), -1).argmax(axis=1) for m in (maps, true_maps))
+        differences["same_point"] = round(float(np.mean(cells == true_cells)), 4)
+    return differences
 
 
 Times = Mapping[str, Sequence[float]]  # name -> seconds of each round

@@ -25,6 +25,7 @@ from wildcat.evaluation import (
     strength_histogram,
     true_mask,
 )
+from wildcat.methods import no_maps
 from wildcat.metrics import confusions_by_threshold, mean_iou
 from wildcat.models.calibration import fitted_samples
 from wildcat.prediction import Prediction, default_mask_params
@@ -64,9 +65,12 @@ def calibrate(
         `masks` (number used), `crf`, and per class `prior` (its share of the images) and `f1`.
 
     Raises:
+        ConfigError: the model's method has no class maps.
         DataError: the data set has none of the model's classes, or none of its images has a label.
         ImageError: an image cannot be read.
     """
+    if not predictor.has_maps:
+        raise no_maps(predictor.name)
     data = match_classes(predictor, data)
     samples = fitted_samples(data, split)
     masked = set(_masked(samples, crf))

@@ -21,6 +21,7 @@ from wildcat.files import refuse_existing
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.methods import SHARED_SETTINGS, refine_method
 from wildcat.fitting.training_images import TrainingImages
+from wildcat.methods import HEADS, no_maps
 from wildcat.models.calibration import Calibration, fitted_samples, read_calibration
 from wildcat.models.folder import Model, write_refined
 from wildcat.models.run import Run
@@ -52,7 +53,8 @@ def refine(
         progress: counts images in each stage: features, maps, boundaries, then labels and training in each round.
 
     Raises:
-        ConfigError: a setting is out of range or not one of the method, or the method cannot take the run's classes.
+        ConfigError: a setting is out of range or not one of the method, or the method cannot take the run's classes, or
+            the run has no class maps.
         RunError: the folder exists, or cannot be written.
         DataError: the data has other classes than the run, or the split has no labelled image.
         TrainingError: the loss is not finite.
@@ -62,6 +64,8 @@ def refine(
     config = config or RefineConfig()
     config.validate()
     refuse_existing(folder)
+    if run.config.head and not HEADS[run.config.head].has_maps:
+        raise no_maps(str(run.folder))
     if set(run.classes) != set(data.classes):
         raise DataError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was trained on.")
     method = refine_method(config.method)

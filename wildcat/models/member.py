@@ -83,6 +83,11 @@ class Member:
         return NetworkOutputs(scores, class_maps, maps if modalities else None, boundaries)
 
     @property
+    def has_maps(self) -> bool:
+        """Whether there are class maps: of the network's method, or of a segmenter."""
+        return self.segmenter is not None or self.model.has_maps
+
+    @property
     def networks(self) -> list[nn.Module]:
         """The networks to move and to put into evaluation mode."""
         return [one for one in (self.model, self.segmenter, self.boundaries) if one is not None]
@@ -138,9 +143,10 @@ def merge_outputs(
     """The outputs of S networks for the same images -> one, as arrays.
 
     Args:
-        combine: (B, S, C) scores -> (B, C); None: their mean. Maps are always averaged.
+        combine: (B, S, C) scores -> (B, C); None: their mean. Maps are always averaged, of the networks that have maps.
     """
     scores = _array(torch.stack([one.scores for one in outputs], dim=1))  # (B, S, C)
+    outputs = [one for one in outputs if one.class_maps.numel()] or outputs[:1]
     class_maps, modality_maps = outputs[0].class_maps, outputs[0].modality_maps
     if len(outputs) > 1:
         maps = torch.stack(on_finest_grid([one.class_maps for one in outputs]), dim=2)  # (B, C, S, h, w)

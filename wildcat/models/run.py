@@ -40,7 +40,7 @@ from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
 from wildcat.nn.backbones import create_backbone
-from wildcat.nn.factory import model_from_config
+from wildcat.nn.factory import check_fits, model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.settings import config_text, read_config
 
@@ -132,6 +132,7 @@ def create_run(
     check_learnable(data, config.train_split, samples)
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
+        check_fits(config, len(data.classes), backbone, len(samples))
     preprocess = Preprocess(
         config.image_size, backbone.mean, backbone.std, backbone.interpolation, parse_range(config.intensity_range)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from typing import get_args
 
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 
 from wildcat.config import Architecture, ClassPool, Regions, TrainConfig
 from wildcat.errors import ConfigError
-from wildcat.nn.backbones import create_backbone
+from wildcat.methods import check_head
+from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.nn.heads import (
     AttentionPool,
     AttentionWildcat,
@@ -46,6 +48,8 @@ def create_model(
     background: bool = False,
     class_pool: ClassPool = "mean",
     class_sharpness: float = 1.0,
+    head: str = "",
+    head_size: int = 0,
 ) -> Wildcat:
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 
@@ -65,6 +69,8 @@ def create_model(
         attention_size: L, the hidden units of gated attention.
         background: let the classes of a region compete, see `wildcat.nn.heads.BackgroundWildcat`.
         class_pool, class_sharpness: pooling of the M maps of a class, see `wildcat.nn.pooling.class_wise_pool`.
+        head, head_size: layers of a published method in place of maps and pooling, such as `netvlad`, and their size;
+            see `wildcat.methods` and the file of the same name in `wildcat/nn/heads`.
 
     Raises:
         ConfigError: a setting is out of range, or the backbone is unknown.
@@ -80,6 +86,7 @@ def create_model(
             f"architecture={architecture!r}: give 'a' (classify, then pool), 'b' (pool, then classify) or "
             "'c' (classify, then pool each of the M maps by itself)."
         )
+    check_head(head)
     attention = pooling == "attention"
     if background and (architecture != "a" or attention):
         raise ConfigError(
@@ -92,11 +99,38 @@ def create_model(
         pool = create_pool(pooling, kmax, kmin, alpha, sharpness, residual, temperature)
     weights = pretrained if isinstance(pretrained, str) else "imagenet" if pretrained else "none"
     features = create_backbone(backbone, weights, output_stride, image_size)
+    if head:
+        return _with_head(head, features, num_classes, head_size)
     if pool is None:  # attention is linear in the maps, so all architectures with the mean are the same network
         pool = AttentionPool(features.num_features, num_classes, attention_size)
         return AttentionWildcat(features, num_classes, num_maps, pool, pool_maps)
     network = BackgroundWildcat if background else ARCHITECTURES[architecture]
     return network(features, num_classes, num_maps, pool, pool_maps)
+
+
+def _with_head(name: str, backbone: Backbone, num_classes: int, size: int) -> Wildcat:
+    """The network of a head; `size` 0: the head's own."""
+    module = import_module(f"wildcat.nn.heads.{name.replace('-', '_')}")
+    if size and not module.SIZE:
+        raise ConfigError(f"head_size={size}: {name} has no size.", "Leave head_size out.")
+    network: Wildcat = module.create(backbone, num_classes, size or module.SIZE)
+    return network
+
+
+@torch.no_grad()
+def check_fits(config: TrainConfig, num_classes: int, backbone: Backbone, images: int) -> None:
+    """Refuse a head that cannot be trained on so few classes or images, or on maps as small as the backbone's.
+
+    Args:
+        backbone: with any weights.
+
+    Raises:
+        ConfigError: names the number and the remedy.
+    """
+    if config.head:
+        model = _with_head(config.head, backbone, num_classes, config.head_size).eval()
+        features = model.features(torch.zeros(1, 3, config.image_size, config.image_size))
+        model.check(images, (features.shape[-2], features.shape[-1]))
 
 
 def model_from_config(config: TrainConfig, num_classes: int, weights: str | None = None) -> Wildcat:
@@ -120,6 +154,8 @@ def model_from_config(config: TrainConfig, num_classes: int, weights: str | None
         background=config.background,
         class_pool=config.class_pool,
         class_sharpness=config.class_sharpness,
+        head=config.head,
+        head_size=config.head_size,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,13 +15,16 @@ from wildcat.errors import ConfigError, ShapeError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.pooling import ClassWisePool
 
+Labelled = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+"""Gives batches of (B, D, h, w) features and (B, C) labels of training images, the same ones whenever called."""
+
 
 class Output(NamedTuple):
     """What the layers after the backbone compute.
 
     Attributes:
         scores: (B, C) logits.
-        class_maps: (B, C, h, w), eq. 1.
+        class_maps: (B, C, h, w), eq. 1; (B, C, 0, 0) where the method has no class maps.
         maps: (B, C, M, h, w), the M modality maps of each class.
     """
 
@@ -38,7 +42,10 @@ class Wildcat(nn.Module):
         class_pool: maps (B, C*M, h, w) -> class maps (B, C, h, w), eq. 1; None: the mean.
         pool: class maps (B, C, h, w) -> scores (B, C), eq. 3 or another layer with `offset_gain`,
             see `wildcat.nn.pooling.SpatialPool`.
+        has_maps: whether there are class maps, from which points, boxes and masks follow.
     """
+
+    has_maps = True
 
     def __init__(
         self,
@@ -110,6 +117,19 @@ class Wildcat(nn.Module):
         transfer.std.copy_(self.transfer.std)
         return fused
 
+    def standardize(self, mean: Tensor, std: Tensor) -> None:
+        """Set mean and standard deviation of each channel of the features, both (D,), see `Transfer`."""
+        self.transfer.standardize(mean, std)
+
+    def fit(self, images: Labelled, seed: int) -> None:
+        """Start layers from the features of the training images, after `standardize`; there are none here."""
+
+    def check(self, images: int, cells: tuple[int, int]) -> None:
+        """Refuse too few training images, or maps with too few rows and columns; none is too small here."""
+
+    def shrink(self, lr: float) -> None:
+        """Move weights towards zero after a step at this learning rate, by a penalty without a gradient; none here."""
+
     @torch.no_grad()
     def initialise(self, prior: Tensor, multiclass: bool) -> None:
         """Draw the weights of the transfer layer, and set its bias so that all scores start at the classes' prior.
@@ -131,12 +151,8 @@ class Wildcat(nn.Module):
         return float(self.pool.offset_gain())  # type: ignore[operator]  # every pooling layer has it
 
 
-class Transfer(nn.Conv2d):
-    """1x1 convolution with bias on standardised features, `(x - mean) / std` per channel.
-
-    Standardised features have a spread of 1 in every channel, so one learning rate suits all backbones; channels of a
-    ReLU network otherwise differ in spread by orders of magnitude. The standardisation is the identity until
-    `standardize` sets it. It is computed inside the convolution's weights, which saves a pass over the features.
+class StandardizingLayer(nn.Module):
+    """Standardises features, `(x - mean) / std` per channel: the identity until `standardize` is called.
 
     Attributes:
         mean, std: (D,), of the features of the training images.
@@ -144,20 +160,11 @@ class Transfer(nn.Conv2d):
 
     mean: Tensor
     std: Tensor
-    bias: nn.Parameter
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1)
-        self.register_buffer("mean", torch.zeros(in_channels))
-        self.register_buffer("std", torch.ones(in_channels))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return functional.conv2d(features, *self.folded())
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the same layer as a plain convolution, on features that are not standardised."""
-        weight = self.weight / self.std[:, None, None]
-        return weight, self.bias - (weight * self.mean[:, None, None]).sum(dim=(1, 2, 3))
+    def register_statistics(self, channels: int) -> None:
+        """Register the buffers."""
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
 
     @torch.no_grad()
     def standardize(self, mean: Tensor, std: Tensor) -> None:
@@ -168,3 +175,26 @@ class Transfer(nn.Conv2d):
     def standardized(self, features: Tensor) -> Tensor:
         """(B, D, h, w) -> the same shape, standardised."""
         return (features - self.mean[:, None, None]) / self.std[:, None, None]
+
+
+class Transfer(nn.Conv2d, StandardizingLayer):
+    """1x1 convolution with bias on standardised features, `(x - mean) / std` per channel.
+
+    Standardised features have a spread of 1 in every channel, so one learning rate suits all backbones; channels of a
+    ReLU network otherwise differ in spread by orders of magnitude. The standardisation is the identity until
+    `standardize` sets it. It is computed inside the convolution's weights, which saves a pass over the features.
+    """
+
+    bias: nn.Parameter
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+        self.register_statistics(in_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.conv2d(features, *self.folded())
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the same layer as a plain convolution, on features that are not standardised."""
+        weight = self.weight / self.std[:, None, None]
+        return weight, self.bias - (weight * self.mean[:, None, None]).sum(dim=(1, 2, 3))

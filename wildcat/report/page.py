@@ -179,7 +179,8 @@ def model_info(source: str, split: str = "", data: DataSet | None = None, views:
     kmin = config.kmax if config.kmin is None else config.kmin
     facts = {
         "Model": f"{_short(source)}: {config.backbone}, {config.image_size} px",
-        "Pooling": f"M = {config.num_maps}, kmax = {config.kmax:g}, kmin = {kmin:g}, alpha = {config.alpha:g}",
+        "Pooling": config.head
+        or f"M = {config.num_maps}, kmax = {config.kmax:g}, kmin = {kmin:g}, alpha = {config.alpha:g}",
         "Trained on": f"{trained_on}, {config.train_split}, {config.epochs} epochs",
     }
     notes: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, did_you_mean
-from wildcat.methods import method_settings
+from wildcat.settings import method_settings
 
 Metric = Literal["map", "point_ap", "accuracy"]
 

@@ -119,7 +119,8 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
                 with distributed.shared_errors():
                     batches.estimate_batchnorm(model)
                     if config.standardize:
-                        model.transfer.standardize(*batches.channel_statistics(model))
+                        model.standardize(*batches.channel_statistics(model))
+                    model.fit(partial(batches.labelled_features, model), config.seed)
                     model.initialise(frequencies, multiclass)
                     if config.class_pool != "mean" and config.num_maps > 1:
                         start_at_clusters(model, partial(batches.labelled_features, model), config.seed)
@@ -276,6 +277,7 @@ class Trainer:
         if self.config.clip_norm and self.config.tune != "head":
             nn.utils.clip_grad_norm_(self.trained_parameters, self.config.clip_norm)
         self.optimizer.step()
+        self.model.shrink(self.optimizer.param_groups[0]["lr"])  # of the transfer layer
         if self.ema is not None:
             self.ema.update(self.model, self.step + 1)
         return step_loss, images

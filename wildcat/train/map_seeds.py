@@ -5,22 +5,18 @@ From small random weights, the map that is ahead after the first steps wins all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.nn import functional
 
 from wildcat.data.dataset import ABSENT, PRESENT
-from wildcat.nn.model import Wildcat
+from wildcat.nn.model import Labelled, Wildcat
 from wildcat.nn.pooling import region_count
 
 SPREAD = 2.0  # standard deviation of the maps over the clustered regions
 SHARE = 0.1  # of the regions of an image with the class, those that are clustered
 REGIONS = 50_000  # most regions that are clustered, of all classes together
-
-Labelled = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (B, D, h, w) features and (B, C) labels
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
 
     The layers after the backbone have `lr`. The last layer of the backbone has `backbone_lr_scale` times the rate of a
     class map, `lr / gradient_shares`, and each layer before it `layer_decay` times the rate of the next one. Biases and
-    normalisation layers have no weight decay.
+    normalisation layers have no weight decay, nor have the layers of a pooling with `decays = False`.
 
     The bias of the transfer layer has sqrt(D) times the rate, for D features: standardised features have length
     sqrt(D), the constant that the bias multiplies has length 1. At the same rate the bias would stay at the prior, and
@@ -108,10 +108,10 @@ def parameter_groups(model: Wildcat, config: TrainConfig) -> list[dict[str, obje
             groups.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay})
 
     add([model.transfer.weight], config.peak_lr, config.decay)
-    add([model.transfer.bias], config.peak_lr * model.transfer.in_channels**0.5, 0.0)
-    pool = list(model.pool.parameters())
-    add([p for p in pool if p.ndim > 1], config.peak_lr, config.decay)
-    add([p for p in pool if p.ndim <= 1], config.peak_lr, 0.0)
+    add([model.transfer.bias], config.peak_lr * model.backbone.num_features**0.5, 0.0)
+    pool, decays = list(model.pool.parameters()), getattr(model.pool, "decays", True)
+    add([p for p in pool if p.ndim > 1 and decays], config.peak_lr, config.decay)
+    add([p for p in pool if p.ndim <= 1 or not decays], config.peak_lr, 0.0)
     if config.tune != "head":
         for group in param_groups_layer_decay(model.backbone.network, config.decay, layer_decay=config.layer_decay):
             lr = config.peak_lr / config.gradient_shares * config.backbone_lr_scale * group["lr_scale"]
