@@ -1,4 +1,4 @@
-"""Write docs/results.md and the results table of README.md from the files in benchmarks/results.
+"""Write docs/results.md, the results table of README.md and those of `wildcat methods` from benchmarks/results.
 
 python benchmarks/tables.py            # write
 python benchmarks/tables.py --check    # exit 1 if one of them is out of date
@@ -17,12 +17,14 @@ from typing import Any
 import scale_tables
 import speed_tables
 
+from wildcat.reproduce.experiments import EXPERIMENTS
 from wildcat.reproduce.tables import COMBINED, markdown, markdown_table, percent
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "results.md"
+METHODS = ROOT / "wildcat" / "method_results.json"
 PLOTS = ROOT / "docs" / "images" / "reproduced"  # <experiment>-<data>.png, as `wildcat reproduce` writes them
 MARKERS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -262,6 +264,31 @@ def results_page() -> str:
     return "\n".join(lines)
 
 
+def method_results() -> str:
+    """The results of each method of `wildcat.methods` on VOC 2012 mini, from tables 2, 8 and 9, as JSON."""
+    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, Any] = {}
+    for table in ("table2", "table8", "table9"):
+        path = RESULTS / "reproduced" / f"{table}-VOC-2012-mini.json"
+        if path.is_file():
+            result = json.loads(path.read_text("utf-8"))
+            settings = settings or result["settings"]
+            for row in EXPERIMENTS[table].rows:
+                metrics = result["results"].get(row.name, {}).get("metrics", {}) if not row.crf else {}
+                kept = {key: metrics[key] for key in ("map", "point_ap", "miou") if key in metrics}
+                found[row.method] = {k: {n: v[n] for n in ("mean", "std")} for k, v in kept.items()} | found.get(
+                    row.method, {}
+                )
+    found = {name: metrics for name, metrics in found.items() if name and metrics}
+    sizes = " + ".join(map(str, settings["sizes"]))
+    test = settings["test"]
+    setting = (
+        f"Per cent on {settings['data']}, {test}, {settings['ap_variant']} AP: frozen {settings['backbone']} "
+        f"at {sizes} px, {settings['epochs']} epochs of the head, mean of {settings['seeds']} seeds."
+    )
+    return json.dumps({"setting": setting, "results": found}, indent=1) + "\n"
+
+
 def read_result(name: str) -> Result:
     return dict(json.loads((RESULTS / name).read_text("utf-8")))
 
@@ -274,6 +301,7 @@ def main() -> int:
     texts = {
         README: MARKERS.sub(lambda match: f"{match[1]}{table}\n{match[2]}", README.read_text("utf-8")),
         PAGE: results_page(),
+        METHODS: method_results(),
     }
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text("utf-8") != text]
     for path in stale:

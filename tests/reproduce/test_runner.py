@@ -18,10 +18,10 @@ from wildcat.data import DataSet, Sample, open_dataset, write_shapes
 from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.reproduce import runner as module
-from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
+from wildcat.reproduce.experiments import EXPERIMENTS, Row, find_experiment
 from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, run_cells, summary_path
 from wildcat.reproduce.tables import markdown
-from wildcat.settings import load_recipe
+from wildcat.settings import load_recipe, method_settings
 
 SMALL: dict[str, Any] = {"backbone": "lite0", "image_size": 64, "epochs": 1, "workers": 0, "device": "cpu"}
 CONFIG = dataclasses.replace(load_recipe("reproduce"), **SMALL)
@@ -65,7 +65,7 @@ def reproduce(plan: Plan, data: DataSet, out: Path) -> dict[str, Any]:
 
 
 def test_numbers_of_the_paper() -> None:
-    """Copied by hand from tables 2 to 8 of the paper."""
+    """Copied by hand from tables 2 to 9 of the paper."""
     paper = {
         (name, row.name): dict(row.paper)
         for name, experiment in EXPERIMENTS.items()
@@ -78,6 +78,14 @@ def test_numbers_of_the_paper() -> None:
     assert paper[("table3", "WELDON")] == {"15-Scene": 94.3, "MIT67": 78.0}
     assert paper[("table4", "WILDCAT")] == {"VOC 2012 Action": 86.0, "COCO": 80.7}
     assert paper[("table8", "WILDCAT")] == {"VOC 2012": 82.9, "COCO": 53.4}
+    assert paper[("table2", "RRSVM")] == {"VOC 2007": 92.9}
+    assert [paper[("table3", name)]["MIT67"] for name in ("MOP CNN", "Negative parts", "Compact Bilinear Pooling")] == [
+        68.9,
+        77.1,
+        76.2,
+    ]
+    table9 = [row.paper["VOC 2012"] for row in EXPERIMENTS["table9"].rows if row.paper]
+    assert table9 == [24.9, 36.6, 33.8, 35.3, 39.2, 43.7]
     assert [paper[("table6", f"M = {m}")]["VOC 2007"] for m in (1, 2, 4, 8, 12, 16)] == [
         89.0,
         91.0,
@@ -99,7 +107,8 @@ def test_every_row_has_valid_and_distinct_settings(name: str, shapes: DataSet) -
     for config in configs:
         config.validate()
     assert len({row.name for row in EXPERIMENTS[name].rows}) == len(EXPERIMENTS[name].rows)
-    assert len({str(config) for config in configs}) == len(rows), "no two rows are the same experiment"
+    cells = {(str(config), row.crf) for config, row in zip(configs, rows, strict=True)}
+    assert len(cells) == len(rows), "no two rows are the same experiment"
 
 
 def test_rows_differ_only_in_the_head(shapes: DataSet) -> None:
@@ -181,6 +190,25 @@ def test_several_sizes_are_combined_and_plots_are_drawn(shapes: DataSet, tmp_pat
     assert summary["results"][first]["metrics"] != single["results"][first]["metrics"], "other sizes give other cells"
 
 
+def test_masks_are_measured_with_and_without_a_crf_and_scores_where_there_are_no_maps(
+    shapes: DataSet, tmp_path: Path
+) -> None:
+    rows = {row.name: row for row in EXPERIMENTS["table9"].rows}
+    netvlad = Row("NetVLAD", {**method_settings("netvlad"), "head_size": 4}, method="netvlad")
+    short = (rows["MIL-FCN"], rows["WILDCAT"], rows["WILDCAT + CRF"], netvlad)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPERIMENTS, "table9", dataclasses.replace(EXPERIMENTS["table9"], rows=short))
+        summary = reproduce(Plan("table9", CONFIG, seeds=1), shapes, tmp_path)
+        patch.setitem(EXPERIMENTS, "table2", dataclasses.replace(EXPERIMENTS["table2"], rows=short[1:2]))
+        other = reproduce(Plan("table2", CONFIG, seeds=1), shapes, tmp_path)
+    metrics = {name: row["metrics"] for name, row in summary["results"].items()}
+    assert metrics["MIL-FCN"] == {} and set(metrics["NetVLAD"]) == {"map"}
+    assert metrics["WILDCAT"]["miou"]["mean"] != metrics["WILDCAT + CRF"]["miou"]["mean"]
+    assert metrics["WILDCAT"]["map"] == metrics["WILDCAT + CRF"]["map"] == other["results"]["WILDCAT"]["metrics"]["map"]
+    text = markdown(summary)
+    assert "| MIL-FCN |  |  | 24.9 |" in text and "mean IoU (voc10) %" not in text and "mean IoU %" in text
+
+
 def test_fine_tuning_stores_its_runs(shapes: DataSet, tmp_path: Path) -> None:
     experiment = find_experiment("table7")
     with pytest.MonkeyPatch.context() as patch:
@@ -251,6 +279,10 @@ def test_points_need_boxes(shapes: DataSet) -> None:
     data = dataclasses.replace(shapes, name="tags", readers={"train": lambda: bare, "val": lambda: bare}, _cache={})
     with pytest.raises(DataError, match="tags has no boxes"):
         check_plan(Plan("table8", CONFIG), EXPERIMENTS["table8"], data)
+    masked = [dataclasses.replace(s, mask=None) for s in shapes.split("val")]
+    data = dataclasses.replace(data, readers={"train": lambda: masked, "val": lambda: masked}, _cache={})
+    with pytest.raises(DataError, match="table9 measures masks, and tags has no masks"):
+        check_plan(Plan("table9", CONFIG), EXPERIMENTS["table9"], data)
 
 
 @pytest.mark.usefixtures("short")

@@ -40,6 +40,7 @@ def train_and_evaluate(
     combine: Combine = "linear",
     measures: Collection[str] = MEASURES,
     flip: Flip = "none",
+    crf: bool = False,
 ) -> dict[str, Any]:
     """Train a head (`tune=head`) in a temporary run folder and measure it on `split`, both on cached features.
 
@@ -48,6 +49,7 @@ def train_and_evaluate(
         combine: a linear classifier trained on the scores of the training images, or their average.
         measures: what to measure, see `wildcat.evaluation.evaluate`.
         flip: mirrored views that are averaged when measuring, as by `wildcat evaluate --flip`.
+        crf: sharpen masks with a dense CRF, as by `wildcat evaluate --crf`.
 
     Returns:
         What `wildcat.evaluation.evaluate` returns: the values of `wildcat train` and `wildcat evaluate`, up to the
@@ -64,7 +66,7 @@ def train_and_evaluate(
             scores = np.concatenate([output.member_scores for output in outputs])
             predictor.combination = fit_combination(scores, label_matrix(samples), data.task)
     predictions = predictions_from_features(predictor, data.split(split), config.amp, flip)
-    return evaluate(predictor, data, split, predictions=predictions, measures=measures)
+    return evaluate(predictor, data, split, crf=crf, predictions=predictions, measures=measures)
 
 
 def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) -> Predictor:

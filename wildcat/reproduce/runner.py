@@ -37,7 +37,7 @@ from wildcat.settings import load_recipe
 from wildcat.train.checkpoint import fingerprint
 from wildcat.train.loop import train
 
-MEASURES = ("classification", "pointing")
+MEASURES = ("classification", "pointing")  # and segmentation, where it is the experiment's first metric
 RECIPE = "reproduce"  # the recipe whose settings are the defaults of `wildcat reproduce`
 
 # Settings that are the same in all rows and printed with each table.
@@ -95,7 +95,7 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     for row in rows:
         for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
             number += 1
-            record = run_cell(plan, row, seed, data, out, progress)
+            record = run_cell(plan, experiment, row, seed, data, out, progress)
             records[row.name].append(record)
             yield Cell(row.name, seed, number, total, record)
         summary = {**describe(plan, experiment, data, records), "results": summarize_rows(experiment, records)}
@@ -132,16 +132,20 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
             f"the split {train_split!r} is used for training and for testing.",
             "Give another --train-split or --test-split.",
         )
-    if experiment.metrics[0] == "point_ap" and "point_ap" not in available_metrics(data, test_split):
-        raise DataError(
-            f"{plan.experiment} measures points, and {data.name} has no boxes.", "Give data with boxes: VOC or COCO."
-        )
+    for metric, measured, truth in (("point_ap", "points", "boxes"), ("miou", "masks", "masks")):
+        if experiment.metrics[0] == metric and metric not in available_metrics(data, test_split):
+            raise DataError(
+                f"{plan.experiment} measures {measured}, and {data.name} has no {truth}.",
+                f"Give data with {truth}: VOC or COCO.",
+            )
 
 
 def available_metrics(data: DataSet, split: str) -> tuple[str, ...]:
     """The metrics for which a data set has ground truth."""
-    found = ["accuracy", "map"] if data.task == "multiclass" else ["map"]
-    return (*found, "point_ap") if all(s.boxes is not None for s in data.split(split)) else tuple(found)
+    found, samples = ["accuracy", "map"] if data.task == "multiclass" else ["map"], data.split(split)
+    found += ["point_ap"] if all(s.boxes is not None for s in samples) else []
+    found += ["miou"] if all(s.mask is not None for s in samples) else []
+    return tuple(found)
 
 
 def protocol(plan: Plan, data: DataSet, seed: int) -> tuple[str, str]:
@@ -165,7 +169,9 @@ def cell_config(plan: Plan, row: Row, seed: int, data: DataSet) -> TrainConfig:
     return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **dict(row.settings or {}))
 
 
-def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress: Progress) -> dict[str, Any]:
+def run_cell(
+    plan: Plan, experiment: Experiment, row: Row, seed: int, data: DataSet, out: Path, progress: Progress
+) -> dict[str, Any]:
     """The record of a cell: read from its file, or trained, measured and stored."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
@@ -178,15 +184,21 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }
+    measures = MEASURES
+    if experiment.metrics[0] == "miou":
+        identity |= {"segmentation": True, "crf": row.crf}
+        measures = (*MEASURES, "segmentation")
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = out / "cells" / f"{key}.json"
     if path.is_file():
         return _read_cell(path)
     start = time.perf_counter()
     if config.tune == "head":
-        result = train_and_evaluate(data, config, split, progress, plan.sizes, plan.combine, MEASURES)
+        result = train_and_evaluate(data, config, split, progress, plan.sizes, plan.combine, measures, crf=row.crf)
     else:
-        result = _fine_tune(plan, config, data, split, out / "runs" / key, progress)
+        model = _fine_tune(plan, config, data, out / "runs" / key, progress)
+        predictor = load(model, config.device)
+        result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=measures)
     record = {
         **identity,
         "metrics": table_metrics(result),
@@ -214,10 +226,8 @@ def _read_cell(path: Path) -> dict[str, Any]:
     return record
 
 
-def _fine_tune(
-    plan: Plan, config: TrainConfig, data: DataSet, split: str, folder: Path, progress: Progress
-) -> dict[str, Any]:
-    """Train every layer, once per input size, in run folders that are resumed after a kill; measure on `split`."""
+def _fine_tune(plan: Plan, config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Path:
+    """Train every layer, once per input size, in run folders that are resumed after a kill; the model folder."""
     runs = [
         trained_run(replace(config, image_size=size), data, folder / str(size), progress)
         for size in plan.sizes or (config.image_size,)
@@ -227,7 +237,7 @@ def _fine_tune(
         model = folder / "ensemble"
         if not model.exists():
             create_ensemble(model, runs, plan.combine, data, config.train_split, device=config.device)
-    return evaluate(load(model, config.device), data, split, progress=progress, measures=MEASURES)
+    return model
 
 
 def trained_run(config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Run:
@@ -244,6 +254,8 @@ def table_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     flat = dict(result["classification"])
     if "pointing" in result:
         flat |= {"point_ap": result["pointing"]["map"], "pointing_game": result["pointing"]["pointing_game"]}
+    if "segmentation" in result:
+        flat |= {"miou": result["segmentation"]["miou"]}
     return {name: float(flat[name]) for name in MEASURED if flat.get(name) is not None}
 
 

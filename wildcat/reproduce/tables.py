@@ -108,7 +108,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 def metric_label(metric: str, variant: str) -> str:
     """A metric in the heading of a table or on the axis of a plot, with the variant of average precision."""
-    return f"{METRIC_NAMES[metric]} %" if metric == "accuracy" else f"{METRIC_NAMES[metric]} ({variant}) %"
+    return f"{METRIC_NAMES[metric]} %" if metric in ("accuracy", "miou") else f"{METRIC_NAMES[metric]} ({variant}) %"
 
 
 def plot(summary: Mapping[str, Any]) -> bytes:
