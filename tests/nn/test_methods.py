@@ -295,7 +295,10 @@ def test_softmax_logits_do_not_cancel() -> None:
 def test_a_head_gives_what_its_method_says(name: str) -> None:
     torch.manual_seed(0)
     model = create_model("test_resnet", 3, 1, pretrained=False, head=name, head_size=0 if name == "wsddn" else 5)
-    output = model.head(torch.randn(2, model.backbone.num_features, 4, 6))
+    mean = torch.randn(model.backbone.num_features)
+    model.standardize(mean, torch.rand(len(mean)) + 0.5)
+    assert torch.equal(model.feature_mean, mean)
+    output = model.head(torch.randn(2, len(mean), 4, 6))
     assert output.scores.shape == (2, 3)
     assert model.has_maps == METHODS[name].has_maps == bool(output.class_maps.numel())
     assert output.class_maps.shape == ((2, 3, 4, 6) if model.has_maps else (2, 3, 0, 0))

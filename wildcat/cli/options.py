@@ -179,7 +179,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True, boun
     """Load the model of a command with its flags; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
 
-    return load(
+    predictor = load(
         source,
         command.device,
         command.flip,
@@ -193,6 +193,9 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True, boun
         localize=command.localize if isinstance(command, BoxCommand) else "maps",
         boundaries=boundaries,
     )
+    if predictor.localize == "beam-search":
+        require_maps(predictor)
+    return predictor
 
 
 def require_maps(predictor: Predictor) -> None:

@@ -101,7 +101,7 @@ def window_scores(model: Wildcat, features: Tensor, windows: Sequence[Window], t
     rows = torch.arange(height, device=features.device)[:, None]
     columns = torch.arange(width, device=features.device)[None, :]
     inside = (rows >= bounds[:, 0]) & (columns >= bounds[:, 1]) & (rows < bounds[:, 2]) & (columns < bounds[:, 3])
-    blank = model.transfer.mean.to(features)[:, None, None]
+    blank = model.feature_mean.to(features)[:, None, None]
     scores = torch.cat(
         [model.head(torch.where(kept[:, None], features, blank)).scores for kept in torch.split(inside, BATCH)]
     )

@@ -117,6 +117,11 @@ class Wildcat(nn.Module):
         transfer.std.copy_(self.transfer.std)
         return fused
 
+    @property
+    def feature_mean(self) -> Tensor:
+        """(D,), the mean of each channel over the training images."""
+        return self.transfer.mean
+
     def standardize(self, mean: Tensor, std: Tensor) -> None:
         """Set mean and standard deviation of each channel of the features, both (D,), see `Transfer`."""
         self.transfer.standardize(mean, std)

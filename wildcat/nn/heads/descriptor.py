@@ -87,6 +87,10 @@ class DescriptorNetwork(Wildcat):
         """The network itself: it has one map per class."""
         return self
 
+    @property
+    def feature_mean(self) -> Tensor:
+        return self.statistics.mean
+
     def standardize(self, mean: Tensor, std: Tensor) -> None:
         self.statistics.standardize(mean, std)
 
