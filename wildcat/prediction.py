@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import MaskParams, maps_to_mask
 from wildcat.regions.points import peak_points
 from wildcat.viz.fonts import drawable
-from wildcat.viz.overlay import draw_boxes, draw_point, overlay_heatmap
+from wildcat.viz.overlay import draw_boxes, draw_point, image_suffix, overlay_heatmap
 
 SCHEMA = 1  # version of the rows of predictions.jsonl and of the folder that `Prediction.save` writes
 OPACITY = 0.75  # of an overlay where the map of a predicted class is highest
@@ -121,11 +121,7 @@ class Prediction:
 
     @property
     def maps(self) -> NDArray[np.float32]:
-        """`class_maps`.
-
-        Raises:
-            ConfigError: the model's method has none.
-        """
+        """`class_maps`; a ConfigError where the model's method has none."""
         if not self.has_maps:
             raise no_maps("this model")
         return self.class_maps
@@ -186,9 +182,7 @@ class Prediction:
         return map_shares(maps, self.class_maps[self.index_of(name)]).tolist() if maps_differ(maps) else None
 
     def _maps_of(self, name: str) -> NDArray[np.float32]:
-        if not self.has_maps:
-            raise no_maps("this model")
-        if self.modality_maps is None:
+        if not self.maps.size or self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
         maps: NDArray[np.float32] = self.modality_maps[self.index_of(name)]
         return maps
@@ -326,23 +320,18 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: image, width, height, scores, probabilities, labels; points and boxes, if there are maps."""
-        places = (
-            {}
-            if not self.has_maps
-            else {
-                "points": {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()},
-                "boxes": {c: [[round(float(v), 2) for v in box] for box in found] for c, found in self.boxes.items()},
-            }
-        )
-        return {
+        row = {
             "image": self.path,
             "width": self.width,
             "height": self.height,
             "scores": {c: float(f"{v:.6g}") for c, v in self.scores.items()},
             "probabilities": {c: float(f"{v:.4g}") for c, v in self.probabilities.items()},
             "labels": list(self.labels),
-            **places,
         }
+        if self.has_maps:
+            row["points"] = {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()}
+            row["boxes"] = {c: [[round(float(v), 2) for v in box] for box in b] for c, b in self.boxes.items()}
+        return row
 
     def save(self, folder: str | Path) -> Path:
         """Write prediction.json, maps.npz (raw arrays) and an overlay of each predicted class into a new folder.
@@ -402,11 +391,6 @@ def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.f
     tensor = torch.from_numpy(np.asarray(scores, dtype=np.float32))
     probs = tensor.softmax(dim=-1) if task == "multiclass" else tensor.sigmoid()
     return np.asarray(probs.numpy())
-
-
-def image_suffix(image: Image.Image) -> Literal["jpg", "png"]:
-    """JPEG, or PNG for images with a side above the 65,500 pixels of a JPEG."""
-    return "jpg" if max(image.size) <= 65_500 else "png"
 
 
 def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -16,10 +16,10 @@ from PIL import Image
 
 from wildcat.errors import ConfigError, did_you_mean
 from wildcat.files import file_name, file_names, free_name, refuse_existing, write_bytes, write_json, writing
-from wildcat.prediction import Prediction, image_suffix
+from wildcat.prediction import Prediction
 from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
-from wildcat.viz.overlay import overlay_heatmap, side_by_side
+from wildcat.viz.overlay import image_suffix, overlay_heatmap, side_by_side
 
 # What can be written for a prediction in addition to its row.
 # overlays: the image with the heatmap and the point of a class. heatmaps: the coloured heatmap alone, each scaled from

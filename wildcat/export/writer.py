@@ -18,7 +18,8 @@ from wildcat.errors import ConfigError, ImageError
 from wildcat.export.instances import Instance, InstanceParams, find_instances
 from wildcat.export.polygons import check_tolerance
 from wildcat.files import file_name, free_name, making, refuse_existing, writing
-from wildcat.prediction import Prediction, image_suffix
+from wildcat.prediction import Prediction
+from wildcat.viz.overlay import image_suffix
 
 ImageMode = Literal["copy", "link"]
 

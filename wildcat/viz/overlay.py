@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -290,3 +290,8 @@ def _texts(labels: Sequence[str] | None, count: int) -> list[str]:
     if isinstance(labels, str) or len(labels) != count:
         raise ShapeError(f"{len(labels)} texts for {count}.", "Give one text for each, in a list.")
     return drawn_texts([str(label) for label in labels])
+
+
+def image_suffix(image: Image.Image) -> Literal["jpg", "png"]:
+    """JPEG, or PNG for images with a side above the 65,500 pixels of a JPEG."""
+    return "jpg" if max(image.size) <= 65_500 else "png"
