@@ -12,7 +12,8 @@ from wildcat.nn.segmenter import Segmenter, log_probabilities
 def train(images: TrainingImages) -> Segmenter:
     """Train the segmenter with `mil_loss`.
 
-    The paper fine-tunes VGG16, whose classifier starts at that of ImageNet; here the backbone is frozen.
+    The paper fine-tunes VGG16 and starts at ImageNet's classifier for the classes that both have; here the backbone is
+    frozen, and the segmenter starts at random weights, as in all methods.
     """
     return images.train_segmenter(lambda maps, batch, _: mil_loss(maps, images.labels(batch)))
 
