@@ -11,7 +11,7 @@ from wildcat.fitting.methods import wildcat as own
 
 @pytest.fixture(scope="module")
 def few_boundary_steps() -> Iterator[None]:
-    """20 steps of the boundary network instead of 200, which take minutes, where nothing measures its boundaries."""
+    """5 steps of the boundary network instead of 200, which take minutes, where nothing measures its boundaries."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own, "BOUNDARY_STEPS", 20)
+        patch.setattr(own, "BOUNDARY_STEPS", 5)
         yield
