@@ -111,8 +111,9 @@ class Wildcat(nn.Module):
         fused.num_maps, fused.transfer = 1, transfer.to(self.transfer.weight)
         fused.class_pool = ClassWisePool(1)
         maps = (self.num_classes, self.num_maps)
-        transfer.weight.copy_(self.transfer.weight.unflatten(0, maps).mean(dim=1))  # (C*M, D, 1, 1) -> (C, D, 1, 1)
-        transfer.bias.copy_(self.transfer.bias.unflatten(0, maps).mean(dim=1))
+        weight, bias = self.transfer.weight, self.transfer.bias
+        transfer.weight.copy_(weight.reshape(*maps, -1, 1, 1).mean(dim=1))  # (C*M, D, 1, 1) -> (C, D, 1, 1)
+        transfer.bias.copy_(bias.reshape(maps).mean(dim=1))
         transfer.mean.copy_(self.transfer.mean)
         transfer.std.copy_(self.transfer.std)
         return fused

@@ -176,7 +176,7 @@ def run_cell(
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
     settings = plain_settings(config)
-    identity = {
+    identity: dict[str, Any] = {
         "data": data.name,
         "images": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
@@ -184,7 +184,7 @@ def run_cell(
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }
-    measures = MEASURES
+    measures: tuple[str, ...] = MEASURES
     if experiment.metrics[0] == "miou":
         identity |= {"segmentation": True, "crf": row.crf}
         measures = (*MEASURES, "segmentation")

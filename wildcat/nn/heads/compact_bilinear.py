@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,15 +45,15 @@ class TensorSketch(Descriptor):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.spectra(x)
-        pooled = torch.fft.irfft((first * second).mean(dim=1), n=self.size)  # (B, d)
+        pooled: Tensor = torch.fft.irfft((first * second).mean(dim=1), n=self.size)  # (B, d)
         return pooled * self.scale(pooled, x.shape[1])
 
     def regions(self, x: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, d, h, w), whose mean is `forward`."""
         first, second = self.spectra(x)
-        sketches = torch.fft.irfft(first * second, n=self.size)  # (B, n, d)
+        sketches: Tensor = torch.fft.irfft(first * second, n=self.size)  # (B, n, d)
         scale = self.scale(sketches.mean(dim=1), x.shape[1])
-        return (sketches * scale[:, None]).mT.unflatten(2, x.shape[2:])
+        return (sketches * scale[:, None]).mT.reshape(len(x), self.size, *x.shape[2:])
 
     def spectra(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, h, w) -> two (B, n, d/2 + 1), the Fourier transforms of the count sketches of each region."""
@@ -59,7 +61,8 @@ class TensorSketch(Descriptor):
 
         def spectrum(bins: Tensor, signs: Tensor) -> Tensor:
             counts = rows.new_zeros(*rows.shape[:2], self.size).index_add(2, bins, rows * signs)
-            return torch.fft.rfft(counts)
+            found: Tensor = torch.fft.rfft(counts)
+            return found
 
         return spectrum(self.bins[0], self.signs[0]), spectrum(self.bins[1], self.signs[1])
 
@@ -67,8 +70,8 @@ class TensorSketch(Descriptor):
         """(B, d) sketch -> (B, d), by what its values are multiplied: signed square root and length sqrt(D)."""
         magnitude = pooled.abs()
         root = (magnitude + EPSILON * magnitude.mean(dim=1, keepdim=True) + 1e-12).rsqrt()
-        length = (pooled * root).norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return root * num_features**0.5 / length
+        length = (pooled * root).square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+        return root * math.sqrt(num_features) / length
 
 
 def create(backbone: Backbone, num_classes: int, size: int) -> Wildcat:

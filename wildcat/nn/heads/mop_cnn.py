@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,6 +67,10 @@ class MultiScaleVlad(Descriptor):
         """(B, D, h, w) -> (B, P, h, w) principal components."""
         return functional.conv2d(x, self.components[:, :, None, None])
 
+    def windows(self, x: Tensor, part: int) -> Tensor:
+        """(B, D, h, w) -> (B, P, h', w'), the windows of a level."""
+        return windows(self.reduced(x), part)
+
     def check(self, images: int, cells: tuple[int, int]) -> None:
         check_clusters("mop-cnn", self.centres.shape[1], images)
         if min(cells) < max(PARTS):
@@ -81,7 +86,7 @@ class MultiScaleVlad(Descriptor):
         _, vectors = torch.linalg.eigh(rows.T @ rows)  # standardised: the mean is zero; the largest is the last
         self.components.copy_(vectors.T.flip(0)[: len(self.components)])
         for level, part in enumerate(PARTS):
-            found = sample_regions(images, REGIONS, seed, lambda x, part=part: windows(self.reduced(x), part))
+            found = sample_regions(images, REGIONS, seed, partial(self.windows, part=part))
             self.centres[level] = cluster_centres(found, self.centres.shape[1], seed)
 
 

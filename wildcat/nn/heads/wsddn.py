@@ -28,7 +28,8 @@ class Detection(nn.Module):
         nn.init.zeros_(self.detect.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.detect(x).flatten(2).log_softmax(dim=-1)
+        values: Tensor = self.detect(x)
+        return values.flatten(2).log_softmax(dim=-1)
 
     def offset_gain(self) -> float:
         """As `SpatialPool.offset_gain`: the weights sum to one."""
@@ -66,7 +67,7 @@ class DetectionNetwork(Wildcat):
         present = (functional.logsigmoid(logits) + weights).logsumexp(dim=-1)  # log phi
         absent = (functional.logsigmoid(-logits) + weights).logsumexp(dim=-1)  # log(1 - phi)
         relative = functional.logsigmoid(logits) + weights - weights.amax(dim=-1, keepdim=True)
-        class_maps = log_odds(relative).unflatten(2, odds.shape[2:])
+        class_maps = log_odds(relative).reshape(odds.shape)
         return Output(present - absent, class_maps, class_maps[:, :, None])
 
     def fuse(self) -> Wildcat:
