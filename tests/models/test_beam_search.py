@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,12 +54,14 @@ def test_of_equal_windows_the_smallest() -> None:
     assert beam_search(score, GRID) == (inside, 1.0)
 
 
-@pytest.mark.parametrize("head", [{}, {"architecture": "b"}, {"pooling": "attention"}])
-def test_windows_are_scored_by_the_head(head: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "head", [{}, {"architecture": "b"}, {"pooling": "attention"}, {"head": "netvlad", "head_size": 4}]
+)
+def test_windows_are_scored_by_the_head(head: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = wildcat.create_model("test_resnet", num_classes=3, pretrained=False, **head).eval()
     features = torch.rand(model.backbone.num_features, *GRID)
-    model.transfer.standardize(features.mean(dim=(1, 2)), features.std(dim=(1, 2)))
+    model.standardize(features.mean(dim=(1, 2)), features.std(dim=(1, 2)))
     windows = all_windows()[::7]
     with torch.no_grad():
         for task in ("multilabel", "multiclass"):
