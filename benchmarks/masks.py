@@ -95,12 +95,12 @@ def measure_head(predictor: Predictor, data: DataSet, split: str, amp: bool) -> 
     metrics = mask_metrics(predictor, data, split, predictions)
     if learned:
         pairs = list(zip(predictions_from_features(predictor, learned, amp, "horizontal"), learned, strict=True))
-        params, _ = fit_background(default_mask_params(data.task), pairs, False)
+        params, _ = fit_background(default_mask_params(data.task), pairs)
         tally = Tally(params=params)
         tally.confusion = sum(
             mask_confusion(p, true_mask(p, s), False, params) for p, s in zip(predictions, samples, strict=True)
         )
-        metrics["miou_calibrated"] = segmentation_report(tally, data, split, False)["miou"]
+        metrics["miou_calibrated"] = segmentation_report(tally, data, split)["miou"]
     return metrics
 
 

@@ -42,6 +42,8 @@ from wildcat.regions.masks import MaskParams
 class Scripted:
     """Stands in for a predictor: returns given scores and maps for each file."""
 
+    has_maps = True
+
     def __init__(self, classes: Sequence[str], said: dict[str, tuple[Any, Any]], task: Task = "multilabel") -> None:
         self.name, self.classes, self.said, self.task = "script", tuple(classes), said, task
 

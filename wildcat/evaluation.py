@@ -35,6 +35,7 @@ from wildcat.models.calibration import Calibration, measured_again
 from wildcat.prediction import Prediction, score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
+from wildcat.regions.crf import CrfParams
 from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
 from wildcat.train.distributed import gather, share_of, world_size
 
@@ -60,6 +61,7 @@ class Tally:
         confusion: (C+1, C+1) pixels of all masks, rows true, columns predicted; None if segmentation is not measured.
         strengths: histogram for masks at other thresholds, see `strength_histogram`; None if it is not available.
         params: settings of the predicted masks; in a multi-class model its thresholds vary by image.
+        crf, propagated: whether they were sharpened by a CRF, and spread up to boundaries.
         calibration: the model's calibration, or None.
         localization: counts of heatmaps against true boxes and masks; None if localization is not measured.
     """
@@ -69,6 +71,8 @@ class Tally:
     confusion: NDArray[np.int64] | None = None
     strengths: NDArray[np.int64] | None = None
     params: MaskParams | None = None
+    crf: bool = False
+    propagated: bool = False
     calibration: Calibration | None = None
     localization: LocalizationCounts | None = None
 
@@ -90,6 +94,8 @@ class Tally:
             _sum(self.confusion, other.confusion),
             _sum(self.strengths, other.strengths),
             self.params or other.params,
+            self.crf or other.crf,
+            self.propagated or other.propagated,
             self.calibration or other.calibration,
             self.localization.merge(other.localization or NO_COUNTS) if self.localization else other.localization,
         )
@@ -100,7 +106,7 @@ def evaluate(
     data: DataSet,
     split: str,
     variant: ApVariant = "voc10",
-    crf: bool = False,
+    crf: bool | None = None,
     progress: Progress = SILENT,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
@@ -108,7 +114,7 @@ def evaluate(
     """Compute the metrics of a model on a split.
 
     Args:
-        crf: sharpen masks with a dense CRF first.
+        crf: sharpen masks with a dense CRF first; None: as the predictor does.
         variant: of average precision: "voc07", "voc10" or "plain", see `wildcat.metrics.average_precision`.
         progress: counts images.
         predictions: of the images of the split in their order, if they exist already.
@@ -125,14 +131,14 @@ def evaluate(
     """
     data = match_classes(predictor, data)
     tally = measure(predictor, data, split, crf, progress, predictions, measures)
-    return summarize(tally, data, split, variant, crf, measures)
+    return summarize(tally, data, split, variant, measures)
 
 
 def measure(
     predictor: Predictor,
     data: DataSet,
     split: str,
-    crf: bool = False,
+    crf: bool | None = None,
     progress: Progress = SILENT,
     predictions: Iterable[Prediction] | None = None,
     measures: Collection[str] = MEASURES,
@@ -162,15 +168,15 @@ def measure(
             tally.points[i] = np.asarray(list(prediction.points.values()))
         truth = true_mask(prediction, samples[i]) if needs_truth else None
         if tally.localization is not None:
-            size, sample = (prediction.height, prediction.width), samples[i]
-            boxes = [_boxes_of(sample, c)[0] for c in range(len(data.classes))] if with_boxes else None
-            found = localization_counts(prediction.class_maps, size, boxes, truth)
-            tally.localization = tally.localization.merge(found)
+            size = (prediction.height, prediction.width)
+            boxes = [_boxes_of(samples[i], c)[0] for c in range(len(data.classes))] if with_boxes else None
+            tally.localization = tally.localization.merge(localization_counts(prediction.maps, size, boxes, truth))
         if tally.confusion is not None and truth is not None:
             tally.confusion += mask_confusion(prediction, truth, crf)
             tally.params, tally.calibration = prediction.mask_params(), prediction.calibration
+            tally.crf, tally.propagated = prediction.crf_settings(crf) is not None, prediction.walls() is not None
             # a CRF, superpixels or a random walk would have to run once for every threshold
-            once = crf or tally.params.superpixels or prediction.walls() is not None
+            once = tally.crf or tally.propagated or tally.params.superpixels
             if not once and tally.params.rule != "trained":
                 tally.strengths = _sum(tally.strengths, strength_histogram(prediction, truth))
         progress.advance(world_size() if shared else 1)
@@ -179,12 +185,7 @@ def measure(
 
 
 def summarize(
-    tally: Tally,
-    data: DataSet,
-    split: str,
-    variant: ApVariant,
-    crf: bool = False,
-    measures: Collection[str] = MEASURES,
+    tally: Tally, data: DataSet, split: str, variant: ApVariant, measures: Collection[str] = MEASURES
 ) -> dict[str, Any]:
     """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
     samples = data.split(split)
@@ -203,7 +204,7 @@ def summarize(
     if tally.localization is not None:
         result["localization"] = tally.localization.metrics()
     if tally.confusion is not None:
-        result["segmentation"] = segmentation_report(tally, data, split, crf)
+        result["segmentation"] = segmentation_report(tally, data, split)
     return result
 
 
@@ -313,18 +314,19 @@ def true_mask(prediction: Prediction, sample: Sample) -> NDArray[np.uint8]:
 def mask_confusion(
     prediction: Prediction,
     truth: NDArray[np.uint8],
-    crf: bool = False,
+    crf: bool | CrfParams | None = None,
     params: MaskParams | None = None,
+    propagate: bool | None = None,
 ) -> NDArray[np.int64]:
     """(C+1, C+1) confusion of the pixels of an image, rows true, columns predicted.
 
     Args:
-        truth: see `true_mask`. params: see `Prediction.mask`.
+        truth: see `true_mask`. crf, params, propagate: see `Prediction.mask`.
 
     Raises:
         ConfigError: the true mask has labels beyond the classes.
     """
-    return overlap_confusion(prediction.mask(crf, params), truth, len(prediction.classes) + 1)
+    return overlap_confusion(prediction.mask(crf, params, propagate=propagate), truth, len(prediction.classes) + 1)
 
 
 def strength_histogram(
@@ -345,7 +347,7 @@ def thresholds_of(rule: BackgroundRule) -> tuple[float, ...]:
     return SCORES if rule == "score" else THRESHOLDS
 
 
-def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> dict[str, Any]:
+def segmentation_report(tally: Tally, data: DataSet, split: str) -> dict[str, Any]:
     """IoU per class and its mean including the background, on the confusion of all pixels (VOC devkit; 255 ignored).
 
     `rule` and `threshold` are the background settings of the masks, see `MaskParams`. `calibration` describes the
@@ -361,7 +363,8 @@ def segmentation_report(tally: Tally, data: DataSet, split: str, crf: bool) -> d
         "iou": _named(("background", *data.classes), class_iou(tally.confusion)),
         "rule": params.rule,
         "threshold": None if params.threshold is None else round(params.threshold, 4),
-        "crf": crf,
+        "crf": tally.crf,
+        "propagated": tally.propagated,
         "calibration": None,
     }
     if tally.calibration is not None:

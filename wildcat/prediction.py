@@ -60,7 +60,7 @@ class Prediction:
         intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
         boundaries: (h, w) probabilities of an object boundary, up to which `mask` can spread the maps; None without.
         located: boxes of classes that were found otherwise than by their maps, see `wildcat.models.beam_search`.
-        propagate: whether `mask` spreads the maps unless told otherwise.
+        propagate, crf: whether `mask` spreads the maps, and runs a dense CRF, unless told otherwise.
     """
 
     path: str
@@ -78,6 +78,7 @@ class Prediction:
     boundaries: NDArray[np.float32] | None = None
     located: Mapping[str, Box] = field(default_factory=dict)
     propagate: bool = True
+    crf: bool = False
 
     def __repr__(self) -> str:
         found = ", ".join(f"{name!r}: {self.probabilities[name]:.0%}" for name in (self.labels or (self.top,))[:3])
@@ -184,12 +185,11 @@ class Prediction:
     def _maps_of(self, name: str) -> NDArray[np.float32]:
         if not self.maps.size or self.modality_maps is None:
             raise ConfigError("this prediction was made without modalities.", "Predict with modalities=True.")
-        maps: NDArray[np.float32] = self.modality_maps[self.index_of(name)]
-        return maps
+        return np.asarray(self.modality_maps[self.index_of(name)])
 
     def mask(
         self,
-        crf: bool | CrfParams = False,
+        crf: bool | CrfParams | None = None,
         params: MaskParams | None = None,
         background: str | None = None,
         propagate: bool | None = None,
@@ -198,7 +198,7 @@ class Prediction:
 
         Args:
             crf: sharpen the mask to the edges of the image with a dense CRF, on the predictor's device. True uses the
-                settings stored with the model, or the defaults.
+                settings stored with the model, or the defaults; None: as the prediction has it in `crf`.
             params: per-class thresholds (`gate`) and the background rule, instead of the model's own. In a multi-class
                 model the likeliest class is always drawn.
             background: a class of the model that stands for the background, for example one that every training image
@@ -210,9 +210,7 @@ class Prediction:
         """
         params, class_maps = self.mask_params(params), self.maps
         gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
-        stored = self.calibration.crf if self.calibration else None
-        settings = (stored or CrfParams() if crf is True else crf) or None
-        walls = self.walls(propagate)
+        settings, walls = self.crf_settings(crf), self.walls(propagate)
         light = settings is None and walls is None
         device = CPU if light or self.device.type == "mps" else self.device  # MPS has no sparse products
 
@@ -236,12 +234,14 @@ class Prediction:
         labels = np.asarray([0, *(i + 1 for i in drawn)], dtype=np.int64)
         return np.asarray(labels[mask.cpu().numpy()])
 
-    def walls(self, propagate: bool | None = None) -> NDArray[np.float32] | None:
-        """The boundaries up to which `mask(propagate=propagate)` spreads the maps; None if it does not.
+    def crf_settings(self, crf: bool | CrfParams | None = None) -> CrfParams | None:
+        """The settings of the CRF that `mask(crf)` runs; None if it runs none."""
+        if crf is True or (crf is None and self.crf):
+            return (self.calibration.crf if self.calibration else None) or CrfParams()
+        return crf or None
 
-        Raises:
-            ConfigError: `propagate` for a prediction without boundaries.
-        """
+    def walls(self, propagate: bool | None = None) -> NDArray[np.float32] | None:
+        """The boundaries up to which `mask(propagate=propagate)` spreads the maps; None if it does not."""
         if propagate and self.boundaries is None:
             raise ConfigError(
                 "propagate=True: this model has no boundaries, or was loaded without them.",

@@ -61,7 +61,8 @@ class Predictor:
         calibration: thresholds and mask settings, see `wildcat calibrate`; None for the defaults.
         tile: images with a side above this many pixels are cut into overlapping tiles; None: never.
         localize: what finds points and boxes: "maps", or "beam-search" for predicted classes.
-        propagate: whether masks are spread up to the boundaries, if the members compute them.
+        propagate, crf: whether masks are spread up to the boundaries, if the members compute them, and sharpened by a
+            dense CRF, unless `Prediction.mask` is told otherwise.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Predictor:
         tile: int | None = None,
         localize: Localize = "maps",
         propagate: bool = True,
+        crf: bool = False,
     ) -> None:
         check_localize(localize, len(members), tile)
         if flip not in FLIP_VIEWS:
@@ -86,7 +88,7 @@ class Predictor:
         self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
         self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
-        self.localize, self.propagate = localize, propagate
+        self.localize, self.propagate, self.crf = localize, propagate, crf
         self.process = os.getpid()
         for member in members:
             for network in member.networks:
@@ -225,7 +227,7 @@ class Predictor:
         """B images and their outputs -> B predictions."""
         model = (self.classes, self.task)
         common: dict[str, Any] = {"calibration": self.calibration, "device": self.device, "propagate": self.propagate}
-        common["intensity_range"] = self.preprocess.intensity_range
+        common |= {"crf": self.crf, "intensity_range": self.preprocess.intensity_range}
         modalities = [None] * len(images) if outputs.modality_maps is None else outputs.modality_maps
         walls = [None] * len(images) if outputs.boundaries is None else outputs.boundaries[:, 0]
         rows = zip(images, outputs.scores, outputs.class_maps, modalities, walls, strict=True)
@@ -322,7 +324,8 @@ def load(
     engine: EngineName = "torch",
     precision: Precision = "fp32",
     calibrated: bool = True,
-    propagate: bool = False,
+    propagate: bool | None = None,
+    crf: bool | None = None,
     localize: Localize = "maps",
     boundaries: bool = False,
 ) -> Predictor:
@@ -340,7 +343,9 @@ def load(
         precision: "fp32", "bf16" (not onnx) or "int8" (onnx and openvino, after `wildcat bench`): faster, less exact.
             Scores and maps are computed from the features in float32.
         calibrated: use the thresholds and mask settings of `wildcat calibrate`, if the model has them.
-        propagate: spread masks by a random walk up to the boundaries that `wildcat refine` has trained.
+        propagate: spread masks by a random walk up to the boundaries that `wildcat refine` has trained; None: as
+            `wildcat calibrate` has chosen, otherwise not.
+        crf: sharpen masks with a dense CRF; None: likewise.
         localize: "beam-search" finds points and boxes of predicted classes by `wildcat.models.beam_search`, slower.
         boundaries: compute the boundaries, if the model has them, for `Prediction.mask(propagate=True)`.
 
@@ -368,16 +373,16 @@ def load(
         model = open_model(folder)
         if sizes and len(model.runs) > 1:
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
+        calibration = read_calibration(folder, model.classes) if calibrated else None
+        propagate = bool(calibration and calibration.propagate) if propagate is None else propagate
         networks = (model.load_segmenter(), model.load_boundaries() if propagate or boundaries else None)
         members = [Member(run.load_model(output_stride), run.preprocess, *networks) for run in model.runs]
         classes, task, combination = model.classes, model.task, model.combination
-        calibration = read_calibration(folder, classes) if calibrated else None
     if propagate and members[0].boundaries is None:
         raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
-    predictor = Predictor(
-        name, members, classes, task, device, flip, combination, calibration, tile, localize, propagate
-    )
+    steps = (bool(propagate), bool(calibration and calibration.with_crf) if crf is None else crf)
+    predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile, localize, *steps)
     predictor.use_engine(engine, precision)
     return predictor

@@ -28,7 +28,7 @@ from wildcat.models.folder import write_ensemble
 from wildcat.models.run import open_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import load
-from wildcat.regions import MaskParams
+from wildcat.regions import CrfParams, MaskParams
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
 class Knows:
     """Stands in for a predictor: the truth, coarse and with noise, its classes in another order than the data's."""
 
-    name, flip = "knows", "none"
+    name, flip, has_maps = "knows", "none", True
 
     def __init__(self, data: DataSet, order: tuple[int, ...] = (3, 0, 4, 1, 2)) -> None:
         self.order = order
@@ -126,7 +126,7 @@ def test_the_background_is_the_best_on_the_available_masks(shapes: DataSet) -> N
     data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
     progress = CountingProgress()
     model = Knows(data)
-    params, record = calibrate(model, data, "train", progress=progress)  # type: ignore[arg-type]
+    params, record = calibrate(model, data, "train", False, progress)  # type: ignore[arg-type]
     masked = [s for s in some if s.mask is not None]
     backgrounds = [dataclasses.replace(params, rule="score", score=t) for t in SCORES]
     backgrounds += [dataclasses.replace(params, rule="constant", constant=t) for t in THRESHOLDS]
@@ -162,6 +162,54 @@ def test_without_masks_the_background_is_the_default(shapes: DataSet) -> None:
     params, record = calibrate(Knows(data), data)  # type: ignore[arg-type]
     assert (params.rule, params.score) == ("score", 0.0)
     assert record["masks"] == 0 and record["tried"] == []
+    assert (record["choice"]["measure"], record["choice"]["images"]) == ("F1 of labels", 22)
+    assert [(row["propagate"], row["crf"]) for row in record["choice"]["tried"]] == [(False, True)]
+
+
+class KnowsBoundaries(Knows):
+    """Also knows where the mask changes."""
+
+    def stream(self, images: Iterable[Path], **_: Any) -> Iterator[Prediction]:
+        for prediction in super().stream(images):
+            sample = self.samples[Path(prediction.path)]
+            assert sample.mask is not None
+            mask = read_mask(sample.mask)[::4, ::4].astype(int)
+            walls = np.zeros(mask.shape, np.float32)
+            walls[1:] += mask[1:] != mask[:-1]
+            walls[:, 1:] += mask[:, 1:] != mask[:, :-1]
+            yield dataclasses.replace(prediction, boundaries=walls.clip(max=0.98), propagate=False)
+
+
+@pytest.fixture
+def dozen(shapes: DataSet) -> DataSet:
+    """12 images to train with."""
+    some = shapes.split("train")[:12]
+    return dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
+
+
+def test_a_crf_that_helps_is_chosen(dozen: DataSet) -> None:
+    """The maps are coarse and noisy; the colours of the images show the shapes."""
+    model, samples, progress = Knows(dozen), dozen.split("train"), CountingProgress()
+    params, record = calibrate(model, dozen, progress=progress)  # type: ignore[arg-type]
+    (row,) = record["choice"]["tried"]
+    assert record["choice"]["measure"] == "mean IoU" and record["choice"]["images"] == 12
+    assert (record["propagate"], record["crf"]) == (row["propagate"], row["crf"]) == (False, True)
+    assert row["gain"] > 2 * row["error"]
+    assert progress.counts == progress.totals
+    plain, alone = calibrate(model, dozen, crf=False)  # type: ignore[arg-type]
+    assert alone["choice"] is None and alone["crf"] is False
+    gain = loop_miou(model, samples, params, True) - loop_miou(model, samples, plain, False)
+    assert row["gain"] == pytest.approx(gain, abs=1e-6)
+    smooth = CrfParams(smoothness_weight=300, smoothness_sigma=20)  # leaves one label per image
+    params, record = calibrate(model, dozen, crf_params=smooth)  # type: ignore[arg-type]
+    assert record["crf"] is False and params == plain
+    assert record["choice"]["tried"][0]["gain"] < 0
+
+
+def test_propagation_that_helps_is_chosen(dozen: DataSet) -> None:
+    _, record = calibrate(KnowsBoundaries(dozen), dozen, crf=False)  # type: ignore[arg-type]
+    (row,) = record["choice"]["tried"]
+    assert (record["propagate"], record["crf"]) == (True, False) and row["gain"] > 2 * row["error"]
 
 
 def test_images_without_labels(shapes: DataSet) -> None:
@@ -199,6 +247,33 @@ def test_a_written_calibration_is_read_and_used(run: Path, shapes: DataSet) -> N
     assert set(after.labels) >= {classes[0], classes[3]}, "a threshold of 0 predicts the class"
     record = json.loads((run / "calibration.json").read_text())
     assert record["schema"] == 2 and record["versions"]["wildcat"] and record["created"]
+
+
+def test_the_chosen_masks_are_drawn_unless_told_otherwise(run: Path, shapes: DataSet, capsys: Any) -> None:
+    path, classes = shapes.split("val")[0].path, open_run(run).classes
+    crf = CrfParams(iterations=2, smoothness_weight=30)
+    maps = load(run, "cpu").predict(path).class_maps
+    params = MaskParams(gate=0.0, rule="score", score=float(np.median(maps.max(axis=0))))
+    write_calibration(run, classes, params, {**FITTED, "crf": True}, crf)
+    chosen, plain = (load(run, "cpu", crf=choice).predict(path) for choice in (None, False))
+    assert (chosen.mask() != plain.mask()).any()
+    np.testing.assert_array_equal(chosen.mask(), plain.mask(crf=True))
+    np.testing.assert_array_equal(chosen.mask(), plain.mask(crf=crf))
+    np.testing.assert_array_equal(chosen.mask(crf=False), plain.mask())
+    assert not load(run, "cpu", calibrated=False).crf
+    command = ["evaluate", str(run), str(shapes.root), "--device", "cpu", "--json"]
+    found = []
+    for flags in ([], ["--plain"], ["--crf"]):
+        assert main([*command, *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["segmentation"])
+    assert [masks["crf"] for masks in found] == [True, False, True] and found[0]["miou"] == found[2]["miou"]
+    assert "hindsight" in found[1] and "hindsight" not in found[0]
+    assert main([*command, "--plain", "--crf"]) == 2
+    assert "--plain excludes --crf" in capsys.readouterr().err
+    assert main(["calibrate", str(run), str(shapes.root), "--device", "cpu", "--plain", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["crf"] is False and record["choice"] is None
+    assert record["crf_settings"]["iterations"] == 2, "kept from the earlier calibration"
 
 
 def spoilt(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -248,7 +323,7 @@ def test_other_weights_need_another_calibration(run: Path) -> None:
 def test_an_ensemble_can_be_calibrated(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     write_ensemble(folder, [open_run(run), open_run(run)], None, {})
-    assert main(["calibrate", str(folder), str(shapes.root), "--device", "cpu"]) == 0
+    assert main(["calibrate", str(folder), str(shapes.root), "--device", "cpu", "--plain"]) == 0
     calibration = load(folder, "cpu").calibration
     assert calibration is not None and calibration.record["images"] == 22
     (folder / "members" / "2" / "model.safetensors").write_bytes(b"other")
@@ -266,6 +341,7 @@ def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "22 images of train to fit on" in said and "on the 22 masks of train" in said
     assert all(name in said for name in shapes.classes) and "Next: wildcat evaluate" in said
+    assert "(gain in the mean IoU on 22 images of train" in said and "with CRF" in said
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu", "--json"]) == 0
     masks = json.loads(capsys.readouterr().out)["segmentation"]
     stored = json.loads((run / "calibration.json").read_text())
@@ -279,7 +355,7 @@ def test_calibrate_then_evaluate(run: Path, shapes: DataSet, capsys: pytest.Capt
 
 
 def test_evaluating_fitted_images_prints_a_note(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["calibrate", str(run), str(shapes.root), "--device", "cpu", "--split", "val", "--json"]
+    command = ["calibrate", str(run), str(shapes.root), "--device", "cpu", "--split", "val", "--json", "--plain"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["split"] == "val"
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0

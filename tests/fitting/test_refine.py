@@ -148,7 +148,9 @@ def test_masks_are_propagated_to_the_boundaries(
         assert main([*command, *flags]) == 0
         ious.append(json.loads(capsys.readouterr().out)["segmentation"]["miou"])
     assert all(0 < iou < 1 for iou in ious) and ious[0] != ious[1]
-    _, record = calibrate(load(walked, "cpu", propagate=True, calibrated=False), shapes, "val")
+    _, record = calibrate(
+        load(walked, "cpu", boundaries=True, calibrated=False), shapes, "val", crf=False, propagate=True
+    )
     at_zero = next(row for row in record["tried"] if row["rule"] == "score" and row["threshold"] == 0)
     assert at_zero["miou"] == pytest.approx(ious[1], abs=0.1), "fitted on propagated masks; other gates"
     assert max(row["miou"] for row in record["tried"]) >= at_zero["miou"]

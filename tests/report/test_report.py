@@ -270,9 +270,9 @@ def test_the_mask_contains_a_class_below_one_half_if_its_gate_is_lower() -> None
     image, maps = Image.new("RGB", (60, 40)), np.array([[[2.0, -2.0]]], np.float32)
     prediction = Prediction("", 60, 40, ("a",), "multilabel", np.full(1, -1, np.float32), maps, None, image)
     assert prediction.labels == ()
-    assert make_thumbnail(prediction, None, ("a",), crf=False).mask is None
+    assert make_thumbnail(prediction, None, ("a",)).mask is None
     params = MaskParams(gate=(0.2,), rule="score")
-    thumbnail = make_thumbnail(replace(prediction, calibration=Calibration(params, {})), None, ("a",), crf=False)
+    thumbnail = make_thumbnail(replace(prediction, calibration=Calibration(params, {})), None, ("a",))
     assert thumbnail.mask is not None and [name for name, _ in thumbnail.legend] == ["a"]
     shown = decoded(thumbnail.mask)
     assert (shown[:, :30, 3] == 255).all() and (shown[:, 30:, 3] == 0).all()

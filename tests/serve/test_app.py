@@ -232,7 +232,7 @@ def test_model_hides_its_path(connect: Connect) -> None:
     assert facts["members"] == [{"backbone": "cells", "num_maps": 2, "input_size": 64}]
     assert facts["task"] == "multilabel"
     assert "secret" not in response.text
-    assert facts["boundaries"] is facts["propagate"] is False
+    assert facts["boundaries"] is facts["propagate"] is facts["crf"] is False
     assert facts["limits"] == {
         "max_mb": 20, "max_pixels": 40_000_000, "queue": 512, "queue_mb": 256, "timeout": 60, "wait": 300,
         "worker_timeout": 60,

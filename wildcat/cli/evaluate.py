@@ -48,9 +48,9 @@ def run_evaluate(command: Evaluate) -> int:
             device = predictor.device.type + (f" on {world_size()} processes" if world_size() > 1 else "")
             describe(data, f"{len(data.split(split))} images of {split}", device, quiet=command.json)
         with ProgressBar() if first else nullcontext(SILENT) as progress:
-            tally = measure(predictor, data, split, command.crf, progress)
+            tally = measure(predictor, data, split, progress=progress)
     if first:
-        result = summarize(tally, data, split, command.ap, command.crf)
+        result = summarize(tally, data, split, command.ap)
         if command.curves is not None:
             save_curves(command.curves, tally, data, split)
         print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
@@ -118,7 +118,8 @@ def _localization_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _mask_lines(masks: dict[str, Any]) -> list[str]:
-    fitted, sharpened = masks["calibration"], ", CRF" if masks["crf"] else ""
+    fitted = masks["calibration"]
+    sharpened = "".join([", propagated" * masks["propagated"], ", CRF" * masks["crf"]])
     source = "the default"
     if fitted:
         source = f"fitted on {fitted['images']} images of {fitted['data']} {fitted['split']}"

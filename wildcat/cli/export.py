@@ -31,8 +31,6 @@ class Export(ModelCommand, ReaderCommand):
     """Export all regions of a class, or only the largest."""
     min_area: float = 0.001
     """Minimum area of a region as a fraction of the image; 0 keeps all regions."""
-    crf: bool = False
-    """Refine masks with a dense CRF."""
     simplify: float | None = None
     """Tolerance of outlines in pixels; by default 0 for coco-polygons, otherwise 1."""
     scores: bool = False
@@ -76,7 +74,7 @@ def export_annotations(command: Export) -> int:
                 f"--{name} cannot be used with --format {command.format}.",
                 f"Formats with --{name}: {', '.join(takers)}.",
             )
-    params = InstanceParams(command.min_score, command.min_area, command.boxes, command.crf)
+    params = InstanceParams(command.min_score, command.min_area, command.boxes)
     check_amounts(command.batch_size, command.limit)
     flags = {field.name: getattr(command, field.name) for field in fields(ReaderCommand)}
     data = DataCommand(format=command.data_format, **flags)

@@ -77,8 +77,12 @@ class ModelCommand(ViewCommand):
     """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     engine: EngineName = "torch"
     """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
+    crf: bool = False
+    """Sharpen masks with a dense CRF."""
     propagate: bool = False
     """Spread masks by a random walk up to the boundaries that wildcat refine --propagate has trained."""
+    plain: bool = False
+    """Neither: masks without the CRF and the propagation that wildcat calibrate has chosen."""
     precision: Precision = "fp32"
     """bf16 (not onnx) and int8 (onnx and openvino, after wildcat bench) are faster and less exact."""
 
@@ -127,8 +131,6 @@ class MetricsCommand(BoxCommand, DataCommand):
     """Split to evaluate on; by default val if the data has one, otherwise test."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
     """Variant of average precision."""
-    crf: bool = False
-    """Sharpen masks with a dense CRF first."""
 
 
 def limit_pixels_of(command: Command) -> None:
@@ -179,6 +181,7 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True, boun
     """Load the model of a command with its flags; see `wildcat.predictor.load`."""
     from wildcat.predictor import load
 
+    crf, propagate = mask_steps(command)
     predictor = load(
         source,
         command.device,
@@ -189,7 +192,8 @@ def load_model(command: ModelCommand, source: str, calibrated: bool = True, boun
         engine=command.engine,
         precision=command.precision,
         calibrated=calibrated,
-        propagate=command.propagate,
+        propagate=propagate,
+        crf=crf,
         localize=command.localize if isinstance(command, BoxCommand) else "maps",
         boundaries=boundaries,
     )
@@ -202,6 +206,19 @@ def require_maps(predictor: Predictor) -> None:
     """Refuse a model without class maps, where points, boxes, heatmaps or masks are needed."""
     if not predictor.has_maps:
         raise no_maps(predictor.name)
+
+
+def mask_steps(command: ModelCommand) -> tuple[bool | None, bool | None]:
+    """--crf and --propagate; None each, as calibrated, without a flag about masks.
+
+    Raises:
+        ConfigError: --plain with another.
+    """
+    if command.plain and (command.crf or command.propagate):
+        raise ConfigError(f"--plain excludes {'--crf' if command.crf else '--propagate'}.", "Leave one of them out.")
+    if command.plain or command.crf or command.propagate:
+        return command.crf, command.propagate
+    return None, None
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

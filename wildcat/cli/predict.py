@@ -24,8 +24,6 @@ class Predict(ShardedCommand):
     save: str | None = None
     """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none: no
     images, the default of a method without class maps."""
-    crf: bool = False
-    """Refine masks with a dense CRF."""
     report: bool = False
     """Also write report.html into --out: one page with representative images of each class."""
     classes: str = ""
@@ -68,10 +66,10 @@ def run_into_folder(command: Predict) -> int:
     if command.report:
         from wildcat.report import Gallery, model_info, write_report
 
-        gallery = Gallery(predictor.classes, predictor.task, crf=command.crf)
+        gallery = Gallery(predictor.classes, predictor.task)
 
     with ExitStack() as stack:
-        writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.crf)) if command.out else None
+        writer = stack.enter_context(PredictionWriter(command.out, save, drawn)) if command.out else None
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; {len(images)} images; device "
             f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",

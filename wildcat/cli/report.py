@@ -45,7 +45,6 @@ def run_report(command: Report) -> int:
             data,
             split,
             variant=command.ap,
-            crf=command.crf,
             examples=command.examples,
             max_mb=command.max_mb,
             info=model_info(command.run, split, data, ", ".join(views)),

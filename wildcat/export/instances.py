@@ -24,8 +24,8 @@ class InstanceParams:
         min_score: minimum probability of a class, in [0, 1]; None: the predicted classes, see `Prediction.labels`.
         min_area: minimum area of a region, as a fraction of the image in [0, 1); 0 keeps all regions.
         which: "all" regions of a class, or only the "largest".
-        crf: refine the masks with a dense CRF first.
-        propagate: spread the masks up to boundaries first; None: as the prediction does, see `Prediction.mask`.
+        crf: refine the masks with a dense CRF first; None: as the prediction does, see `Prediction.mask`.
+        propagate: spread the masks up to boundaries before; None: likewise.
 
     Raises:
         ConfigError: a value is out of range.
@@ -34,7 +34,7 @@ class InstanceParams:
     min_score: float | None = None
     min_area: float = 0.001
     which: Which = "all"
-    crf: bool = False
+    crf: bool | None = None
     propagate: bool | None = None
 
     def __post_init__(self) -> None:

@@ -58,17 +58,14 @@ class PredictionWriter:
         folder: must not exist, or be empty.
         save: some of `SAVE_KINDS`.
         classes: classes to draw; empty: the predicted classes of each image, or its most likely one.
-        crf: refine masks with a dense CRF.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = (), crf: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = ()) -> None:
         refuse_existing(folder)
-        self.folder, self.save, self.classes, self.crf = folder, save, tuple(classes), crf
+        self.folder, self.save, self.classes = folder, save, tuple(classes)
         self.names: dict[str, int] = {}  # see `free_name`
         self.class_files: dict[str, str] = {}
         self.legend: dict[str, str] = {}  # see `Prediction.legend`
@@ -158,7 +155,7 @@ class PredictionWriter:
         path = self.folder / relative
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_mask(path, prediction.mask(self.crf), class_palette(min(256, len(prediction.classes) + 1)))
+            write_mask(path, prediction.mask(), class_palette(min(256, len(prediction.classes) + 1)))
         return relative
 
     def _arrays(self, prediction: Prediction, stem: str) -> str:

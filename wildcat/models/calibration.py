@@ -2,6 +2,8 @@
 
 data, split, images, masks   what they were fitted on: the number of labelled images, and of those with masks
 weights                      digest of the weights they were fitted for
+propagate, crf               whether masks are spread up to boundaries, and sharpened by a dense CRF
+choice                       how that was chosen, see `wildcat.fitting.choice`; null if a flag decided
 gate, prior, f1              per class: threshold, share of the images, F1; see `wildcat.fitting.calibrate`
 background                   rule, score, constant, exponent and superpixels of `wildcat.regions.MaskParams`
 crf_settings                 of `wildcat.regions.CrfParams`, or null for the defaults
@@ -41,6 +43,16 @@ class Calibration:
     params: MaskParams
     record: Mapping[str, Any]
     crf: CrfParams | None = None
+
+    @property
+    def propagate(self) -> bool:
+        """Whether masks are spread up to the boundaries of the model, unless a flag says otherwise."""
+        return bool(self.record.get("propagate"))
+
+    @property
+    def with_crf(self) -> bool:
+        """Whether masks are sharpened by a dense CRF, unless a flag says otherwise."""
+        return bool(self.record.get("crf"))
 
 
 def write_calibration(
@@ -111,6 +123,15 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
     if record.get("weights") != weights_digest(folder):
         raise RunError(f"{path} was fitted for other weights than those now in {folder}.", again)
     return Calibration(params, {**record, **fitted, **counts}, crf)
+
+
+def stored_crf(folder: Path, classes: Sequence[str]) -> CrfParams | None:
+    """The settings of the CRF in an earlier calibration, which a new one keeps; None if there are none to read."""
+    try:
+        earlier = read_calibration(folder, classes)
+    except RunError:
+        return None
+    return earlier.crf if earlier else None
 
 
 def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:

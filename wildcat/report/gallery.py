@@ -111,7 +111,6 @@ class Gallery:
     Args:
         classes: names in the order of the samples' labels; without samples, the model's.
         examples: maximum number of images per kind and class.
-        crf: refine masks with a dense CRF.
         max_mb: size of the report in megabytes; with many classes it lowers `examples`.
 
     Attributes:
@@ -122,15 +121,13 @@ class Gallery:
         ConfigError: `examples` is negative, or `max_mb` is not in (0, 500].
     """
 
-    def __init__(
-        self, classes: Sequence[str], task: Task, examples: int = 8, crf: bool = False, max_mb: float = 20
-    ) -> None:
+    def __init__(self, classes: Sequence[str], task: Task, examples: int = 8, max_mb: float = 20) -> None:
         if examples < 0:
             raise ConfigError(f"--examples {examples}: give 0 or more.", "8 is usual.")
         if not 0 < max_mb <= 500:
             raise ConfigError(f"--max-mb {max_mb:g}: give megabytes above 0 and up to 500.", "20 is usual.")
         self.max_mb = max_mb
-        self.classes, self.task, self.crf = tuple(classes), task, crf
+        self.classes, self.task = tuple(classes), task
         affordable = int(max_mb * 1e6 / MIN_EXAMPLE_BYTES / max(1, len(self.classes)))
         self.examples = min(examples, max(1, affordable))
         self.images = 0
@@ -155,7 +152,7 @@ class Gallery:
             key = (-rank if kind == "miss" else rank, -self.images)  # among equal ranks the earlier image stays
             if self.examples == 0 or (len(heap) == self.examples and key <= heap[0][:2]):
                 continue
-            thumbnail = thumbnail or make_thumbnail(prediction, sample, self.classes, self.crf)
+            thumbnail = thumbnail or make_thumbnail(prediction, sample, self.classes)
             entry = (*key, make_example(prediction, self._truth_boxes(sample, name), thumbnail, name, kind))
             if len(heap) < self.examples:
                 heapq.heappush(heap, entry)
@@ -194,9 +191,9 @@ def printable(value: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
-def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Sequence[str], crf: bool) -> Thumbnail:
+def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Sequence[str]) -> Thumbnail:
     """Reduce an image, its masks and its labels; `classes` are in the order of the sample's labels."""
-    mask = _shrink_mask(prediction.mask(crf))
+    mask = _shrink_mask(prediction.mask())
     true_mask = None if sample is None else sample.read_mask()
     truth = None if true_mask is None else _shrink_mask(true_mask.astype(np.int64))
     in_mask = {prediction.classes[i - 1] for i in np.unique(mask).tolist() if i > 0}

@@ -80,7 +80,6 @@ def report_split(
     split: str,
     *,
     variant: ApVariant = "voc10",
-    crf: bool = False,
     examples: int = 8,
     max_mb: float = 20.0,
     info: ModelInfo | None = None,
@@ -91,7 +90,6 @@ def report_split(
     Predicts each image once; keeps the scores and points of all images, and the maps of the examples only.
 
     Args:
-        crf: refine masks with a dense CRF, for the metrics and the examples.
         examples: maximum number of images per kind (hits, misses, false positives) and class.
         max_mb: maximum size of the file; the lowest-ranked examples of each class are left out first.
         info: see `model_info`.
@@ -103,7 +101,7 @@ def report_split(
         ConfigError: `max_mb` is too small for the page without images.
     """
     data = match_classes(predictor, data)
-    gallery = Gallery(data.classes, data.task, examples, crf, max_mb)
+    gallery = Gallery(data.classes, data.task, examples, max_mb)
     check_target(path)
     samples = data.split(split)
     scores: list[NDArray[np.float32]] = []
@@ -115,7 +113,7 @@ def report_split(
             gallery.add(prediction, sample)
             yield prediction
 
-    metrics = evaluate(predictor, data, split, variant, crf, progress, predictions())
+    metrics = evaluate(predictor, data, split, variant, progress=progress, predictions=predictions())
     labels, ranked, confusion = label_matrix(samples), np.stack(scores), None
     if data.task == "multiclass":
         truth = (labels == PRESENT).argmax(axis=1)

@@ -211,6 +211,7 @@ def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "flip": predictor.flip,
         "boundaries": bounded,
         "propagate": bounded and predictor.propagate,
+        "crf": predictor.crf,
         "device": str(predictor.device),
         "versions": {"wildcat": __version__, "torch": str(torch.__version__)},
         "limits": {name: value for name, value in vars(limits).items() if name != "batch_size"},

@@ -30,7 +30,13 @@ from wildcat.serve.uploads import RequestError
 from wildcat.viz.colors import class_palette, unit_range
 from wildcat.viz.overlay import side_by_side
 
-Crf = Annotated[bool, Field(description="Refine masks with a dense CRF, which aligns them with edges; takes seconds.")]
+Crf = Annotated[
+    bool | None,
+    Field(
+        description="Refine masks with a dense CRF, which aligns them with edges; takes seconds. Default: `crf` of "
+        "/model."
+    ),
+]
 Propagate = Annotated[
     bool | None,
     Field(
@@ -64,7 +70,7 @@ class PredictQuery(Query):
         [], max_length=64, description="Classes to draw instead of the predicted ones.", examples=[["dog"]]
     )
     cells: int = Field(0, ge=0, description="Return the raw maps of this many of the most probable classes.")
-    crf: Crf = False
+    crf: Crf = None
     propagate: Propagate = None
     threshold: Threshold = None
 
@@ -79,7 +85,7 @@ class MapQuery(Query):
         "decoded image.",
     )
     class_name: str | None = Field(None, alias="class", description="Default: the most probable.", examples=["dog"])
-    crf: Crf = False
+    crf: Crf = None
     propagate: Propagate = None
     threshold: Threshold = None
 
@@ -93,7 +99,7 @@ class AnnotationQuery(Query):
     min_score: float | None = Field(
         None, ge=0, le=1, description="Lowest probability of the classes to annotate; default: the predicted classes."
     )
-    crf: Crf = False
+    crf: Crf = None
     propagate: Propagate = None
 
 
@@ -177,7 +183,7 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
 
 
 def draw_mask(
-    prediction: Prediction, crf: bool, threshold: float | None, propagate: bool | None
+    prediction: Prediction, crf: bool | None, threshold: float | None, propagate: bool | None
 ) -> tuple[Image.Image, dict[str, int]]:
     """The mask as an indexed image with the VOC palette, and the value of each class in it; 0 is background.
 

@@ -333,7 +333,7 @@
   const refines = () => crfInput.checked || propagateInput.checked;
   const refinementQuery = () => `crf=${crfInput.checked}&propagate=${propagateInput.checked}`;
   const resetRefinement = () => {
-    crfInput.checked = false;
+    crfInput.checked = model.crf;
     propagateInput.checked = model.propagate;
   };
   /** Colour of an index in the VOC palette, as one number. */
