@@ -17,6 +17,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
 from wildcat.errors import ConfigError, ShapeError
+from wildcat.regions import permutohedral
 from wildcat.regions.crf import MILD_CRF, CrfParams, dense_crf
 from wildcat.regions.permutohedral import _sort, build_lattice
 
@@ -207,11 +208,13 @@ def test_agrees_with_exact_on_scenes(params: CrfParams) -> None:
     assert np.mean(agreement) >= 0.99
 
 
-def test_smoothness_alone_is_exact() -> None:
-    image, labels = scene(20, 31, seed=3)
+@pytest.mark.parametrize("normalization", ["symmetric", "after", "before", "none"])
+def test_smoothness_alone_is_exact(normalization: Any) -> None:
+    image, labels = scene(37, 70, seed=3)  # the matrix of the kernel has several blocks in both directions
     prior = soft(labels, range(3), 2.0, seed=3)
     for sigma in (1.0, 3.0, 50.0):
-        params = CrfParams(appearance_weight=0, smoothness_sigma=sigma)
+        weight = 3.0 / sigma**2 if normalization == "none" else 3.0
+        params = CrfParams(3, 0.0, smoothness_weight=weight, smoothness_sigma=sigma, normalization=normalization)
         np.testing.assert_allclose(dense_crf(image, prior, params), exact_crf(image, prior, params), atol=2e-3)
 
 
@@ -294,6 +297,30 @@ def test_absent_classes_are_skipped() -> None:
     np.testing.assert_allclose(dense_crf(image, prior, CrfParams(iterations=0)).sum(axis=0), 1, atol=1e-6)
 
 
+def test_weak_classes_keep_their_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thirds of 21 classes become weak at once, the others compete; then one class is left."""
+    image, labels = scene(40, 56, seed=13)
+    prior = np.concatenate([soft(labels, range(3), 3.0, seed=13), soft(labels, range(3, 21), 3.0, seed=14) * 0.1])
+    filtered: list[int] = []
+    original = permutohedral.Lattice.filter
+
+    def counting(self: permutohedral.Lattice, values: torch.Tensor) -> torch.Tensor:
+        filtered.append(values.shape[1])
+        return original(self, values)
+
+    monkeypatch.setattr(permutohedral.Lattice, "filter", counting)
+    found, wanted = dense_crf(image, prior), exact_crf(image, prior)
+    assert filtered[2] == 20 and filtered[-1] <= 3
+    assert (found.argmax(axis=0) == wanted.argmax(axis=0)).mean() > 0.995
+    np.testing.assert_allclose(found[3:], wanted[3:], atol=0.02)
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
+
+
+def test_many_equal_classes_are_all_filtered() -> None:
+    prior = np.full((150, 6, 6), 1 / 150)
+    np.testing.assert_allclose(dense_crf(np.zeros((6, 6, 3), np.uint8), prior), prior, atol=1e-5)
+
+
 def test_the_best_class_is_filtered_even_below_the_minimum() -> None:
     prior = np.full((4, 3, 3), 0.25)
     prior[2] = 0.3
@@ -322,6 +349,8 @@ def test_tensors_give_tensors_and_inputs_stay_unchanged() -> None:
         assert isinstance(result, torch.Tensor)
         assert not result.requires_grad
         np.testing.assert_array_equal(result, wanted)
+    last = tensor.detach().permute(1, 2, 0).contiguous()  # as a network with channels last returns them
+    np.testing.assert_allclose(dense_crf(image, last.permute(2, 0, 1)), wanted, atol=1e-6)
     np.testing.assert_array_equal(image, originals[0])
     np.testing.assert_array_equal(prior, originals[1])
 

@@ -4,32 +4,33 @@ Mean field for a fully connected CRF with Gaussian edge potentials (Krähenbühl
 adds to the log probability of a class the weighted mean of its probability over nearby pixels (smoothness kernel:
 near in position; appearance kernel: near in position and color) and normalises. The smoothness kernel is a separable
 convolution. The appearance kernel has five dimensions and is filtered on a permutohedral lattice (permutohedral.py),
-all classes at once.
+all classes at once. Classes that have become weak at every pixel are not filtered any more.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from wildcat.errors import ConfigError, ShapeError, did_you_mean
 from wildcat.regions.permutohedral import build_lattice
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
 Normalization = Literal["symmetric", "after", "before", "none"]
-Filter = Callable[[Tensor], Tensor]  # (N, C) values of the N pixels -> (N, C) weighted sums over all pixels
+Filter = Callable[[Tensor], Tensor]  # (C, N) values of the N pixels -> (C, N) weighted sums over all pixels
 
 LOWEST_PROBABILITY = 1e-18  # floor before the logarithm; has no visible effect and avoids denormals, slow on a CPU
-LARGEST_EXPONENT = 80.0  # larger messages are shifted before the exponential, which overflows float32 at 88
+WEAK_PROBABILITY, WEAK_SHARE = 0.02, 0.5  # a class below both, this and this / C, at every pixel is filtered no more
 KERNEL_RADIUS = 4.0  # radius of the smoothness kernel in sigmas, where it is 3e-4 of its peak
+FEW = 8  # up to this many classes it is faster to add messages in the order (N, C) to others than to transpose them
+BLOCK = 32  # rows of a block of the smoothness kernel's matrix
 
 
 @dataclass(frozen=True)
@@ -132,20 +133,19 @@ def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Array, params: C
     with torch.no_grad():
         pixels, prior = checked_pair(image, probabilities)
         classes, height, width = prior.shape
-        flat = prior.reshape(classes, -1)
-        highest = flat.amax(dim=1)
-        active = highest >= torch.clamp(highest.max(), max=params.min_probability)
         filters: list[Filter] = []
         if params.iterations and params.smoothness_weight:
             filters.append(_smoothness(height, width, params, pixels.device))
         if params.iterations and params.appearance_weight:
             filters.append(_appearance(pixels, params))
-        active_prior = flat[active].t().contiguous()  # (N, C)
-        active_prior /= active_prior.sum(dim=1, keepdim=True)
-        result = torch.zeros_like(flat)
-        result[active] = _mean_field(active_prior, filters, params.iterations).t()
-        result = result.view(classes, height, width)
-    return like(result, probabilities)
+        result = prior.reshape(classes, -1)
+        if filters:
+            highest = result.amax(dim=1)
+            present = highest >= highest.max().clamp(max=params.min_probability)
+            chosen = result[present]
+            result = torch.zeros_like(result)
+            result[present] = _mean_field(chosen.div_(chosen.sum(dim=0)), filters, params.iterations)
+    return like(result.view(classes, height, width), probabilities)
 
 
 def as_tensor(values: NDArray[Any] | Tensor) -> Tensor:
@@ -198,19 +198,39 @@ def checked_pair(image: NDArray[np.uint8] | Tensor, probabilities: NDArray[Any] 
 
 
 def _mean_field(prior: Tensor, filters: Sequence[Filter], iterations: int) -> Tensor:
-    """Algorithm 1 of the paper with the Potts model; `prior` is (N, C), each row sums to 1; returns the same."""
-    belief = prior
-    prior = prior.clamp_min(LOWEST_PROBABILITY)
-    for _ in range(iterations if filters else 0):
+    """Algorithm 1 of the paper with the Potts model; `prior` is (C, N), each column sums to 1; returns the same."""
+
+    def send(belief: Tensor) -> Tensor:
         messages = filters[0](belief)
         for message in filters[1:]:
             messages += message(belief)
-        if messages.max() > LARGEST_EXPONENT:
-            messages -= messages.amax(dim=1, keepdim=True)
-        # softmax(log prior + messages) without the logarithm; messages are non-negative, rarely above the weights
-        belief = messages.exp_().mul_(prior)
-        belief /= belief.sum(dim=1, keepdim=True)
-    return belief
+        return messages
+
+    energy = prior.clamp_min(LOWEST_PROBABILITY).log_()
+    result = energy.clone()  # log of all probabilities but for a constant of each pixel
+    filtered, belief = torch.arange(len(prior), device=prior.device), prior  # the classes that are filtered
+    logits, rest = energy, prior[:0]  # rest: (1, N) evidence for the other classes, if there are any
+    total = send(torch.ones_like(prior[:1]))[0]
+    weak = min(WEAK_PROBABILITY, WEAK_SHARE / len(prior))
+    for _ in range(iterations if len(prior) > 1 else 0):
+        if len(rest):
+            logits = send(belief).add_(energy)
+        else:
+            # All classes have the same kernels, so the messages of all sum to those of a class of probability 1, and
+            # the last class needs no filter. Saves half of the filtering with two classes, a third with three.
+            messages = send(belief[:-1])
+            logits = torch.empty_like(energy)
+            torch.sub(total + energy[-1], messages.sum(dim=0), out=logits[-1])
+            torch.add(messages, energy[:-1], out=logits[:-1])
+        belief = torch.softmax(torch.cat([logits, rest]) if len(rest) else logits, dim=0)[: len(filtered)]
+        # A class that is weak at every pixel keeps its last messages. Saves a third of the time with 21 classes.
+        highest = belief.amax(dim=1)
+        kept = highest >= highest.max().clamp(max=weak)
+        if not bool(kept.all()):
+            result.index_copy_(0, filtered, logits)
+            rest = torch.cat([logits[~kept], rest]).logsumexp(dim=0, keepdim=True)
+            filtered, belief, energy, logits = (values[kept] for values in (filtered, belief, energy, logits))
+    return torch.softmax(result.index_copy_(0, filtered, logits), dim=0)
 
 
 def _normalizers(row_sums: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
@@ -226,36 +246,56 @@ def _normalizers(row_sums: Tensor, normalization: Normalization) -> tuple[Tensor
 
 
 def _smoothness(height: int, width: int, params: CrfParams, device: torch.device) -> Filter:
-    """The smoothness kernel times its weight: a Gaussian along y, then along x."""
+    """The smoothness kernel times its weight: a Gaussian along y, then along x.
 
-    def taps(size: int) -> Tensor:
-        radius = min(math.ceil(KERNEL_RADIUS * params.smoothness_sigma), size - 1)
-        offset = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
-        return torch.exp(-0.5 * (offset / params.smoothness_sigma) ** 2)
-
-    vertical, horizontal = taps(height)[:, None], taps(width)[None, :]
+    Products with blocks of banded matrices take a quarter of the time of depthwise convolutions on a CPU. The sums of
+    a separable kernel are separable, so the matrices contain the normalisation.
+    """
+    vertical, horizontal = (_gaussian_blocks(size, params, device) for size in (height, width))
 
     def convolve(values: Tensor) -> Tensor:
-        channels = values.shape[1]
-        grid = values.view(1, height, width, channels).permute(0, 3, 1, 2)
-        for kernel in (vertical, horizontal):
-            padding = (kernel.shape[0] // 2, kernel.shape[1] // 2)
-            grid = functional.conv2d(grid, kernel.repeat(channels, 1, 1, 1), padding=padding, groups=channels)
-        return grid.permute(0, 2, 3, 1).reshape(-1, channels)
+        grid = values.view(-1, height, width)
+        between, result = torch.empty_like(grid), torch.empty_like(grid)
+        for rows, near, block in vertical:
+            torch.matmul(block, grid[:, near], out=between[:, rows])
+        lines, smooth = between.view(-1, width), result.view(-1, width)
+        for columns, near, block in horizontal:
+            torch.mm(lines[:, near], block.t(), out=smooth[:, columns])
+        return result.view(len(values), -1).mul_(params.smoothness_weight)
 
-    sums = convolve(torch.ones(height * width, 1, device=device))
-    before, after = _normalizers(sums, params.normalization)
-    after = after * params.smoothness_weight
-    return lambda values: convolve(values * before).mul_(after)
+    return convolve
+
+
+def _gaussian_blocks(size: int, params: CrfParams, device: torch.device) -> list[tuple[slice, slice, Tensor]]:
+    """The (size, size) matrix of a normalised Gaussian in blocks: rows, columns that are not 0, and their values."""
+    radius = math.ceil(KERNEL_RADIUS * params.smoothness_sigma)
+    blocks = []
+    for start in range(0, size, BLOCK):
+        rows = slice(start, min(size, start + BLOCK))
+        near = slice(max(0, start - radius), min(size, start + BLOCK + radius))
+        offsets = torch.arange(rows.start, rows.stop)[:, None] - torch.arange(near.start, near.stop)
+        block = torch.exp(-0.5 * (offsets / params.smoothness_sigma) ** 2).masked_fill_(offsets.abs() > radius, 0)
+        blocks.append((rows, near, block))
+    before, after = _normalizers(torch.cat([block.sum(dim=1) for _, _, block in blocks]), params.normalization)
+    return [(rows, near, (block * before[near] * after[rows, None]).to(device)) for rows, near, block in blocks]
 
 
 def _appearance(image: Tensor, params: CrfParams) -> Filter:
     """The appearance kernel times its weight, on the permutohedral lattice of the image."""
     height, width = image.shape[:2]
-    y, x = torch.arange(height, device=image.device).float(), torch.arange(width, device=image.device).float()
-    positions = torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1) / params.appearance_sigma_xy
-    colors = image.reshape(-1, 3).float() / params.appearance_sigma_rgb
-    lattice = build_lattice(torch.cat([positions, colors], dim=1).t().contiguous())
-    sums = lattice.filter(torch.ones(height * width, 1, device=image.device))[:, 0]
+    features = torch.empty(5, height, width, device=image.device)
+    features[0] = torch.arange(width, device=image.device) / params.appearance_sigma_xy
+    features[1] = (torch.arange(height, device=image.device) / params.appearance_sigma_xy)[:, None]
+    features[2:] = image.permute(2, 0, 1)
+    features[2:] /= params.appearance_sigma_rgb
+    lattice = build_lattice(features.view(5, -1))
+    sums = lattice.filter(torch.ones(height * width, 1, device=image.device))
     before, after = _normalizers(sums, params.normalization)
-    return lattice.scaled(before, after * params.appearance_weight).filter
+    lattice = replace(lattice, vertex_weights=lattice.vertex_weights * (after * params.appearance_weight))
+
+    def convolve(values: Tensor) -> Tensor:
+        scaled = torch.mul(values.t(), before, out=values.new_empty(len(before), len(values)))
+        result = lattice.filter(scaled).t()
+        return result if len(values) <= FEW else result.contiguous()
+
+    return convolve
