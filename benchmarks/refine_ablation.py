@@ -24,12 +24,13 @@ from wildcat.predictor import load
 VARIANTS: dict[str, dict[str, Any]] = {
     "labels of one size, CRF": {"label_sizes": "1"},
     "+ three sizes": {},
+    "the same, then all layers": {"tune": "all"},
     "+ boundaries and random walk": {"propagate": True},
     "the same, PAMR instead of the CRF": {"propagate": True, "sharpen": "pamr"},
     "the same, without sharpening": {"propagate": True, "sharpen": "none"},
     "the same, two rounds": {"propagate": True, "rounds": 2},
 }
-MAIN = tuple(VARIANTS)[:3]  # each row adds a step to the row above
+MAIN = ("labels of one size, CRF", "+ three sizes", "+ boundaries and random walk")  # each adds a step to the one above
 PROPAGATED = ", masks propagated"
 
 

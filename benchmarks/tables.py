@@ -209,6 +209,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "pooling-sizes.json": ("Pooling, several input sizes", pooling),
         "masks.json": ("Masks from image-level labels", masks),
         "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
+        "refine-finetuned.json": ("wildcat refine of a fine-tuned run", refine_ablation),
         "parts.json": ("Modality maps as parts", parts),
         "views.json": ("Test-time augmentation and output stride", views),
         "fine-tuning-voc.json": ("Fine-tuning", fine_tuning),

@@ -49,7 +49,7 @@ class RefineConfig:
     """Weight decay of AdamW."""
     tune: RefineTune = "segmenter"
     """segmenter: on the frozen backbone; all: then the backbone, the head and the segmenter together, on images."""
-    tune_epochs: int = 4
+    tune_epochs: int = 3
     """Epochs of all layers (tune=all)."""
     tune_lr: float = 3e-4
     """Highest learning rate of AdamW for the head and the segmenter with tune=all; the backbone has a tenth of it."""
