@@ -1,4 +1,4 @@
-"""wildcat methods: list the published methods."""
+"""wildcat methods: list the published methods of `wildcat train` and of `wildcat refine`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from wildcat.cli.options import Command
+from wildcat.fitting.methods import REFINE_METHODS
 from wildcat.methods import METHODS, find_method
 
 UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU"}
@@ -18,7 +19,8 @@ UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU"}
 
 @dataclass(frozen=True, kw_only=True)
 class Methods(Command):
-    """List the methods that `train --method` accepts: what each gives, its paper, its result where one was measured."""
+    """List the methods of `train --method` and `refine --method`: what each gives, its paper, and its result where one
+    was measured."""
 
     name: Positional[Annotated[str, arg(metavar="NAME")]] = ""
     """Show only this method, with its settings."""
@@ -36,6 +38,10 @@ def run_methods(command: Methods) -> int:
         print(f"{'':17} {method.description} ({method.paper})")
         if command.name:
             print(f"{'':17} {', '.join(f'{key}: {value}' for key, value in method.settings.items())}")
+    if not command.name:
+        print("\nOf wildcat refine, for the masks of a run:")
+        for name, refining in REFINE_METHODS.items():
+            print(f"{name:17} {'masks':20} {refining.description}")
     print(f"\n{measured['setting']}")
     return 0
 

@@ -108,6 +108,8 @@ def calibrate(
     gates, f1 = fit_gates(np.stack(probs), labels)
     prior = (labels == PRESENT).mean(axis=0)
     default = replace(default_mask_params(data.task), gate=tuple(map(float, gates)))
+    if predictor.calibration:  # of a refined model
+        default = replace(default, superpixels=predictor.calibration.params.superpixels)
     bounded = any(prediction.boundaries is not None for prediction, _ in pairs)
     options = possible_steps(propagate, crf, bounded, crf_params)
     steps, params, fitted = choose_masks(options, default, pairs, bool(masked), progress)
