@@ -113,6 +113,29 @@ def predict_throughput(result: Result) -> str:
     )
 
 
+def crf(result: Result) -> str:
+    s, r, machine = result["settings"], result["results"], result["machine"]
+    names = {"wildcat_21": "21 classes", "wildcat_present": "the present classes only"}
+    rows = []
+    for run in r["time"]:
+        for variant, name in names.items():
+            cells = [_median(run[f"{variant}_over_pydensecrf_21"][clock]) for clock in ("cpu", "wall")]
+            rows.append([run["threads"], name, f"{1000 * run[variant]['cpu_s']['median']:.0f} ms", *cells])
+    equal = r["agreement"]["full_size_wildcat_equals_pydensecrf"]
+    peaks = r["peak_memory_mib"]
+    return (
+        f"`dense_crf` against pydensecrf, which filters 21 classes on one thread; {s['data'].split(',')[1].strip()}, "
+        f"default settings, {machine['processor']} ({machine['flags']}). Ratios are medians over images and rounds, "
+        "measured alternately (quartiles); wall times count only while the machine was otherwise idle.\n\n"
+        + markdown_table(
+            ["threads", "wildcat", "processor time", "ratio of processor time", "ratio of wall time"], rows
+        )
+        + f"\n\nThe labels are equal at {100 * equal['mean']:.2f} % of the pixels of {r['agreement']['images']} images "
+        f"(at least {100 * equal['worst']:.2f} % of each). Peak memory: pydensecrf {peaks['pydensecrf_21']} MiB, "
+        f"wildcat {peaks['wildcat_21']} MiB with 21 classes, {peaks['wildcat_present']} MiB with those present."
+    )
+
+
 def serve_load(result: Result) -> str:
     s, r = result["settings"], result["results"]
     service, crowd, memory, broken = r["service"], r["crowd"], r["memory_mb"], r["broken"]
@@ -193,6 +216,10 @@ def ray_predict(result: Result) -> str:
         f"`--engine ray` with {s['workers']} workers against one process on the same {s['cores']} cores, images per "
         f"second: {rates}; ratio {r['ratio']:.2f}, {r['seconds to start']:.1f} s to start."
     )
+
+
+def _median(summary: dict[str, Any]) -> str:
+    return f"{summary['median']:.2f} ({_range(summary['quartiles'], 2)})" if summary["samples"] else "not measured"
 
 
 def _range(quartiles: list[float], digits: int) -> str:

@@ -373,10 +373,13 @@ def load(
         model = open_model(folder)
         if sizes and len(model.runs) > 1:
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
+        segmenter = model.load_segmenter()
+        members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
+        # after the weights: a damaged file is named as such, not as weights that the calibration does not fit
         calibration = read_calibration(folder, model.classes) if calibrated else None
         propagate = bool(calibration and calibration.propagate) if propagate is None else propagate
-        networks = (model.load_segmenter(), model.load_boundaries() if propagate or boundaries else None)
-        members = [Member(run.load_model(output_stride), run.preprocess, *networks) for run in model.runs]
+        if (propagate or boundaries) and (walls := model.load_boundaries()):
+            members = [replace(member, boundaries=walls) for member in members]
         classes, task, combination = model.classes, model.task, model.combination
     if propagate and members[0].boundaries is None:
         raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")

@@ -13,6 +13,7 @@ from wildcat.errors import TrainingError
 from wildcat.fitting.boundaries import UNSURE, boundary_loss, confident_labels
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.levels import fit
+from wildcat.fitting.optimise import Training
 from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.progress import SILENT
 
@@ -106,11 +107,11 @@ def test_boundaries_are_found_without_any_label_of_one() -> None:
         return boundary_loss(boundaries, torch.stack(mirrored))
 
     network, config = BoundaryNetwork([2]), RefineConfig(boundary_lr=0.05, batch_size=8)
-    fit(network, cache, loss, config, 30, 8, "boundary_lr", "boundaries", SILENT)  # type: ignore[arg-type]
+    fit(network, cache, loss, Training("boundaries", 30, 8, "boundary_lr"), config, SILENT)  # type: ignore[arg-type]
     with torch.no_grad():
         found = network(cache.batch([0], [0]))[0]
     edge = images[0][1] > 0
     assert float(found[edge].mean()) > 10 * float(found[~edge].mean())
     with pytest.raises(TrainingError, match=r"of boundaries is .* at boundary_lr=1e.30"):
         far = RefineConfig(boundary_lr=1e30)
-        fit(network, cache, loss, far, 3, 8, "boundary_lr", "boundaries", SILENT)  # type: ignore[arg-type]
+        fit(network, cache, loss, Training("boundaries", 3, 8, "boundary_lr"), far, SILENT)  # type: ignore[arg-type]

@@ -40,6 +40,8 @@ HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=aler
 class FakePredictor:
     """Random scores and maps, fixed for each file name; 3 x 4 cells, 2 modalities."""
 
+    has_maps = True
+
     def __init__(self, classes: Sequence[str], task: Task = "multilabel", seed: int = 0) -> None:
         self.name, self.classes, self.task, self.seed = "/secret/place/run", tuple(classes), task, seed
 
