@@ -40,6 +40,7 @@ def run_refine(command: Refine) -> int:
     from wildcat.progress import ProgressBar
 
     share_one_arena()
+    command.config.validate()
     refuse_existing(command.out)
     run = open_run(Path(command.run).expanduser())
     data = open_data(command, command.data, command.run)
