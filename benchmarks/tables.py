@@ -211,6 +211,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "parts.json": ("Modality maps as parts", parts),
         "views.json": ("Test-time augmentation and output stride", views),
         "fine-tuning-voc.json": ("Fine-tuning", partial(fine_tuning, paper=PAPER_VOC)),
+        "learning-curve.json": ("Fewer training images, frozen backbone", fine_tuning),
         "fine-tuning-maps.json": ("Fine-tuning with other M and alpha", fine_tuning),
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
