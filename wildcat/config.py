@@ -218,7 +218,7 @@ class TrainConfig:
         Raises:
             ConfigError: the first value out of range, with what is allowed and what was perhaps meant.
         """
-        _check_choices(self)
+        check_choices(self)
         check_regions("kmax", self.kmax)
         check_regions("kmin", self.kmin)
         check_alpha(self.alpha)
@@ -308,9 +308,9 @@ def _check_amounts(config: TrainConfig) -> None:
             raise ConfigError(f"{name}={reprlib.repr(value)}: give at most {most:,}.")
 
 
-def _check_choices(config: TrainConfig) -> None:
-    """Refuse a setting that is none of the names its type lists."""
-    for name, hint in typing.get_type_hints(TrainConfig).items():
+def check_choices(config: object) -> None:
+    """Raise ConfigError for a setting of a dataclass that is none of the names its type lists."""
+    for name, hint in typing.get_type_hints(type(config)).items():
         choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
         value = getattr(config, name)
         if choices and value not in choices:

@@ -39,7 +39,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
 class Knows:
     """Stands in for a predictor: the truth, coarse and with noise, its classes in another order than the data's."""
 
-    name, flip, has_maps, calibration = "knows", "none", True, None
+    name, flip, has_maps = "knows", "none", True
 
     def __init__(self, data: DataSet, order: tuple[int, ...] = (3, 0, 4, 1, 2)) -> None:
         self.order = order

@@ -14,9 +14,8 @@ import torch
 from scipy import optimize
 
 from wildcat.cli import main
-from wildcat.data import DataSet, open_dataset
+from wildcat.data import DataSet
 from wildcat.errors import ConfigError
-from wildcat.fitting.calibrate import calibrate
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.methods import REFINE_METHODS, ccnn, em_adapt, mil_base, mil_fcn, sec
 from wildcat.fitting.refine import refine
@@ -286,8 +285,9 @@ def test_each_method_gives_a_model(
     prediction = load(out, "cpu").predict(next(shapes_folder.rglob("*.jpg")))
     assert prediction.mask_params().superpixels == (method == "mil-base")
     assert prediction.mask().shape == (prediction.height, prediction.width)
-    params, _ = calibrate(load(out, "cpu"), open_dataset(shapes_folder), crf=False, propagate=False)
-    assert params.superpixels == (method == "mil-base"), "calibration keeps what the method draws with"
+    assert main(["calibrate", str(out), str(shapes_folder), "--plain", "--device", "cpu"]) == 0
+    background = json.loads((out / "calibration.json").read_text())["background"]
+    assert background["superpixels"] == (method == "mil-base"), "calibration keeps what the method draws with"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def run_calibrate(command: Calibrate) -> int:
     """wildcat calibrate"""
     from wildcat.evaluation import match_classes
     from wildcat.fitting.calibrate import calibrate
-    from wildcat.models.calibration import fitted_samples, stored_crf, write_calibration
+    from wildcat.models.calibration import earlier_calibration, fitted_samples, write_calibration
     from wildcat.models.packaged import PACKAGED
     from wildcat.progress import ProgressBar
 
@@ -47,9 +47,10 @@ def run_calibrate(command: Calibrate) -> int:
     samples = fitted_samples(data, command.split)
     describe(data, f"{len(samples)} images of {command.split} to fit on", predictor.device.type, quiet=command.json)
     folder, (crf, propagate) = Path(command.run).expanduser(), mask_steps(command)
-    crf_params = stored_crf(folder, predictor.classes)
+    earlier = earlier_calibration(folder, predictor.classes)
+    crf_params, superpixels = (earlier.crf, earlier.params.superpixels) if earlier else (None, False)
     with ProgressBar() as progress:
-        params, record = calibrate(predictor, data, command.split, crf, progress, propagate, crf_params)
+        params, record = calibrate(predictor, data, command.split, crf, progress, propagate, crf_params, superpixels)
     content = write_calibration(folder, predictor.classes, params, record, crf_params).record
     print(json.dumps(content, ensure_ascii=False) if command.json else calibration_table(content, folder, command.data))
     return 0

@@ -67,6 +67,7 @@ def calibrate(
     progress: Progress = SILENT,
     propagate: bool | None = None,
     crf_params: CrfParams | None = None,
+    superpixels: bool = False,
 ) -> tuple[MaskParams, dict[str, Any]]:
     """Fit thresholds and mask settings on a split; `wildcat.models.calibration.write_calibration` stores them.
 
@@ -77,6 +78,7 @@ def calibrate(
             None each: choose, see `wildcat.fitting.choice`.
         progress: counts images, then masks.
         crf_params: settings of the CRF; None: the defaults.
+        superpixels: of the mask settings.
 
     Returns:
         The settings, with one threshold per class in the order of the model; and the record: `data`, `split`, `images`,
@@ -107,9 +109,7 @@ def calibrate(
         progress.advance()
     gates, f1 = fit_gates(np.stack(probs), labels)
     prior = (labels == PRESENT).mean(axis=0)
-    default = replace(default_mask_params(data.task), gate=tuple(map(float, gates)))
-    if predictor.calibration:  # of a refined model
-        default = replace(default, superpixels=predictor.calibration.params.superpixels)
+    default = replace(default_mask_params(data.task), gate=tuple(map(float, gates)), superpixels=superpixels)
     bounded = any(prediction.boundaries is not None for prediction, _ in pairs)
     options = possible_steps(propagate, crf, bounded, crf_params)
     steps, params, fitted = choose_masks(options, default, pairs, bool(masked), progress)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import typing
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.config import check_choices
+from wildcat.errors import ConfigError
 from wildcat.fitting.methods import REFINE_METHODS, SHARED_SETTINGS, refine_method
 
 Sharpen = Literal["crf", "pamr", "none"]
@@ -64,13 +64,7 @@ class RefineConfig:
         """
         self.check_method()
         self.size_factors()
-        if self.tune not in typing.get_args(RefineTune):
-            raise ConfigError(
-                f"tune={self.tune!r}: give segmenter or all.", did_you_mean(self.tune, typing.get_args(RefineTune))
-            )
-        if self.sharpen not in typing.get_args(Sharpen):
-            choices = typing.get_args(Sharpen)
-            raise ConfigError(f"sharpen={self.sharpen!r}: give crf, pamr or none.", did_you_mean(self.sharpen, choices))
+        check_choices(self)
         for name in ("rounds", "epochs", "batch_size", "boundary_epochs", "tune_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")

@@ -19,6 +19,7 @@ from wildcat.data.dataset import PRESENT, DataSet
 from wildcat.errors import ConfigError, DataError
 from wildcat.files import refuse_existing
 from wildcat.fitting.config import RefineConfig
+from wildcat.fitting.fine_tune import fine_tune
 from wildcat.fitting.methods import SHARED_SETTINGS, refine_method
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.methods import HEADS, no_maps
@@ -88,7 +89,7 @@ def refine(
         images = TrainingImages(run, samples, order, config, crf, calibration, device, progress)
         segmenter: Segmenter = module.train(images)
         if config.tune == "all":
-            images.fine_tune(segmenter)
+            fine_tune(images, segmenter)
     used = {*SHARED_SETTINGS, *method.settings}
     trained = {
         "data": data.name,

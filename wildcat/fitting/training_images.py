@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from wildcat.data.dataset import PRESENT, Sample
 from wildcat.device import choose_device
 from wildcat.fitting.config import RefineConfig
-from wildcat.fitting.fine_tune import fine_tune
 from wildcat.fitting.labels import maps_at_size
 from wildcat.fitting.levels import LevelCache, fit
 from wildcat.fitting.optimise import Loss, Training
@@ -58,7 +58,7 @@ class TrainingImages:
         self.crf = crf or (MILD_CRF if config.propagate else CrfParams())
         self.params = calibration.params if calibration else default_mask_params(run.task)
         self.image_labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
-        self.present = [torch.from_numpy(np.flatnonzero(s.labels[order] == PRESENT)) for s in samples]
+        self.present = [(labels == PRESENT).nonzero()[:, 0] for labels in self.image_labels]
         self.cache = LevelCache(self.member.model.backbone, run, samples, self.device, progress)
         self.channels = [shape[0] for shape in self.cache.shapes]
         self.grid = output_level(self.cache.shapes)[1:]
@@ -67,11 +67,8 @@ class TrainingImages:
 
     def labels(self, images: Sequence[int]) -> Tensor:
         """(B, C + 1) bool on the device: the labels of images, the background first, which is in every image."""
-        labels = torch.zeros(len(images), len(self.run.classes) + 1, dtype=torch.bool)
-        labels[:, 0] = True
-        for row, index in enumerate(images):
-            labels[row, self.present[index] + 1] = True
-        return labels.to(self.device)
+        present = self.image_labels[list(images)] == PRESENT
+        return functional.pad(present, (1, 0), value=True).to(self.device)
 
     def run_maps(self) -> list[Tensor]:
         """(K, h, w) maps of the labelled classes of each image by the run, averaged over the sizes of labels."""
@@ -117,12 +114,3 @@ class TrainingImages:
         self.losses.append(fit(segmenter, self.cache, loss, training, self.config, self.progress))
         self.segmenter_loss = loss
         return segmenter
-
-    def fine_tune(self, segmenter: Segmenter) -> None:
-        """Train the run's network and the segmenter together, with the loss that the segmenter was trained with."""
-        model, config = self.member.model, self.config
-        self.losses.append(
-            fine_tune(
-                model, segmenter, self.samples, self.image_labels, self.segmenter_loss, self.run, config, self.progress
-            )
-        )

@@ -125,13 +125,12 @@ def read_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None
     return Calibration(params, {**record, **fitted, **counts}, crf)
 
 
-def stored_crf(folder: Path, classes: Sequence[str]) -> CrfParams | None:
-    """The settings of the CRF in an earlier calibration, which a new one keeps; None if there are none to read."""
+def earlier_calibration(folder: Path, classes: Sequence[str]) -> Calibration | None:
+    """The calibration that a new one replaces, which keeps its CRF and superpixels; None if there is none to read."""
     try:
-        earlier = read_calibration(folder, classes)
+        return read_calibration(folder, classes)
     except RunError:
         return None
-    return earlier.crf if earlier else None
 
 
 def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:
