@@ -291,11 +291,13 @@ def method_results() -> str:
             result = json.loads(path.read_text("utf-8"))
             settings = settings or result["settings"]
             for row in EXPERIMENTS[table].rows:
-                metrics = result["results"].get(row.name, {}).get("metrics", {}) if not row.crf else {}
-                kept = {key: metrics[key] for key in ("map", "point_ap", "miou") if key in metrics}
-                found[row.method] = {k: {n: v[n] for n in ("mean", "std")} for k, v in kept.items()} | found.get(
-                    row.method, {}
-                )
+                metrics = result["results"].get(row.name, {}).get("metrics", {})
+                miou = "miou_crf" if row.crf else "miou"
+                kept = {"map": "map", "point_ap": "point_ap", "miou": miou}
+                means = {
+                    name: {n: metrics[key][n] for n in ("mean", "std")} for key, name in kept.items() if key in metrics
+                }
+                found[row.method] = means | found.get(row.method, {})
     found = {name: metrics for name, metrics in found.items() if name and metrics}
     sizes = " + ".join(map(str, settings["sizes"]))
     test = settings["test"]

@@ -39,7 +39,7 @@ from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.models.beam_search import check_localize, located
 from wildcat.models.calibration import Calibration, read_calibration
 from wildcat.models.folder import Combination, open_model
-from wildcat.models.member import Member, Outputs, merge_outputs, merge_tiles
+from wildcat.models.member import Member, NetworkOutputs, Outputs, merge_outputs, merge_tiles
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
 from wildcat.nn.model import Wildcat
 from wildcat.prediction import Prediction
@@ -292,14 +292,18 @@ class Predictor:
             images = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             features = member.features(images, self.flip)
             outputs.append(member.scores_and_maps(*features, modalities=modalities and len(self.members) == 1))
-        merged = merge_outputs(outputs, self.combination, modalities)
-        return replace(merged, features=features[0]) if self.localize == "beam-search" else merged
+        return self._merged(outputs, features[0], modalities)
 
     @torch.inference_mode()
     def forward_features(self, features: Sequence[Tensor]) -> Outputs:
         """As `forward`, from (B, D, h, w) features of each member, without modality maps; not for refined models."""
         outputs = [member.scores_and_maps(x) for member, x in zip(self.members, features, strict=True)]
-        return merge_outputs(outputs, self.combination, modalities=False)
+        return self._merged(outputs, features[0], modalities=False)
+
+    def _merged(self, outputs: Sequence[NetworkOutputs], features: Tensor, modalities: bool) -> Outputs:
+        """The outputs of all members as one, with the features of the first where a beam search needs them."""
+        merged = merge_outputs(outputs, self.combination, modalities)
+        return replace(merged, features=features) if self.localize == "beam-search" else merged
 
     def _run_tiles(self, image: Image.Image, modalities: bool, batch_size: int) -> Outputs:
         """The outputs for an image that is cut into tiles, (1, ...) each."""

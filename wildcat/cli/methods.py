@@ -14,7 +14,7 @@ from wildcat.cli.options import Command
 from wildcat.fitting.methods import REFINE_METHODS
 from wildcat.methods import METHODS, find_method
 
-UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU"}
+UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU", "miou_crf": "with CRF"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ def run_methods(command: Methods) -> int:
     if not command.name:
         print("\nOf wildcat refine, for the masks of a run:")
         for name, refining in REFINE_METHODS.items():
-            print(f"{name:17} {'masks':20} {refining.description}")
+            print(f"{name:17} {'masks':20} {result_text(measured['results'].get(f'refine {name}', {}))}")
+            print(f"{'':17} {refining.description}")
     print(f"\n{measured['setting']}")
     return 0
 

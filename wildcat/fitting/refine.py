@@ -76,8 +76,7 @@ def refine(
             "other, so one may fill its images.",
             "Leave it out, or train the run with --data-option task=multilabel if its images show objects.",
         )
-    if config.superpixels:
-        superpixels(np.zeros((2, 2, 3), dtype=np.uint8))  # needs an extra: raise now, not after the training
+    check_extras(config)
     order = [data.classes.index(name) for name in run.classes]
     samples = [s for s in fitted_samples(data, split) if (s.labels == PRESENT).any()]
     if not samples:
@@ -108,3 +107,9 @@ def refine(
     if config.tune == "all":  # the boundary network was trained on features that the model no longer has
         boundaries, model = None, images.member.model.cpu()
     return write_refined(folder, run, segmenter.cpu(), trained, masks, boundaries and boundaries.cpu(), model)
+
+
+def check_extras(config: RefineConfig) -> None:
+    """Raise `MissingExtra` before a training, not after it, if its settings need a package that is not installed."""
+    if config.superpixels:
+        superpixels(np.zeros((2, 2, 3), dtype=np.uint8))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from wildcat.config import TrainConfig
+from wildcat.config import Localize, TrainConfig
 from wildcat.errors import ConfigError, did_you_mean
 from wildcat.settings import method_settings
 
@@ -40,6 +40,8 @@ class Row:
         line: the line of the figure it belongs to.
         method: its name in `wildcat.methods`; "" where it is none of them.
         crf: whether its masks are sharpened with a dense CRF.
+        localize: what finds its points, see `wildcat.predictor.load`.
+        refine: settings of `wildcat refine`, a second stage on the trained network; empty: none.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Row:
     line: str = "architecture (a)"
     method: str = ""
     crf: bool = False
+    localize: Localize = "maps"
+    refine: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Experiment:
 def _method(title: str, name: str, **paper: float) -> Row:
     numbers = {key.replace("_", " "): value for key, value in paper.items()}
     return Row(title, method_settings(name), numbers, method=name)
+
+
+def _refined(
+    title: str, method: str, settings: Mapping[str, Any] | None = None, crf: bool = False, **paper: float
+) -> Row:
+    """A method of `wildcat refine`, on the network that WILDCAT's row trains."""
+    row = _method(title, "wildcat", **paper)
+    return replace(row, method=f"refine {method}", crf=crf, refine={"method": method, **(settings or {})})
 
 
 def _paper_only(title: str, **paper: float) -> Row:
@@ -225,7 +237,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         (
             _method("DeepMIL (max)", "deepmil", VOC_2012=74.5, COCO=41.2),
             _method("ProNet (log-sum-exp)", "pronet", VOC_2012=77.7, COCO=46.4),
-            _paper_only("WSLocalization", VOC_2012=79.7, COCO=49.2),
+            replace(_method("WSLocalization", "gap-a", VOC_2012=79.7, COCO=49.2), method="", localize="beam-search"),
             _method("GAP, architecture (a)", "gap-a"),
             _method("WELDON", "weldon"),
             _method("WILDCAT", "wildcat", VOC_2012=82.9, COCO=53.4),
@@ -238,16 +250,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Weakly supervised segmentation",
         ("miou", "map"),
         (
-            _paper_only("MIL-FCN", VOC_2012=24.9),
-            _paper_only("MIL-Base + ILP + superpixels", VOC_2012=36.6),
-            _paper_only("EM-Adapt + CRF", VOC_2012=33.8),
-            _paper_only("CCNN + CRF", VOC_2012=35.3),
+            _refined("MIL-FCN", "mil-fcn", VOC_2012=24.9),
+            _refined("MIL-Base + ILP + superpixels", "mil-base", {"superpixels": True}, VOC_2012=36.6),
+            _refined("EM-Adapt + CRF", "em-adapt", crf=True, VOC_2012=33.8),
+            _refined("CCNN + CRF", "ccnn", crf=True, VOC_2012=35.3),
             _method("DeepMIL (max)", "deepmil"),
             _method("ProNet (log-sum-exp)", "pronet"),
             _method("GAP, architecture (a)", "gap-a"),
             _method("WELDON", "weldon"),
             _method("WILDCAT", "wildcat", VOC_2012=39.2),
             replace(_method("WILDCAT + CRF", "wildcat", VOC_2012=43.7), crf=True),
+            _refined("SEC + CRF", "sec", crf=True),
+            _refined("WILDCAT, refined", "wildcat"),
+            _refined("WILDCAT, refined + CRF", "wildcat", crf=True),
             *WITH_MAPS,
             _method("Compact Bilinear Pooling", "compact-bilinear"),
             *NEWER,

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from wildcat.config import Flip, TrainConfig
+from wildcat.config import Flip, Localize, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
+from wildcat.models.beam_search import check_localize
 from wildcat.models.folder import Combine
 from wildcat.models.member import Member, Outputs, mean_over_views
 from wildcat.models.run import create_run
@@ -41,6 +42,7 @@ def train_and_evaluate(
     measures: Collection[str] = MEASURES,
     flip: Flip = "none",
     crf: bool = False,
+    localize: Localize = "maps",
 ) -> dict[str, Any]:
     """Train a head (`tune=head`) in a temporary run folder and measure it on `split`, both on cached features.
 
@@ -50,6 +52,7 @@ def train_and_evaluate(
         measures: what to measure, see `wildcat.evaluation.evaluate`.
         flip: mirrored views that are averaged when measuring, as by `wildcat evaluate --flip`.
         crf: sharpen masks with a dense CRF, as by `wildcat evaluate --crf`.
+        localize: what finds points, as by `wildcat evaluate --localize`.
 
     Returns:
         What `wildcat.evaluation.evaluate` returns: the values of `wildcat train` and `wildcat evaluate`, up to the
@@ -65,6 +68,8 @@ def train_and_evaluate(
             outputs = outputs_from_features(predictor, samples, config.amp, flip)
             scores = np.concatenate([output.member_scores for output in outputs])
             predictor.combination = fit_combination(scores, label_matrix(samples), data.task)
+    check_localize(localize, len(heads), tile=None)
+    predictor.localize = localize
     predictions = predictions_from_features(predictor, data.split(split), config.amp, flip)
     return evaluate(predictor, data, split, crf=crf, predictions=predictions, measures=measures)
 

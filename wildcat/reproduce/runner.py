@@ -24,7 +24,9 @@ from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
 from wildcat.files import write_json
+from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
+from wildcat.fitting.refine import check_extras, refine
 from wildcat.models.folder import Combine
 from wildcat.models.manifest import MANIFEST, versions
 from wildcat.models.run import RESUMABLE, Run, create_run, open_run
@@ -37,7 +39,7 @@ from wildcat.settings import load_recipe
 from wildcat.train.checkpoint import fingerprint
 from wildcat.train.loop import train
 
-MEASURES = ("classification", "pointing")  # and segmentation, where it is the experiment's first metric
+MEASURES = ("classification", "pointing", "segmentation")  # each where the data has its ground truth
 RECIPE = "reproduce"  # the recipe whose settings are the defaults of `wildcat reproduce`
 
 # Settings that are the same in all rows and printed with each table.
@@ -89,17 +91,27 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     """
     experiment = find_experiment(plan.experiment)
     check_plan(plan, experiment, data)
-    rows = [row for row in experiment.rows if row.settings is not None]
+    rows = measured_rows(plan, experiment)
     records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     total, number = len(rows) * plan.seeds, 0
     for row in rows:
         for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
             number += 1
-            record = run_cell(plan, experiment, row, seed, data, out, progress)
+            record = run_cell(plan, row, seed, data, out, progress)
             records[row.name].append(record)
             yield Cell(row.name, seed, number, total, record)
         summary = {**describe(plan, experiment, data, records), "results": summarize_rows(experiment, records)}
         write_tables(summary, records, summary_path(plan, data, out))
+
+
+def measured_rows(plan: Plan, experiment: Experiment) -> list[Row]:
+    """The rows that are run: those with settings; with several input sizes without those that take a single network."""
+    single = len(plan.sizes) < 2
+    return [
+        row
+        for row in experiment.rows
+        if row.settings is not None and (single or not (row.refine or row.localize == "beam-search"))
+    ]
 
 
 def summary_path(plan: Plan, data: DataSet, out: Path) -> Path:
@@ -112,20 +124,22 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
 
     Raises:
         ConfigError: no seed, or a setting that does not fit the data set or the way of training.
-        DataError: the experiment measures points and the data has no boxes.
+        DataError: the experiment measures points or masks, and the data has no boxes or masks.
+        MissingExtra: a row needs a package that is not installed.
     """
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
     default = load_recipe(RECIPE)
-    for row in experiment.rows:
-        if row.settings is not None:
-            for name in row.settings:
-                if getattr(plan.config, name) != getattr(default, name):
-                    raise ConfigError(
-                        f"{name}={getattr(plan.config, name)}: the rows of {plan.experiment} define {name}.",
-                        f"Leave out --{name.replace('_', '-')}.",
-                    )
-            cell_config(plan, row, plan.config.seed, data).validate()
+    for row in measured_rows(plan, experiment):
+        for name in row.settings or ():
+            if getattr(plan.config, name) != getattr(default, name):
+                raise ConfigError(
+                    f"{name}={getattr(plan.config, name)}: the rows of {plan.experiment} define {name}.",
+                    f"Leave out --{name.replace('_', '-')}.",
+                )
+        cell_config(plan, row, plan.config.seed, data).validate()
+        if row.refine:
+            check_extras(RefineConfig(**row.refine))
     train_split, test_split = protocol(plan, data, plan.config.seed)
     if train_split == test_split:
         raise ConfigError(
@@ -169,14 +183,12 @@ def cell_config(plan: Plan, row: Row, seed: int, data: DataSet) -> TrainConfig:
     return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **dict(row.settings or {}))
 
 
-def run_cell(
-    plan: Plan, experiment: Experiment, row: Row, seed: int, data: DataSet, out: Path, progress: Progress
-) -> dict[str, Any]:
+def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress: Progress) -> dict[str, Any]:
     """The record of a cell: read from its file, or trained, measured and stored."""
     config = cell_config(plan, row, seed, data)
     _, split = protocol(plan, data, seed)
     settings = plain_settings(config)
-    identity: dict[str, Any] = {
+    network: dict[str, Any] = {  # what decides the weights
         "data": data.name,
         "images": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
@@ -184,21 +196,21 @@ def run_cell(
         "sizes": list(plan.sizes),
         "combine": plan.combine if len(plan.sizes) > 1 else None,
     }
-    measures: tuple[str, ...] = MEASURES
-    if experiment.metrics[0] == "miou":
-        identity |= {"segmentation": True, "crf": row.crf}
-        measures = (*MEASURES, "segmentation")
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
+    identity = network | measured
+    key = _hash(identity)
     path = out / "cells" / f"{key}.json"
     if path.is_file():
         return _read_cell(path)
     start = time.perf_counter()
-    if config.tune == "head":
-        result = train_and_evaluate(data, config, split, progress, plan.sizes, plan.combine, measures, crf=row.crf)
+    if config.tune == "head" and not row.refine:
+        result = train_and_evaluate(
+            data, config, split, progress, plan.sizes, plan.combine, MEASURES, crf=row.crf, localize=row.localize
+        )
     else:
-        model = _fine_tune(plan, config, data, out / "runs" / key, progress)
-        predictor = load(model, config.device)
-        result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=measures)
+        model = _trained_model(plan, row, config, data, out / "runs" / _hash(network), progress)
+        predictor = load(model, config.device, localize=row.localize)
+        result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=MEASURES)
     record = {
         **identity,
         "metrics": table_metrics(result),
@@ -226,12 +238,22 @@ def _read_cell(path: Path) -> dict[str, Any]:
     return record
 
 
-def _fine_tune(plan: Plan, config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Path:
-    """Train every layer, once per input size, in run folders that are resumed after a kill; the model folder."""
+def _hash(identity: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _trained_model(plan: Plan, row: Row, config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Path:
+    """Train once per input size, in run folders that are resumed after a kill, then refine; the model folder."""
     runs = [
         trained_run(replace(config, image_size=size), data, folder / str(size), progress)
         for size in plan.sizes or (config.image_size,)
     ]
+    if row.refine:
+        model = folder / f"refined-{row.refine['method']}"
+        if not model.exists():
+            settings = RefineConfig(**row.refine, seed=config.seed)
+            refine(runs[0], data, model, settings, config.train_split, device=config.device, progress=progress)
+        return model
     model = runs[0].folder
     if len(runs) > 1:
         model = folder / "ensemble"
