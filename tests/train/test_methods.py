@@ -13,8 +13,10 @@ from wildcat.data.dataset import DataSet
 from wildcat.errors import ConfigError
 from wildcat.methods import HEADS
 from wildcat.models.run import create_run, open_run
+from wildcat.nn.heads.descriptor import DescriptorNetwork
 from wildcat.predictor import load
 from wildcat.settings import method_settings
+from wildcat.train import batches
 from wildcat.train.loop import train
 from wildcat.train.optim import create_optimizer
 
@@ -45,6 +47,30 @@ def test_a_method_learns_from_cached_features(name: str, weights: str, shapes: D
     for ask in (lambda: prediction.points, lambda: prediction.heatmap("disk"), prediction.mask, prediction.plot):
         with pytest.raises(ConfigError, match="gives class scores only: its method has no class maps"):
             ask()
+
+
+@pytest.mark.parametrize("name", ["compact-bilinear", "mop-cnn"])
+def test_vectors_that_do_not_change_are_computed_once(
+    name: str, weights: str, shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(name, weights, tune="head", epochs=3, val_split="none", flip="horizontal")
+    calls: list[int] = []
+    vectors = DescriptorNetwork.vectors
+
+    def counted(model: DescriptorNetwork, features: torch.Tensor) -> torch.Tensor:
+        calls.append(len(features))
+        return vectors(model, features)
+
+    monkeypatch.setattr(DescriptorNetwork, "vectors", counted)
+    once = create_run(tmp_path / "once", config, shapes)
+    train(once, shapes)
+    images = len(shapes.split("train"))
+    assert sum(calls) == 2 * images, "each image and its mirror image"
+    monkeypatch.setattr(batches, "VECTOR_BYTES", 0)
+    always = create_run(tmp_path / "always", config, shapes)
+    train(always, shapes)
+    for one, other in zip(once.history(), always.history(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", HEADS)

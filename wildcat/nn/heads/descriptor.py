@@ -78,7 +78,19 @@ class DescriptorNetwork(Wildcat):
 
     def training_output(self, features: Tensor) -> Output:
         """The scores alone: the vectors of all regions may be large."""
-        vectors = self.pool(self.statistics.standardized(features))
+        return self.classified(self.vectors(features))
+
+    @property
+    def vectors_are_fixed(self) -> bool:
+        return next(self.pool.parameters(), None) is None
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, E)."""
+        vectors: Tensor = self.pool(self.statistics.standardized(features))
+        return vectors
+
+    def classified(self, vectors: Tensor) -> Output:
+        """(B, E) vectors -> the scores alone."""
         scores = self.transfer(vectors[:, :, None, None]).flatten(1)
         none = scores.new_zeros(*scores.shape, 1, 0, 0)
         return Output(scores, none[:, :, 0], none)
