@@ -15,9 +15,11 @@ from tests.cli.conftest import command
 from tests.conftest import TINY
 from wildcat.cli import COMMANDS
 from wildcat.cli.options import flag, flag_names
+from wildcat.cli.train import note_device
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError, EngineError, known_error
 from wildcat.settings import from_dict
+from wildcat.train import distributed
 from wildcat.train.loop import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -200,3 +202,21 @@ def test_the_hint_resumes_the_very_same_run(
     assert command(*lines[-1]) == 0
     assert {config.alpha for config in steps} == {0.3}
     assert [config.save_minutes for config in steps] == [10.0] * 4 + [5.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("processes", "local", "device_type", "advised"),
+    [(2, 2, "cpu", True), (1, 1, "cpu", False), (2, 1, "cpu", False), (2, 2, "cuda", False)],
+)
+def test_several_processes_on_one_machine_without_a_gpu_are_advised_against(
+    processes: int,
+    local: int,
+    device_type: str,
+    advised: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(distributed, "local_size", lambda: local)
+    note_device(device_type, may_tune_head=False)
+    assert ("2 processes on one machine without a GPU are slower than one" in capsys.readouterr().err) == advised

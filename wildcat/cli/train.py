@@ -100,8 +100,7 @@ def train_command(command: Train) -> int:
     describe_classes(data, {config.train_split: samples, config.val_split: val_samples})
     note_amp(config.amp, device)
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
-    if config.device == "auto" and device.type == "cpu" and config.tune == "all" and not resume:
-        print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)
+    note_device(device.type, config.device == "auto" and config.tune == "all" and not resume)
 
     def hint() -> str:
         if not (command.out / MANIFEST).is_file():
@@ -126,6 +125,21 @@ def train_command(command: Train) -> int:
     predicting = shlex.join(["wildcat", "predict", str(command.out), "IMAGE", "--out", "DIR"])
     print(f"Next: {evaluating}   or   {predicting}")
     return 0
+
+
+def note_device(device_type: str, may_tune_head: bool) -> None:
+    """Advise against what takes long without a GPU: all layers, and several processes on the cores of one machine."""
+    from wildcat.train.distributed import local_size, rank, world_size
+
+    if device_type != "cpu" or rank() != 0:
+        return
+    if may_tune_head:
+        print("No GPU: --tune head or last is much faster, on features computed once.", file=sys.stderr)
+    if world_size() == local_size() > 1:
+        print(
+            f"{world_size()} processes on one machine without a GPU are slower than one: start it without torchrun.",
+            file=sys.stderr,
+        )
 
 
 def as_recorded(command: Train, run: Run) -> Train:
