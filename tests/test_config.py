@@ -276,3 +276,10 @@ def test_settings_and_errors_do_not_need_torch() -> None:
     """`wildcat --help` would take seconds otherwise."""
     code = "import sys, wildcat, wildcat.config, wildcat.errors; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_default_learning_rate_follows_the_head() -> None:
+    assert TrainConfig(num_maps=1).peak_lr == 0.01
+    assert TrainConfig(num_maps=4).peak_lr == 0.04
+    assert TrainConfig(num_maps=1, head="wsddn").peak_lr == 0.04
+    assert TrainConfig(num_maps=1, head="wsddn", lr=0.3).peak_lr == 0.3

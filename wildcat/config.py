@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from wildcat.errors import ConfigError, did_you_mean
-from wildcat.methods import check_head
+from wildcat.methods import HEADS, check_head
 
 Pooling = Literal["wildcat", "weldon", "topk", "max", "average", "lse", "csra", "attention"]
 ClassPool = Literal["mean", "max", "lse", "softmax"]
@@ -149,9 +149,9 @@ class TrainConfig:
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
-    """Peak learning rate of SGD for the layers after the backbone; None: 0.01, times num_maps where class_pool is mean,
-    since each of the M maps then receives 1/M of the gradient. The bias of the maps has this times the root of the
-    number of features."""
+    """Peak learning rate of SGD for the layers after the backbone; None: 0.01, times 4 for the method wsddn, and times
+    num_maps where class_pool is mean, since each of the M maps then receives 1/M of the gradient. The bias of the maps
+    has this times the root of the number of features."""
     backbone_lr_scale: float = 0.01
     """Learning rate of a pretrained backbone as a fraction of that of a class map; train one with random weights
     at 1."""
@@ -196,7 +196,9 @@ class TrainConfig:
     @property
     def peak_lr(self) -> float:
         """The peak learning rate of SGD: `lr`, or its default."""
-        return 0.01 * self.gradient_shares if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        return 0.01 * self.gradient_shares * (HEADS[self.head].lr_scale if self.head in HEADS else 1.0)
 
     @property
     def decay(self) -> float:

@@ -22,17 +22,19 @@ class Method:
         description: one line.
         paper: where it was published.
         has_maps: whether it has class maps, from which points, boxes and masks follow, or scores alone.
+        lr_scale: multiple of the default learning rate that suits its layers.
     """
 
     settings: Mapping[str, Any]
     description: str
     paper: str
     has_maps: bool = True
+    lr_scale: float = 1.0
 
 
-def _head(name: str, description: str, paper: str, has_maps: bool = True, **settings: Any) -> Method:
+def _head(name: str, description: str, paper: str, has_maps: bool = True, lr_scale: float = 1.0) -> Method:
     """A method with layers of its own, `wildcat.nn.heads.<name>`."""
-    return Method({"head": name, "num_maps": 1, **settings}, description, paper, has_maps)
+    return Method({"head": name, "num_maps": 1}, description, paper, has_maps, lr_scale)
 
 
 METHODS: dict[str, Method] = {
@@ -127,7 +129,12 @@ METHODS: dict[str, Method] = {
         "Arandjelović et al., NetVLAD, CVPR 2016",
         has_maps=False,
     ),
-    "wsddn": _head("wsddn", "classes compete in one branch, regions in the other", "Bilen & Vedaldi, WSDDN, CVPR 2016"),
+    "wsddn": _head(
+        "wsddn",
+        "classes compete in one branch, regions in the other",
+        "Bilen & Vedaldi, WSDDN, CVPR 2016",
+        lr_scale=4.0,
+    ),
 }
 
 HEADS = {method.settings["head"]: method for method in METHODS.values() if "head" in method.settings}
