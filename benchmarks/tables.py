@@ -200,6 +200,26 @@ def solar(result: Result) -> str:
     )
 
 
+def audit(result: Result) -> str:
+    s, r = result["settings"], result["results"]
+    columns = {
+        "first tenth of the list %": "precision_at_tenth",
+        "removed %": "removed_in_tenth",
+        "added %": "added_in_tenth",
+        "replaced %": "replaced_in_tenth",
+        "suspects: right %": "suspect_precision",
+        "suspects: found %": "suspect_recall",
+    }
+    return (
+        f"{s['data']}, {s['split']}, {s['images']} images: one class of {100 * s['fraction']:g} % of the images is "
+        f"removed, added or replaced at random; heads on frozen {s['backbone']} at {s['image_size']} px, {s['folds']} "
+        f"folds, mean ± standard deviation over {s['seeds']} seeds. Share of images with such a label in the first "
+        "tenth of the list (in random order: 10 %), and how many of each kind are there; the same among the "
+        f"{r['suspects']['mean']:.0f} images that confident learning suspects. Wrong labels of the data set itself "
+        "count as mistakes.\n\n" + markdown_table(list(columns), [[percent(r[key]) for key in columns.values()]])
+    )
+
+
 # Group -> result file -> its heading and the function that renders it.
 SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
     "Accuracy": {
@@ -216,6 +236,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
         "fine-tuning-scenes.json": ("15-Scene, fine-tuned", partial(fine_tuning, paper=PAPER_SCENES)),
+        "audit.json": ("Wrong labels found by wildcat audit", audit),
         "solar.json": ("Solar cells", solar),
         "fine-tuning-solar.json": ("Solar cells, several seeds", fine_tuning),
     },

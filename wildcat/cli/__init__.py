@@ -23,6 +23,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from wildcat._version import __version__
 from wildcat.cli.allocator import keep_freed_memory
+from wildcat.cli.audit import Audit, run_audit
 from wildcat.cli.backbones import Backbones, run_backbones
 from wildcat.cli.bench import Bench, run_bench
 from wildcat.cli.calibrate import Calibrate, run_calibrate
@@ -49,6 +50,7 @@ GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
         "train": (Train, run_train),
         "evaluate": (Evaluate, run_evaluate),
         "report": (Report, run_report),
+        "audit": (Audit, run_audit),
     },
     "use a model": {
         "predict": (Predict, run_predict),

@@ -268,16 +268,49 @@ def hold_out(
 
     Depends on the names of `classes`, not on their order.
     """
-    present = label_matrix(samples) == PRESENT
-    if classes:
-        present = present[:, np.argsort(np.asarray(classes))]
-    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
-    rarest = np.where(present.any(axis=1), rarity.argmin(axis=1), -1)
-    held = stratified_indices(rarest.tolist(), fraction, seed=0)
+    held = stratified_indices(rarest_classes(samples, classes), fraction, seed=0)
     return (
         tuple(sample for i, sample in enumerate(samples) if i not in held),
         tuple(sample for i, sample in enumerate(samples) if i in held),
     )
+
+
+def rarest_classes(samples: Sequence[Sample], classes: Sequence[str] = ()) -> list[int]:
+    """The rarest class present in each sample, as its position among the sorted names; -1 of a sample without any."""
+    present = label_matrix(samples) == PRESENT
+    if classes:
+        present = present[:, np.argsort(np.asarray(classes))]
+    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
+    return [int(c) for c in np.where(present.any(axis=1), rarity.argmin(axis=1), -1)]
+
+
+def stratified_folds(strata: Sequence[int], folds: int, seed: int) -> NDArray[np.int64]:
+    """(N,) the fold of each item, from 0: every stratum, in random order, is dealt over the folds in turn.
+
+    The sizes of the folds differ by at most one, and so do the numbers of items of a stratum in them. Deterministic for
+    a seed and the order of `strata`.
+    """
+    rng = np.random.default_rng(seed)
+    keys = np.asarray(strata)
+    order = np.concatenate([rng.permutation(np.flatnonzero(keys == key)) for key in np.unique(keys)])
+    found = np.empty(len(keys), np.int64)
+    found[order] = np.arange(len(keys)) % folds
+    return found
+
+
+def cross_validation(data: DataSet, split: str, folds: int, seed: int = 0) -> DataSet:
+    """The data set with the splits `fold1-train`, `fold1-test`, `fold2-train`, ... made of one of its splits.
+
+    The test splits divide the samples of `split` among them, stratified as in `hold_out`; each training split holds
+    the samples of the other folds.
+    """
+    samples = data.split(split)
+    fold_of = stratified_folds(rarest_classes(samples, data.classes), folds, seed)
+    parts = {}
+    for fold in range(folds):
+        for part, chosen in (("train", fold_of != fold), ("test", fold_of == fold)):
+            parts[f"fold{fold + 1}-{part}"] = [sample for sample, use in zip(samples, chosen, strict=True) if use]
+    return replace(data, readers=grouped_splits(parts), _cache={})
 
 
 def default_splits(samples: Sequence[Sample], classes: Sequence[str] = ()) -> dict[str, Reader]:

@@ -23,8 +23,9 @@ from wildcat.prediction import OPACITY, Prediction
 from wildcat.viz.colors import MARK_COLORS, unit_range
 
 # hit: the class is present, highest scores first. miss: present, lowest scores first. false positive: absent, highest
-# scores first. unlabelled: a predicted class of an image without ground truth.
-Kind = Literal["hit", "miss", "false positive", "unlabelled"]
+# scores first. unlabelled: a predicted class of an image without ground truth. remove, add: a label that is probably
+# wrong because it is present, lowest scores first, or absent, highest scores first; see `wildcat.curation`.
+Kind = Literal["hit", "miss", "false positive", "unlabelled", "remove", "add"]
 
 THUMBNAIL_SIDE, MASK_SIDE, GRID_SIDE = 384, 240, 32  # longest side of stored images and masks (pixels), maps (cells)
 MIN_EXAMPLE_BYTES = 6_000  # smallest size of an example in the page: bounds how many are held in memory
@@ -134,8 +135,16 @@ class Gallery:
         self.counts: Counter[tuple[str, str]] = Counter()
         self._heaps: dict[tuple[str, Kind], list[tuple[float, int, Example]]] = {}
 
-    def add(self, prediction: Prediction, sample: Sample | None = None) -> None:
+    def add(
+        self,
+        prediction: Prediction,
+        sample: Sample | None = None,
+        shown: Sequence[tuple[str, Kind]] | None = None,
+    ) -> None:
         """Count a prediction and keep it as an example if it ranks high enough; `sample` holds its ground truth.
+
+        Args:
+            shown: (class, kind) to keep it for; None: as the ground truth has it.
 
         Raises:
             ImageError: the image or its ground-truth mask cannot be read.
@@ -144,12 +153,15 @@ class Gallery:
         ranks = prediction.class_probs if self.task == "multiclass" else prediction.class_scores
         column = {name: i for i, name in enumerate(prediction.classes)}
         thumbnail: Thumbnail | None = None
-        for name, kind in self._candidates(prediction, sample):
+        for name, kind in self._candidates(prediction, sample) if shown is None else shown:
             self.counts[name, kind] += 1
             self.counts[name, f"{kind} predicted"] += name in prediction.labels
             heap = self._heaps.setdefault((name, kind), [])
             rank = float(ranks[column[name]])
-            key = (-rank if kind == "miss" else rank, -self.images)  # among equal ranks the earlier image stays
+            key = (
+                -rank if kind in ("miss", "remove") else rank,
+                -self.images,
+            )  # among equal ranks the earlier image stays
             if self.examples == 0 or (len(heap) == self.examples and key <= heap[0][:2]):
                 continue
             thumbnail = thumbnail or make_thumbnail(prediction, sample, self.classes)
@@ -158,6 +170,10 @@ class Gallery:
                 heapq.heappush(heap, entry)
             else:
                 heapq.heapreplace(heap, entry)
+
+    def shown_without_truth(self, name: str) -> int:
+        """Number of images that a class was shown for, of kinds that need no metrics."""
+        return sum(self.counts[name, kind] for kind in ("unlabelled", "remove", "add"))
 
     def examples_of(self, name: str, kind: Kind) -> list[Example]:
         """The examples of a class, highest rank first; an image listed as a hit is not listed again as a miss."""
@@ -208,7 +224,7 @@ def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Seque
     return Thumbnail(
         name=printable(name),
         size=(prediction.width, prediction.height),
-        src=_encode_image(prediction.load_image()),
+        src=encode_image(prediction.load_image()),
         mask=_encode_mask(mask, prediction.classes, colors) if in_mask else None,
         truth=None if truth is None else _encode_mask(truth, classes, colors),
         legend=tuple((printable(c), f"#{bytes(color).hex()}") for c, color in colors.items()),
@@ -226,6 +242,8 @@ def make_example(
     verdicts = {
         "unlabelled": ("predicted", "most likely, not predicted"),
         "false positive": ("false positive", "correctly rejected"),
+        "remove": ("labelled and predicted", "labelled, not predicted"),
+        "add": ("predicted, not labelled", "not labelled, not predicted"),
     }
     heat = _map_levels(prediction.class_maps[i][None])
     num_maps, shares, levels = 0, None, heat[:0]
@@ -241,7 +259,7 @@ def make_example(
         score=round(float(prediction.class_scores[i]), 3),
         probability=round(float(prediction.class_probs[i]), 4),
         verdict=verdicts.get(kind, ("found", "missed"))[not predicted],
-        correct=predicted != (kind == "false positive"),
+        correct=predicted != (kind in ("false positive", "add")),
         grid=(heat.shape[1], heat.shape[2]),
         heat=_base64(heat[0]),
         modalities=tuple(_base64(m) for m in levels),
@@ -263,10 +281,10 @@ def _map_levels(maps: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(image) for image in levels])
 
 
-def _encode_image(image: Image.Image) -> str:
-    """Data URL of a reduced copy in WebP."""
+def encode_image(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
+    """Data URL of a copy in WebP, reduced to `side` pixels at its longest side."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "webp", quality=72)
     return f"data:image/webp;base64,{_base64(buffer.getvalue())}"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
@@ -45,6 +45,8 @@ HEADINGS: dict[Kind, tuple[str, str]] = {
     "miss": ("Lowest scores where present", "worst misses"),
     "false positive": ("Highest scores where absent", "false positives"),
     "unlabelled": ("Highest scores", "no ground truth"),
+    "remove": ("Labelled, but unlikely", "remove the label?"),
+    "add": ("Likely, but not labelled", "add the label?"),
 }
 
 
@@ -61,6 +63,28 @@ class ModelInfo:
     facts: Mapping[str, str]
     notes: tuple[str, ...] = ()
     history: Sequence[Mapping[str, Any]] = ()
+
+
+class Picture(NamedTuple):
+    """An image in a cell of a `Table`: its data URL, and its text for screen readers."""
+
+    src: str
+    alt: str
+
+
+class Table(NamedTuple):
+    """A section of a report with a table.
+
+    Attributes:
+        key: of the section, for links.
+        rows: texts and images; headings: of the columns.
+    """
+
+    key: str
+    title: str
+    text: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str | Picture]]
 
 
 @dataclass(frozen=True)
@@ -132,8 +156,10 @@ def report_split(
     return _write(path, gallery, context, facts, info)
 
 
-def write_report(path: Path, gallery: Gallery, title: str, info: ModelInfo | None = None) -> ReportFile:
-    """Write a report of predictions without ground truth: their images, without metrics.
+def write_report(
+    path: Path, gallery: Gallery, title: str, info: ModelInfo | None = None, tables: Sequence[Table] = ()
+) -> ReportFile:
+    """Write a report of predictions without metrics: their images, and before them `tables`.
 
     Raises:
         RunError: `path` exists, or cannot be written.
@@ -146,7 +172,7 @@ def write_report(path: Path, gallery: Gallery, title: str, info: ModelInfo | Non
         write_report(Path("report.html"), gallery, "dog.jpg and others")
     """
     check_target(path)
-    context: dict[str, Any] = {"title": title, "metrics": None, "curves": [], "confusion": None}
+    context: dict[str, Any] = {"title": title, "metrics": None, "curves": [], "confusion": None, "tables": tables}
     return _write(path, gallery, context, {"Images": f"{gallery.images:,}"}, info)
 
 
@@ -195,7 +221,12 @@ def _write(
 ) -> ReportFile:
     """Render the page with as many examples as fit into `gallery.max_mb` megabytes, and write it."""
     info = info or ModelInfo({})
-    context |= {"facts": {**facts, **info.facts}, "notes": info.notes, "training": draw_training(info.history)}
+    context |= {
+        "tables": context.get("tables", ()),
+        "facts": {**facts, **info.facts},
+        "notes": info.notes,
+        "training": draw_training(info.history),
+    }
     ranked, budget = _by_rank(gallery), int(gallery.max_mb * 1e6)
 
     def render(count: int) -> bytes:
@@ -298,8 +329,8 @@ def _classes(
     chosen = {id(example) for example in examples}
     order = list(enumerate(gallery.classes))
     if not labelled:
-        order = [(i, name) for i, name in order if gallery.counts[name, "unlabelled"]]
-        order.sort(key=lambda pair: -gallery.counts[pair[1], "unlabelled"])
+        order = [(i, name) for i, name in order if gallery.shown_without_truth(name)]
+        order.sort(key=lambda pair: -gallery.shown_without_truth(pair[1]))
     classes: list[tuple[int, str, list[Any]]] = []
     cards: list[Example] = []
     for i, name in order:

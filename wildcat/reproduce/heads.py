@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wildcat.config import Flip, Localize, TrainConfig
 from wildcat.data.cache import cache_folder
-from wildcat.data.dataset import DataSet, Sample, label_matrix
+from wildcat.data.dataset import DataSet, Sample, cross_validation, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
@@ -83,6 +83,16 @@ def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) 
         # Not `load`, which folds batch normalisation: the features cached for this backbone would not be found.
         members = [Member(run.load_model(), run.preprocess)]
         return Predictor(str(run.folder), members, run.classes, run.task, config.device)
+
+
+def cross_validate(
+    data: DataSet, split: str, config: TrainConfig, folds: int, progress: Progress = SILENT
+) -> Iterator[tuple[Predictor, Sequence[Sample]]]:
+    """For each fold of a split, a head trained on the other folds, and the samples of the fold."""
+    parts = cross_validation(data, split, folds, config.seed)
+    for number in range(1, folds + 1):
+        settings = replace(config, train_split=f"fold{number}-train", val_split="none")
+        yield train_head(parts, settings, progress), parts.split(f"fold{number}-test")
 
 
 def outputs_from_features(
