@@ -59,7 +59,7 @@ class Prediction:
         device: where `mask` runs the dense CRF.
         intensity_range: with which `image` is read, see `wildcat.data.images.to_rgb`.
         boundaries: (h, w) probabilities of an object boundary, up to which `mask` can spread the maps; None without.
-        located: boxes of classes that were found otherwise than by their maps, see `wildcat.models.beam_search`.
+        located, pointed: box and point (x, y) of classes found otherwise than by their maps, as in a beam search.
         propagate, crf: whether `mask` spreads the maps, and runs a dense CRF, unless told otherwise.
     """
 
@@ -77,6 +77,7 @@ class Prediction:
     intensity_range: IntensityRange | None = None
     boundaries: NDArray[np.float32] | None = None
     located: Mapping[str, Box] = field(default_factory=dict)
+    pointed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     propagate: bool = True
     crf: bool = False
 
@@ -129,10 +130,9 @@ class Prediction:
 
     @cached_property
     def points(self) -> Mapping[str, tuple[float, float]]:
-        """(x, y) of each class: the centre of the highest cell of its map, or of its box in `located`."""
+        """(x, y) of each class: the centre of the highest cell of its map, or as in `pointed`."""
         peaks = zip(self.classes, peak_points(self.maps, (self.height, self.width)), strict=True)
-        points = {c: (float(x), float(y)) for c, (x, y) in peaks}
-        return points | {c: ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2) for c, box in self.located.items()}
+        return {c: (float(x), float(y)) for c, (x, y) in peaks} | dict(self.pointed)
 
     @cached_property
     def boxes(self) -> Mapping[str, list[Box]]:

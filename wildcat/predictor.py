@@ -38,6 +38,7 @@ from wildcat.engines import fold, open_engine
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.models.beam_search import check_localize, located
 from wildcat.models.calibration import Calibration, read_calibration
+from wildcat.models.cascade import Cascade, check_cascade
 from wildcat.models.folder import Combination, open_model
 from wildcat.models.member import Member, NetworkOutputs, Outputs, merge_outputs, merge_tiles
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
@@ -63,6 +64,7 @@ class Predictor:
         localize: what finds points and boxes: "maps", or "beam-search" for predicted classes.
         propagate, crf: whether masks are spread up to the boundaries, if the members compute them, and sharpened by a
             dense CRF, unless `Prediction.mask` is told otherwise.
+        cascade: the second stage, which verifies crops of each image; None: there is none.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Predictor:
         localize: Localize = "maps",
         propagate: bool = True,
         crf: bool = False,
+        cascade: Cascade | None = None,
     ) -> None:
         check_localize(localize, len(members), tile)
+        check_cascade(cascade, name, localize, len(members), tile)
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         if tile is not None:
@@ -88,11 +92,10 @@ class Predictor:
         self.name, self.members, self.classes, self.task = name, tuple(members), tuple(classes), task
         self.device = choose_device(device)
         self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
-        self.localize, self.propagate, self.crf = localize, propagate, crf
+        self.localize, self.propagate, self.crf, self.cascade = localize, propagate, crf, cascade
         self.process = os.getpid()
-        for member in members:
-            for network in member.networks:
-                network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in [one for member in members for one in member.networks] + ([cascade.verifier] if cascade else []):
+            network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def __repr__(self) -> str:
         return f"Predictor({self.name!r}, {self.task}, {len(self.classes)} classes, device {str(self.device)!r})"
@@ -237,7 +240,7 @@ class Predictor:
         ]
         if outputs.features is not None:
             found = [located(p, self.members[0].fused, x) for p, x in zip(found, outputs.features, strict=True)]
-        return found
+        return found if self.cascade is None else self.cascade.verified(found, self.members[0], self.flip)
 
     # --- reading and preprocessing ---
 
@@ -358,7 +361,7 @@ def load(
             `propagate` for a model without boundaries.
         ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
             ensemble, a precision the engine does not have, an engine other than torch for a refined model, or a beam
-            search with several networks or tiles.
+            search or a cascade with several networks or tiles.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
         MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """
@@ -367,7 +370,7 @@ def load(
         raise ConfigError(f"sizes={small[0]}: give at least 32 pixels.", "224 to 560 are usual.")
     classes: Sequence[str]
     task: Task
-    combination, calibration = None, None
+    combination, calibration, cascade = None, None, None
     if name in PACKAGED:
         members = [Member(*load_packaged(name, output_stride or 32))]
         classes, task = imagenet_names(), "multiclass"
@@ -379,6 +382,7 @@ def load(
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
         segmenter = model.load_segmenter()
         members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
+        cascade = model.load_cascade(members[0].model.backbone.num_features)
         # after the weights: a damaged file is named as such, not as weights that the calibration does not fit
         calibration = read_calibration(folder, model.classes) if calibrated else None
         propagate = bool(calibration and calibration.propagate) if propagate is None else propagate
@@ -390,6 +394,7 @@ def load(
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
     steps = (bool(propagate), bool(calibration and calibration.with_crf) if crf is None else crf)
-    predictor = Predictor(name, members, classes, task, device, flip, combination, calibration, tile, localize, *steps)
+    rest = (combination, calibration, tile, localize, *steps, cascade)
+    predictor = Predictor(name, members, classes, task, device, flip, *rest)
     predictor.use_engine(engine, precision)
     return predictor

@@ -30,6 +30,8 @@ def test_methods_are_listed_with_what_they_give(capsys: pytest.CaptureFixture[st
     assert "maps" not in first["netvlad"]
     assert any("Arandjelovi" in line for line in lines)
     assert "masks" in first["ccnn"] and "Pathak" in lines[lines.index(first["ccnn"]) + 1]
+    cascade = first["pronet-cascade"]
+    assert "scores, points, boxes" in cascade and "Sun et al." in lines[lines.index(cascade) + 1]
     assert "VOC 2012 mini" in lines[-1]
 
 

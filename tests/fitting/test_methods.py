@@ -28,6 +28,7 @@ from wildcat.regions import CrfParams, dense_crf
 pytestmark = pytest.mark.usefixtures("cache")
 
 OTHERS = [name for name in REFINE_METHODS if name != "wildcat"]
+SEGMENTERS = [name for name in OTHERS if REFINE_METHODS[name].gives == "masks"]
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ def test_the_crf_of_sec_has_the_labels_of_the_image() -> None:
 # --- from the command to a model --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", SEGMENTERS)
 def test_each_method_gives_a_model(
     method: str, tiny: Path, shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +306,8 @@ def test_each_method_gives_a_model(
         ),
         (["--superpixels"], ["--superpixels is not a setting of --method wildcat", "belongs to mil-base"]),
         (["--method", "sec", "--rounds", "2"], ["--rounds 2 is not a setting of --method sec"]),
+        (["--crops", "4"], ["--crops 4 is not a setting of --method wildcat", "belongs to pronet-cascade"]),
+        (["--method", "pronet-cascade", "--tune", "all"], ["--tune all is not a setting of", "and sec."]),
     ],
 )
 def test_settings_of_other_methods_are_refused(

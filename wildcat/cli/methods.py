@@ -39,9 +39,9 @@ def run_methods(command: Methods) -> int:
         if command.name:
             print(f"{'':17} {', '.join(f'{key}: {value}' for key, value in method.settings.items())}")
     if not command.name:
-        print("\nOf wildcat refine, for the masks of a run:")
+        print("\nOf wildcat refine, a second stage for a run:")
         for name, refining in REFINE_METHODS.items():
-            print(f"{name:17} {'masks':20} {result_text(measured['results'].get(f'refine {name}', {}))}")
+            print(f"{name:17} {refining.gives:20} {result_text(measured['results'].get(f'refine {name}', {}))}")
             print(f"{'':17} {refining.description}")
     print(f"\n{measured['setting']}")
     return 0

@@ -1,4 +1,4 @@
-"""wildcat refine: train a segmenter on the masks that a run makes of its training images."""
+"""wildcat refine: train a second stage on what a run finds in its training images: a segmenter, or a cascade."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from wildcat.fitting.config import RefineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(DataCommand):
-    """Train a segmenter on the masks of a run: sharper masks, points and boxes from image-level labels alone."""
+    """Train a segmenter on the masks of a run: sharper masks, points and boxes from image-level labels alone. With
+    --method pronet-cascade: a second classifier on crops, for scores, points and boxes."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder: not an ensemble or a refined model."""
+    """A run folder: not an ensemble, a refined model or a cascade."""
     data: Data
     out: Path
     """New model folder; never overwritten."""
@@ -58,8 +59,11 @@ def run_refine(command: Refine) -> int:
             f"interrupted; {command.out} is not written. The same command starts again, with the cached features."
         ) from None
     losses = ", ".join(f"{loss:.3f}" for loss in model.manifest["trained"]["losses"])
-    print(f"{command.out}: a segmenter on {run.config.backbone}; loss {losses}")
-    evaluating = shlex.join(["wildcat", "evaluate", str(command.out), command.data, "--crf"])
-    predicting = f"wildcat predict {shlex.quote(str(command.out))} IMAGE --crf --save masks --out DIR"
+    segmenter = model.kind == "refined"
+    stage, flags = ("a segmenter", ["--crf"]) if segmenter else ("a verifier of crops", [])
+    print(f"{command.out}: {stage} on {run.config.backbone}; loss {losses}")
+    evaluating = shlex.join(["wildcat", "evaluate", str(command.out), command.data, *flags])
+    saving = "--crf --save masks" if segmenter else "--save overlays"
+    predicting = f"wildcat predict {shlex.quote(str(command.out))} IMAGE {saving} --out DIR"
     print(f"Next: {evaluating}   or   {predicting}")
     return 0

@@ -57,6 +57,8 @@ class ImageRef(ABC):
 
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8] | ImageRef
+Part = tuple[float, float, float, float]
+"""A part of an image: left, top, right, bottom as fractions of its width and height."""
 FileInput = IO[bytes] | bytes
 """An open binary file, or its content; `read_open_file` turns them into an `ImageRef`."""
 OnError = Callable[[ImageInput, ImageError], object]
@@ -118,6 +120,38 @@ class EncodedImage(ImageRef):
             raise ImageError(f"{self.name} {self.fault}.", "Write the bytes of its image into the table.")
         check_size(self.name, len(self.content))
         return decode_bytes(self.content, self.name or "an image in memory", max_downscale, intensity)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageCrop(ImageRef):
+    """A part of another image."""
+
+    image: Path | ImageRef
+    part: Part
+
+    @property
+    def name(self) -> str:
+        return str(self.image)
+
+    def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
+        left, top, right, bottom = self.part
+
+        def of_crop(size: tuple[int, int]) -> float:
+            return max_downscale((max(1, round((right - left) * size[0])), max(1, round((bottom - top) * size[1]))))
+
+        crop = cropped(decode_image(self.image, of_crop, intensity)[0], self.part)
+        return crop, crop.size
+
+
+def cropped(image: Image.Image, part: Part) -> Image.Image:
+    """The part of an image, to the nearest pixels and at least one.
+
+    >>> cropped(Image.new("RGB", (40, 20)), (0.25, 0.0, 0.75, 0.5)).size
+    (20, 10)
+    """
+    left, top, right, bottom = part
+    x, y = min(round(left * image.width), image.width - 1), min(round(top * image.height), image.height - 1)
+    return image.crop((x, y, max(x + 1, round(right * image.width)), max(y + 1, round(bottom * image.height))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +312,8 @@ def fingerprint(image: Path | ImageRef) -> str:
 
     For a remote file, the size alone. Raises an ImageError if the file is missing.
     """
+    if isinstance(image, ImageCrop):
+        return f"{fingerprint(image.image)}\0{image.part}"
     part = f"\0{image.start}+{image.size}" if isinstance(image, ImageLocation) and image.member else ""
     file = image.file if isinstance(image, ImageLocation) else str(image)
     if is_url(file):

@@ -28,7 +28,7 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
     a sigmoid to the scores if "multilabel", softmax if "multiclass"), `flip`, and `wildcat`, the version.
 
     Raises:
-        ConfigError: the predictor has several networks or sizes; an ONNX graph holds one.
+        ConfigError: the predictor has several networks or sizes, or is a cascade; an ONNX graph holds one network.
         EngineError: an operation has no ONNX form, or the results differ from torch's; nothing is written.
         MissingExtra: the packages of extra `export` are not installed.
         RunError: the file exists, or cannot be written.
@@ -39,6 +39,11 @@ def export_onnx(predictor: Predictor, path: str | Path) -> Path:
             f"{predictor.name} runs {len(predictor.members)} networks or sizes; one ONNX file holds one network at one "
             "size.",
             f"Export one at a time: a member of an ensemble ({predictor.name}/members/1), or one of --sizes.",
+        )
+    if predictor.cascade is not None:
+        raise ConfigError(
+            f"{predictor.name} is a cascade, which crops images between its stages; an ONNX file holds one network.",
+            f"Export its first stage: {predictor.name}/base.",
         )
     if path.suffix != ".onnx":
         raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {path.with_suffix('.onnx')}.")

@@ -55,11 +55,15 @@ def bench_engines(
         `versions`.
 
     Raises:
-        ConfigError: numbers below 1, or too few images for int8 calibration.
+        ConfigError: numbers below 1, too few images for int8 calibration, or a cascade.
         ImageError: an image cannot be read.
     """
     if rounds < 1 or batch_size < 1:
         raise ConfigError(f"rounds={rounds}, batch_size={batch_size}: both must be at least 1.")
+    if predictor.cascade is not None:
+        raise ConfigError(
+            f"{predictor.name} is a cascade; bench times one stage.", f"Give its first stage: {predictor.name}/base."
+        )
     candidates = [(n, p) for n, precisions in PRECISIONS.items() for p in precisions if n != "compile" or compiled]
     left_out: dict[str, str] = {}
     ready: dict[str, Predictor] = {}

@@ -8,7 +8,7 @@ from typing import Literal
 
 from wildcat.config import check_choices
 from wildcat.errors import ConfigError
-from wildcat.fitting.methods import REFINE_METHODS, SHARED_SETTINGS, refine_method
+from wildcat.fitting.methods import REFINE_METHODS, refine_method
 
 Sharpen = Literal["crf", "pamr", "none"]
 RefineTune = Literal["segmenter", "all"]
@@ -16,11 +16,11 @@ RefineTune = Literal["segmenter", "all"]
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Settings for training a segmenter on masks made from image-level labels, see `wildcat.fitting.refine`."""
+    """Settings for training a second stage from image-level labels, see `wildcat.fitting.refine`."""
 
     method: str = "wildcat"
-    """How the segmenter is trained: wildcat (ours), mil-fcn, mil-base, em-adapt, ccnn or sec. Each refuses the settings
-    of others."""
+    """How the segmenter is trained: wildcat (ours), mil-fcn, mil-base, em-adapt, ccnn or sec; or pronet-cascade, which
+    trains a classifier of crops instead. Each refuses the settings of others."""
     label_sizes: str = "0.75,1,1.25"
     """Sizes at which the run's maps are computed for the labels, as multiples of its image size; averaged."""
     sharpen: Sharpen = "crf"
@@ -37,12 +37,16 @@ class RefineConfig:
     """Epochs of the boundary network; more for few images, see `wildcat.fitting.refine.BOUNDARY_STEPS`."""
     boundary_lr: float = 5e-3
     """Highest learning rate of AdamW for the boundary network."""
+    crops: int = 8
+    """Most crops of an image that pronet-cascade verifies, each at the cost of an image: two for each likely class."""
+    crop_weight: float = 0.7
+    """Weight of the crops in the scores of pronet-cascade, from 0 (the run's own scores) to 1."""
     rounds: int = 1
     """Number of times the segmenter is trained: first on the run's masks, then on those of the previous segmenter."""
     epochs: int = 12
-    """Epochs of the segmenter in each round."""
+    """Epochs of the segmenter in each round, or of the classifier of crops."""
     batch_size: int = 16
-    """Images per step."""
+    """Images, or crops, per step."""
     lr: float = 2e-3
     """Highest learning rate of AdamW for the segmenter; it rises for a tenth of the steps, then falls to 0."""
     weight_decay: float = 1e-2
@@ -68,6 +72,10 @@ class RefineConfig:
         for name in ("rounds", "epochs", "batch_size", "boundary_epochs", "tune_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: give at least 1.")
+        if self.crops < 2:
+            raise ConfigError(f"crops={self.crops}: give at least 2, the crops of one class.", "8 is usual.")
+        if not 0 <= self.crop_weight <= 1:
+            raise ConfigError(f"crop_weight={self.crop_weight}: give a number from 0 to 1.", "0.7 is usual.")
         for name, usual in (("lr", "0.002"), ("boundary_lr", "0.005"), ("tune_lr", "0.0003")):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number above 0.", f"{usual} is usual.")
@@ -81,7 +89,7 @@ class RefineConfig:
         Raises:
             ConfigError: names the setting, and the methods that use it.
         """
-        used = {*SHARED_SETTINGS, *refine_method(self.method).settings}
+        used = refine_method(self.method).settings
         for setting in fields(self):
             value = getattr(self, setting.name)
             if value != setting.default and setting.name not in used:

@@ -1,9 +1,10 @@
-"""Train a segmenter on a run's own training images: `wildcat refine`.
+"""Train a second stage on a run's own training images, usually a segmenter: `wildcat refine`.
 
 This is the second step of weakly supervised segmentation. `wildcat.nn.segmenter` is trained on inner layers of the
 run's frozen backbone by one of the methods of `wildcat.fitting.methods`; ours labels pixels with the run's masks, the
 others learn from the image-level labels. With `tune=all` the backbone, the head and the segmenter are then trained
-together. Ground-truth masks are never used. Features are computed once and cached on disk.
+together. The method `pronet-cascade` trains a classifier of crops instead, see `wildcat.models.cascade`. Ground-truth
+masks are never used. Features are computed once and cached on disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,11 @@ from wildcat.errors import ConfigError, DataError
 from wildcat.files import refuse_existing
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.fine_tune import fine_tune
-from wildcat.fitting.methods import SHARED_SETTINGS, refine_method
+from wildcat.fitting.methods import pronet_cascade, refine_method
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.methods import HEADS, no_maps
 from wildcat.models.calibration import Calibration, fitted_samples, read_calibration
-from wildcat.models.folder import Model, write_refined
+from wildcat.models.folder import Model, write_cascade, write_refined
 from wildcat.models.run import Run
 from wildcat.nn.segmenter import Segmenter
 from wildcat.prediction import default_mask_params
@@ -44,7 +46,7 @@ def refine(
     device: str = "auto",
     progress: Progress = SILENT,
 ) -> Model:
-    """Train a segmenter on a split with the run's features, and write a refined model.
+    """Train a segmenter on a split with the run's features, and write a refined model; or a cascade.
 
     Args:
         run: trained on image-level labels; its calibration, if it has one, determines its masks.
@@ -57,7 +59,8 @@ def refine(
         ConfigError: a setting is out of range or not one of the method, or the method cannot take the run's classes, or
             the run has no class maps.
         RunError: the folder exists, or cannot be written.
-        DataError: the data has other classes than the run, or the split has no labelled image.
+        DataError: the data has other classes than the run, or the split has no labelled image, for a cascade of each
+            class.
         TrainingError: the loss is not finite.
         MissingExtra: scikit-image is not installed, with `superpixels`.
         ImageError: an image cannot be read.
@@ -81,6 +84,14 @@ def refine(
     samples = [s for s in fitted_samples(data, split) if (s.labels == PRESENT).any()]
     if not samples:
         raise DataError(f"no image of {split} of {data.name} has a label.", "Give a split with labelled images.")
+    trained: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
+    trained |= {name: value for name, value in asdict(config).items() if name in method.settings}
+    if config.method == "pronet-cascade":
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
+            cascade, loss = pronet_cascade.train(run, samples, labels, config, device, progress)
+        return write_cascade(folder, run, cascade, {**trained, "losses": [loss]})
     calibration = read_calibration(run.folder, run.classes)
     module = importlib.import_module(f"wildcat.fitting.methods.{config.method.replace('-', '_')}")
     with torch.random.fork_rng():
@@ -89,15 +100,7 @@ def refine(
         segmenter: Segmenter = module.train(images)
         if config.tune == "all":
             fine_tune(images, segmenter)
-    used = {*SHARED_SETTINGS, *method.settings}
-    trained = {
-        "data": data.name,
-        "split": split,
-        "images": len(samples),
-        **{name: value for name, value in asdict(config).items() if name in used},
-        "crf": asdict(images.crf),
-        "losses": images.losses,
-    }
+    trained |= {"crf": asdict(images.crf), "losses": images.losses}
     gate = (calibration.params if calibration else default_mask_params(run.task)).gate
     record = {"data": data.name, "split": split, "images": len(samples), "masks": 0, "crf": False}
     record |= {"prior": {}, "f1": {}, "tried": []}

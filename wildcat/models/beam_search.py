@@ -127,4 +127,5 @@ def located(prediction: Prediction, model: Wildcat, features: Tensor, beam: int 
     for name in prediction.labels:
         window, highest = beam_search(partial(score, prediction.index_of(name)), (height, width), beam)
         found[name] = Box(window.left * x, window.top * y, window.right * x, window.bottom * y, highest)
-    return replace(prediction, located=found)
+    centres = {name: ((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2) for name, box in found.items()}
+    return replace(prediction, located=found, pointed=centres)

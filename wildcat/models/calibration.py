@@ -27,7 +27,7 @@ from wildcat.regions.masks import MaskParams
 
 CALIBRATION = "calibration.json"
 BACKGROUND_SETTINGS = ("rule", "score", "constant", "exponent", "superpixels")
-WEIGHT_FILES = ("model.safetensors", "combination.safetensors", "segmenter.safetensors", "boundaries.safetensors")
+WEIGHT_FILES = ("model", "combination", "segmenter", "boundaries", "verifier")  # names of .safetensors files
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
 def weights_digest(folder: Path) -> str:
     """SHA-256 over all weights in a model folder, including those of its members or its base."""
     digests = []
-    for path in sorted(path for path in folder.rglob("*.safetensors") if path.name in WEIGHT_FILES):
+    for path in sorted(path for path in folder.rglob("*.safetensors") if path.stem in WEIGHT_FILES):
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()

@@ -20,6 +20,15 @@ A refined model is a run with a segmenter, trained on masks of the run:
     base/                     a copy of the run folder, whose backbone feeds the segmenter; with --tune all its
                               weights are those that were trained with the segmenter
 
+A cascade is a run with a verifier, which scores crops that the run proposes, see `wildcat.models.cascade`:
+
+    model.json                the manifest; a cascade adds
+                              base: the run folder it was made of
+                              crops, weight: of `wildcat.models.cascade.Cascade`
+                              trained: the settings, data and losses of its training
+    verifier.safetensors      weights of the verifier
+    base/                     a copy of the run folder
+
 All of them may hold calibration.json, see `wildcat.models.calibration`.
 """
 
@@ -39,14 +48,15 @@ from wildcat.data.dataset import Task
 from wildcat.errors import RunError
 from wildcat.files import making, write_bytes, writing
 from wildcat.models.calibration import Calibration, write_calibration
+from wildcat.models.cascade import Cascade
 from wildcat.models.manifest import MANIFEST, RESTORE, Kind, read_manifest, write_manifest
 from wildcat.models.run import WEIGHTS, Run, copy_run, load_weights, open_run, refuse_taken, save_weights
 from wildcat.nn.boundaries import BoundaryNetwork
-from wildcat.nn.model import Wildcat
+from wildcat.nn.model import Transfer, Wildcat
 from wildcat.nn.segmenter import Segmenter
 
 COMBINATION, BASE = "combination.safetensors", "base"
-SEGMENTER, BOUNDARIES = "segmenter.safetensors", "boundaries.safetensors"
+SEGMENTER, BOUNDARIES, VERIFIER = "segmenter.safetensors", "boundaries.safetensors", "verifier.safetensors"
 
 Combine = Literal["linear", "average"]
 
@@ -73,7 +83,7 @@ class Model:
     """An opened model folder of any kind.
 
     Attributes:
-        runs: the run itself; the members of an ensemble; the base of a refined model.
+        runs: the run itself; the members of an ensemble; the base of a refined model or a cascade.
         combination: of the scores of an ensemble; None averages them.
     """
 
@@ -110,6 +120,29 @@ class Model:
         load_weights(boundaries, self.folder / BOUNDARIES)
         return boundaries.eval()
 
+    def load_cascade(self, channels: int) -> Cascade | None:
+        """The second stage of a cascade, on the CPU, in evaluation mode; None for other kinds.
+
+        Args:
+            channels: of the features of its run.
+
+        Raises:
+            RunError: its weights or settings are missing, damaged or of another network.
+        """
+        if self.kind != "cascade":
+            return None
+        try:
+            crops, weight = int(self.manifest["crops"]), float(self.manifest["weight"])
+            if crops < 1 or not 0 <= weight <= 1:
+                raise ValueError(f"crops={crops}, weight={weight}")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise RunError(
+                f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
+            ) from error
+        verifier = Transfer(channels, len(self.classes))
+        load_weights(verifier, self.folder / VERIFIER)
+        return Cascade(verifier.eval(), crops, weight)
+
     def _network_sizes(self) -> tuple[tuple[int, ...], int, float | None]:
         """Channels of the levels, width and prior of the segmenter, from the manifest of a refined model."""
         try:
@@ -136,7 +169,7 @@ def open_model(folder: Path) -> Model:
     runs: tuple[Run, ...]
     if kind == "run":
         runs = (open_run(folder),)
-    elif kind == "refined":
+    elif kind in ("refined", "cascade"):
         runs = (open_run(folder / BASE),)
     else:
         try:
@@ -246,6 +279,24 @@ def write_refined(
             trained=dict(trained),
         )
         write_calibration(unfinished, run.classes, calibration.params, calibration.record, calibration.crf)
+    return open_model(folder)
+
+
+def write_cascade(folder: Path, run: Run, cascade: Cascade, trained: Mapping[str, Any]) -> Model:
+    """Write a cascade with a copy of its run, atomically.
+
+    Args:
+        trained: settings, data and losses of the training of the verifier; plain values.
+
+    Raises:
+        RunError: the folder exists and is not empty, or cannot be written.
+    """
+    with making(folder) as unfinished:
+        with writing(folder):
+            copy_run(run, unfinished / BASE)
+        save_weights(cascade.verifier, unfinished / VERIFIER)
+        own = {"crops": cascade.crops, "weight": cascade.weight, "base": str(run.folder), "trained": dict(trained)}
+        write_manifest(unfinished, "cascade", run.classes, run.task, **own)
     return open_model(folder)
 
 

@@ -1,7 +1,8 @@
 """The manifest of a model folder: model.json, one format for every kind of model.
 
     schema      version of the layout of model folders
-    kind        "run": one trained network; "ensemble": several of them; "refined": a run and a segmenter
+    kind        "run": one trained network; "ensemble": several of them; "refined": a run and a segmenter; "cascade": a
+                run and a verifier of crops
     classes     names, in the order of the scores
     task        "multilabel" or "multiclass"
     created, versions
@@ -33,7 +34,7 @@ MANIFEST = "model.json"
 SCHEMA = 2
 RESTORE = "Restore it from a copy, or train again."
 
-Kind = Literal["run", "ensemble", "refined"]
+Kind = Literal["run", "ensemble", "refined", "cascade"]
 
 
 def write_manifest(folder: Path, kind: Kind, classes: Sequence[str], task: Task, **entries: Any) -> None:

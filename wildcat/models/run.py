@@ -217,8 +217,9 @@ def open_run(folder: Path) -> Run:
             f"{folder} is an ensemble, not a single run.",
             f"Give one of its members, such as {folder / 'members' / '1'}.",
         )
-    if manifest["kind"] == "refined":
-        raise RunError(f"{folder} is a refined model, not a run.", f"Give the run in it: {folder / 'base'}.")
+    if manifest["kind"] in ("refined", "cascade"):
+        kind = "refined model" if manifest["kind"] == "refined" else "cascade"
+        raise RunError(f"{folder} is a {kind}, not a run.", f"Give the run in it: {folder / 'base'}.")
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run folder: it has no {CONFIG}.", RESTORE)
     path, preprocess = folder / MANIFEST, manifest.get("preprocess")

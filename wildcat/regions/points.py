@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from wildcat.errors import ConfigError, ShapeError
 
 
-def peak_points(maps: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float64]:
+def peak_points(maps: NDArray[np.floating], size: tuple[float, float]) -> NDArray[np.float64]:
     """The (x, y) of the centre of each map's highest cell, in continuous pixels of the original image.
 
     The network sees the whole image resized to its input, so the cells of a map tile the image evenly: the cell in

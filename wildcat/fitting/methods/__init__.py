@@ -1,7 +1,8 @@
-"""The methods of `wildcat refine` by name: how the segmenter is trained from image-level labels. No torch here.
+"""The methods of `wildcat refine` by name: how a second stage is trained from image-level labels. No torch here.
 
 A method is one line of `REFINE_METHODS` and one module of this package, named like it with underscores for hyphens,
-with one function: `train(images: TrainingImages) -> Segmenter`. All train the same segmenter on the same features.
+with one function, `train(images: TrainingImages) -> Segmenter`. All train the same segmenter on the same features,
+except `pronet-cascade`, which trains a classifier of crops.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 
 from wildcat.errors import ConfigError, did_you_mean
 
-# Settings of `RefineConfig` that every method uses.
-SHARED_SETTINGS = ("method", "epochs", "batch_size", "lr", "weight_decay", "tune", "tune_epochs", "tune_lr", "seed")
+# Settings of `RefineConfig` that every method uses, and those of every segmenter.
+SHARED_SETTINGS = ("method", "epochs", "batch_size", "lr", "weight_decay", "seed")
+SEGMENTER_SETTINGS = ("tune", "tune_epochs", "tune_lr")
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,20 @@ class RefineMethod:
 
     Attributes:
         description: what it does, with its source.
-        settings: of `RefineConfig`, used besides `SHARED_SETTINGS`; others are refused.
+        own: settings of `RefineConfig` that it uses besides those of others.
         multiclass: whether it takes classes that exclude each other, where a class may fill its images.
+        gives: what the second stage decides.
     """
 
     description: str
-    settings: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
     multiclass: bool = False
+    gives: str = "masks"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The settings of `RefineConfig` that it uses; others are refused."""
+        return (*SHARED_SETTINGS, *(SEGMENTER_SETTINGS if self.gives == "masks" else ()), *self.own)
 
 
 LABEL_SETTINGS = ("label_sizes", "sharpen", "propagate", "confidence", "label_margin", "boundary_epochs", "boundary_lr")
@@ -42,6 +51,11 @@ REFINE_METHODS: dict[str, RefineMethod] = {
     "em-adapt": RefineMethod("each label gets a share of the pixels (Papandreou et al., ICCV 2015)"),
     "ccnn": RefineMethod("the nearest labels under constraints on their areas (Pathak et al., ICCV 2015)"),
     "sec": RefineMethod("seed, expand and constrain (Kolesnikov & Lampert, ECCV 2016)", ("label_sizes",)),
+    "pronet-cascade": RefineMethod(
+        "a second classifier verifies crops that the maps propose (Sun et al., ProNet, CVPR 2016)",
+        ("crops", "crop_weight"),
+        gives="scores, points, boxes",
+    ),
 }
 
 
@@ -51,7 +65,7 @@ def refine_method(name: str) -> RefineMethod:
     Raises:
         ConfigError: no such method.
 
-    >>> refine_method("mil-base").settings
+    >>> refine_method("mil-base").own
     ('superpixels',)
     """
     if name not in REFINE_METHODS:
