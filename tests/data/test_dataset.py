@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from wildcat.data import open_dataset
-from wildcat.data.dataset import DataSet, Sample, check_learnable, describe_labels
+from wildcat.data.dataset import (
+    DataSet,
+    Sample,
+    check_learnable,
+    cross_validation,
+    describe_labels,
+    one_label,
+    stratified_folds,
+)
 from wildcat.errors import DataError
 
 Labels = list[list[str]]  # of each image
@@ -152,3 +160,32 @@ def test_other_classes() -> None:
     assert [s.labels.tolist() for s in joined.split("train")] == [[1, -1], [1, 1]]
     single = made([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]], "multiclass")[0].for_classes(("c", "x", "a"))
     assert [(s.name, s.labels.tolist()) for s in single.split("train")] == [("0", [-1, -1, 1]), ("2", [1, -1, -1])]
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_folds_are_stratified(folds: int) -> None:
+    strata = [3] * 17 + [0] * 11 + [7] * 5
+    found = stratified_folds(strata, folds, seed=1)
+    sizes = np.bincount(found, minlength=folds)
+    assert len(sizes) == folds and np.ptp(sizes) <= 1
+    for stratum in set(strata):
+        assert np.ptp(np.bincount(found[np.asarray(strata) == stratum], minlength=folds)) <= 1
+    assert np.array_equal(found, stratified_folds(strata, folds, seed=1))
+    assert not np.array_equal(found, stratified_folds(strata, folds, seed=2))
+
+
+def test_each_sample_is_tested_once_and_never_trained_on_in_that_fold() -> None:
+    samples = [Sample(str(i), Path(str(i)), one_label(i % 3, 3)) for i in range(30)]
+    data = DataSet("toy", "folder", Path(), ("a", "b", "c"), "multiclass", {"train": lambda: samples})
+    folds = cross_validation(data, "train", 5)
+    tested = []
+    for fold in range(1, 6):
+        train, test = ({s.name for s in folds.split(f"fold{fold}-{part}")} for part in ("train", "test"))
+        assert not train & test and train | test == {s.name for s in samples}
+        assert sorted(int(name) % 3 for name in test) == [0, 0, 1, 1, 2, 2]
+        tested += test
+    assert len(tested) == len(set(tested)) == 30
+    assert data.splits == ("train",), "the data set itself is unchanged"

@@ -20,6 +20,7 @@ from wildcat.metrics.segmentation import (
     overlap_confusion,
     strength_counts,
 )
+from wildcat.metrics.significance import corrected_t_test, holm
 from wildcat.metrics.wsol import (
     LocalizationCounts,
     box_hits,
@@ -43,6 +44,8 @@ __all__ = [
     "cluster_purity",
     "confusion_matrix",
     "confusions_by_threshold",
+    "corrected_t_test",
+    "holm",
     "localization_counts",
     "map_shares",
     "maps_differ",

@@ -39,7 +39,7 @@ from wildcat.data.transforms import Preprocess, parse_range
 from wildcat.errors import ConfigError, RunError
 from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
 from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
-from wildcat.nn.backbones import create_backbone
+from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.nn.factory import check_fits, model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.settings import config_text, read_config
@@ -133,9 +133,7 @@ def create_run(
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
         check_fits(config, len(data.classes), backbone, len(samples))
-    preprocess = Preprocess(
-        config.image_size, backbone.mean, backbone.std, backbone.interpolation, parse_range(config.intensity_range)
-    )
+    preprocess = preprocess_of(config, backbone)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / CONFIG, config_text(config).encode())
@@ -155,6 +153,13 @@ def create_run(
             launch=launch,
         )
     return open_run(folder)
+
+
+def preprocess_of(config: TrainConfig, backbone: Backbone) -> Preprocess:
+    """The preprocessing of a run's settings, with the normalisation that the weights of its backbone expect."""
+    return Preprocess(
+        config.image_size, backbone.mean, backbone.std, backbone.interpolation, parse_range(config.intensity_range)
+    )
 
 
 def refuse_taken(folder: Path) -> None:

@@ -97,7 +97,8 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     for row in rows:
         for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
             number += 1
-            record = run_cell(plan, row, seed, data, out, progress)
+            config, (_, split) = cell_config(plan, row, seed, data), protocol(plan, data, seed)
+            record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine)
             records[row.name].append(record)
             yield Cell(row.name, seed, number, total, record)
         summary = {**describe(plan, experiment, data, records), "results": summarize_rows(experiment, records)}
@@ -183,18 +184,29 @@ def cell_config(plan: Plan, row: Row, seed: int, data: DataSet) -> TrainConfig:
     return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **dict(row.settings or {}))
 
 
-def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress: Progress) -> dict[str, Any]:
-    """The record of a cell: read from its file, or trained, measured and stored."""
-    config = cell_config(plan, row, seed, data)
-    _, split = protocol(plan, data, seed)
+def run_cell(
+    row: Row,
+    config: TrainConfig,
+    split: str,
+    data: DataSet,
+    out: Path,
+    progress: Progress = SILENT,
+    sizes: tuple[int, ...] = (),
+    combine: Combine = "linear",
+) -> dict[str, Any]:
+    """The record of a cell: read from its file, or trained with `config`, measured on `split` as `row` says and stored.
+
+    Args:
+        sizes, combine: see `Plan`.
+    """
     settings = plain_settings(config)
     network: dict[str, Any] = {  # what decides the weights
         "data": data.name,
         "images": fingerprint(data.split(config.train_split), data.split(split)),
         "test_split": split,
         "config": {k: v for k, v in settings.items() if k not in RESUMABLE},
-        "sizes": list(plan.sizes),
-        "combine": plan.combine if len(plan.sizes) > 1 else None,
+        "sizes": list(sizes),
+        "combine": combine if len(sizes) > 1 else None,
     }
     measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
     identity = network | measured
@@ -205,10 +217,10 @@ def run_cell(plan: Plan, row: Row, seed: int, data: DataSet, out: Path, progress
     start = time.perf_counter()
     if config.tune == "head" and not row.refine:
         result = train_and_evaluate(
-            data, config, split, progress, plan.sizes, plan.combine, MEASURES, crf=row.crf, localize=row.localize
+            data, config, split, progress, sizes, combine, MEASURES, crf=row.crf, localize=row.localize
         )
     else:
-        model = _trained_model(plan, row, config, data, out / "runs" / _hash(network), progress)
+        model = _trained_model(row, config, sizes, combine, data, out / "runs" / _hash(network), progress)
         predictor = load(model, config.device, localize=row.localize)
         result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=MEASURES)
     record = {
@@ -242,11 +254,19 @@ def _hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _trained_model(plan: Plan, row: Row, config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Path:
+def _trained_model(
+    row: Row,
+    config: TrainConfig,
+    sizes: tuple[int, ...],
+    combine: Combine,
+    data: DataSet,
+    folder: Path,
+    progress: Progress,
+) -> Path:
     """Train once per input size, in run folders that are resumed after a kill, then refine; the model folder."""
     runs = [
         trained_run(replace(config, image_size=size), data, folder / str(size), progress)
-        for size in plan.sizes or (config.image_size,)
+        for size in sizes or (config.image_size,)
     ]
     if row.refine:
         model = folder / f"refined-{row.refine['method']}"
@@ -258,7 +278,7 @@ def _trained_model(plan: Plan, row: Row, config: TrainConfig, data: DataSet, fol
     if len(runs) > 1:
         model = folder / "ensemble"
         if not model.exists():
-            create_ensemble(model, runs, plan.combine, data, config.train_split, device=config.device)
+            create_ensemble(model, runs, combine, data, config.train_split, device=config.device)
     return model
 
 
@@ -317,10 +337,19 @@ def plan_flags(plan: Plan) -> list[str]:
     given |= {"title": plan.title} if plan.title else {}
     given |= {"test_split": plan.test_split} if plan.test_split else {}
     given |= {"sizes": ",".join(map(str, plan.sizes)), "combine": plan.combine} if len(plan.sizes) > 1 else {}
-    default = asdict(load_recipe(RECIPE))
-    given |= {k: v for k, v in asdict(plan.config).items() if k not in RESUMABLE and v != default[k]}
+    return setting_flags(given | changed_settings(plan.config, load_recipe(RECIPE)))
+
+
+def changed_settings(config: TrainConfig, base: TrainConfig) -> dict[str, Any]:
+    """The settings that decide a result and differ from those of `base`."""
+    default = asdict(base)
+    return {k: v for k, v in asdict(config).items() if k not in RESUMABLE and v != default[k]}
+
+
+def setting_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they are typed: `--image-size 320`, `--no-standardize`."""
     flags: list[str] = []
-    for name, value in given.items():
+    for name, value in settings.items():
         flag = name.replace("_", "-")
         flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return flags
