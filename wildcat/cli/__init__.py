@@ -27,6 +27,7 @@ from wildcat.cli.audit import Audit, run_audit
 from wildcat.cli.backbones import Backbones, run_backbones
 from wildcat.cli.bench import Bench, run_bench
 from wildcat.cli.calibrate import Calibrate, run_calibrate
+from wildcat.cli.compare import Compare, run_compare
 from wildcat.cli.datasets import Datasets, run_datasets
 from wildcat.cli.ensemble import Ensemble, run_ensemble
 from wildcat.cli.evaluate import Evaluate, run_evaluate
@@ -47,6 +48,7 @@ from wildcat.settings import load_recipe, method_settings, read_config
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
     "train and measure": {
+        "compare": (Compare, run_compare),
         "train": (Train, run_train),
         "evaluate": (Evaluate, run_evaluate),
         "report": (Report, run_report),

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from wildcat.config import Flip, Localize, TrainConfig
+from wildcat.config import FLIP_VIEWS, Flip, Localize, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, cross_validation, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
+from wildcat.device import choose_device
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
 from wildcat.models.beam_search import check_localize
 from wildcat.models.folder import Combine
 from wildcat.models.member import Member, Outputs, mean_over_views
-from wildcat.models.run import create_run
+from wildcat.models.run import create_run, preprocess_of
+from wildcat.nn.backbones import create_backbone
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.train.feature_cache import Features, cached_features
+from wildcat.train.feature_cache import Features, cached_features, feature_workers
 from wildcat.train.loop import train
 
 BATCH = 32
@@ -72,6 +75,25 @@ def train_and_evaluate(
     predictor.localize = localize
     predictions = predictions_from_features(predictor, data.split(split), config.amp, flip)
     return evaluate(predictor, data, split, crf=crf, predictions=predictions, measures=measures)
+
+
+def compute_features(samples: Sequence[Sample], config: TrainConfig, progress: Progress = SILENT) -> None:
+    """Cache the features of the samples, in all views that training uses: later heads and measurements compute none."""
+    device = choose_device(config.device)
+    backbone = create_backbone(config.backbone, config.weights, config.output_stride, config.image_size)
+    backbone = backbone.eval().to(device).to(memory_format=torch.channels_last)
+    workers = feature_workers(device.type) if config.workers < 0 else config.workers
+    progress.start("features", len(samples) * len(FLIP_VIEWS[config.flip]))
+    cached_features(
+        backbone,
+        samples,
+        preprocess_of(config, backbone),
+        config.flip,
+        cache_folder() / "features",
+        workers,
+        progress=progress,
+        amp=config.amp,
+    )
 
 
 def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) -> Predictor:
