@@ -35,6 +35,7 @@ from wildcat.cli.export import Export, run_export
 from wildcat.cli.methods import Methods, run_methods
 from wildcat.cli.options import Command, flag, flag_names, limit_pixels_of, with_flags
 from wildcat.cli.predict import Predict, run_predict
+from wildcat.cli.rank import Rank, run_rank
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
 from wildcat.cli.reproduce import Reproduce, run_reproduce
@@ -56,6 +57,7 @@ GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
     },
     "use a model": {
         "predict": (Predict, run_predict),
+        "rank": (Rank, run_rank),
         "export": (Export, run_export),
         "serve": (Serve, run_serve),
     },

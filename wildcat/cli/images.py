@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,10 @@ from wildcat.errors import ConfigError, DataError, WildcatError
 
 if TYPE_CHECKING:
     from wildcat.data import Sample
-    from wildcat.data.image_ref import ImageRef
+    from wildcat.data.image_ref import ImageRef, OnError
     from wildcat.prediction import Prediction
     from wildcat.predictor import Predictor
+    from wildcat.progress import Progress
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
@@ -74,12 +76,23 @@ def predict_each(
     predictor: Predictor, images: Sequence[tuple[Path | ImageRef, str]], task: str, modalities: bool, batch_size: int
 ) -> Iterator[tuple[Prediction, str]]:
     """Predict images behind a progress bar, each with its name; report and skip the unreadable ones."""
-    from tqdm import tqdm
-
     from wildcat.progress import ProgressBar
 
     names = {str(image): name for image, name in images}
     note_dark([image for image, _ in images], predictor.preprocess.intensity_range, "train the model with")
+    with ProgressBar() as progress, skipping(len(images), progress) as skip:
+        progress.start(task, len(images))
+        paths = [image for image, _ in images]
+        for prediction in predictor.stream(paths, modalities=modalities, batch_size=batch_size, on_error=skip):
+            yield prediction, names[prediction.path]
+            progress.advance()
+
+
+@contextmanager
+def skipping(total: int, progress: Progress) -> Iterator[OnError]:
+    """A function that reports an unreadable image and counts it; the block ends with how many of `total` there were."""
+    from tqdm import tqdm
+
     skipped = 0
 
     def skip(image: object, error: WildcatError) -> None:
@@ -93,11 +106,6 @@ def predict_each(
         tqdm.write(f"skipped {error.one_line}", file=sys.stderr)
         progress.advance()
 
-    with ProgressBar() as progress:
-        progress.start(task, len(images))
-        paths = [image for image, _ in images]
-        for prediction in predictor.stream(paths, modalities=modalities, batch_size=batch_size, on_error=skip):
-            yield prediction, names[prediction.path]
-            progress.advance()
+    yield skip
     if skipped:
-        print(f"{skipped} of {len(images)} images could not be read and were skipped.", file=sys.stderr)
+        print(f"{skipped} of {total} images could not be read and were skipped.", file=sys.stderr)

@@ -1,0 +1,87 @@
+"""wildcat rank: choose the images to label next."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from wildcat.cli.images import check_amounts, find_images, skipping
+from wildcat.cli.options import DataCommand, Model, ViewCommand, parse_sizes
+from wildcat.errors import ConfigError
+
+SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(ViewCommand, DataCommand):
+    """Choose the images to label next: where a model is unsure or contradicts itself, or that are unlike the others."""
+
+    run: Model
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    """Images without labels: files, folders, or globs; with --split, one data set."""
+    by: Literal["uncertainty", "disagreement", "novelty"] = "uncertainty"
+    """uncertainty: of the predicted probabilities; disagreement: between the networks of an ensemble, between several
+    --sizes, or between an image and its mirror image; novelty: distance to the nearest image that is labelled or chosen
+    before."""
+    count: int = 100
+    """Number of images to choose; 0: rank all."""
+    labelled: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PATH")] = ()
+    """Images that are labelled already, for --by novelty; may be repeated."""
+    split: str | None = None
+    """Choose from this split of a data set."""
+    out: Path | None = None
+    """File to write: .csv, or .jsonl with one JSON object per line; without it, they are printed."""
+    limit: int = 0
+    """Consider this many images at most; 0: all."""
+    batch_size: int = 8
+    """Images per forward pass."""
+    json: bool = False
+    """Print one JSON object per line instead of a table."""
+
+
+def run_rank(command: Rank) -> int:
+    """wildcat rank"""
+    from wildcat.curation.page import csv_table
+    from wildcat.curation.rank import check_criterion, rank_images
+    from wildcat.data.images import shown
+    from wildcat.files import write_bytes
+    from wildcat.predictor import load
+    from wildcat.progress import ProgressBar
+    from wildcat.report import check_target
+
+    check_amounts(command.batch_size, command.limit)
+    check_criterion(command.by, command.count, bool(command.labelled))
+    if command.out is not None:
+        if command.out.suffix not in SUFFIXES:
+            raise ConfigError(f"{command.out}: a ranking is written as {' or '.join(SUFFIXES)}.")
+        check_target(command.out)
+    images = dict(find_images(command.paths, command.split, command.limit, command))
+    labelled = dict(find_images(command.labelled, None, 0, command)) if command.labelled else {}
+    sizes, stride = parse_sizes(command.sizes), command.output_stride
+    predictor = load(command.run, command.device, command.flip, sizes, output_stride=stride)
+    names = {str(image): name for image, name in images.items()}
+    with ProgressBar() as progress, skipping(len(images) + len(labelled), progress) as skip:
+        candidates = [image for image in images if image not in labelled]
+        chosen = rank_images(
+            predictor, candidates, command.by, command.count, [*labelled], command.batch_size, skip, progress
+        )
+    rows = [
+        {"rank": number, "image": names[one.image], "file": one.image, command.by: round(one.score, 6)}
+        for number, one in enumerate(chosen, 1)
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if command.out is not None:
+        text = csv_table(("rank", "image", "file", command.by), rows) if command.out.suffix == ".csv" else lines
+        write_bytes(command.out, text.encode(errors="surrogateescape"))
+        print(f"{len(rows)} of {len(candidates)} images in {command.out}")
+    elif command.json:
+        print(lines, end="")
+    else:
+        print(f"{'rank':>6}  {command.by:>12}  image")
+        for row in rows:
+            print(f"{row['rank']:>6}  {row[command.by]:>12.4f}  {shown(row['image'])}")
+    return 0 if rows else 1
