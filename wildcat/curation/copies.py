@@ -2,9 +2,11 @@
 
 Two images are compared by the differences between neighbouring pixels of their thumbnails, as difference hashing does,
 but by the cosine similarity of the differences instead of their signs. Measured on 900 images of VOC 2012 and 2,000 of
-15-Scene: different images have at most 0.77, halved, brighter, greyed or strongly compressed copies more than 0.9, and
-98 % of the copies without a margin of 2.5 % more than 0.8. Signs alone miss a quarter of those. Features of a backbone
-find crops of 10 % too, but are less alike for a strongly compressed copy (0.68) than for two images of one kind (0.79).
+15-Scene: nearly all halved, brighter, grey or strongly compressed copies have more than 0.9, and 98 % of the copies
+without a margin of 2.5 % more than 0.8; hashes of signs miss a quarter of those. Features of a backbone find crops of
+10 % too, but are less alike for a strongly compressed copy (0.68) than for two images of one kind (0.79). In the ten
+million pairs of all of 15-Scene, 40 are above 0.8: 34 are copies (17 of them altered or mirrored), 6 are different
+plain horizons, of 0.81 to 0.84.
 """
 
 from __future__ import annotations
@@ -27,8 +29,6 @@ SIDE = 16  # pixels of the thumbnails that are compared
 ENOUGH = 4 * SIDE  # pixels of the shorter side that are decoded at least
 BLOCK = 512  # images compared with all others at a time
 SIMILARITY = 0.8
-
-Differences = NDArray[np.float32]  # (2 * SIDE * (SIDE - 1),), of length 1; zeros for an image of one colour
 
 
 class Duplicate(NamedTuple):

@@ -53,7 +53,7 @@ def write_audit(audit: Audit, folder: Path, config: TrainConfig, examples: int =
             doubts += [(audit.data.classes[c], "add") for c in add]
             gallery.add(prediction, audit.samples[audit.readable[i]], doubts)
         facts = {
-            "Data": f"{audit.data.name}: {len(audit.samples):,} images, {len(audit.data.classes):,} classes",
+            "Images": f"{len(audit.samples):,}, {gallery.images:,} with a suspect label",
             "Predictions": f"{len(audit.heads)} folds, {config.backbone} at {config.image_size} px",
         }
         title = f"Audit of {audit.data.name}"
