@@ -22,8 +22,27 @@ class Progress:
     def advance(self, count: int = 1, note: str = "") -> None:
         """`count` more items are finished; `note` is a short text to show beside the bar."""
 
-    def epoch(self, record: dict[str, Any]) -> None:
-        """A training epoch has ended; `record` is its line in metrics.jsonl."""
+    def epoch(self, record: dict[str, Any], network: Any = None) -> None:
+        """A training epoch has ended; `record` is its line in metrics.jsonl, `network` has its weights."""
+
+
+class ProgressOf(Progress):
+    """Passes the progress of work on to several receivers."""
+
+    def __init__(self, *receivers: Progress) -> None:
+        self.receivers = receivers
+
+    def start(self, task: str, total: int | None, done: int = 0) -> None:
+        for receiver in self.receivers:
+            receiver.start(task, total, done)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        for receiver in self.receivers:
+            receiver.advance(count, note)
+
+    def epoch(self, record: dict[str, Any], network: Any = None) -> None:
+        for receiver in self.receivers:
+            receiver.epoch(record, network)
 
 
 SILENT = Progress()
@@ -71,7 +90,7 @@ class ProgressBar(Progress):
                 self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(count)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: dict[str, Any], network: Any = None) -> None:
         if self.bar is not None:
             val = " ".join(f"val {k} {v:.4f}" for k, v in record.get("val", {}).items())
             star = " *" if record["best"] and val else ""

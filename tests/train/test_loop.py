@@ -54,7 +54,7 @@ class Recorder(Progress):
     def advance(self, count: int = 1, note: str = "") -> None:
         self.heard[-1][2] += count
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: dict[str, Any], network: Any = None) -> None:
         self.records.append(record)
         self.weights.append(load_state(self.run.folder / STATE)["model"])
 

@@ -60,7 +60,7 @@ class Interrupter(Progress):
             if self.step == 0:
                 signal.raise_signal(signal.SIGINT)
 
-    def epoch(self, record: dict[str, Any]) -> None:
+    def epoch(self, record: dict[str, Any], network: Any = None) -> None:
         self.epochs -= 1
         if self.epochs == 0:
             signal.raise_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from wildcat.cli.allocator import share_one_arena
 from wildcat.cli.options import (
@@ -49,6 +49,11 @@ class Train(DataCommand):
             help=f"Published method to take, over that of the recipe; flags override it: {', '.join(METHODS)}.",
         ),
     ] = None
+    log: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="csv|tensorboard|mlflow|wandb")] = ()
+    """Also log every epoch there, with heatmaps of a few images (but csv); may be repeated. csv writes metrics.csv into
+    --out."""
+    log_images: int = 4
+    """Number of images, the first ones of --val-split, whose heatmaps are logged."""
     resume: bool = False
     """Resume the run in --out with its own settings; start it if there is none."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
@@ -58,7 +63,9 @@ def run_train(command: Train) -> int:
     """wildcat train; the processes of torchrun share every batch, and the first one prints."""
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.train.distributed import process_group
+    from wildcat.train.loggers import check_logs
 
+    check_logs(command.log, command.log_images)
     check_backbone_name(command.config.backbone)
     share_one_arena()
     with process_group():
@@ -72,6 +79,7 @@ def train_command(command: Train) -> int:
     from wildcat.models.run import check_resumable, create_run, discard_unused, is_unused
     from wildcat.progress import ProgressBar, stop_code
     from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
+    from wildcat.train.loggers import logging_to
     from wildcat.train.loop import train
 
     config, source = command.config, command.data
@@ -110,7 +118,11 @@ def train_command(command: Train) -> int:
         return resume_text(command, settings)
 
     try:
-        with resume_hint(hint), ProgressBar() as progress:
+        with (
+            resume_hint(hint),
+            ProgressBar() as bar,
+            logging_to(command.log, run, (val_samples or samples)[: command.log_images], bar) as progress,
+        ):
             outcome = train(run, data, resume=resume, progress=progress)
     except BaseException:  # before the first save: the same --out can be used again
         if rank() == 0:

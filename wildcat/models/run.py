@@ -45,6 +45,7 @@ from wildcat.nn.model import Wildcat
 from wildcat.settings import config_text, read_config
 
 CONFIG, WEIGHTS, STATE, METRICS = "config.yaml", "model.safetensors", "state.pt", "metrics.jsonl"
+LOGS = ("metrics.csv", "tensorboard", "wandb")  # of `wildcat.train.loggers`
 
 RESUMABLE = ("device", "workers", "save_minutes")  # settings that --resume may change
 
@@ -173,8 +174,8 @@ def refuse_taken(folder: Path) -> None:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether a run folder holds only settings: its training saved nothing."""
-    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG, MANIFEST}
+    """Whether a run folder holds only settings and logs: its training saved nothing."""
+    return folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG, MANIFEST, *LOGS}
 
 
 def discard_unused(folder: Path) -> bool:

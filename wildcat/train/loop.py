@@ -312,7 +312,7 @@ class Trainer:
         (due,) = distributed.any_process(distributed.rank() == 0 and self.seconds_since_save() >= SAVE_SECONDS)
         if due or position.epoch >= self.stop_epoch:
             self.checkpoint.save()
-        self.progress.epoch(record)
+        self.progress.epoch(record, self.model)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
