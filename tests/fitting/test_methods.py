@@ -65,10 +65,16 @@ def test_mil_fcn_against_a_loop(maps: torch.Tensor, labels: torch.Tensor) -> Non
     assert mil_fcn.mil_loss(maps, labels).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def softmax(values: list[float]) -> list[float]:
+    total = sum(math.exp(value) for value in values)
+    return [math.exp(value) / total for value in values]
+
+
 def test_mil_base_against_a_loop(maps: torch.Tensor, labels: torch.Tensor) -> None:
     losses = []
     for image in range(3):
-        scores = [0.0] + [math.log(np.mean(np.exp(5.0 * m.numpy().astype(np.float64)))) / 5.0 for m in maps[image]]
+        places = [softmax([0.0, *place]) for place in maps[image].flatten(1).T.tolist()]  # (n, C + 1)
+        scores = [math.log(np.mean([place[c] ** 5.0 for place in places])) / 5.0 for c in range(5)]
         total = math.log(sum(math.exp(s) for s in scores))
         losses.append(-np.mean([scores[c] - total for c in range(5) if labels[image, c]]))
     assert mil_base.image_loss(maps, labels).item() == pytest.approx(np.mean(losses), rel=1e-5)
@@ -82,8 +88,7 @@ def test_the_image_level_prior_multiplies_probabilities() -> None:
     levels = [torch.randn(1, 3, 8, 8), torch.randn(1, 4, 4, 4)]
     with torch.no_grad():
         maps, multiplied = plain(levels), probabilities(with_prior(levels))
-        scores = np.log(np.exp(5 * maps.numpy()).mean(axis=(2, 3))) / 5
-        prior = np.exp([0.0, *scores[0]])
+        prior = (probabilities(maps)[0] ** 5).mean(axis=(1, 2)) ** (1 / 5)
         expected = probabilities(maps) * (prior / prior.sum())[None, :, None, None]
         np.testing.assert_allclose(multiplied, expected / expected.sum(axis=1, keepdims=True), rtol=1e-4)
         torch.testing.assert_close(plain.train()(levels).shape, with_prior.train()(levels).shape)

@@ -32,8 +32,8 @@ class Segmenter(nn.Module):
     the class whose log-odds are 0.
 
     With an image-level prior (Pinheiro and Collobert, CVPR 2015, section 3.3) the probabilities at each place are
-    multiplied by those of the image, the softmax of its scores s_c = (1 / r) log(mean of exp(r * map_c)). In log-odds
-    this adds s_c to each map; in training the prior is off.
+    multiplied by those of the image, the softmax of its scores s, see `image_scores`. In log-odds this adds s_c - s_0,
+    0 the background, to each map; in training the prior is off.
 
     Attributes:
         channels: of each level, the finest first.
@@ -70,7 +70,8 @@ class Segmenter(nn.Module):
         mixed = torch.relu(self.mix_norm(self.mix(torch.relu(self.norm(summed)))))
         maps: Tensor = self.classify(self.dropout(mixed))
         if self.prior_sharpness is not None and not self.training:
-            maps = maps + log_sum_exp_pool(maps, self.prior_sharpness)[:, :, None, None]
+            scores = image_scores(maps, self.prior_sharpness)
+            maps = maps + (scores[:, 1:] - scores[:, :1])[:, :, None, None]
         return maps
 
     def measure(self, levels: Sequence[Tensor]) -> None:
@@ -129,6 +130,12 @@ def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
 def log_probabilities(maps: Tensor) -> Tensor:
     """(B, C, h, w) log-odds against the background -> (B, C + 1, h, w) log-probabilities, the background first."""
     return torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1).log_softmax(dim=1)
+
+
+def image_scores(maps: Tensor, sharpness: float) -> Tensor:
+    """(B, C, h, w) log-odds against the background -> (B, C + 1) s_k = (1 / r) log(mean of exp(r * log p_k)), the
+    background first: the logarithm of a mean over the places of the probabilities p of each class, of power r."""
+    return log_sum_exp_pool(log_probabilities(maps), sharpness)
 
 
 def segmentation_loss(maps: Tensor, targets: Tensor) -> Tensor:

@@ -3,12 +3,10 @@ with Convolutional Networks, CVPR 2015): log-sum-exp pooling of the maps gives t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from wildcat.fitting.training_images import TrainingImages
-from wildcat.nn.heads import log_sum_exp_pool
-from wildcat.nn.segmenter import Segmenter
+from wildcat.nn.segmenter import Segmenter, image_scores
 
 SHARPNESS = 5.0  # r in the paper
 
@@ -25,16 +23,16 @@ def train(images: TrainingImages) -> Segmenter:
 
 
 def image_loss(maps: Tensor, labels: Tensor) -> Tensor:
-    """`-(1 / |L|) * sum over l in L of log p_l`, p the softmax of the scores s = (1 / r) log(mean of exp(r * map)) and
-    of the background's, which is 0; the mean over images.
+    """`-(1 / |L|) * sum over l in L of log of the softmax of the scores s_l`, see `image_scores`; the mean over images.
 
     The paper trains on images of ImageNet with one label, and on images of background alone. Images with several labels
-    have equal weights for each of them here, and the background is a label of all: L.
+    have equal weights for each of them here, and the background, which is somewhere in each of them, is a label of all:
+    L. The scores are pooled from the log-probabilities of the places, with which each place belongs to one class. With
+    scores of the log-odds alone, whose background is 0 at all places, a few certain places of a class are enough.
 
     Args:
         maps: (B, C, h, w) log-odds against the background.
         labels: (B, C + 1) bool, the background first.
     """
-    scores = log_sum_exp_pool(maps, SHARPNESS)  # (B, C)
-    log_probs = torch.cat([torch.zeros_like(scores[:, :1]), scores], dim=1).log_softmax(dim=1)
+    log_probs = image_scores(maps, SHARPNESS).log_softmax(dim=1)
     return -((log_probs * labels).sum(dim=1) / labels.sum(dim=1)).mean()
