@@ -92,6 +92,23 @@ def refine_ablation(result: Result) -> str:
     )
 
 
+def cascade(result: Result) -> str:
+    s, held_out = result["settings"], result["results"]["held_out"]
+    columns = {"mAP %": "map", "point AP %": "point_ap", "pointing game %": "pointing_game"}
+    rows = [
+        [name, *(percent(row[key]) for key in columns.values())] for name, row in result["results"]["measured"].items()
+    ]
+    chosen = ", ".join(f"{name} {percent(row['map'])}" for name, row in held_out.items())
+    choice = "The weight is the default, which was chosen on training images that were held out."
+    if held_out:
+        choice = f"The weight was chosen by the mAP on a fifth of the training images that was held out: {chosen}."
+    return (
+        f"{s['data']}: `wildcat refine --method pronet-cascade` of `wildcat train --method pronet`, frozen "
+        f"{s['backbone']} at {s['image_size']} px, at most {s['crops']} crops per image, last epoch, seeds: "
+        f"{s['seeds']}. {choice}\n\n" + markdown_table(["", *columns], rows)
+    )
+
+
 def parts(result: Result) -> str:
     s = result["settings"]
     columns = {"mAP %": "map", "point AP %": "point_ap", "mIoU %": "miou"}
@@ -228,6 +245,8 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "masks.json": ("Masks from image-level labels", masks),
         "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
         "refine-finetuned.json": ("wildcat refine of a fine-tuned run", refine_ablation),
+        "cascade.json": ("Second stage on crops", cascade),
+        "cascade-small.json": ("Second stage on crops, small images", cascade),
         "parts.json": ("Modality maps as parts", parts),
         "views.json": ("Test-time augmentation and output stride", views),
         "fine-tuning-voc.json": ("Fine-tuning", partial(fine_tuning, paper=PAPER_VOC)),
