@@ -163,6 +163,24 @@ def test_the_command_writes_tables_and_a_page(
     assert "exists and is never overwritten" in capsys.readouterr().err
 
 
+def test_exclusive_classes_and_hostile_names(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cleanlab", reason="needs cleanlab (the extra audit)")
+    for number, name in enumerate(("a&<b>", "c;d", "e")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for i in range(8):
+            scene(100 * number + i).save(folder / f"<i>{i}.png")
+    out = tmp_path / "audit"
+    assert command("audit", tmp_path / "data", "--splits", "all", "--json", "--out", out, *small(weights)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"] == "multiclass" and found["images"] == {"all": 24}
+    for row in found["suspects"]:
+        assert len(row["labels"]) == 1 and list(row["remove"]) == row["labels"]
+        assert len(row["add"]) == 1 and [*row["add"]] != row["labels"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "a&amp;&lt;b&gt;" in page and "<i>" not in page and "<b>" not in page.split("<script")[0]
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
