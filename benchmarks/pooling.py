@@ -5,8 +5,8 @@ r"""Compare the poolings of the paper's Table 1 on the same features and schedul
         --combine average --flip horizontal --amp --out benchmarks/results/pooling-sizes.json
     python benchmarks/pooling.py --data DIR/15-Scene --split test --image-size 320 --k 0.4 --poolings average,wildcat \
         --amp --out benchmarks/results/scenes.json
-    python benchmarks/pooling.py --data DIR/15-Scene --split test --k 0.4 --sizes 224,320,448 --seeds 5 \
-        --poolings average --flip horizontal --amp --out benchmarks/results/scenes-sizes.json
+    python benchmarks/pooling.py --data DIR/15-Scene --split test --sizes 320,448 --combine average --seeds 5 \
+        --poolings average,mop-cnn --flip horizontal --out benchmarks/results/scenes-sizes.json
 
 On data with boxes: mAP and point AP over several seeds. On 15-Scene: accuracy on the given split, and on one random
 split of 100 training images per class for each seed. Every training uses its last epoch.

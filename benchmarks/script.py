@@ -20,6 +20,7 @@ from wildcat.data.transforms import Preprocess
 from wildcat.device import machine
 from wildcat.evaluation import evaluate
 from wildcat.files import write_json
+from wildcat.methods import find_method
 from wildcat.models.manifest import versions
 from wildcat.models.member import Member
 from wildcat.nn.weights import EMBEDDED
@@ -70,14 +71,14 @@ def head_config(arguments: argparse.Namespace, seed: int, **settings: Any) -> Tr
 
 
 def poolings(arguments: argparse.Namespace, proportion: float) -> dict[str, dict[str, Any]]:
-    """The chosen poolings of the paper's Table 1; `proportion` is k+ = k- of WELDON and WILDCAT."""
+    """The chosen poolings of the paper's Table 1, `proportion` is k+ = k- of WELDON and WILDCAT; or other methods."""
     known: dict[str, dict[str, Any]] = {
         "max": {"pooling": "max", "num_maps": 1},
         "average": {"pooling": "average", "num_maps": 1},
         "weldon": {"pooling": "weldon", "num_maps": 1, "kmax": proportion},
         "wildcat": {"pooling": "wildcat", "num_maps": 4, "kmax": proportion, "alpha": 0.7},
     }
-    return {name: known[name] for name in arguments.poolings.split(",")}
+    return {name: known.get(name) or dict(find_method(name).settings) for name in arguments.poolings.split(",")}
 
 
 def data_text(arguments: argparse.Namespace, data: DataSet) -> str:

@@ -93,9 +93,10 @@ def markdown(summary: Mapping[str, Any]) -> str:
     sizes = " + ".join(map(str, s["sizes"]))
     combined = f", one network per size, combined by {COMBINED[s['combine']]}" if s["combine"] else ""
     tolerance = f"; points within {s['point_tolerance_px']} px" if "point_ap" in metrics else ""
+    seeds = f"mean ± standard deviation over {s['seeds']} seeds" if s["seeds"] > 1 else "one seed"
     caption = (
         f"**{s['experiment'].capitalize()}: {s['title']}.** {s['data']}: {s['train']}, measured on {s['test']}; "
-        f"{training} at {sizes} px{combined}; mean ± standard deviation over {s['seeds']} seeds, last epoch{tolerance}."
+        f"{training} at {sizes} px{combined}; {seeds}, last epoch{tolerance}."
     )
     columns = ["", *(metric_label(m, s["ap_variant"]) for m in metrics), *(f"paper, {name}" for name in papers)]
     lines = []
