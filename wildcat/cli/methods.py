@@ -14,7 +14,7 @@ from wildcat.cli.options import Command
 from wildcat.fitting.methods import REFINE_METHODS
 from wildcat.methods import METHODS, find_method
 
-UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU", "miou_crf": "with CRF"}
+UNITS = {"map": "mAP", "point_ap": "point AP", "miou": "mean IoU", "miou_crf": "mean IoU with CRF"}
 
 
 @dataclass(frozen=True, kw_only=True)
