@@ -240,7 +240,7 @@ def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Pa
 
 
 def test_an_unknown_command_or_model(refused: Refused, tmp_path: Path) -> None:
-    assert "Did you mean train?" in refused("trian", "solar", names="'trian'", code=2)
+    assert "Did you mean train" in refused("trian", "solar", names="'trian'", code=2)
     assert "Commands are: train" in refused("fly", names="'fly'", code=2)
     a = image(tmp_path / "a.png")
     assert "imagenet-lite0" in refused("predict", "imagenet-lite", a, names="imagenet-lite")

@@ -49,8 +49,8 @@ from wildcat.settings import load_recipe, method_settings, read_config
 # Name -> flags and the function that runs the command, grouped and ordered as in the help.
 GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
     "train and measure": {
-        "compare": (Compare, run_compare),
         "train": (Train, run_train),
+        "compare": (Compare, run_compare),
         "evaluate": (Evaluate, run_evaluate),
         "report": (Report, run_report),
         "audit": (Audit, run_audit),

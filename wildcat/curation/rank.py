@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 from torch import Tensor
 from torch.nn import functional
 
@@ -150,11 +151,10 @@ def entropy(probs: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
     >>> entropy(np.asarray([[0.5, 0.5], [1.0, 0.0]]), "multiclass").tolist()
     [1.0, 0.0]
     """
-    p = np.clip(probs.astype(np.float64), 1e-12, 1)
+    p = np.clip(probs.astype(np.float64), 0, 1)
     if task == "multiclass":
-        return np.asarray(np.abs((p * np.log(p)).sum(axis=-1)) / np.log(p.shape[-1]))
-    q = np.clip(1 - p, 1e-12, 1)
-    return np.asarray(np.abs(p * np.log2(p) + q * np.log2(q)).mean(axis=-1))
+        return np.asarray(np.abs(entr(p).sum(axis=-1)) / np.log(p.shape[-1]))
+    return np.asarray(np.abs(entr(p) + entr(1 - p)).mean(axis=-1) / np.log(2))
 
 
 # Criterion -> how the predictor is changed for it, and what is kept of its outputs.
