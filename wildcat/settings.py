@@ -128,7 +128,7 @@ def load_recipe(name: str, base: TrainConfig | None = None) -> TrainConfig:
 def method_settings(name: str) -> dict[str, Any]:
     """All of `HEAD_SETTINGS` for a method of `wildcat.methods`, so that a method is the same with any recipe.
 
-    A method may also define settings of its training, such as the learning rate; others leave those of the recipe.
+    The settings of the training stay those of the recipe; the default learning rate follows `Method.lr_scale`.
 
     Raises:
         ConfigError: no such method.

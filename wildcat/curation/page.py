@@ -15,7 +15,7 @@ from wildcat.data.image_ref import load_image
 from wildcat.files import making, write_bytes
 from wildcat.prediction import Prediction
 from wildcat.report.gallery import Gallery, Kind, encode_image
-from wildcat.report.page import ModelInfo, Picture, ReportFile, Table, write_report
+from wildcat.report.page import ModelInfo, ReportFile, Table, TableImage, write_report
 from wildcat.reproduce.heads import predictions_from_features
 
 PAGE = "report.html"
@@ -91,9 +91,9 @@ def tables(audit: Audit, found: Mapping[str, Any]) -> list[Table]:
     more = f"; the first {SHOWN_PAIRS} are shown" if len(copies) > SHOWN_PAIRS else ""
     pairs = [
         (
-            _picture(audit.samples[pair.original]),
+            _table_image(audit.samples[pair.original]),
             f"{row['copy_of']} ({row['copy_of_split']})",
-            _picture(audit.samples[pair.image]),
+            _table_image(audit.samples[pair.image]),
             f"{row['image']} ({row['split']})",
             f"{row['similarity']:.3f}",
             "same" if row["same_labels"] else "different",
@@ -126,5 +126,5 @@ def tables(audit: Audit, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _picture(sample: Sample) -> Picture:
-    return Picture(encode_image(load_image(sample.path), PAIR_SIDE), sample.name)
+def _table_image(sample: Sample) -> TableImage:
+    return TableImage(encode_image(load_image(sample.path), PAIR_SIDE), sample.name)

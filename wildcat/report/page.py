@@ -65,7 +65,7 @@ class ModelInfo:
     history: Sequence[Mapping[str, Any]] = ()
 
 
-class Picture(NamedTuple):
+class TableImage(NamedTuple):
     """An image in a cell of a `Table`: its data URL, and its text for screen readers."""
 
     src: str
@@ -84,7 +84,7 @@ class Table(NamedTuple):
     title: str
     text: str
     headings: Sequence[str]
-    rows: Sequence[Sequence[str | Picture]]
+    rows: Sequence[Sequence[str | TableImage]]
 
 
 @dataclass(frozen=True)
