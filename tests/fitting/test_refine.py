@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn import functional
 
 from wildcat.cli import main
 from wildcat.config import TrainConfig
@@ -21,13 +24,16 @@ from wildcat.export.onnx import export_onnx
 from wildcat.fitting.calibrate import calibrate
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.labels import scaled_crf, small_image
-from wildcat.fitting.levels import FlatLevels, unflattened
+from wildcat.fitting.levels import FlatLevels, fit, unflattened
 from wildcat.fitting.methods import wildcat as own
+from wildcat.fitting.optimise import Training
 from wildcat.fitting.refine import refine
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.models.folder import open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.nn.backbones import create_backbone
+from wildcat.nn.boundaries import BoundaryNetwork
+from wildcat.nn.segmenter import Segmenter
 from wildcat.predictor import load
 from wildcat.progress import SILENT
 from wildcat.regions import CrfParams
@@ -242,6 +248,45 @@ def test_other_data_and_wrong_rates(run: Path, shapes: DataSet, tmp_path: Path) 
             device="cpu",
         )
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("network", [Segmenter((16, 24, 32), 3), BoundaryNetwork((16, 24, 32))])
+def test_training_on_levels_in_bfloat16(network: Segmenter | BoundaryNetwork) -> None:
+    """With amp the layers compute in bfloat16, the loss in float32, and it falls as it does without."""
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(8, 16, 16, 16, generator=generator), torch.randn(8, 24, 8, 8, generator=generator)]
+    levels.append(torch.randn(8, 32, 4, 4, generator=generator))
+
+    class Levels:
+        device, views = torch.device("cpu"), ((),)
+
+        def __init__(self, amp: bool) -> None:
+            self.amp = amp
+
+        def __len__(self) -> int:
+            return 8
+
+        def batch(self, images: list[int], views: list[int]) -> list[torch.Tensor]:
+            return [level[images] for level in levels]
+
+    def loss(output: torch.Tensor, images: list[int], views: list[int]) -> torch.Tensor:
+        assert output.dtype == torch.float32
+        return functional.mse_loss(output, torch.full_like(output, 0.9))
+
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    start, found = copy.deepcopy(network.state_dict()), {}
+    for amp in (False, True):
+        network.load_state_dict(start)
+        dtypes = set()
+        hooks = [one.register_forward_hook(lambda m, i, o, seen=dtypes: seen.add(o.dtype)) for one in convolutions]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            training = Training("segmenter", 20, 4, "lr")
+            found[amp] = fit(network, Levels(amp), loss, training, RefineConfig(), SILENT)  # type: ignore[arg-type]
+        assert dtypes == {torch.bfloat16 if amp else torch.float32}
+        for hook in hooks:
+            hook.remove()
+    assert found[True] == pytest.approx(found[False], rel=0.1, abs=1e-3) and found[False] < 0.1
 
 
 def test_inner_layers_are_restored_from_one_vector() -> None:

@@ -11,6 +11,7 @@ from wildcat.config import FLIP_VIEWS
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample
 from wildcat.data.loader import epoch_order
+from wildcat.device import bf16_is_native
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.optimise import Batch, Loss, Training, optimise
 from wildcat.models.run import Run
@@ -51,12 +52,14 @@ class LevelCache:
     Attributes:
         shapes: (D, h, w) of each level, the finest first.
         views: the mirrored axes of each view; the first is the image itself.
+        amp: whether networks on the levels are trained in bfloat16 (autocast), as the run asks where it is native.
     """
 
     def __init__(
         self, backbone: Backbone, run: Run, samples: Sequence[Sample], device: torch.device, progress: Progress
     ) -> None:
         self.device, self.views = device, FLIP_VIEWS[run.config.flip]
+        self.amp = run.config.amp and bf16_is_native(device)
         flat = FlatLevels(backbone)
         progress.start("features", len(samples) * len(self.views))
         self.features = cached_features(
@@ -98,6 +101,10 @@ def fit(
 
     def losses(_: int, batches: Sequence[Batch]) -> Iterator[Tensor]:
         network.train()
-        return (loss(network(cache.batch(*batch)), *batch) for batch in batches)
+        for batch in batches:
+            levels = cache.batch(*batch)
+            with torch.autocast(cache.device.type, torch.bfloat16, enabled=cache.amp):
+                output = network(levels)
+            yield loss(output.float(), *batch)
 
     return optimise([(network, 1.0)], losses, len(cache), len(cache.views), training, config, progress)

@@ -52,7 +52,7 @@ class BoundaryNetwork(nn.Module):
             if tuple(found.shape[-2:]) != grid:
                 found = functional.interpolate(found, grid, mode="bilinear", align_corners=False)
             joined.append(found)
-        return torch.sigmoid(self.join(torch.cat(joined, dim=1)))[:, 0]
+        return torch.sigmoid(self.join(torch.cat(joined, dim=1)).float())[:, 0]  # bf16 is coarse near 1
 
     def walls(self, levels: Sequence[Tensor]) -> Tensor:
         """The highest boundary in each cell of the segmenter's maps, (B, h, w): a random walk there is 16 times faster
