@@ -84,7 +84,7 @@ class Predictor:
         cascade: Cascade | None = None,
     ) -> None:
         check_localize(localize, len(members), tile)
-        check_cascade(cascade, name, localize, len(members), tile)
+        check_cascade(cascade, name, localize, tile)
         if flip not in FLIP_VIEWS:
             raise ConfigError(f"flip={flip!r}: give none, horizontal or both.", did_you_mean(str(flip), FLIP_VIEWS))
         if tile is not None:
@@ -341,7 +341,8 @@ def load(
     Args:
         flip: average the maps of mirrored views, "horizontal" or "both" ways, at two or four times the cost.
         sizes: input sizes in pixels; with several, scores and maps are averaged. Empty: the size of training. Larger
-            sizes find smaller objects and give finer maps, at a cost proportional to their area.
+            sizes find smaller objects and give finer maps, at a cost proportional to their area. The crops of a cascade
+            are enlarged to the first.
         output_stride: input pixels per cell of the maps, 32, 16 or 8; None: as in training. Finer maps from the same
             weights, at about 2 and 8 times the cost, if the backbone supports it. Whole numbers for k+ and k- are not
             adapted; proportions are.
@@ -360,8 +361,8 @@ def load(
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
             `propagate` for a model without boundaries.
         ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
-            ensemble, a precision the engine does not have, an engine other than torch for a refined model, or a beam
-            search or a cascade with several networks or tiles.
+            ensemble, a precision the engine does not have, an engine other than torch for a refined model, a beam
+            search with several networks or tiles, or a cascade with tiles or a beam search.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
         MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """

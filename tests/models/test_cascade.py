@@ -137,10 +137,13 @@ def test_only_the_proposing_classes_are_verified(tiny: Path, shapes_folder: Path
         np.testing.assert_array_equal(both.class_scores, plain.class_scores)
 
 
-def test_the_best_crop_of_a_class_decides(cascade: Path, tiny: Path, shapes_folder: Path) -> None:
-    """Each image alone, its crops one by one through the network, gives what a batch of images gives."""
+@pytest.mark.parametrize("sizes", [(), (96, 64)])
+def test_the_best_crop_of_a_class_decides(
+    sizes: tuple[int, ...], cascade: Path, tiny: Path, shapes_folder: Path
+) -> None:
+    """Each image alone, its crops one by one through the network, at the first size, gives what a batch gives."""
     images = sorted(shapes_folder.rglob("*.jpg"))[:3]
-    predictor, first = load(cascade, "cpu"), load(tiny, "cpu")
+    predictor, first = load(cascade, "cpu", sizes=sizes), load(tiny, "cpu", sizes=sizes)
     assert predictor.cascade is not None
     for path, plain, both in zip(images, first.predict(images), predictor.predict(images), strict=True):
         with Image.open(path) as image, torch.inference_mode():
@@ -279,7 +282,6 @@ def test_the_commands(
 def test_what_a_cascade_does_not_do(cascade: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for settings, words in (
         ({"tile": 64}, "tile=64"),
-        ({"sizes": (64, 96)}, "2 sizes"),
         ({"localize": "beam-search"}, "localize='beam-search'"),
     ):
         with pytest.raises(ConfigError, match=f"is a cascade: .* does not take {words}") as caught:

@@ -16,8 +16,8 @@ v_c, and its point the highest cell of the verifier's map of that crop.
 Adapted to a frozen backbone: the paper's networks are fine-tuned, the second one is larger than the first, and a box is
 the receptive field of a cell of a network that runs at several scales. Here both stages share the backbone, whose input
 is the image in the first and the enlarged crop in the second; the verifier is linear, a map whose mean is the score;
-scales are windows of one map; and the first stage's score stays part of the cascade's, with a weight. The point is
-ours. `wildcat.fitting.methods.pronet_cascade` trains the verifier.
+scales are windows of one map, which is averaged if the first stage runs at several sizes; and the first stage's score
+stays part of the cascade's, with a weight. The point is ours. `wildcat.fitting.methods.pronet_cascade` trains the verifier.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Cascade:
         """The predictions of the first stage with the scores of both, and a box and a point of each verified class.
 
         Args:
-            member: the network of the first stage, whose features are those of the crops too.
+            member: the network of the first stage, whose features are those of the crops too; of several sizes the first.
             flip: mirrored views of the crops to average.
         """
         proposals = [propose(p.class_maps, verified_classes(p.class_scores, self.crops)) for p in predictions]
@@ -120,13 +120,13 @@ class Cascade:
         return replace(prediction, class_scores=scores, located=located, pointed=pointed)
 
 
-def check_cascade(cascade: Cascade | None, name: str, localize: str, networks: int, tile: int | None) -> None:
-    """Refuse a cascade whose first stage has several networks or tiles, or whose boxes another method would find.
+def check_cascade(cascade: Cascade | None, name: str, localize: str, tile: int | None) -> None:
+    """Refuse a cascade whose first stage has tiles, or whose boxes another method would find.
 
     Raises:
         ConfigError: names the setting.
     """
-    given = {"localize='beam-search'": localize != "maps", f"{networks} sizes": networks > 1, f"tile={tile}": tile}
+    given = {"localize='beam-search'": localize != "maps", f"tile={tile}": tile}
     if cascade is not None and (wrong := next((text for text, found in given.items() if found), "")):
         raise ConfigError(
             f"{name} is a cascade: it verifies crops of one map per image and does not take {wrong}.",
