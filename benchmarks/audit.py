@@ -2,8 +2,7 @@
 
     python benchmarks/audit.py --data DIR/VOCdevkit --name "VOC 2012 mini" --out benchmarks/results/audit.json
 
-Each chosen image loses a class it has, or gains one it has not, or both (a class is replaced), a third of them each; no
-other label changes. The labels of the data set itself are taken as right, which they are not always.
+`script.with_wrong_labels` makes them. The labels of the data set itself are taken as right, which they are not always.
 """
 
 from __future__ import annotations
@@ -11,19 +10,21 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
-from numpy.typing import NDArray
-from script import allocate_as_training_does, argument_parser, log, save_result, settings_of
+from script import (
+    WRONG_KINDS,
+    allocate_as_training_does,
+    argument_parser,
+    log,
+    save_result,
+    settings_of,
+    with_wrong_labels,
+)
 
 from wildcat.curation import Audit, audit_data
-from wildcat.data import DataSet, Sample, open_dataset
-from wildcat.data.dataset import ABSENT, PRESENT
+from wildcat.data import open_dataset
 from wildcat.reproduce.tables import spread
 from wildcat.settings import load_recipe
-
-KINDS = ("removed", "added", "replaced")
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     allocate_as_training_does()
     data = open_dataset(arguments.data)
+    data = replace(data, readers={arguments.split: data.readers[arguments.split]}, _cache={})
     values: dict[str, list[float]] = defaultdict(list)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         config = replace(load_recipe("audit"), seed=seed)
@@ -54,29 +56,6 @@ def main() -> None:
     save_result(arguments, settings, {key: spread(found) for key, found in values.items()})
 
 
-def with_wrong_labels(data: DataSet, split: str, fraction: float, seed: int) -> tuple[DataSet, dict[str, str]]:
-    """The data set with one split, in which a fraction of the images has a wrong label, and image name -> its kind."""
-    rng = np.random.default_rng(seed)
-    samples = list(data.split(split))
-    kinds = {}
-    for i in rng.permutation(len(samples))[: round(fraction * len(samples))]:
-        kind = KINDS[rng.integers(3)]
-        samples[i] = replace(samples[i], labels=wrong_labels(samples[i], kind, rng))
-        kinds[samples[i].name] = kind
-    return replace(data, readers={split: partial(tuple, samples)}, _cache={}), kinds
-
-
-def wrong_labels(sample: Sample, kind: str, rng: np.random.Generator) -> NDArray[np.int8]:
-    """Labels of which one class is removed or added, or both."""
-    labels = sample.labels.copy()
-    present, absent = np.flatnonzero(labels == PRESENT), np.flatnonzero(labels == ABSENT)
-    if kind != "added":
-        labels[rng.choice(present)] = ABSENT
-    if kind != "removed":
-        labels[rng.choice(absent)] = PRESENT
-    return labels
-
-
 def measure(audit: Audit, flipped: dict[str, str]) -> dict[str, float]:
     """Shares of the wrong labels in the first tenth of the list and among the suspects; all are shares of images."""
     rows = audit.suspects()
@@ -88,7 +67,7 @@ def measure(audit: Audit, flipped: dict[str, str]) -> dict[str, float]:
         "suspect_precision": len(suspects & flipped.keys()) / max(1, len(suspects)),
         "suspect_recall": len(suspects & flipped.keys()) / len(flipped),
     }
-    for kind in KINDS:
+    for kind in WRONG_KINDS:
         names = {name for name, other in flipped.items() if other == kind}
         found[f"{kind}_in_tenth"] = len(first & names) / max(1, len(names))
     return found

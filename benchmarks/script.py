@@ -6,16 +6,21 @@ import argparse
 import shlex
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory, share_one_arena
 from wildcat.config import TrainConfig
-from wildcat.data import DataSet
+from wildcat.data import DataSet, Sample
+from wildcat.data.dataset import ABSENT, PRESENT
 from wildcat.data.transforms import Preprocess
 from wildcat.device import machine
 from wildcat.evaluation import evaluate
@@ -26,6 +31,8 @@ from wildcat.models.member import Member
 from wildcat.nn.weights import EMBEDDED
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
+
+WRONG_KINDS = ("removed", "added", "replaced")  # of `with_wrong_labels`
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:
@@ -85,6 +92,33 @@ def data_text(arguments: argparse.Namespace, data: DataSet) -> str:
     """Name of the data and number of images, for tables."""
     train, measured = (len(data.split(split)) for split in ("train", arguments.split))
     return f"{arguments.name or data.name}, {train} train, {measured} {arguments.split} images"
+
+
+def with_wrong_labels(data: DataSet, split: str, fraction: float, seed: int) -> tuple[DataSet, dict[str, str]]:
+    """The data set with wrong labels in a fraction of the images of a split, and image name -> the kind of its label.
+
+    Each chosen image loses a class it has, or gains one it has not, or both (a class is replaced), a third of them
+    each; no other label changes.
+    """
+    rng = np.random.default_rng(seed)
+    samples = list(data.split(split))
+    kinds = {}
+    for i in rng.permutation(len(samples))[: round(fraction * len(samples))]:
+        kind = WRONG_KINDS[rng.integers(3)]
+        samples[i] = replace(samples[i], labels=wrong_labels(samples[i], kind, rng))
+        kinds[samples[i].name] = kind
+    return replace(data, readers={**data.readers, split: partial(tuple, samples)}, _cache={}), kinds
+
+
+def wrong_labels(sample: Sample, kind: str, rng: np.random.Generator) -> NDArray[np.int8]:
+    """Labels of which one class is removed or added, or both."""
+    labels = sample.labels.copy()
+    present, absent = np.flatnonzero(labels == PRESENT), np.flatnonzero(labels == ABSENT)
+    if kind != "added":
+        labels[rng.choice(present)] = ABSENT
+    if kind != "removed":
+        labels[rng.choice(absent)] = PRESENT
+    return labels
 
 
 def random_predictor(backbone: str, size: int, classes: int, num_maps: int = 4, device: str = "cpu") -> Predictor:

@@ -17,7 +17,9 @@ Adapted to a frozen backbone: the paper's networks are fine-tuned, the second on
 the receptive field of a cell of a network that runs at several scales. Here both stages share the backbone, whose input
 is the image in the first and the enlarged crop in the second; the verifier is linear, a map whose mean is the score;
 scales are windows of one map, which is averaged if the first stage runs at several sizes; and the first stage's score
-stays part of the cascade's, with a weight. The point is ours. `wildcat.fitting.methods.pronet_cascade` trains the verifier.
+stays part of the cascade's, with a weight. The point is ours.
+
+`wildcat.fitting.methods.pronet_cascade` trains the verifier.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Cascade:
         """The predictions of the first stage with the scores of both, and a box and a point of each verified class.
 
         Args:
-            member: the network of the first stage, whose features are those of the crops too; of several sizes the first.
+            member: the network of the first stage, at its first size, whose features are those of the crops too.
             flip: mirrored views of the crops to average.
         """
         proposals = [propose(p.class_maps, verified_classes(p.class_scores, self.crops)) for p in predictions]
