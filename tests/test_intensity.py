@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,17 +90,18 @@ def test_dark_images_are_noted(scan: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_errors_of_single_images_keep_their_hint(
-    tmp_path: Path, scan: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, scan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     images = [tmp_path / "a.heic", scan]
     found = list(predict_each(colour_finder(), [(path, path.name) for path in images], "predicting", False, 8))
     assert [name for _, name in found] == ["scan.png"]
     said = capsys.readouterr().err
-    assert f"skipped {tmp_path / 'a.heic'} is HEIC, which cannot be read. Type: pip install pillow-heif" in said
+    assert f"skipped {tmp_path / 'a.heic'} is HEIC, which cannot be read: pillow-heif is not installed. Type" in said
     assert "train the model with --intensity-range 0,4095" in said
     rows = list(predict_rows(colour_finder(), [NumberedImage(0, ImageLocation(str(images[0])))]))
-    assert rows[0].error.endswith("Type: pip install pillow-heif")
+    assert rows[0].error.endswith("Type: pip install 'wildcat-vision[heif]'")
     with pytest.raises(DataError, match=r"1 of 2 images cannot be read: a\.heic is HEIC") as caught:
         check_readable(images)
-    assert caught.value.hint.endswith("Type: pip install pillow-heif")
+    assert caught.value.hint.endswith("Type: pip install 'wildcat-vision[heif]'")

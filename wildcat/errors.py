@@ -65,10 +65,20 @@ class MissingExtra(WildcatError, ImportError):
     """An optional package is not installed; the hint is the exact pip command."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is needed here and is not installed.",
-            f"Type: pip install 'wildcat-vision[{extra}]'",
-        )
+        super().__init__(f"{package} is needed here and is not installed.", f"Type: {install_extra(extra)}")
+
+
+class MissingDecoder(ImageError, MissingExtra):
+    """One image needs an optional package; it is skipped wherever images that cannot be read are skipped."""
+
+    def __init__(self, name: str, image_format: str, package: str, extra: str) -> None:
+        message = f"{name} is {image_format}, which cannot be read: {package} is not installed."
+        WildcatError.__init__(self, message, f"Type: {install_extra(extra)}")
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install 'wildcat-vision[{extra}]'"
 
 
 class OutOfMemory(WildcatError):

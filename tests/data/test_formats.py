@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
+import pickle
 import sys
 import tarfile
-import types
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image
 from wildcat.data import open_dataset
 from wildcat.data.formats import skipped_note
 from wildcat.data.images import list_images, read_image
-from wildcat.errors import DataError, ImageError
+from wildcat.errors import DataError, ImageError, MissingExtra
 from wildcat.scale import inputs
 
 DICOM = bytes(128) + b"DICM" + bytes(64)
@@ -47,8 +47,8 @@ FILES = {
     "Thumbs.db": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(504), "Thumbs.db"),
     ".DS_Store": (b"\0\0\0\x01Bud1", ".DS_Store"),
     "._a.jpg": (b"\0\5\x16\7", "hidden file"),
-    "IMG_1.HEIC": (HEIC, "HEIC (pip install pillow-heif)"),
-    "scan": (DICOM, "DICOM (convert to PNG, for example with dicom2jpg: pip install dicom2jpg)"),
+    "IMG_1.HEIC": (HEIC, "HEIC (pip install 'wildcat-vision[heif]')"),
+    "scan": (DICOM, "DICOM (pip install 'wildcat-vision[dicom]')"),
     "x.NEF": (encoded("TIFF"), "camera raw (develop to JPEG, PNG or TIFF)"),
     "clip.mp4": (b"\0\0\0\x18ftypisom" + bytes(64), "video (extract its frames, for example with ffmpeg)"),
     "map.svg": (b"<svg/>", "SVG (render to PNG)"),
@@ -60,6 +60,16 @@ IMAGES = {name for name, (_, kind) in FILES.items() if not kind}
 TYPES = Counter(kind for _, kind in FILES.values() if kind)
 
 
+PLUGINS = ("pillow_heif", "pydicom", "wildcat.data.dicom")  # the last imports the second
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the optional packages are not installed."""
+    for name in PLUGINS:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
 def fill(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name, (content, _) in FILES.items():
@@ -67,6 +77,7 @@ def fill(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("no_plugins")
 @pytest.mark.parametrize("recursive", [True, False])
 def test_a_folder_lists_what_pillow_opens(tmp_path: Path, recursive: bool) -> None:
     skipped: Counter[str] = Counter()
@@ -77,6 +88,7 @@ def test_a_folder_lists_what_pillow_opens(tmp_path: Path, recursive: bool) -> No
         assert read_image(path).size[0] >= 8
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_predict_and_shards_use_the_same_rule(tmp_path: Path) -> None:
     folder, skipped = fill(tmp_path / "x"), Counter[str]()
     found = list(inputs.list_images(inputs.find_sources([str(folder)]), skipped=skipped))
@@ -92,6 +104,7 @@ def test_predict_and_shards_use_the_same_rule(tmp_path: Path) -> None:
         assert one.decode()[1][0] >= 8
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_the_folder_reader_counts_what_it_skips(tmp_path: Path) -> None:
     for name in ("box", "disc"):
         fill(tmp_path / name)
@@ -104,51 +117,65 @@ def test_the_folder_reader_counts_what_it_skips(tmp_path: Path) -> None:
     (note,) = data.notes
     total = 2 * sum(TYPES.values()) + 3
     assert note.startswith(f"{tmp_path}: skipped {total} entries that are no images: ")
-    for text in ("2 @eaDir", "1 __MACOSX", "2 HEIC (pip install pillow-heif)", "2 Thumbs.db", "2 .DS_Store"):
+    for text in ("2 @eaDir", "1 __MACOSX", "2 HEIC (pip install 'wildcat-vision[heif]')", "2 Thumbs.db", "2 .DS_Store"):
         assert text in note
 
 
+@pytest.mark.usefixtures("no_plugins")
 def test_a_folder_of_other_formats_names_what_to_install(tmp_path: Path) -> None:
     for name in ("box", "disc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.HEIC").write_bytes(HEIC)
     with pytest.raises(DataError, match="has no images that can be read") as caught:
         open_dataset(tmp_path)
-    assert "2 HEIC (pip install pillow-heif)" in caught.value.hint
+    assert "2 HEIC (pip install 'wildcat-vision[heif]')" in caught.value.hint
     with pytest.raises(DataError, match="holds no images") as caught:
         list(inputs.list_images(inputs.find_sources([str(tmp_path)])))
-    assert "2 HEIC (pip install pillow-heif)" in caught.value.hint
+    assert "2 HEIC (pip install 'wildcat-vision[heif]')" in caught.value.hint
     (tmp_path / "box" / "0.jpg").write_bytes(encoded("JPEG"))
-    with pytest.raises(DataError, match=r"disc holds no images; skipped .* 1 HEIC \(pip install pillow-heif\)"):
+    with pytest.raises(
+        DataError, match=r"disc holds no images; skipped .* 1 HEIC \(pip install 'wildcat-vision\[heif\]'\)"
+    ):
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "hint"),
-    [("a.heic", HEIC, "Type: pip install pillow-heif"), ("a.jpg", DICOM, "Convert to"), ("a.jxl", b"\xff\x0a", "Type")],
-)
-def test_an_image_of_another_format_names_it(tmp_path: Path, name: str, content: bytes, hint: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ImageError, match="which cannot be read") as caught:
-        read_image(tmp_path / name)
-    assert caught.value.hint.startswith(hint)
+@pytest.mark.usefixtures("no_plugins")
+@pytest.mark.parametrize(("content", "package"), [(HEIC, "pillow-heif"), (DICOM, "pydicom")])
+def test_an_image_that_needs_an_extra_names_it(tmp_path: Path, content: bytes, package: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=f"a.jpg is .*, which cannot be read: {package} is not installed") as caught:
+        read_image(tmp_path / "a.jpg")
+    assert isinstance(caught.value, MissingExtra)
+    extra = {"pillow-heif": "heif", "pydicom": "dicom"}[package]
+    assert caught.value.hint == f"Type: pip install 'wildcat-vision[{extra}]'"
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), MissingExtra)
 
 
-def test_an_installed_plugin_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_heic(file: io.BytesIO, _name: object) -> Image.Image:
-        return Image.new("RGB", (5, 4), "red")
+def test_a_format_without_an_extra_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "a.jxl").write_bytes(b"\xff\x0a")
+    with pytest.raises(ImageError, match=r"a\.jxl is JPEG XL, which cannot be read") as caught:
+        read_image(tmp_path / "a.jxl")
+    assert caught.value.hint == "Type: pip install pillow-jxl-plugin"
 
-    plugin = types.ModuleType("pillow_heif")
-    monkeypatch.setattr(Image, "ID", [*Image.ID])
-    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
-    accepts = lambda head: head[8:12] == b"heic"  # noqa: E731
-    plugin.register_heif_opener = lambda: Image.register_open("HEIF", open_heic, accepts)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
-    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
+
+def test_heic(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    image = Image.fromarray(np.repeat(np.uint8([[[200, 30, 40]], [[20, 60, 220]]]), 48, axis=1).repeat(32, axis=0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a phone held upright
+    heif.from_pillow(image).save(tmp_path / "IMG_1.HEIC", exif=exif.tobytes(), quality=90)
+    (tmp_path / "cut.heic").write_bytes(HEIC)
     skipped: Counter[str] = Counter()
     assert [path.name for path in list_images(tmp_path, skipped=skipped)] == ["IMG_1.HEIC"]
-    assert not skipped
-    assert np.asarray(read_image(tmp_path / "IMG_1.HEIC"))[0, 0].tolist() == [255, 0, 0]
+    assert skipped == {"HEIC without pixels, or damaged": 1}
+    shown = np.asarray(read_image(tmp_path / "IMG_1.HEIC")).astype(int)
+    assert shown.shape == (48, 64, 3), "upright"
+    assert abs(shown[24, 50] - [200, 30, 40]).max() < 12, "the upper half is on the right"
+    assert abs(shown[24, 10] - [20, 60, 220]).max() < 12
+    content = (tmp_path / "IMG_1.HEIC").read_bytes()
+    (tmp_path / "IMG_1.HEIC").write_bytes(content[: len(content) - 40])
+    with pytest.raises(ImageError, match=r"IMG_1\.HEIC is broken"):
+        read_image(tmp_path / "IMG_1.HEIC")
 
 
 def test_the_note_is_one_line_of_counts() -> None:

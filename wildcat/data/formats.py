@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections import Counter
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageFile
 
 from wildcat.data.remote import file_name, file_suffix
+from wildcat.errors import install_extra
 
 # Files with these suffixes (lower case) are images; a damaged one is an error. Files with other suffixes are opened.
 # fmt: off
@@ -45,11 +46,14 @@ class OtherFormat(NamedTuple):
         name: for messages.
         remedy: what to install or to do.
         module: the module that makes Pillow open it; it is imported when such a file is met. Empty: there is none.
+        package, extra: the package that the module needs, and our extra that installs it; empty: we have none.
     """
 
     name: str
     remedy: str
     module: str = ""
+    package: str = ""
+    extra: str = ""
 
     @property
     def hint(self) -> str:
@@ -57,9 +61,36 @@ class OtherFormat(NamedTuple):
         return f"Type: {self.remedy}" if self.remedy.startswith("pip") else f"{self.remedy.capitalize()}."
 
 
-_HEIC = OtherFormat("HEIC", "pip install pillow-heif", "pillow_heif")
+class FormatError(Exception):
+    """What is wrong with an image of a `RangedImageFile`: a predicate, to which its name is added, and a hint."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.hint = hint
+
+
+class RangedImageFile(ImageFile.ImageFile):
+    """An image of Pillow whose values become visible by a range: one that the file states, or that the user gives."""
+
+    def displayed(self, intensity: tuple[float, float] | None) -> Image.Image:
+        """The image in grey or RGB of 8 bits; `intensity`: the values that become black and white, if given.
+
+        Raises:
+            FormatError: its values have no defined black and white, or cannot be decoded.
+        """
+        raise NotImplementedError
+
+    def load(self) -> Any:
+        """Decode the pixels, as all of Pillow's images do."""
+        if self._im is None:
+            shown = self.displayed(None)
+            self._mode, self.im = shown.mode, shown.im
+        return super().load()
+
+
+_HEIC = OtherFormat("HEIC", install_extra("heif"), "pillow_heif", "pillow-heif", "heif")
 _JPEG_XL = OtherFormat("JPEG XL", "pip install pillow-jxl-plugin", "pillow_jxl")
-_DICOM = OtherFormat("DICOM", "convert to PNG, for example with dicom2jpg: pip install dicom2jpg")
+_DICOM = OtherFormat("DICOM", install_extra("dicom"), "wildcat.data.dicom", "pydicom", "dicom")
 _RAW = OtherFormat("camera raw", "develop to JPEG, PNG or TIFF")
 _SVG = OtherFormat("SVG", "render to PNG")
 _VIDEO = OtherFormat("video", "extract its frames, for example with ffmpeg")
@@ -71,6 +102,8 @@ _BY_SUFFIX = {
     **dict.fromkeys((".svg", ".svgz"), _SVG),
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"), _VIDEO),
 }
+_PLUGIN_SUFFIXES = frozenset(suffix for suffix, other in _BY_SUFFIX.items() if other.module)
+NAMED_SUFFIXES = IMAGE_SUFFIXES | _PLUGIN_SUFFIXES  # that a table may leave out of the name of an image
 _BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # of HEIC; that of AVIF is "avif"
 
 
@@ -94,7 +127,7 @@ def load_plugin(other: OtherFormat) -> bool:
         module = importlib.import_module(other.module)
     except ImportError:
         return False
-    for register in ("register_heif_opener", "register_avif_opener"):
+    for register in ("register_heif_opener", "register_avif_opener", "register_dicom_opener"):
         with contextlib.suppress(AttributeError):
             getattr(module, register)()
     return True
@@ -117,7 +150,7 @@ def skipped_type(path: str, file: IO[bytes] | None) -> str:
             return ""
     other = other or _BY_SUFFIX.get(suffix)
     if other is not None:
-        return f"{other.name} ({other.remedy})"
+        return f"{other.name} without pixels, or damaged" if load_plugin(other) else f"{other.name} ({other.remedy})"
     name = file_name(path)
     return name if name.lower() in ("thumbs.db", "desktop.ini") else suffix or "without suffix"
 

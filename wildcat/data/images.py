@@ -17,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
-from wildcat.data.formats import HEAD_BYTES, SNIFFED_BYTES, load_plugin, needs_content, other_format, skipped_type
+from wildcat.data.formats import (
+    HEAD_BYTES,
+    SNIFFED_BYTES,
+    FormatError,
+    RangedImageFile,
+    load_plugin,
+    needs_content,
+    other_format,
+    skipped_type,
+)
 from wildcat.data.remote import is_url, read_range, walk_files
-from wildcat.errors import DataError, ImageError
+from wildcat.errors import DataError, ImageError, MissingDecoder
 
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the operation that turns the image upright.
 _UPRIGHT = {
@@ -261,10 +270,14 @@ def _open(file: IO[bytes], name: str, formats: tuple[str, ...] | None = None) ->
             raise ImageError(f"{name} is empty (0 bytes).", "Copy it again, or remove it from the data set.")
         other = other_format(head, name)
         if other is not None and not load_plugin(other):
+            if other.extra:
+                raise MissingDecoder(name, other.name, other.package, other.extra)
             raise ImageError(f"{name} is {other.name}, which cannot be read.", other.hint)
         try:
             image = Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
+            if other is not None:
+                raise ImageError(f"{name} is broken: it begins as {other.name}.", "Copy it again.") from error
             raise ImageError(
                 f"{name} is not an image: its format is unknown or its header is cut (it begins with {head[:16]!r}).",
                 "Convert it to JPEG or PNG, or remove it from the data set.",
@@ -277,11 +290,13 @@ def _open(file: IO[bytes], name: str, formats: tuple[str, ...] | None = None) ->
 def _pillow_errors(name: str) -> Iterator[None]:
     """Silence Pillow's warnings and turn what its decoders raise into an ImageError about `name`."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", module="PIL|pydicom")
         try:
             yield
         except (ImageError, MemoryError):
             raise
+        except FormatError as error:
+            raise ImageError(f"{name} {error}.", error.hint) from error
         except Image.DecompressionBombError as error:
             raise ImageError(
                 f"{name} is refused as a decompression bomb: {str(error).split(', could')[0]}.",
@@ -306,7 +321,8 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensit
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
         image.draft(None, (width // factor, height // factor))
     _check_colour(image, name, intensity)
-    image.load()
+    if not isinstance(image, RangedImageFile):
+        image.load()
     rgb = _to_rgb(image, name, intensity)
     return rgb, size or rgb.size
 
@@ -315,7 +331,9 @@ def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> 
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
     orientation = orientation_of(image)
-    if image.has_transparency_data:
+    if isinstance(image, RangedImageFile):
+        rgb = image.displayed(intensity).convert("RGB")
+    elif image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     elif intensity and (_is_sixteen_bit(image) or image.mode in ("F", "I")):

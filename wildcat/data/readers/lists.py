@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wildcat.data.dataset import Sample, one_label
-from wildcat.data.formats import IMAGE_SUFFIXES
+from wildcat.data.formats import NAMED_SUFFIXES
 from wildcat.data.layout import find_images
 from wildcat.errors import DataError
 
@@ -119,7 +119,7 @@ class _Listing:
         found: dict[str, str] = {}
         for file in files:
             stem, dot, suffix = _folded(file).rpartition(".")
-            keys = [_folded(file), f"{stem}."] if dot and f".{suffix}" in IMAGE_SUFFIXES else [_folded(file)]
+            keys = [_folded(file), f"{stem}."] if dot and f".{suffix}" in NAMED_SUFFIXES else [_folded(file)]
             for key in keys:
                 found[f"\0{key}"] = "" if f"\0{key}" in found else file  # "": several
         return found | {file: file for file in files}
