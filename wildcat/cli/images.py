@@ -59,7 +59,11 @@ def find_images(
                 )
             for image in list_images([source], skipped=skipped):
                 path = Path(image.file)
-                found[path] = str(path.relative_to(source.path)) if source.kind == "folder" else path.name
+                name = path.relative_to(source.path) if source.kind == "folder" else Path(path.name)
+                if image.page:
+                    found[image] = str(name.with_name(f"{name.stem}-page{image.page}{name.suffix}"))
+                else:
+                    found[path] = str(name)
     note_skipped(skipped)
     return list(found.items())[: limit or None]
 

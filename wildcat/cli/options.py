@@ -352,15 +352,17 @@ def check_readable(images: Sequence[Path | ImageRef], intensity_range: str = "")
 
 def note_dark(images: Sequence[Path | ImageRef], intensity: tuple[float, float] | None, remedy: str) -> None:
     """Note that 16-bit images hold 10, 12 or 14 bits, judged by 8 of them; read as 16 bits, they are nearly black."""
+    from wildcat.data.image_ref import ImageLocation
     from wildcat.data.images import highest_grey
 
     if intensity is not None:
         return
     highest = 0
     for image in images[:: max(1, len(images) // 8)][:8]:
-        if isinstance(image, Path):
+        path = Path(image.file) if isinstance(image, ImageLocation) and image.page else image
+        if isinstance(path, Path):
             with suppress(WildcatError):
-                highest = max(highest, highest_grey(image))
+                highest = max(highest, highest_grey(path))
     bits = next((bits for bits in (10, 12, 14) if 0 < highest < 2**bits), None)
     if bits:
         print(

@@ -5,7 +5,7 @@
 
 from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.download import fetch_dataset, is_fetched
-from wildcat.data.image_ref import load_image
+from wildcat.data.image_ref import list_pages, load_image
 from wildcat.data.images import list_images, read_image
 from wildcat.data.labels import parse_names
 from wildcat.data.readers.synthetic import write_shapes
@@ -23,6 +23,7 @@ __all__ = [
     "is_fetched",
     "list_datasets",
     "list_images",
+    "list_pages",
     "load_image",
     "open_dataset",
     "parse_names",

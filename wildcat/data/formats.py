@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import os
+import stat
 from collections import Counter
 from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageFile
 
-from wildcat.data.remote import file_name, file_suffix
+from wildcat.data.remote import file_name, file_suffix, is_url, read_range
 from wildcat.errors import install_extra
 
 # Files with these suffixes (lower case) are images; a damaged one is an error. Files with other suffixes are opened.
@@ -153,6 +156,21 @@ def skipped_type(path: str, file: IO[bytes] | None) -> str:
         return f"{other.name} without pixels, or damaged" if load_plugin(other) else f"{other.name} ({other.remedy})"
     name = file_name(path)
     return name if name.lower() in ("thumbs.db", "desktop.ini") else suffix or "without suffix"
+
+
+def skipped_file_type(path: str) -> str:
+    """`skipped_type` of a local or remote file."""
+    if not needs_content(path):
+        return skipped_type(path, None)
+    if is_url(path):
+        return skipped_type(path, io.BytesIO(read_range(path, 0, SNIFFED_BYTES)))
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait  # noqa: PTH116
+            return "special file"
+        with open(path, "rb") as file:  # noqa: PTH123
+            return skipped_type(path, file)
+    except OSError:
+        return skipped_type(path, None)
 
 
 def _opens(file: IO[bytes], head: bytes) -> bool:

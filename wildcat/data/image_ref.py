@@ -26,6 +26,7 @@ from wildcat.data.images import (
     decode_file,
     full_size,
     header_error,
+    page_numbers,
     shown,
     to_rgb,
 )
@@ -73,6 +74,7 @@ class ImageLocation(ImageRef):
         member: its name in that file: a member of a shard, or the row number of a table; empty: the whole file.
         start, size: its byte range in the file; size -1: the whole file, or a table row.
         error: why it must not be read; empty: it may be.
+        page: its number in a TIFF or DICOM file of several, from 1; 0: the first.
     """
 
     file: str
@@ -80,11 +82,13 @@ class ImageLocation(ImageRef):
     start: int = 0
     size: int = -1
     error: str = ""
+    page: int = 0
 
     @property
     def name(self) -> str:
-        """`file`, or `file#member`."""
-        return f"{self.file}#{self.member}" if self.member else self.file
+        """`file`, `file#member` or `file#page=2`."""
+        member = self.member or (f"page={self.page}" if self.page else "")
+        return f"{self.file}#{member}" if member else self.file
 
     def decode(self, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None) -> Decoded:
         """As `ImageRef.decode`; a DataError if its folder or store is gone."""
@@ -92,7 +96,7 @@ class ImageLocation(ImageRef):
             raise ImageError(f"{self.name} {self.error}.", "It is skipped; give the image itself instead.")
         if not self.member and not is_url(self.file):
             try:
-                return decode_file(self.file, max_downscale, intensity)
+                return decode_file(self.file, max_downscale, intensity, self.page)
             except ImageError:
                 folder = Path(self.file).parent
                 if not folder.is_dir():
@@ -100,7 +104,25 @@ class ImageLocation(ImageRef):
                 raise
         size = file_size(self.file) if self.size < 0 else self.size
         check_size(self.name, size)
-        return decode_bytes(read_range(self.file, self.start, size), self.name, max_downscale, intensity)
+        content = read_range(self.file, self.start, size)
+        return decode_bytes(content, self.name, max_downscale, intensity, page=self.page)
+
+
+def list_pages(path: str | Path) -> list[ImageLocation]:
+    """The pages of a TIFF file, or the frames of a DICOM file, as images; one image for any other file.
+
+    Thumbnails, overviews and masks of a TIFF are left out. Each is an image for `Predictor.predict`.
+    """
+    pages = page_numbers(str(path))
+    return [ImageLocation(str(path), page=page if len(pages) > 1 else 0) for page in pages]
+
+
+def named_page(text: str) -> ImageLocation | None:
+    """The page that `scan.tif#page=2` names; None if the text does not name a page of a local file."""
+    file, _, number = text.rpartition("#page=")
+    if not file or not number.isdecimal() or int(number) < 1 or Path(text).exists() or not Path(file).is_file():
+        return None
+    return ImageLocation(file, page=int(number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +225,9 @@ def read_open_file(image: ImageInput | FileInput) -> ImageInput:
     check_is_image(image)
     if isinstance(image, os.PathLike):
         return Path(image)
-    if isinstance(image, (str, Image.Image, np.ndarray, ImageRef)):
+    if isinstance(image, str):
+        return named_page(image) or image
+    if isinstance(image, (Image.Image, np.ndarray, ImageRef)):
         return image
     name, content = getattr(image, "name", ""), image
     name = name if isinstance(name, str) else ""  # of a file without one it is None, or its number
@@ -315,6 +339,7 @@ def fingerprint(image: Path | ImageRef) -> str:
     if isinstance(image, ImageCrop):
         return f"{fingerprint(image.image)}\0{image.part}"
     part = f"\0{image.start}+{image.size}" if isinstance(image, ImageLocation) and image.member else ""
+    part += f"\0page {image.page}" if isinstance(image, ImageLocation) and image.page else ""
     file = image.file if isinstance(image, ImageLocation) else str(image)
     if is_url(file):
         return f"{file}\0{file_size(file)}{part}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
+import itertools
 import re
-import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,15 +18,14 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from wildcat.data.formats import (
     HEAD_BYTES,
-    SNIFFED_BYTES,
+    IMAGE_SUFFIXES,
     FormatError,
     RangedImageFile,
     load_plugin,
-    needs_content,
     other_format,
-    skipped_type,
+    skipped_file_type,
 )
-from wildcat.data.remote import is_url, read_range, walk_files
+from wildcat.data.remote import file_suffix, is_url, walk_files
 from wildcat.errors import DataError, ImageError, MissingDecoder
 
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the operation that turns the image upright.
@@ -40,6 +38,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_SUBFILE_TYPE = 254  # TIFF tag: what a page is
+_NO_IMAGE = 0b101  # its bits for a reduced copy and for a transparency mask; the other says that a page is one of many
 
 _JPEG_FACTORS = (8, 4, 2)  # downscale factors of the JPEG decoder (libjpeg's scaled DCT)
 
@@ -70,7 +71,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def decode_file(
-    path: str | Path, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None
+    path: str | Path, max_downscale: MaxDownscale = full_size, intensity: IntensityRange | None = None, page: int = 0
 ) -> Decoded:
     """As `read_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where `max_downscale` allows it.
 
@@ -79,9 +80,10 @@ def decode_file(
 
     Args:
         intensity: see `to_rgb`.
+        page: of a TIFF or DICOM file of several, from 1; 0: the first.
     """
-    with _open_file(Path(path)) as image:
-        return _decode(image, shown(path), max_downscale, intensity)
+    with _open_file(Path(path), page) as image:
+        return _decode(image, _page_name(path, page), max_downscale, intensity)
 
 
 def decode_bytes(
@@ -90,10 +92,31 @@ def decode_bytes(
     max_downscale: MaxDownscale = full_size,
     intensity: IntensityRange | None = None,
     formats: tuple[str, ...] | None = None,
+    page: int = 0,
 ) -> Decoded:
     """As `decode_file`, from the bytes of an image file; errors call it `name`; `formats`: as Pillow names them."""
-    with _open(io.BytesIO(content), shown(name), formats) as image:
+    with _open(io.BytesIO(content), shown(name), page, formats) as image:
         return _decode(image, shown(name), max_downscale, intensity)
+
+
+def page_numbers(path: str) -> list[int]:
+    """The pages of a local TIFF file, or frames of a DICOM file, that are images, from 1; [1] for any other file.
+
+    The first page counts, and of the others those that are not marked as thumbnails, overviews or masks. The last may
+    be one that cannot be read, so that decoding it raises its error.
+    """
+    if is_url(path) or file_suffix(path) in IMAGE_SUFFIXES - {".tif", ".tiff"}:
+        return [1]
+    found, number = [1], 1
+    try:
+        with _open_file(Path(path)) as image, suppress(EOFError):
+            for number in itertools.count(2) if image.format in ("TIFF", "DICOM") else ():
+                image.seek(number - 1)
+                if not getattr(image, "tag_v2", {}).get(_SUBFILE_TYPE, 0) & _NO_IMAGE:
+                    found.append(number)
+    except ImageError:
+        found += [number] if number > 1 else []
+    return found
 
 
 def header_error(path: Path) -> ImageError | None:
@@ -196,31 +219,20 @@ def holds_images(folder: Path) -> bool:
 def image_files(folder: str, skipped: Counter[str] | None = None, recursive: bool = True) -> Iterator[str]:
     """The image files of a folder or URL, in the order of `walk_files`; see `list_images`."""
     for path in walk_files(folder, skipped, recursive):
-        kind = _skipped_file_type(path)
+        kind = skipped_file_type(path)
         if not kind:
             yield path
         elif skipped is not None:
             skipped[kind] += 1
 
 
-def _skipped_file_type(path: str) -> str:
-    """`skipped_type` of a local or remote file."""
-    if not needs_content(path):
-        return skipped_type(path, None)
-    if is_url(path):
-        return skipped_type(path, io.BytesIO(read_range(path, 0, SNIFFED_BYTES)))
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait  # noqa: PTH116
-            return "special file"
-        with open(path, "rb") as file:  # noqa: PTH123
-            return skipped_type(path, file)
-    except OSError:
-        return skipped_type(path, None)
+def _page_name(path: str | Path, page: int) -> str:
+    return f"{shown(path)}#page={page}" if page else shown(path)
 
 
 @contextmanager
-def _open_file(path: Path) -> Iterator[Image.Image]:
-    name = shown(path)
+def _open_file(path: Path, page: int = 0) -> Iterator[Image.Image]:
+    name = _page_name(path, page)
     try:
         file = path.open("rb")
     except IsADirectoryError as error:
@@ -235,7 +247,7 @@ def _open_file(path: Path) -> Iterator[Image.Image]:
         raise ImageError(f"{name} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
     except ValueError as error:  # a NUL in the name
         raise ImageError(f"{name} does not exist.", "Check the spelling and the folder it is relative to.") from error
-    with file, _open(file, name) as image:
+    with file, _open(file, name, page) as image:
         yield image
 
 
@@ -261,8 +273,8 @@ def not_a_path(text: str) -> tuple[str, str] | None:
 
 
 @contextmanager
-def _open(file: IO[bytes], name: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
-    """The first frame of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
+def _open(file: IO[bytes], name: str, page: int = 0, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """A page of an image file, not decoded yet; any failure in the block is an ImageError that names it."""
     with _pillow_errors(name):
         head = file.read(HEAD_BYTES)
         file.seek(0)
@@ -283,6 +295,11 @@ def _open(file: IO[bytes], name: str, formats: tuple[str, ...] | None = None) ->
                 "Convert it to JPEG or PNG, or remove it from the data set.",
             ) from error
         with image:
+            if page > 1:
+                pages = getattr(image, "n_frames", 1)
+                if page > pages:
+                    raise ImageError(f"{name} does not exist: the file has {pages} pages.", "Name one of them.")
+                image.seek(page - 1)
             yield image
 
 

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from wildcat.data import shards
 from wildcat.data.formats import skipped_note
-from wildcat.data.image_ref import EncodedImage, ImageLocation, ImageRef
+from wildcat.data.image_ref import EncodedImage, ImageLocation, ImageRef, list_pages, named_page
 from wildcat.data.images import image_files
 from wildcat.data.remote import (
     expand_braces,
@@ -58,6 +58,8 @@ def _sources_at(path: str) -> Iterator[InputSource]:
         yield InputSource(path, "folder")
     elif kind == "file":
         yield _file_source(path)
+    elif named_page(path):
+        yield InputSource(path, "image")
     elif glob.has_magic(path):
         files = glob_files(path)
         if not files:
@@ -87,6 +89,8 @@ def list_images(
 ) -> Iterator[ImageLocation]:
     """The images of the sources, in order and in bounded memory; only names, headers and row counts are read.
 
+    Each page of a local TIFF file, and each frame of a DICOM file, is an image.
+
     Args:
         column: the column of Parquet tables with the images; None: the only possible one.
         skipped: counts what is no image in folders and shards by its type.
@@ -97,7 +101,8 @@ def list_images(
     """
     for source in sources:
         if source.kind == "image":
-            yield ImageLocation(source.path)
+            page = named_page(source.path)
+            yield from [page] if page else list_pages(source.path)
         elif source.kind == "tar":
             yield from shards.list_members(source.path, skipped=skipped)
         elif source.kind == "table":
@@ -112,7 +117,7 @@ def _images_below(folder: str, skipped: Counter[str] | None) -> Iterator[ImageLo
     first = None
     for path in image_files(folder, others):
         first = path
-        yield ImageLocation(path)
+        yield from list_pages(path)
     if skipped is not None:
         skipped.update(others)
     if first is None:
