@@ -42,6 +42,18 @@ def engines(result: Result) -> str:
     )
 
 
+def cold_start(result: Result) -> str:
+    s, r, machine = result["settings"], result["results"], result["machine"]
+    rows = [[name, f"{median:.1f}", f"{low:.1f} to {high:.1f}"] for name, (low, median, high) in r["seconds"].items()]
+    low, median, high = r["ratio"]
+    return (
+        f"Processor time of a new process, one thread of {machine['processor']} ({machine['flags']}): `wildcat predict "
+        f"{s['model']}` of one image, and a forward pass of the same network alone; {s['pairs']} pairs, measured "
+        f"alternately. Ratio {median:.2f} ({low:.2f} to {high:.2f}).\n\n"
+        + markdown_table(["", "seconds, median", "quartiles"], rows)
+    )
+
+
 def engine_accuracy(result: Result) -> str:
     s = result["settings"]
     first = next(iter(result["results"].values()))

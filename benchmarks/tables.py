@@ -268,6 +268,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "crf.json": ("Dense CRF", speed_tables.crf),
         "engines.json": ("Engines", speed_tables.engines),
         "engine-accuracy.json": ("Accuracy of the engines", speed_tables.engine_accuracy),
+        "cold-start.json": ("Cold start", speed_tables.cold_start),
         "predict-throughput.json": ("Prediction throughput", speed_tables.predict_throughput),
         "serve-load.json": ("Service under load", speed_tables.serve_load),
         "head-training.json": ("Head training", speed_tables.head_training),

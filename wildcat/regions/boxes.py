@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from wildcat.errors import ConfigError, ShapeError
 
@@ -44,6 +43,8 @@ def connected_regions(mask: NDArray[np.bool_], min_area: float = 0.0) -> list[Re
     >>> [int(region.mask.sum()) for region in connected_regions(np.array([[True, False, True, True]]))]
     [2, 1]
     """
+    from scipy import ndimage  # noqa: PLC0415  # slow to import, and not every prediction needs boxes
+
     labels, _ = ndimage.label(mask, EIGHT_CONNECTED)
     areas = np.bincount(labels.ravel())[1:]  # without the outside, label 0
     boxes = ndimage.find_objects(labels)

@@ -14,7 +14,6 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from wildcat.errors import ConfigError, ShapeError
 from wildcat.viz.colors import MARK_COLORS, class_palette, colormap_table, readable_on, unit_range
@@ -94,6 +93,8 @@ def overlay_mask(image: Image.Image, mask: ArrayLike) -> Image.Image:
 
 def inner_border(classes: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
     """(H, W) pixels of a class other than 0 that are at most `width` rows and columns away from another class."""
+    from scipy import ndimage  # noqa: PLC0415  # slow to import, and only masks need it
+
     size = 2 * width + 1
     border: NDArray[np.bool_] = ndimage.maximum_filter(classes, size) != ndimage.minimum_filter(classes, size)
     return border & (classes > 0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet
@@ -91,6 +90,8 @@ def draw_scene(
     rng: np.random.Generator, size: tuple[int, int], first: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], list[Object]]:
     """An image (H, W, 3), its mask (H, W) and its shapes: class `first`, then up to three of random classes."""
+    from scipy import ndimage  # noqa: PLC0415  # slow to import, and only this data set needs it
+
     height, width = size
     rows, columns = np.mgrid[0.5:height, 0.5:width]  # pixel centres
     image = _background(rng, rows, columns)
