@@ -107,8 +107,7 @@ class Prediction:
         Fitted by `wildcat calibrate`, otherwise 0.5. In a multi-class model the likeliest class is always predicted;
         others only if they reach a fitted threshold.
         """
-        gate = self.mask_params().gate
-        return np.asarray(gate if isinstance(gate, tuple) else (gate,) * len(self.classes), dtype=np.float32)
+        return np.asarray(self.mask_params().gates(len(self.classes)), dtype=np.float32)
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -209,7 +208,7 @@ class Prediction:
             ConfigError: no such class, NaN or infinite maps or scores, or `propagate` without boundaries.
         """
         params, class_maps = self.mask_params(params), self.maps
-        gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes)
+        gates = params.gates(len(self.classes))
         settings, walls = self.crf_settings(crf), self.walls(propagate)
         light = settings is None and walls is None
         device = CPU if light or self.device.type == "mps" else self.device  # MPS has no sparse products
@@ -254,7 +253,7 @@ class Prediction:
         params = params or (self.calibration.params if self.calibration else default_mask_params(self.task))
         if self.task == "multilabel":
             return params
-        gates = list(params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(self.classes))
+        gates = list(params.gates(len(self.classes)))
         likeliest = int(self.class_probs.argmax())
         gates[likeliest] = min(gates[likeliest], float(self.class_probs[likeliest]))
         return replace(params, gate=tuple(gates))

@@ -103,7 +103,15 @@ def test_the_network_is_exported_as_onnx(run: Path, tmp_path: Path, capsys: pyte
     expected = wildcat.load(run, "cpu", sizes=(96,)).forward([torch.from_numpy(images)])
     np.testing.assert_allclose(scores, expected.scores, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(maps, expected.class_maps, rtol=1e-3, atol=1e-4)
+    assert command(*line, "--with-processing", "--out", tmp_path / "whole.onnx") == 0
+    session = onnxruntime.InferenceSession(tmp_path / "whole.onnx")
+    image = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
+    (points,) = session.run(["points"], {"image": image})
+    expected = wildcat.load(run, "cpu").predict(image)
+    np.testing.assert_allclose(points, [expected.points[name] for name in expected.classes], rtol=1e-5)
+    (tmp_path / "whole.onnx").unlink()
     for wrong, said in (
+        (("--with-processing", "--tile", "512"), "--with-processing excludes --tile 512"),
         (("photo.jpg",), "takes no images, and got photo.jpg"),
         (("--precision", "bf16"), "--engine torch --precision bf16 cannot be used with --format onnx"),
         (("--sizes", "64,96"), "one ONNX file holds one network"),
@@ -142,6 +150,7 @@ def test_without_readable_images_nothing_is_written(
         (("--format", "coco", "--scores"), 2, "Formats with --scores: yolo, yolo-segment."),
         (("--format", "voc", "--simplify", "1"), 2, "--simplify cannot be used with --format voc."),
         (("--format", "yolo-segment", "--simplify", "-1"), 2, "--simplify -1.0"),
+        (("--format", "coco", "--with-processing"), 2, "--with-processing cannot be used with --format coco"),
         (("--format", "coco", "--batch-size", "0"), 2, "--batch-size 0"),
     ],
 )

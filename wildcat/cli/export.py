@@ -36,6 +36,8 @@ class Export(ModelCommand, ReaderCommand):
     scores: bool = False
     """End each line of YOLO labels with its score; such labels cannot be used for training. Other formats always store
     scores."""
+    with_processing: bool = False
+    """onnx: the file takes an RGB image of any size and also computes probabilities and points."""
     images: Literal["copy", "link"] = "copy"
     """Copy the images into the folder, or link to them."""
     split: str | None = None
@@ -65,6 +67,8 @@ def export_annotations(command: Export) -> int:
     """Predict each image and write its instances."""
     from wildcat.export import ANNOTATION_FORMATS, InstanceParams
 
+    if command.with_processing:
+        raise ConfigError(f"--with-processing cannot be used with --format {command.format}.", "It is for onnx.")
     extra: dict[str, Any] = {"simplify": command.simplify, "scores": command.scores or None}
     extra = {name: value for name, value in extra.items() if value is not None}
     for name in extra:
@@ -116,7 +120,7 @@ def export_network(command: Export) -> int:
     predictor = load_model(command, command.run)
     size = predictor.preprocess.size
     print(f"{predictor.name}: {len(predictor.classes)} classes, {size} x {size} px; writing {command.out}", flush=True)
-    path = export_onnx(predictor, command.out)
+    path = export_onnx(predictor, command.out, command.with_processing)
     outputs = "scores and class maps" if predictor.has_maps else "scores"
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {outputs} match torch")
     return 0

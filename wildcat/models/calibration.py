@@ -72,12 +72,11 @@ def write_calibration(
     Raises:
         RunError: the file cannot be written.
     """
-    gates = params.gate if isinstance(params.gate, tuple) else (params.gate,) * len(classes)
     content = {
         "schema": SCHEMA,
         "created": timestamp(),
         **record,
-        "gate": dict(zip(classes, gates, strict=True)),
+        "gate": dict(zip(classes, params.gates(len(classes)), strict=True)),
         "background": {name: getattr(params, name) for name in BACKGROUND_SETTINGS},
         "crf_settings": None if crf is None else asdict(crf),
         "weights": weights_digest(folder),

@@ -65,8 +65,7 @@ class MaskParams:
     superpixels: bool = False
 
     def __post_init__(self) -> None:
-        gates = self.gate if isinstance(self.gate, tuple) else (self.gate,)
-        if not all(0 <= gate <= 1 for gate in gates):
+        if not all(0 <= gate <= 1 for gate in self.gates(1)):
             raise ConfigError(f"gate={self.gate}: give probabilities in [0, 1].", "0 draws every class.")
         if self.rule not in get_args(BackgroundRule):
             choices = get_args(BackgroundRule)
@@ -78,6 +77,10 @@ class MaskParams:
             raise ConfigError(f"constant={self.constant}: give a number between 0 and 1.", "0.2 is usual.")
         if not 0 < self.exponent < float("inf"):
             raise ConfigError(f"exponent={self.exponent}: give a number above 0.", "4 is usual.")
+
+    def gates(self, count: int) -> tuple[float, ...]:
+        """The gate of each of `count` classes."""
+        return self.gate if isinstance(self.gate, tuple) else (self.gate,) * count
 
     @property
     def threshold(self) -> float | None:
