@@ -258,7 +258,7 @@ class Predictor:
         source: Image.Image | Path | ImageRef = rgb
         if isinstance(image, (str, Path)):
             source = Path(image)
-        elif isinstance(image, ImageRef) and rgb.size != size:
+        elif isinstance(image, ImageRef) and (rgb.size != size or image.holds_pixels):
             source = image
         if self._is_tiled(size):
             return LoadedImage(input_name(image), size, source, pixels=rgb)

@@ -29,6 +29,8 @@ def encoded(kind: str, value: int = 0) -> bytes:
     return buffer.getvalue()
 
 
+VIDEO = "video (name the file in wildcat predict, or give the frames of wildcat.data.video_frames)"
+
 # Files of a user's folder -> the type they are counted as; empty: an image.
 FILES = {
     "a.jpg": (encoded("JPEG"), ""),
@@ -50,7 +52,7 @@ FILES = {
     "IMG_1.HEIC": (HEIC, "HEIC (pip install 'wildcat-vision[heif]')"),
     "scan": (DICOM, "DICOM (pip install 'wildcat-vision[dicom]')"),
     "x.NEF": (encoded("TIFF"), "camera raw (develop to JPEG, PNG or TIFF)"),
-    "clip.mp4": (b"\0\0\0\x18ftypisom" + bytes(64), "video (extract its frames, for example with ffmpeg)"),
+    "clip.mp4": (b"\0\0\0\x18ftypisom" + bytes(64), VIDEO),
     "map.svg": (b"<svg/>", "SVG (render to PNG)"),
     "model.h5": (b"\x89HDF\r\n\x1a\n" + bytes(64), ".h5"),
     "page.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ".eps"),

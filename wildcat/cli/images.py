@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +14,12 @@ from wildcat.errors import ConfigError, DataError, WildcatError
 
 if TYPE_CHECKING:
     from wildcat.data import Sample
-    from wildcat.data.image_ref import ImageRef, OnError
+    from wildcat.data.image_ref import ImageRef
     from wildcat.prediction import Prediction
     from wildcat.predictor import Predictor
     from wildcat.progress import Progress
+
+Skip = Callable[..., object]  # an image that cannot be read, the reason, and for how many images it holds; by default 1
 
 
 def check_amounts(batch_size: int, limit: int) -> None:
@@ -34,15 +36,17 @@ def split_samples(paths: Sequence[str], split: str, data: DataCommand) -> tuple[
 
 
 def find_images(
-    paths: Sequence[str], split: str | None, limit: int, data: DataCommand
+    paths: Sequence[str], split: str | None, limit: int, data: DataCommand, every: float | None = None
 ) -> list[tuple[Path | ImageRef, str]]:
     """The images of a command line, each once, with the relative path that names its output files.
 
     Args:
         paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data`.
         limit: maximum number of images; 0: all.
+        every: seconds between the frames of videos, which are images then; None: videos are refused.
     """
     from wildcat.data.remote import is_url
+    from wildcat.data.video import list_frames
     from wildcat.scale.inputs import find_sources, list_images
 
     found: dict[Path | ImageRef, str] = {}
@@ -53,6 +57,10 @@ def find_images(
             found[path] = path.name if isinstance(path, Path) else sample.name.replace(".tar#", "/")
     else:
         for source in find_sources(paths):
+            if source.kind == "video" and every is not None:
+                for frame in list_frames(source.path, every):
+                    found[frame] = f"{Path(source.path).stem}/{frame.time:08.3f}s.jpg"
+                continue
             if source.kind in ("tar", "table") or is_url(source.path):
                 raise ConfigError(
                     f"{source.path} needs output in shards.", "Type: wildcat predict ... --shard-rows 1000 --out DIR."
@@ -80,35 +88,36 @@ def predict_each(
     predictor: Predictor, images: Sequence[tuple[Path | ImageRef, str]], task: str, modalities: bool, batch_size: int
 ) -> Iterator[tuple[Prediction, str]]:
     """Predict images behind a progress bar, each with its name; report and skip the unreadable ones."""
+    from wildcat.data.video import load_frames
     from wildcat.progress import ProgressBar
 
     names = {str(image): name for image, name in images}
     note_dark([image for image, _ in images], predictor.preprocess.intensity_range, "train the model with")
     with ProgressBar() as progress, skipping(len(images), progress) as skip:
         progress.start(task, len(images))
-        paths = [image for image, _ in images]
+        paths = load_frames([image for image, _ in images], skip)
         for prediction in predictor.stream(paths, modalities=modalities, batch_size=batch_size, on_error=skip):
             yield prediction, names[prediction.path]
             progress.advance()
 
 
 @contextmanager
-def skipping(total: int, progress: Progress) -> Iterator[OnError]:
+def skipping(total: int, progress: Progress) -> Iterator[Skip]:
     """A function that reports an unreadable image and counts it; the block ends with how many of `total` there were."""
     from tqdm import tqdm
 
     skipped = 0
 
-    def skip(image: object, error: WildcatError) -> None:
+    def skip(image: object, error: WildcatError, count: int = 1) -> None:
         nonlocal skipped
         if isinstance(image, Path) and not image.parent.is_dir():
             raise DataError(
                 f"{image.parent} has vanished.",
                 "Restore it and give another --out; or predict with --shard-rows 1000, which --resume continues.",
             )
-        skipped += 1
+        skipped += count
         tqdm.write(f"skipped {error.one_line}", file=sys.stderr)
-        progress.advance()
+        progress.advance(count)
 
     yield skip
     if skipped:

@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from wildcat.cli.images import check_amounts, find_images, predict_each
 from wildcat.cli.options import load_model, require_maps
@@ -24,6 +26,8 @@ class Predict(ShardedCommand):
     save: str | None = None
     """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none: no
     images, the default of a method without class maps."""
+    every: Annotated[str | None, arg(metavar="SECONDS")] = None
+    """Predict a frame of each video every 0.5s, 2s, ...; by default 1s. --save overlays writes an annotated video."""
     report: bool = False
     """Also write report.html into --out: one page with representative images of each class."""
     classes: str = ""
@@ -45,6 +49,7 @@ def run_into_folder(command: Predict) -> int:
 
     from tqdm import tqdm
 
+    from wildcat.data.video import VideoFrame, parse_every
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import interruptible
 
@@ -52,7 +57,10 @@ def run_into_folder(command: Predict) -> int:
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit)
-    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""))
+    every = parse_every("1s" if command.every is None else command.every)
+    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""), every)
+    if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
+        raise ConfigError(f"--every {command.every} is for videos, and none is given.", "Leave it out.")
     predictor = load_model(command, command.run)
     save = possible_images(command, predictor, save)
     if "masks" in save and len(predictor.classes) > 254:
@@ -114,6 +122,8 @@ def possible_images(command: Predict, predictor: Predictor, save: tuple[str, ...
 def check_flags(command: Predict, sharded: bool) -> None:
     """Refuse flags that draw images with output in shards, and flags and sources of shards without."""
     if sharded:
+        if command.every is not None:
+            raise ConfigError(f"--every {command.every} is for videos, which shards do not hold.", "Leave it out.")
         refused = {
             "--report": command.report,
             "--crf": command.crf,

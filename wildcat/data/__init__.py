@@ -12,6 +12,7 @@ from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.webdataset import write_webdataset
 from wildcat.data.registry import FORMATS, find_format, list_datasets, open_dataset
 from wildcat.data.sources import find_source
+from wildcat.data.video import video_frames
 
 __all__ = [
     "FORMATS",
@@ -28,6 +29,7 @@ __all__ = [
     "open_dataset",
     "parse_names",
     "read_image",
+    "video_frames",
     "write_shapes",
     "write_webdataset",
 ]

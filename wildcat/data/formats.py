@@ -61,7 +61,8 @@ class OtherFormat(NamedTuple):
     @property
     def hint(self) -> str:
         """The remedy as a sentence."""
-        return f"Type: {self.remedy}" if self.remedy.startswith("pip") else f"{self.remedy.capitalize()}."
+        sentence = f"{self.remedy[0].upper()}{self.remedy[1:]}."
+        return f"Type: {self.remedy}" if self.remedy.startswith("pip") else sentence
 
 
 class FormatError(Exception):
@@ -96,14 +97,15 @@ _JPEG_XL = OtherFormat("JPEG XL", "pip install pillow-jxl-plugin", "pillow_jxl")
 _DICOM = OtherFormat("DICOM", install_extra("dicom"), "wildcat.data.dicom", "pydicom", "dicom")
 _RAW = OtherFormat("camera raw", "develop to JPEG, PNG or TIFF")
 _SVG = OtherFormat("SVG", "render to PNG")
-_VIDEO = OtherFormat("video", "extract its frames, for example with ffmpeg")
+_VIDEO = OtherFormat("video", "name the file in wildcat predict, or give the frames of wildcat.data.video_frames")
+VIDEO_SUFFIXES = frozenset((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv"))
 _BY_SUFFIX = {
     **dict.fromkeys((".heic", ".heif", ".hif"), _HEIC),
     ".jxl": _JPEG_XL,
     **dict.fromkeys((".dcm", ".dicom"), _DICOM),
     **dict.fromkeys(_RAW_SUFFIXES, _RAW),
     **dict.fromkeys((".svg", ".svgz"), _SVG),
-    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"), _VIDEO),
+    **dict.fromkeys(VIDEO_SUFFIXES, _VIDEO),
 }
 _PLUGIN_SUFFIXES = frozenset(suffix for suffix, other in _BY_SUFFIX.items() if other.module)
 NAMED_SUFFIXES = IMAGE_SUFFIXES | _PLUGIN_SUFFIXES  # that a table may leave out of the name of an image

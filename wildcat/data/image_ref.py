@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ MAX_BYTES = 1 << 28  # an image file larger than 256 MB is refused without readi
 
 class ImageRef(ABC):
     """An image that is not a file of its own: a member of a tar shard, a cell of a table, an object in a store."""
+
+    holds_pixels: ClassVar[bool] = False  # whether `decode` need not read a file: a prediction then keeps the reference
 
     @property
     @abstractmethod

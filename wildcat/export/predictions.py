@@ -14,18 +14,21 @@ from typing import Self
 import numpy as np
 from PIL import Image
 
+from wildcat.data.video import VideoFrame
 from wildcat.errors import ConfigError, did_you_mean
+from wildcat.export.video import OverlayVideo
 from wildcat.files import file_name, file_names, free_name, refuse_existing, write_bytes, write_json, writing
 from wildcat.prediction import Prediction
 from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
-from wildcat.viz.overlay import image_suffix, overlay_heatmap, side_by_side
+from wildcat.viz.overlay import draw_point, image_suffix, overlay_heatmap, side_by_side
 
 # What can be written for a prediction in addition to its row.
-# overlays: the image with the heatmap and the point of a class. heatmaps: the coloured heatmap alone, each scaled from
-# its minimum to its maximum. modalities: the image with each of the M maps of a class, or with one of them if they are
-# alike, and a grid of them. These are reduced to 16 million pixels. masks: an indexed .png of the predicted classes.
-# arrays: one .npz with raw scores, class maps and modality maps in the network's resolution.
+# overlays: the image with the heatmap and the point of a class; for the frames of a video, one video. heatmaps: the
+# coloured heatmap alone, each scaled from its minimum to its maximum. modalities: the image with each of the M maps of
+# a class, or with one of them if they are alike, and a grid of them. These are reduced to 16 million pixels. masks: an
+# indexed .png of the predicted classes. arrays: one .npz with raw scores, class maps and modality maps in the network's
+# resolution.
 SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
 
 ROWS = "predictions.jsonl"
@@ -70,6 +73,7 @@ class PredictionWriter:
         self.class_files: dict[str, str] = {}
         self.legend: dict[str, str] = {}  # see `Prediction.legend`
         self.thumbnails: list[tuple[Image.Image, str]] = []
+        self.video: tuple[str, str, OverlayVideo] | None = None  # of which video; the file, relative to the folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self.rows: FileIO = (folder / ROWS).open("wb", buffering=0)
@@ -84,6 +88,8 @@ class PredictionWriter:
             with contextlib.suppress(OSError):
                 (self.folder / ROWS).unlink()
                 self.folder.rmdir()
+        if self.video:
+            self.video[2].close()
         if self.legend and not {"overlays", "modalities"}.isdisjoint(self.save):
             write_json(self.folder / LEGEND, self.legend)
         if self.thumbnails and error is None:
@@ -98,7 +104,10 @@ class PredictionWriter:
             self.legend |= prediction.legend
         drawn = self.classes or prediction.labels or (prediction.top,)
         files: dict[str, object] = {}
-        if "overlays" in self.save:
+        frame = prediction.image if isinstance(prediction.image, VideoFrame) else None
+        if "overlays" in self.save and frame:
+            files["overlays"] = self._video_frame(prediction, frame, stem, drawn)
+        elif "overlays" in self.save:
             overlays = {c: prediction.plot(c) for c in drawn}
             files["overlays"] = {c: self._image(overlay, "overlays", stem, c) for c, overlay in overlays.items()}
             self._add_thumbnail(overlays[drawn[0]], stem)
@@ -110,7 +119,7 @@ class PredictionWriter:
             files["masks"] = self._mask(prediction, stem)
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
-        row = {**prediction.to_dict(), "files": files}
+        row = {**prediction.to_dict(), **({"time": frame.time} if frame else {}), "files": files}
         # Lone surrogates (file names that are not Unicode) become JSON escapes.
         self._append(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         return row
@@ -139,6 +148,22 @@ class PredictionWriter:
         grid = side_by_side([prediction.load_drawn(), *drawn], ["", *captions], columns=min(5, len(drawn) + 1))
         paths = [self._image(d, "modalities", stem, name, f"-{i + 1}") for i, d in enumerate(drawn)]
         return [*paths, self._image(grid, "modalities", stem, name, "-all")]
+
+    def _video_frame(self, prediction: Prediction, frame: VideoFrame, stem: str, names: Sequence[str]) -> str:
+        """Append the heatmap of the first class, and the points of all, to the video of overlays; returns its path."""
+        overlay = prediction.plot(names[0])
+        scale = np.asarray(overlay.size) / (prediction.width, prediction.height)
+        for name in names[1:]:
+            label = f"{prediction.drawn_name(name)} {prediction.probabilities[name]:.0%}"
+            overlay = draw_point(overlay, scale * prediction.points[name], label)
+        self._add_thumbnail(overlay, stem)
+        if self.video is None or self.video[0] != frame.file:
+            if self.video:
+                self.video[2].close()
+            relative = f"overlays/{self._unique_stem(Path(stem).parent)}.mp4"
+            self.video = (frame.file, relative, OverlayVideo(self.folder / relative, overlay.size, frame.every))
+        self.video[2].add(overlay, frame.time)
+        return self.video[1]
 
     def _add_thumbnail(self, overlay: Image.Image, stem: str) -> None:
         """Keep a reduced copy of the first overlays for overview.jpg."""

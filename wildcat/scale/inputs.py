@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from wildcat.data import shards
-from wildcat.data.formats import skipped_note
+from wildcat.data.formats import VIDEO_SUFFIXES, skipped_note
 from wildcat.data.image_ref import EncodedImage, ImageLocation, ImageRef, list_pages, named_page
 from wildcat.data.images import image_files
 from wildcat.data.remote import (
@@ -29,12 +29,14 @@ from wildcat.data.remote import (
 from wildcat.errors import ConfigError, DataError, did_you_mean
 from wildcat.scale import parquet
 
+VIDEO_HINT = "wildcat predict without --shard-rows reads the frames of videos; elsewhere extract them, with ffmpeg."
+
 
 class InputSource(NamedTuple):
     """A file, folder or URL that the user named, and how its images are listed."""
 
     path: str
-    kind: Literal["image", "folder", "tar", "table"]
+    kind: Literal["image", "folder", "tar", "table", "video"]
 
 
 def find_sources(texts: Sequence[str]) -> list[InputSource]:
@@ -81,6 +83,8 @@ def _file_source(path: str) -> InputSource:
             "Unpack it to a plain .tar; images are compressed already.",
         )
     suffix = file_suffix(path)
+    if suffix in VIDEO_SUFFIXES:
+        return InputSource(path, "video")
     return InputSource(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
 
 
@@ -97,12 +101,15 @@ def list_images(
 
     Raises:
         DataError: a folder without images, a truncated tar shard, a table without images.
+        ConfigError: a video.
         MissingExtra: a table, and pyarrow is not installed.
     """
     for source in sources:
         if source.kind == "image":
             page = named_page(source.path)
             yield from [page] if page else list_pages(source.path)
+        elif source.kind == "video":
+            raise ConfigError(f"{source.path} is a video, not an image.", VIDEO_HINT)
         elif source.kind == "tar":
             yield from shards.list_members(source.path, skipped=skipped)
         elif source.kind == "table":
