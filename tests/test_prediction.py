@@ -97,6 +97,18 @@ def test_one_set_of_thresholds_decides_labels_boxes_masks_and_exports(
     assert {i.name for i in find_instances(p, explicit)} == {"fish"}, "an explicit minimum score overrides them"
 
 
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+def test_a_row_of_the_likeliest_classes(task: Any) -> None:
+    p = prediction(task=task, class_scores=np.asarray([0.5, -2.0, 3.0], np.float32))
+    whole, row = p.to_dict(), p.to_dict(top_k=2)
+    assert list(row["scores"]) == list(row["probabilities"]) == list(row["points"]) == [CLASSES[2], CLASSES[0]]
+    for column in ("scores", "probabilities", "points", "boxes"):
+        assert row[column].items() <= whole[column].items()
+    assert row["labels"] == list(row["boxes"]) == whole["labels"]
+    assert p.to_dict(top_k=1)["labels"] == whole["labels"][:1] == list(p.to_dict(top_k=1)["boxes"])
+    assert p.to_dict(top_k=9).keys() == whole.keys() and p.to_dict(top_k=9)["scores"] == whole["scores"]
+
+
 @pytest.mark.parametrize("crf", [False, True])
 def test_the_crf_runs_on_the_device_of_the_predictor(crf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     devices = []

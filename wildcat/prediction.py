@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -317,19 +317,28 @@ class Prediction:
         """The likeliest class."""
         return self.classes[int(np.argmax(self.class_scores))]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: image, width, height, scores, probabilities, labels; points and boxes, if there are maps."""
+    def to_dict(self, top_k: int = 0) -> dict[str, Any]:
+        """Plain values: image, width, height, scores, probabilities, labels; points and boxes, if there are maps.
+
+        Args:
+            top_k: only the values of this many classes, the likeliest first; 0: of all, in the order of `classes`.
+        """
+        names: Sequence[str] = self.classes
+        if top_k:
+            names = [self.classes[i] for i in np.argsort(-self.class_scores, kind="stable")[:top_k]]
+        kept = set(names)
+        labels = [c for c in self.labels if c in kept]
         row = {
             "image": self.path,
             "width": self.width,
             "height": self.height,
-            "scores": {c: float(f"{v:.6g}") for c, v in self.scores.items()},
-            "probabilities": {c: float(f"{v:.4g}") for c, v in self.probabilities.items()},
-            "labels": list(self.labels),
+            "scores": {c: float(f"{self.scores[c]:.6g}") for c in names},
+            "probabilities": {c: float(f"{self.probabilities[c]:.4g}") for c in names},
+            "labels": labels,
         }
         if self.has_maps:
-            row["points"] = {c: [round(x, 2), round(y, 2)] for c, (x, y) in self.points.items()}
-            row["boxes"] = {c: [[round(float(v), 2) for v in box] for box in b] for c, b in self.boxes.items()}
+            row["points"] = {c: [round(v, 2) for v in self.points[c]] for c in names}
+            row["boxes"] = {c: [[round(float(v), 2) for v in box] for box in self.boxes[c]] for c in labels}
         return row
 
     def save(self, folder: str | Path) -> Path:

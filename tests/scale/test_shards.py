@@ -89,6 +89,22 @@ def test_each_image_has_one_row_and_unreadable_ones_have_an_error(
     assert f"23 rows in {len(shards)} shards" in output.out
 
 
+def test_rows_of_the_likeliest_classes(tiny: Path, images: Path, tmp_path: Path) -> None:
+    lines = {"all": (), "few": ("--top-k", 2)}
+    for name, flags in lines.items():
+        assert predict(tiny, *sources(images), "--out", tmp_path / name, "--shard-rows", 9, *flags) == 0
+    for whole, few in zip(rows_in(tmp_path / "all"), rows_in(tmp_path / "few"), strict=True):
+        if "error" in whole:
+            assert few == whole
+        else:
+            likeliest = sorted(whole["scores"], key=lambda c: -whole["scores"][c])[:2]
+            assert list(few["scores"]) == list(few["points"]) == likeliest
+    assert predict(tiny, *sources(images), "--out", tmp_path / "few", "--shard-rows", 9, "--resume") == 1, (
+        "rows of another kind are not appended"
+    )
+    assert predict(tiny, *sources(images), "--out", tmp_path / "no", "--shard-rows", 9, "--top-k", -1) == 2
+
+
 def test_rows_equal_single_predictions_whatever_is_broken_before_them(tiny: Path, tmp_path: Path) -> None:
     contents = {f"{i}.png": png(i) if i % 3 else b"broken" for i in range(12)}
     shard(tmp_path / "s.tar", contents | {"1.png": png(1)})

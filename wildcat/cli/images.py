@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 Skip = Callable[..., object]  # an image that cannot be read, the reason, and for how many images it holds; by default 1
 
 
-def check_amounts(batch_size: int, limit: int) -> None:
-    """Refuse a batch size below 1 or a negative limit."""
+def check_amounts(batch_size: int, limit: int, top_k: int = 0) -> None:
+    """Refuse a batch size below 1, and a negative limit or number of classes."""
     if batch_size < 1 or limit < 0:
         raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
+    if top_k < 0:
+        raise ConfigError(f"top_k={top_k}: give at least 1, or 0 for all classes.")
 
 
 def split_samples(paths: Sequence[str], split: str, data: DataCommand) -> tuple[Sample, ...]:

@@ -56,7 +56,7 @@ def run_into_folder(command: Predict) -> int:
     save = parse_save("overlays" if command.save is None else command.save)
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
-    check_amounts(command.batch_size, command.limit)
+    check_amounts(command.batch_size, command.limit, command.top_k)
     every = parse_every("1s" if command.every is None else command.every)
     images = find_images(command.paths, command.split, command.limit, replace(command, classes=""), every)
     if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
@@ -77,7 +77,7 @@ def run_into_folder(command: Predict) -> int:
         gallery = Gallery(predictor.classes, predictor.task)
 
     with ExitStack() as stack:
-        writer = stack.enter_context(PredictionWriter(command.out, save, drawn)) if command.out else None
+        writer = stack.enter_context(PredictionWriter(command.out, save, drawn, command.top_k)) if command.out else None
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; {len(images)} images; device "
             f"{predictor.device.type}{f'; writing {command.out}' if command.out else ''}",

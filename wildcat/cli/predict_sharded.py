@@ -42,6 +42,8 @@ class ShardedCommand(BoxCommand, DataCommand):
     """Stop after this many images; 0: predict all."""
     batch_size: int = 8
     """Images per forward pass."""
+    top_k: Annotated[int, arg(metavar="K")] = 0
+    """Write the values of the K likeliest classes only; 0: of all classes. For models of thousands of classes."""
     shard_rows: Annotated[int | None, arg(metavar="N")] = None
     """For any number of images: write shards of N rows (shard-00000.jsonl, ...), each atomically, that --resume
     continues."""
@@ -84,7 +86,7 @@ def run_sharded(command: ShardedCommand) -> int:
 
     with resume_hint(hint), ProgressBar() as progress:
         if predictor is not None:
-            predict = partial(predict_here, predictor, command.image_column, command.batch_size)
+            predict = partial(predict_here, predictor, command.image_column, command.batch_size, command.top_k)
             summary = write_shards(shards, folder, predict, progress)
         else:
             import torch
@@ -94,7 +96,9 @@ def run_sharded(command: ShardedCommand) -> int:
             workers = command.workers or (torch.cuda.device_count() if device == "cuda" else available_cores())
             model = replace(command, run=absolute_run(command.run), device=device, engine="torch")
             load = partial(load_in_worker, model)
-            options = RayOptions(load, workers, device == "cuda", command.image_column, command.batch_size)
+            options = RayOptions(
+                load, workers, device == "cuda", command.image_column, command.batch_size, command.top_k
+            )
             with ray_started(workers):
                 summary = write_shards(shards, folder, partial(predict_with_ray, options=options), progress)
     note_skipped(skipped)
@@ -112,7 +116,7 @@ def run_sharded(command: ShardedCommand) -> int:
 
 def check_sharded_flags(command: ShardedCommand) -> Path:
     """The output folder, after checking that the flags fit together."""
-    check_amounts(command.batch_size, command.limit)
+    check_amounts(command.batch_size, command.limit, command.top_k)
     if command.out is None:
         raise ConfigError("shards are written into a folder.", "Add --out DIR.")
     if command.shard_rows is not None and command.shard_rows < 1:
@@ -156,6 +160,7 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
         "image_column": command.image_column,
         "shard_rows": rows,
         "format": command.shard_format,
+        "top_k": command.top_k,
         "settings": {
             "flip": command.flip,
             "sizes": list(parse_sizes(command.sizes)),

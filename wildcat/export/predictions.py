@@ -61,14 +61,17 @@ class PredictionWriter:
         folder: must not exist, or be empty.
         save: some of `SAVE_KINDS`.
         classes: classes to draw; empty: the predicted classes of each image, or its most likely one.
+        top_k: see `Prediction.to_dict`.
 
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
 
-    def __init__(self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, save: Collection[str] = ("overlays",), classes: Sequence[str] = (), top_k: int = 0
+    ) -> None:
         refuse_existing(folder)
-        self.folder, self.save, self.classes = folder, save, tuple(classes)
+        self.folder, self.save, self.classes, self.top_k = folder, save, tuple(classes), top_k
         self.names: dict[str, int] = {}  # see `free_name`
         self.class_files: dict[str, str] = {}
         self.legend: dict[str, str] = {}  # see `Prediction.legend`
@@ -119,7 +122,7 @@ class PredictionWriter:
             files["masks"] = self._mask(prediction, stem)
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
-        row = {**prediction.to_dict(), **({"time": frame.time} if frame else {}), "files": files}
+        row = {**prediction.to_dict(self.top_k), **({"time": frame.time} if frame else {}), "files": files}
         # Lone surrogates (file names that are not Unicode) become JSON escapes.
         self._append(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         return row

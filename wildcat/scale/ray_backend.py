@@ -44,6 +44,7 @@ class RayOptions:
         gpu: reserve a GPU for each worker.
         column: the column of Parquet tables with the images; None: the only possible one.
         batch_size: images per forward pass.
+        top_k: see `Prediction.to_dict`.
     """
 
     load: Callable[[], Predictor]
@@ -51,6 +52,7 @@ class RayOptions:
     gpu: bool = False
     column: str | None = None
     batch_size: int = BATCH_SIZE
+    top_k: int = 0
 
     @property
     def threads(self) -> int:
@@ -133,7 +135,8 @@ class Worker:
         """The rows of the images in one stream."""
         if self.predictor is None:
             self.predictor = self.options.load()
-        return list(predict_rows(self.predictor, images, self.options.column, self.options.batch_size))
+        options = self.options
+        return list(predict_rows(self.predictor, images, options.column, options.batch_size, options.top_k))
 
     def start(self, key: str) -> int:
         """Count an attempt at a task or an image; its number, from 1."""

@@ -45,12 +45,17 @@ class NumberedImage(NamedTuple):
 
 
 def predict_rows(
-    predictor: Predictor, images: Sequence[NumberedImage], column: str | None = None, batch_size: int = BATCH_SIZE
+    predictor: Predictor,
+    images: Sequence[NumberedImage],
+    column: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    top_k: int = 0,
 ) -> Iterator[Row]:
     """One row per image, in order; an image that cannot be read gets a row with `error`.
 
     Args:
         column: the column of Parquet tables with the images; None: the only possible one.
+        top_k: see `Prediction.to_dict`.
 
     Raises:
         DataError: the file that holds the images is gone or damaged.
@@ -67,7 +72,7 @@ def predict_rows(
     for prediction in predictor.stream(numbered, modalities=False, batch_size=batch_size, on_error=note):
         for number, image in waiting:
             if number not in errors:
-                yield Row(number, json_line({"row": number, **prediction.to_dict()}))
+                yield Row(number, json_line({"row": number, **prediction.to_dict(top_k)}))
                 break
             yield error_row(number, image, errors.pop(number).one_line)
     for number, image in waiting:

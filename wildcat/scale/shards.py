@@ -220,11 +220,11 @@ def write_shards(
 
 
 def predict_here(
-    predictor: Predictor, column: str | None, batch_size: int, shards: Iterable[Shard]
+    predictor: Predictor, column: str | None, batch_size: int, top_k: int, shards: Iterable[Shard]
 ) -> Iterator[tuple[Shard, Iterator[Row]]]:
     """The rows of each shard, predicted by this process; see `predict_rows`."""
     for shard in shards:
-        yield shard, predict_rows(predictor, shard.images, column, batch_size)
+        yield shard, predict_rows(predictor, shard.images, column, batch_size, top_k)
 
 
 def _shortened(value: Any) -> str:
