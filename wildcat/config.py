@@ -50,7 +50,7 @@ class Limits:
     queue_mb: float = 256.0
     """Megabytes of uploads in memory above which the rest of other uploads waits to be received."""
     timeout: float = 60.0
-    """Seconds to receive a request."""
+    """Seconds to receive a request, or an image from Label Studio."""
     wait: float = 300.0
     """Seconds an upload may wait for memory, and a request for its result; then it gets status 503."""
     worker_timeout: float = 60.0

@@ -27,7 +27,7 @@ from wildcat.data import open_dataset
 from wildcat.data.images import read_image, read_mask
 from wildcat.data.readers.coco import read_coco
 from wildcat.data.readers.voc import read_voc
-from wildcat.errors import ConfigError, RunError, ShapeError
+from wildcat.errors import ConfigError, DataError, RunError, ShapeError
 from wildcat.export import (
     ANNOTATION_FORMATS,
     Instance,
@@ -38,6 +38,7 @@ from wildcat.export import (
 )
 from wildcat.export import writer as writer_module
 from wildcat.export.coco import compress_run_lengths, run_lengths
+from wildcat.export.label_studio import CONTROL_TAGS, annotate, encode_brush, read_controls, task_score
 from wildcat.export.polygons import outline_area
 from wildcat.prediction import Prediction
 
@@ -429,6 +430,121 @@ def test_label_studio_tasks_match_the_labelling_interface(tmp_path: Path) -> Non
         np.testing.assert_allclose(np.array([x, y, x + w, y + h]) / 100 * (900, 600, 900, 600), i.box, atol=1e-3)
         region = rasterised(np.array(polygon["value"]["points"]) / 100 * (900, 600), (600, 900))
         assert iou(region, on_image(i, region.shape, filled(i))) > 0.99
+
+
+def decode_brush(packed: list[int]) -> NDArray[np.uint8]:
+    """The values of @thi.ng/rle-pack, read bit by bit as its JavaScript does."""
+    bits = iter("".join(f"{byte:08b}" for byte in packed))
+
+    def read(count: int) -> int:
+        return int("".join(next(bits) for _ in range(count)), 2)
+
+    count, word = read(32), read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    values: list[int] = []
+    while len(values) < count:
+        same, length = read(1), read(sizes[read(2)]) + 1
+        values += [read(word)] * length if same else [read(word) for _ in range(length)]
+    assert len(values) == count
+    assert len(list(bits)) < 8
+    return np.array(values, np.uint8)
+
+
+@given(
+    st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.05, 0.5, 1.0]), st.integers(1, 60)
+)
+def test_brush_masks_are_read_back(seed: int, height: int, width: int, share: float, zoom: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = np.kron(rng.random((height, width)) < share, np.ones((1, zoom), bool))
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return
+    box = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    instance = Instance(0, "zebra", 0.5, box, mask[box[1] : box[3], box[0] : box[2]])
+    values = decode_brush(encode_brush(instance, (height, width * zoom))).reshape(height, width * zoom, 4)
+    np.testing.assert_array_equal(values, np.repeat(mask[:, :, None] * 255, 4, axis=2))
+
+
+def test_a_brush_mask_with_runs_above_the_longest() -> None:
+    instance = Instance(0, "zebra", 0.5, (100, 50, 400, 350), np.ones((300, 300), bool))
+    values = decode_brush(encode_brush(instance, (400, 450))).reshape(400, 450, 4)
+    assert (values[50:350, 100:400] == 255).all() and values.sum() == 300 * 300 * 4 * 255
+
+
+LABELS = (
+    '<Label value="Zebra"/><Label value="Katze" alias="CAT"/><Label value="Hund" predicted_values="x, dog & <co>"/>'
+)
+
+
+def interface(tag: str, inside: str = LABELS, more: str = "") -> str:
+    inside = inside.replace("& <co>", "&amp; &lt;co>")
+    if tag == "Choices":
+        inside = inside.replace("<Label", "<Choice")
+    return f'<View><Image name="i" value="$photo"/><{tag} name="a" toName="i" {more}>{inside}</{tag}></View>'
+
+
+@pytest.mark.parametrize("tag", CONTROL_TAGS)
+def test_results_for_control_tags(tag: str) -> None:
+    p = prediction(900, 600)
+    (control,) = read_controls(interface(tag, more='choice="multiple"'), CLASSES)
+    assert (control.name, control.to_name, control.key) == ("a", "i", "photo")
+    assert control.labels == {"zebra": "Zebra", "cat": "CAT", "dog & <co>": "Hund"}
+    assert control.unmatched == ()
+    results = annotate(p, [control])
+    named = {"zebra": "Zebra", "cat": "CAT"}
+    assert len({result["id"] for result in results}) == len(results)
+    for result in results:
+        assert (result["from_name"], result["to_name"], result["type"]) == ("a", "i", tag.lower())
+        assert (result["original_width"], result["original_height"], result["image_rotation"]) == (900, 600, 0)
+    values = [result["value"] for result in results]
+    if tag == "Choices":
+        assert values == [{"choices": ["CAT", "Zebra"]}]
+        assert results[0]["score"] == pytest.approx(p.probabilities["zebra"], abs=1e-5)
+    elif tag == "KeyPointLabels":
+        assert [value["keypointlabels"] for value in values] == [["CAT"], ["Zebra"]]
+        for value, name in zip(values, ("cat", "zebra"), strict=True):
+            assert (value["x"] * 9, value["y"] * 6) == pytest.approx(p.points[name], abs=1e-3)
+    else:
+        for result, i in zip(results, find_instances(p), strict=True):
+            assert result["value"][tag.lower()] == [named[i.name]]
+            assert result["score"] == pytest.approx(i.score, abs=1e-5)
+            if tag == "BrushLabels":
+                drawn = decode_brush(result["value"]["rle"]).reshape(600, 900, 4)[:, :, 3] > 0
+                np.testing.assert_array_equal(drawn, on_image(i, drawn.shape, i.mask))
+    assert task_score(results) == pytest.approx(p.probabilities["zebra"], abs=1e-5)
+    assert annotate(nothing(), [control]) == [] and task_score([]) is None
+
+
+def test_classes_that_the_interface_lacks_are_left_out() -> None:
+    p = prediction(900, 600)
+    for tag in CONTROL_TAGS:
+        (control,) = read_controls(interface(tag, '<Label value="zebra"/><Label value="tree"/>'), CLASSES)
+        assert control.labels == {"zebra": "zebra"} and control.unmatched == ("tree",)
+        labels = [label for result in annotate(p, [control]) for label in result["value"][tag.lower()]]
+        assert labels and set(labels) == {"zebra"}
+
+
+def test_one_choice_is_the_likeliest() -> None:
+    (control,) = read_controls(interface("Choices"), CLASSES)
+    assert [result["value"] for result in annotate(prediction(), [control])] == [{"choices": ["CAT"]}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("Cat", "cat"), {"cat": "cat"}),  # exact first
+        (("CAT",), {"cat": "CAT"}),
+        (("Zebra", "ZEBRA"), {"zebra": "Zebra"}),  # the first
+        (("cats",), {}),
+    ],
+)
+def test_names_match_exactly_and_then_without_case(labels: tuple[str, ...], expected: dict[str, str]) -> None:
+    text = interface("RectangleLabels", "".join(f'<Label value="{label}"/>' for label in labels))
+    if expected:
+        assert read_controls(text, CLASSES)[0].labels == expected
+    else:
+        with pytest.raises(DataError, match=r"\(cats\) is a class of the model \(zebra, cat, dog"):
+            read_controls(text, CLASSES)
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------

@@ -39,6 +39,9 @@ class Serve(Limits, ModelCommand):
     """Additional host names to accept, separated by commas, such as the name of a reverse proxy."""
     root_path: str = ""
     """Path prefix of the service at a reverse proxy, such as /wildcat, whether the proxy strips it or not."""
+    label_studio: str = ""
+    """Address of a Label Studio server, such as http://localhost:8080: be an ML backend for its projects. The access
+    token is read from the environment variable LABEL_STUDIO_API_KEY."""
     processes: int = -1
     """Worker processes; 0 runs the model in this process, -1 uses one per core (at most 4) on a CPU."""
 
@@ -54,10 +57,12 @@ def run_serve(command: Serve) -> int:
 
     from wildcat.serve import create_app
     from wildcat.serve.middleware import LOOPBACK
+    from wildcat.serve.task_images import connect
 
     warnings.filterwarnings("ignore", module="PIL")  # about uploaded images
     limits = Limits(**{field.name: getattr(command, field.name) for field in fields(Limits)})
     set_up_process(limits)
+    label_studio = connect(command.label_studio, limits) if command.label_studio else None
     with listen(command.host, command.port) as listener:
         predictor = load_model(command, command.run, boundaries=True)
         require_maps(predictor)
@@ -71,6 +76,7 @@ def run_serve(command: Serve) -> int:
             partial(set_up_process, limits),
             names=names,
             root_path=command.root_path,
+            label_studio=label_studio,
         )
         print(url_of(command.host, listener), flush=True)
         print(
@@ -78,6 +84,8 @@ def run_serve(command: Serve) -> int:
             file=sys.stderr,
             flush=True,
         )
+        if label_studio:
+            print(f"Label Studio: connect this address to a project at {label_studio.url}", file=sys.stderr, flush=True)
         serve_until_signal(app, listener, limits)
     print("stopped", file=sys.stderr)
     return 0

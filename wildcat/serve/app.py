@@ -16,15 +16,18 @@ import torch
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from wildcat._version import __version__
 from wildcat.config import Limits
 from wildcat.errors import ConfigError, RunError, WildcatError
 from wildcat.export import ANNOTATION_FORMATS
 from wildcat.predictor import Predictor
+from wildcat.serve.label_studio import Backend
 from wildcat.serve.middleware import SecurityMiddleware, error_response, split_url
 from wildcat.serve.responses import AnnotationQuery, MapQuery, PredictQuery, annotation_zip, draw_map, prediction_json
 from wildcat.serve.service import Service
+from wildcat.serve.task_images import LabelStudio
 from wildcat.serve.uploads import FIELD, FORMATS, RequestError, try_later
 from wildcat.viz.colors import MARK_COLORS, encode_colormaps
 
@@ -40,7 +43,7 @@ ASSETS = {
 }
 
 
-OWN_PATHS = ("predict", "map", "annotations", "model", "health", "static", "openapi.json")
+OWN_PATHS = ("predict", "map", "annotations", "model", "health", "static", "openapi.json", "setup", "webhook")
 
 # The body of a request, and the responses, for /openapi.json.
 UPLOAD = {
@@ -87,6 +90,7 @@ def create_app(
     *,
     names: Collection[str] = (),
     root_path: str = "",
+    label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """An ASGI application that serves a model; `app.state.service` is its `Service`.
 
@@ -97,6 +101,7 @@ def create_app(
         setup: called first in each worker process.
         names: further host names to accept, such as that of a reverse proxy, also in the header Origin of its pages.
         root_path: path prefix at a reverse proxy, such as "/wildcat".
+        label_studio: be an ML backend for the projects of this server; see `Backend`.
 
     Raises:
         ConfigError: processes for a model on a GPU or with an engine other than torch; a root path that is no path, or
@@ -126,7 +131,12 @@ def create_app(
         SecurityMiddleware, max_bytes=int(limits.max_mb * 1e6), hosts=hosts, names=names, root_path=root_path
     )
     _add_error_handlers(app)
-    _add_routes(app, service, describe_model(predictor, limits))
+    description = describe_model(predictor, limits)
+    backend = Backend(label_studio, service, predictor.classes, description["name"]) if label_studio else None
+    _add_routes(app, service, description, backend)
+    if backend:
+        app.post("/setup", include_in_schema=False)(backend.setup)
+        app.post("/webhook", include_in_schema=False)(backend.webhook)
     _add_page(app)
     return app
 
@@ -157,7 +167,7 @@ def check_name(name: str) -> str:
     return found
 
 
-def _add_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> None:
+def _add_routes(app: FastAPI, service: Service, description: dict[str, Any], backend: Backend | None) -> None:
     def post(path: str, media_type: str, text: str, **content: Any) -> Callable[[Handler], Handler]:
         responses = {**ERRORS, 200: {"content": {media_type: content}, "description": text}}
         return app.post(path, responses=responses, response_class=Response, openapi_extra=UPLOAD)
@@ -168,6 +178,8 @@ def _add_routes(app: FastAPI, service: Service, description: dict[str, Any]) -> 
 
         Points (x, y) and boxes (x1, y1, x2, y2, score) are in pixels of the image.
         """
+        if backend and request.headers.get("content-type", "").startswith("application/json"):
+            return JSONResponse(await backend.predict(request))
         render = partial(prediction_json, query=query, max_pixels=service.limits.max_pixels)
         return Response(await service.predict(request, render), media_type="application/json")
 

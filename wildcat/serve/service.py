@@ -7,7 +7,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, nullcontext
 from typing import Any, TypeVar
@@ -59,38 +59,53 @@ class Service:
         Raises:
             RequestError: the queue is full (503), the image cannot be used (4xx), or a timeout (408, 503).
         """
+        self._refuse_if_full()
+        with ExitStack() as held:  # released when the worker is done, or earlier after an error
+            content, name = await self._receive(request, held)
+            return await until_disconnect(request, self._run(content, name, render, held))
+
+    async def predict_file(self, content: bytes, name: str, render: Callable[[Prediction], Result]) -> Result:
+        """As `predict`, of an image file that the service has fetched itself."""
+        self._refuse_if_full()
+        size = len(content)
+
+        def forget() -> None:
+            self.requests -= 1
+            self.bytes -= size
+
+        self.requests += 1
+        self.bytes += size
+        with ExitStack() as held:
+            held.callback(forget)
+            return await self._run(content, name, render, held)
+
+    def _refuse_if_full(self) -> None:
         if self.requests >= self.limits.queue:
             raise RequestError(
                 503, f"the queue is full ({self.requests} requests).", "Try again in a second.", retry_after=1
             )
+
+    async def _run(self, content: bytes, name: str, render: Callable[[Prediction], Result], held: ExitStack) -> Result:
+        """What `render` returns for the prediction of an image; `held` is closed when the worker is done."""
         wait = self.limits.wait
-        with ExitStack() as held:  # released when the worker is done, or earlier after an error
-            content, name = await self._receive(request, held)
-            try:
-                async with asyncio.timeout(wait):
-                    header = await asyncio.to_thread(open_image, content, self.limits.max_pixels)
-                    if header.width * header.height > self.limits.max_pixels / LARGE_SHARE:
-                        await self.large.acquire()
-                        held.callback(self.large.release)
-                    future = self.batcher.submit(Job(content, name, render))
-                    del content, header
-                    loop, release = asyncio.get_running_loop(), held.pop_all().close
-                    future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
-                    disconnected = asyncio.ensure_future(request.receive())  # the body has arrived
-                    disconnected.add_done_callback(lambda _: future.cancel())  # skips a job that still waits
-                    try:
-                        result: Result = await asyncio.wrap_future(future)  # cancels it after a timeout, too
-                    finally:
-                        disconnected.cancel()
-                    return result
-            except TimeoutError as error:
-                raise try_later(f"no result within {wait:g} seconds.") from error
-            except asyncio.CancelledError as error:  # the server stops, or the client is gone
-                raise RequestError(503, "the service is stopping.") from error
-            except Exception as error:
-                if out_of_memory(error):
-                    raise try_later("there is not enough memory for this image.") from error
-                raise
+        try:
+            async with asyncio.timeout(wait):
+                header = await asyncio.to_thread(open_image, content, self.limits.max_pixels)
+                if header.width * header.height > self.limits.max_pixels / LARGE_SHARE:
+                    await self.large.acquire()
+                    held.callback(self.large.release)
+                future = self.batcher.submit(Job(content, name, render))
+                del content, header
+                loop, release = asyncio.get_running_loop(), held.pop_all().close
+                future.add_done_callback(lambda _: loop.call_soon_threadsafe(release))
+                result: Result = await asyncio.wrap_future(future)  # a timeout cancels it: a job that waits is skipped
+                return result
+        except TimeoutError as error:
+            raise try_later(f"no result within {wait:g} seconds.") from error
+        except Exception as error:
+            if out_of_memory(error):
+                raise try_later("there is not enough memory for this image.") from error
+            raise
 
     def health(self) -> dict[str, Any]:
         """State of the workers and of the queue."""
@@ -155,6 +170,18 @@ class Service:
             await asyncio.sleep(ROOM_SECONDS)
         if end is not None:
             timeout.reschedule(end + time.monotonic() - start)
+
+
+async def until_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`, which is cancelled if the client of `request`, whose body has arrived, disconnects."""
+    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    disconnected.add_done_callback(lambda _: task.cancel())
+    try:
+        return await task
+    except asyncio.CancelledError as error:  # the server stops, or the client is gone
+        raise RequestError(503, "the service is stopping.") from error
+    finally:
+        disconnected.cancel()
 
 
 class Batcher:
