@@ -2,7 +2,7 @@
 # make test    install and run every check
 # make test-oldest  run the fast tests with the oldest allowed dependencies; downloads about 3 GB, so not part of make test
 # make docs    build the documentation into site/
-# make bench   run every benchmark on this machine; DATA names the folder that holds VOCdevkit/
+# make bench   run every benchmark on this machine, and print its goals and what became slower; DATA names the folder that holds VOCdevkit/
 # make soak    run the long form of the tests that kill processes
 # make format  format the code and apply the fixes of ruff
 
@@ -53,6 +53,8 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/head_cost.py --rounds 6 --out $(BENCH)/head-cost.json
 	$(BIN)/python benchmarks/head_cost.py --backbones lite2,resnet50 --classes 1000 --num-maps 8 --tasks inference \
 		--rounds 8 --out $(BENCH)/head-cost-1000.json
+	$(BIN)/python benchmarks/cold_start.py --image "$(firstword $(wildcard $(DATA)/VOCdevkit/VOC2012/JPEGImages/*.jpg))" \
+		--out $(BENCH)/cold-start.json
 	$(BIN)/python benchmarks/costs.py --out $(BENCH)/costs.json
 	$(BIN)/python benchmarks/spatial_pool.py --rounds 3 --out $(BENCH)/spatial-pool.json
 	$(BIN)/python benchmarks/scaling.py --rounds 5 --out $(BENCH)/scaling.json
@@ -68,6 +70,7 @@ bench: $(VENV)/installed-bench
 		--out $(BENCH)/predict-throughput.json
 	$(BIN)/python benchmarks/serve_load.py --out $(BENCH)/serve-load.json
 	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/goals.py --results $(BENCH)
 
 soak: $(VENV)/installed-test
 	$(BIN)/python benchmarks/soak.py --out soak.json

@@ -72,3 +72,27 @@ def test_a_benchmark_finds_what_it_imports(script: str, monkeypatch: pytest.Monk
     """They run by hand and rarely: what they use of the package may have moved."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     runpy.run_path(str(BENCHMARKS / script), run_name="imported")
+
+
+@pytest.mark.parametrize(
+    ("last", "now", "verdict"),
+    [
+        ([1.0, 1.1, 1.2], [1.0, 1.1, 1.2], "reached"),  # not measured again
+        ([1.0, 1.1, 1.2], [1.1, 1.2, 1.3], "missed"),
+        ([1.0, 1.1, 1.2], [1.25, 1.3, 1.4], "missed, slower"),
+        (1.0, {"mean": 1.04, "values": [1.03, 1.05]}, "reached"),  # less than 5 %
+        (1.0, {"median": 1.1, "quartiles": [1.06, 1.12]}, "reached, slower"),
+        (None, {"ratio": 1.1, "lowest": 1.0, "highest": 1.3}, "reached"),
+    ],
+)
+def test_goals_name_what_became_slower(
+    last: object, now: object, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import goals
+
+    files = [None if v is None else {"machine": {"flags": "avx2"}, "results": {"ratio": v}} for v in (last, now)]
+    cells, slower = goals.judge(goals.Goal("name", "file", ("ratio",), 1.15), *files)
+    assert cells[-1] == verdict and slower == verdict.endswith("slower") and len(cells) == 5
+    faster = goals.Goal("name", "file", ("ratio",), 0.5, at_most=False)
+    assert goals.judge(faster, *files)[0][-1] == "reached", "larger is better there"
