@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from wildcat.data.image_ref import decode_image, read_open_file
-from wildcat.data.images import decode_file, header_error, list_images, read_image
+from wildcat.data.images import decode_file, header_error, read_image
+from wildcat.data.listing import list_images
 from wildcat.errors import ImageError
 
 pydicom = pytest.importorskip("pydicom")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from wildcat.data import open_dataset
 from wildcat.data.formats import skipped_note
-from wildcat.data.images import list_images, read_image
+from wildcat.data.images import read_image
+from wildcat.data.listing import list_images
 from wildcat.errors import DataError, ImageError, MissingExtra
 from wildcat.scale import inputs
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wildcat.data.images import decode_bytes, decode_file, limit_pixels, list_images, read_image, read_mask, to_rgb
+from wildcat.data.images import decode_bytes, decode_file, limit_pixels, read_image, read_mask, to_rgb
+from wildcat.data.listing import list_images
 from wildcat.errors import DataError, ImageError
 
 # EXIF 2.3, table for tag 0x0112: where the stored row 0 and column 0 are in the upright image.

@@ -60,7 +60,7 @@ def test_every_kind_is_written_in_the_resolution_of_the_image(tmp_path: Path) ->
     (row,) = rows_of(tmp_path / "out")
     assert row == json.loads(json.dumps(returned))
     assert {"image", "width", "height", "scores", "labels", "points", "boxes", "files"} <= set(row)
-    assert set(row["files"]) == set(SAVE_KINDS)
+    assert set(row["files"]) == set(SAVE_KINDS) - {"polygons"}, "which need a georeference"
     files = files_in(row["files"])
     assert len(files) == len(set(files))
     for file in files:

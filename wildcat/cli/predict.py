@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +14,10 @@ from tyro.conf import arg
 from wildcat.cli.images import check_amounts, find_images, predict_each
 from wildcat.cli.options import load_model, require_maps
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean, install_extra
 
 if TYPE_CHECKING:
+    from wildcat.data.image_ref import ImageRef
     from wildcat.predictor import Predictor
 
 
@@ -24,8 +26,8 @@ class Predict(ShardedCommand):
     """Predict classes, points, boxes and heatmaps of images."""
 
     save: str | None = None
-    """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; none: no
-    images, the default of a method without class maps."""
+    """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; polygons of
+    georeferenced images (GeoJSON); none: no images, the default of a method without class maps."""
     every: Annotated[str | None, arg(metavar="SECONDS")] = None
     """Predict a frame of each video every 0.5s, 2s, ...; by default 1s. --save overlays writes an annotated video."""
     report: bool = False
@@ -49,7 +51,6 @@ def run_into_folder(command: Predict) -> int:
 
     from tqdm import tqdm
 
-    from wildcat.data.video import VideoFrame, parse_every
     from wildcat.export.predictions import PredictionWriter, parse_save
     from wildcat.progress import interruptible
 
@@ -57,10 +58,7 @@ def run_into_folder(command: Predict) -> int:
     if command.report and command.out is None:
         raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit, command.top_k)
-    every = parse_every("1s" if command.every is None else command.every)
-    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""), every)
-    if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
-        raise ConfigError(f"--every {command.every} is for videos, and none is given.", "Leave it out.")
+    images = find_predicted(command, save)
     predictor = load_model(command, command.run)
     save = possible_images(command, predictor, save)
     if "masks" in save and len(predictor.classes) > 254:
@@ -107,6 +105,23 @@ def run_into_folder(command: Predict) -> int:
             page = write_report(command.out / "report.html", gallery, title, info=model_info(command.run))
             print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} examples")
     return 0 if written else 1
+
+
+def find_predicted(command: Predict, save: Sequence[str]) -> list[tuple[Path | ImageRef, str]]:
+    """The images of the command with the paths that name their files, after checking that the flags fit them."""
+    from wildcat.data.video import VideoFrame, parse_every
+    from wildcat.export.geo import check_georeferenced, has_geo_keys
+
+    every = parse_every("1s" if command.every is None else command.every)
+    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""), every)
+    if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
+        raise ConfigError(f"--every {command.every} is for videos, and none is given.", "Leave it out.")
+    if "polygons" in save:
+        check_georeferenced(image for image, _ in images)
+    elif "masks" in save and find_spec("rasterio") is None and any(has_geo_keys(image) for image, _ in images):
+        remedy = f"{install_extra('geo')} for masks in their coordinates"
+        print(f"note: some images are georeferenced, and rasterio is not installed: {remedy}.", file=sys.stderr)
+    return images
 
 
 def possible_images(command: Predict, predictor: Predictor, save: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,8 +6,9 @@
 from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.download import fetch_dataset, is_fetched
 from wildcat.data.image_ref import list_pages, load_image
-from wildcat.data.images import list_images, read_image
+from wildcat.data.images import read_image
 from wildcat.data.labels import parse_names
+from wildcat.data.listing import list_images
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.webdataset import write_webdataset
 from wildcat.data.registry import FORMATS, find_format, list_datasets, open_dataset

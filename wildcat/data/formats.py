@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
-import os
-import stat
 from collections import Counter
 from typing import IO, Any, NamedTuple
 
 from PIL import Image, ImageFile
 
-from wildcat.data.remote import file_name, file_suffix, is_url, read_range
+from wildcat.data.remote import file_name, file_suffix
 from wildcat.errors import install_extra
 
 # Files with these suffixes (lower case) are images; a damaged one is an error. Files with other suffixes are opened.
@@ -95,6 +92,9 @@ class RangedImageFile(ImageFile.ImageFile):
 _HEIC = OtherFormat("HEIC", install_extra("heif"), "pillow_heif", "pillow-heif", "heif")
 _JPEG_XL = OtherFormat("JPEG XL", "pip install pillow-jxl-plugin", "pillow_jxl")
 _DICOM = OtherFormat("DICOM", install_extra("dicom"), "wildcat.data.dicom", "pydicom", "dicom")
+TIFF_BANDS = OtherFormat(  # or damaged, which only shows when they are opened
+    "TIFF of bands that Pillow does not read", install_extra("geo"), "wildcat.data.bands", "rasterio", "geo"
+)
 _RAW = OtherFormat("camera raw", "develop to JPEG, PNG or TIFF")
 _SVG = OtherFormat("SVG", "render to PNG")
 _VIDEO = OtherFormat("video", "name the file in wildcat predict, or give the frames of wildcat.data.video_frames")
@@ -132,9 +132,9 @@ def load_plugin(other: OtherFormat) -> bool:
         module = importlib.import_module(other.module)
     except ImportError:
         return False
-    for register in ("register_heif_opener", "register_avif_opener", "register_dicom_opener"):
-        with contextlib.suppress(AttributeError):
-            getattr(module, register)()
+    for name, register in vars(module).items():
+        if name.startswith("register_") and name.endswith("_opener"):  # of HEIF, AVIF, DICOM, ...
+            register()
     return True
 
 
@@ -158,21 +158,6 @@ def skipped_type(path: str, file: IO[bytes] | None) -> str:
         return f"{other.name} without pixels, or damaged" if load_plugin(other) else f"{other.name} ({other.remedy})"
     name = file_name(path)
     return name if name.lower() in ("thumbs.db", "desktop.ini") else suffix or "without suffix"
-
-
-def skipped_file_type(path: str) -> str:
-    """`skipped_type` of a local or remote file."""
-    if not needs_content(path):
-        return skipped_type(path, None)
-    if is_url(path):
-        return skipped_type(path, io.BytesIO(read_range(path, 0, SNIFFED_BYTES)))
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait  # noqa: PTH116
-            return "special file"
-        with open(path, "rb") as file:  # noqa: PTH123
-            return skipped_type(path, file)
-    except OSError:
-        return skipped_type(path, None)
 
 
 def _opens(file: IO[bytes], head: bytes) -> bool:

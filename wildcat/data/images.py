@@ -1,4 +1,4 @@
-"""Decode image files to RGB, read masks of class indices, and list the images in a folder."""
+"""Decode image files to RGB, and read masks of class indices."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import io
 import itertools
 import re
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +18,14 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from wildcat.data.formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
+    TIFF_BANDS,
     FormatError,
     RangedImageFile,
     load_plugin,
     other_format,
-    skipped_file_type,
 )
-from wildcat.data.remote import file_suffix, is_url, walk_files
-from wildcat.errors import DataError, ImageError, MissingDecoder
+from wildcat.data.remote import file_suffix, is_url
+from wildcat.errors import ImageError, MissingDecoder
 
 # EXIF orientation (EXIF 2.3, tag 0x0112) -> the operation that turns the image upright.
 _UPRIGHT = {
@@ -39,6 +38,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _SUBFILE_TYPE = 254  # TIFF tag: what a page is
 _NO_IMAGE = 0b101  # its bits for a reduced copy and for a transparency mask; the other says that a page is one of many
 
@@ -195,37 +195,6 @@ def read_mask(path: str | Path) -> NDArray[np.uint8]:
     return indices.astype(np.uint8)
 
 
-def list_images(folder: str | Path, recursive: bool = True, skipped: Counter[str] | None = None) -> list[Path]:
-    """The image files of `folder`, sorted by path; skips hidden files and folders, follows links.
-
-    A file is an image if its suffix says so, or if Pillow opens it.
-
-    Args:
-        skipped: counts everything else by its type, see `wildcat.data.formats.skipped_note`.
-
-    Raises:
-        DataError: `folder` is not a folder, or cannot be listed.
-    """
-    if not Path(folder).is_dir():
-        raise DataError(f"{folder} is not a folder.", "Give a folder that holds images.")
-    return [Path(path) for path in sorted(image_files(str(folder), skipped, recursive))]
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether `folder` holds an image at any depth."""
-    return any(image_files(str(folder)))
-
-
-def image_files(folder: str, skipped: Counter[str] | None = None, recursive: bool = True) -> Iterator[str]:
-    """The image files of a folder or URL, in the order of `walk_files`; see `list_images`."""
-    for path in walk_files(folder, skipped, recursive):
-        kind = skipped_file_type(path)
-        if not kind:
-            yield path
-        elif skipped is not None:
-            skipped[kind] += 1
-
-
 def _page_name(path: str | Path, page: int) -> str:
     return f"{shown(path)}#page={page}" if page else shown(path)
 
@@ -286,7 +255,7 @@ def _open(file: IO[bytes], name: str, page: int = 0, formats: tuple[str, ...] | 
                 raise MissingDecoder(name, other.name, other.package, other.extra)
             raise ImageError(f"{name} is {other.name}, which cannot be read.", other.hint)
         try:
-            image = Image.open(file, formats=formats)
+            image = _open_tiff(file, name) if head[:4] in _TIFF and not formats else Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
             if other is not None:
                 raise ImageError(f"{name} is broken: it begins as {other.name}.", "Copy it again.") from error
@@ -301,6 +270,17 @@ def _open(file: IO[bytes], name: str, page: int = 0, formats: tuple[str, ...] | 
                     raise ImageError(f"{name} does not exist: the file has {pages} pages.", "Name one of them.")
                 image.seek(page - 1)
             yield image
+
+
+def _open_tiff(file: IO[bytes], name: str, bands: bool = False) -> Image.Image:
+    """A TIFF, with Pillow where it reads the file and `bands` does not ask for all bits of its colours."""
+    with suppress(UnidentifiedImageError):
+        if not bands:
+            return Image.open(file)
+    if not load_plugin(TIFF_BANDS):
+        raise MissingDecoder(name, TIFF_BANDS.name, TIFF_BANDS.package, TIFF_BANDS.extra)
+    file.seek(0)
+    return Image.open(file, formats=["TIFF-BANDS"])
 
 
 @contextmanager
@@ -337,6 +317,8 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensit
         allowed = max_downscale(size)
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
         image.draft(None, (width // factor, height // factor))
+    if intensity and _is_sixteen_bit_colour(image) and image.format == "TIFF":
+        image = _open_tiff(cast(Any, image).fp, name, bands=True)
     _check_colour(image, name, intensity)
     if not isinstance(image, RangedImageFile):
         image.load()
@@ -375,12 +357,17 @@ def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> 
 
 
 def _check_colour(image: Image.Image, name: str, intensity: IntensityRange | None) -> None:
-    """Refuse an image of 16-bit colour, not decoded yet, of which Pillow reads the upper 8 bits of each value."""
-    if intensity and image.mode.startswith("RGB") and any(";16" in str(tile) for tile in getattr(image, "tile", ())):
+    """Refuse an intensity range for 16-bit colour, which is for grey images."""
+    if intensity and _is_sixteen_bit_colour(image):
         raise ImageError(
             f"{name} holds 16-bit colour, of which the upper 8 bits are read; --intensity-range is for grey images.",
             "Scale it to 0..255 yourself and save it as an 8-bit PNG.",
         )
+
+
+def _is_sixteen_bit_colour(image: Image.Image) -> bool:
+    """Whether an image, not decoded yet, has 16-bit colours, of which Pillow reads the upper 8 bits."""
+    return image.mode.startswith("RGB") and any(";16" in str(tile) for tile in getattr(image, "tile", ()))
 
 
 def _is_sixteen_bit(image: Image.Image) -> bool:

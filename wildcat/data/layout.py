@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from wildcat.data.formats import skipped_note
-from wildcat.data.images import list_images
+from wildcat.data.listing import list_images
 from wildcat.data.remote import is_hidden
 from wildcat.errors import DataError
 

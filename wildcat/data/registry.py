@@ -13,8 +13,8 @@ from typing import NamedTuple, cast
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import PRESENT, DataSet, Task
 from wildcat.data.formats import skipped_note
-from wildcat.data.images import image_files, list_images
 from wildcat.data.labels import normal_name, parse_names, similar_names
+from wildcat.data.listing import image_files, list_images
 from wildcat.data.readers.coco import read_coco, recognise_coco
 from wildcat.data.readers.csv import check_task, read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from wildcat.data.video import VideoFrame
-from wildcat.errors import ConfigError, did_you_mean
+from wildcat.errors import ConfigError, MissingExtra, did_you_mean
+from wildcat.export.geo import georeference, write_geo_mask, write_polygons
 from wildcat.export.video import OverlayVideo
 from wildcat.files import file_name, file_names, free_name, refuse_existing, write_bytes, write_json, writing
 from wildcat.prediction import Prediction
@@ -27,9 +28,9 @@ from wildcat.viz.overlay import draw_point, image_suffix, overlay_heatmap, side_
 # overlays: the image with the heatmap and the point of a class; for the frames of a video, one video. heatmaps: the
 # coloured heatmap alone, each scaled from its minimum to its maximum. modalities: the image with each of the M maps of
 # a class, or with one of them if they are alike, and a grid of them. These are reduced to 16 million pixels. masks: an
-# indexed .png of the predicted classes. arrays: one .npz with raw scores, class maps and modality maps in the network's
-# resolution.
-SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "arrays")
+# indexed .png of the predicted classes, or a GeoTIFF for a georeferenced image. polygons: GeoJSON of the mask of a
+# georeferenced image. arrays: one .npz with raw scores, class maps and modality maps in the network's resolution.
+SAVE_KINDS = ("overlays", "heatmaps", "modalities", "masks", "polygons", "arrays")
 
 ROWS = "predictions.jsonl"
 LEGEND = "legend.json"  # number on the drawings -> class, where no font has the characters of its name
@@ -118,8 +119,8 @@ class PredictionWriter:
             files["heatmaps"] = {c: self._image(draw_heatmap(prediction, c), "heatmaps", stem, c) for c in drawn}
         if "modalities" in self.save:
             files["modalities"] = {c: self._modalities(prediction, stem, c) for c in drawn}
-        if "masks" in self.save:
-            files["masks"] = self._mask(prediction, stem)
+        if not {"masks", "polygons"}.isdisjoint(self.save):
+            files |= self._masks(prediction, stem)
         if "arrays" in self.save:
             files["arrays"] = self._arrays(prediction, stem)
         row = {**prediction.to_dict(self.top_k), **({"time": frame.time} if frame else {}), "files": files}
@@ -143,7 +144,7 @@ class PredictionWriter:
         """A relative path inside the folder for the files of an image, numbered if another image has the same name."""
         parts = [file_name(part) for part in stem.parts if part not in ("/", "..", ".")]
         # A folder must not have the name of another image's file: overlays/a/cat.jpg, arrays/a.npz.
-        parts = [re.sub(r"\.(?=(jpg|png|npz)$)", "_", part, flags=re.IGNORECASE) for part in parts]
+        parts = [re.sub(r"\.(?=(jpg|png|npz|tif|mp4|geojson)$)", "_", part, flags=re.IGNORECASE) for part in parts]
         return free_name("/".join(parts) or "image", self.names)
 
     def _modalities(self, prediction: Prediction, stem: str, name: str) -> list[str]:
@@ -178,13 +179,28 @@ class PredictionWriter:
         suffix = image_suffix(image)
         return self._write(f"{kind}/{stem}/{self.class_files[name]}{ending}.{suffix}", _encoded(image, suffix))
 
-    def _mask(self, prediction: Prediction, stem: str) -> str:
-        relative = f"masks/{stem}.png"
-        path = self.folder / relative
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_mask(path, prediction.mask(), class_palette(min(256, len(prediction.classes) + 1)))
-        return relative
+    def _masks(self, prediction: Prediction, stem: str) -> dict[str, str]:
+        """Write the mask as an image, and as polygons; in the coordinates of the image, if it is georeferenced."""
+        try:
+            where = georeference(prediction.image)
+        except MissingExtra:  # masks are images then
+            where = None
+        mask, files = prediction.mask(), {}
+        if "masks" in self.save:
+            files["masks"] = self._made(f"masks/{stem}.{'tif' if where else 'png'}")
+            path, palette = self.folder / files["masks"], class_palette(min(256, len(prediction.classes) + 1))
+            if where:
+                write_geo_mask(path, mask, where, prediction.classes, palette)
+            else:
+                write_mask(path, mask, palette)
+        if "polygons" in self.save and where:
+            files["polygons"] = self._made(f"polygons/{stem}.geojson")
+            named = {
+                i: {"class": name, "probability": round(prediction.probabilities[name], 4), "image": prediction.path}
+                for i, name in enumerate(prediction.classes, 1)
+            }
+            write_polygons(self.folder / files["polygons"], mask, where, named)
+        return files
 
     def _arrays(self, prediction: Prediction, stem: str) -> str:
         arrays = {"scores": prediction.class_scores, "class_maps": prediction.class_maps}
@@ -195,10 +211,14 @@ class PredictionWriter:
         return self._write(f"arrays/{stem}.npz", buffer.getvalue())
 
     def _write(self, relative: str, content: bytes) -> str:
+        write_bytes(self.folder / self._made(relative), content)
+        return relative
+
+    def _made(self, relative: str) -> str:
+        """The path of a file in the folder, after making the folders around it."""
         path = self.folder / relative
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
         return relative
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from wildcat.data import shards
 from wildcat.data.formats import VIDEO_SUFFIXES, skipped_note
 from wildcat.data.image_ref import EncodedImage, ImageLocation, ImageRef, list_pages, named_page
-from wildcat.data.images import image_files
+from wildcat.data.listing import image_files
 from wildcat.data.remote import (
     expand_braces,
     file_name,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from wildcat.data.dataset import DataSet, Sample, default_splits, grouped_splits, one_label
 from wildcat.data.formats import skipped_note
-from wildcat.data.images import holds_images, list_images
 from wildcat.data.layout import (
     IMAGE_FOLDERS,
     TRUTH_FOLDERS,
@@ -23,6 +22,7 @@ from wildcat.data.layout import (
     split_name,
     subfolders,
 )
+from wildcat.data.listing import holds_images, list_images
 from wildcat.errors import DataError, did_you_mean
 
 # Files that may lie in a folder without images beside the class folders; others may be images that cannot be read.

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wildcat.data.dataset import DataSet, Reader, Sample, one_label
-from wildcat.data.images import list_images
+from wildcat.data.listing import list_images
 from wildcat.data.readers.lists import read_class_list
 from wildcat.errors import DataError
 

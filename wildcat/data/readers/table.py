@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from wildcat.data.images import holds_images
 from wildcat.data.layout import (
     IMAGE_FOLDERS,
     TRUTH_FOLDERS,
@@ -19,6 +18,7 @@ from wildcat.data.layout import (
     path_splits,
     subfolders,
 )
+from wildcat.data.listing import holds_images
 from wildcat.errors import DataError, did_you_mean
 
 IMAGE_COLUMNS = (

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, default_splits, split_samples
-from wildcat.data.images import list_images
 from wildcat.data.layout import name_splits, pair_annotations, probe
+from wildcat.data.listing import list_images
 from wildcat.data.readers.lists import missing_image, read_lines
 from wildcat.errors import DataError, did_you_mean
 

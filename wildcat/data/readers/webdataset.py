@@ -30,9 +30,9 @@ from wildcat.data.dataset import (
 )
 from wildcat.data.formats import IMAGE_SUFFIXES, skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef
-from wildcat.data.images import holds_images
 from wildcat.data.labels import normal_name, parse_labels
 from wildcat.data.layout import split_name
+from wildcat.data.listing import holds_images
 from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
     expand_braces,
