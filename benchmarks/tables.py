@@ -237,6 +237,26 @@ def audit(result: Result) -> str:
     )
 
 
+def label_studio(result: Result) -> str:
+    s, r = result["settings"], result["results"]
+    row = [
+        f"{r['boxes_right']} of {r['boxes']} ({percent(r['boxes_right'] / r['boxes'])} %)",
+        f"{r['boxes_right']} of {r['objects']}",
+        f"{r['classes_right']} of {r['classes']} ({percent(r['classes_right'] / r['classes'])} %)",
+        f"{r['classes_right']} of {r['classes_right'] + r['classes_missing']}",
+        percent(r["map_first"]),
+        percent(r["map_second"]),
+    ]
+    columns = ["right boxes", "objects with a box", "right classes", "classes found", "mAP %", "mAP % after"]
+    return (
+        f"{s['data']}: {s['labelled']} images labelled with their classes in Label Studio, `wildcat train "
+        f"{s['train']}` on its CSV export, predictions of `wildcat serve --label-studio` for {s['next']} others, "
+        f"corrected to the ground truth, and trained again on all. A box is right (needs no correction) if its IoU "
+        f"with an object of its class is above 0.5. mAP of both models on {s['held_out']} further images.\n\n"
+        + markdown_table(columns, [row])
+    )
+
+
 # Group -> result file -> its heading and the function that renders it.
 SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
     "Accuracy": {
@@ -256,6 +276,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
         "fine-tuning-scenes.json": ("15-Scene, fine-tuned", partial(fine_tuning, paper=PAPER_SCENES)),
         "audit.json": ("Wrong labels found by wildcat audit", audit),
+        "label-studio.json": ("A round trip through Label Studio", label_studio),
         "solar.json": ("Solar cells", solar),
         "fine-tuning-solar.json": ("Solar cells, several seeds", fine_tuning),
     },
