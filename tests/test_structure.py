@@ -15,7 +15,7 @@ FLOORS = (
     {"nn", "data", "metrics", "regions", "viz"},
     {"prediction", "models", "engines", "train"},
     {"fitting", "evaluation", "predictor"},
-    {"reproduce", "report", "serve", "scale", "export", "curation"},
+    {"reproduce", "report", "serve", "scale", "export", "curation", "integrations"},
     {"cli", "__main__", ""},  # "" is the package itself, which hands out what users import
 )
 """The layers of the package, lowest first. A package may import from its own layer and from those below."""
