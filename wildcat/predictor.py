@@ -133,17 +133,17 @@ class Predictor:
         Raises:
             ConfigError, EngineError, MissingExtra: see `wildcat.engines.open_engine`.
         """
-        if any(member.segmenter is not None for member in self.members):
-            if (engine, precision) != ("torch", "fp32"):
-                raise ConfigError(
-                    f"{self.name} is a refined model: its segmenter needs inner layers of the backbone, which {engine} "
-                    f"in {precision} does not return.",
-                    "Give engine=torch and precision=fp32, or use the run it was made from.",
-                )
-            return
+        refined = any(member.segmenter is not None for member in self.members)
+        if refined and (engine, precision) != ("torch", "fp32"):
+            raise ConfigError(
+                f"{self.name} is a refined model: its segmenter needs inner layers of the backbone, which {engine} "
+                f"in {precision} does not return.",
+                "Give engine=torch and precision=fp32, or use the run it was made from.",
+            )
         for model, size in {member.model: member.preprocess.size for member in self.members}.items():
-            model.backbone = fold(model.backbone, size).to(memory_format=torch.channels_last)
-        self._open_engines(engine, precision)
+            model.backbone = fold(model.backbone, size, levels=refined).to(memory_format=torch.channels_last)
+        if not refined:
+            self._open_engines(engine, precision)
 
     def _open_engines(self, engine: EngineName, precision: Precision) -> None:
         self.members = tuple(

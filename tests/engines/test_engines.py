@@ -168,9 +168,15 @@ def test_folding_leaves_no_normalisation_and_the_same_features_at_any_size(name:
     folded = fold(backbone, 64)
     assert count > 0 and sum(isinstance(m, _BatchNorm) for m in folded.modules()) == 0
     assert sum(isinstance(m, _BatchNorm) for m in backbone.modules()) == count  # the network itself stays as it is
+    inner = fold(backbone, 64, levels=True)
+    assert sum(isinstance(m, _BatchNorm) for m in inner.modules()) == 0
     for size in (64, 96):
+        batch = images(2, size)
         with torch.inference_mode():
-            torch.testing.assert_close(folded(images(2, size)), backbone(images(2, size)), rtol=1e-3, atol=1e-4)
+            for found in (folded(batch), inner(batch)):
+                torch.testing.assert_close(found, backbone(batch), rtol=1e-3, atol=1e-4)
+            assert len(inner.levels(batch)) == len(backbone.levels(batch)) > 2
+            torch.testing.assert_close(inner.levels(batch), backbone.levels(batch), rtol=1e-3, atol=1e-4)
 
 
 def test_one_thread_runs_the_kernels_of_several() -> None:

@@ -17,7 +17,7 @@ from wildcat.config import Precision
 from wildcat.engines.onnx_graph import EXACT, probe, relative_error
 from wildcat.errors import EngineError
 from wildcat.nn.backbones import Backbone, prefix_tokens
-from wildcat.nn.split import ForwardFeatures
+from wildcat.nn.split import ForwardFeatures, ForwardIntermediates
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def open_compiled(
     return features
 
 
-def fold(backbone: Backbone, size: int) -> Backbone:
+def fold(backbone: Backbone, size: int, levels: bool = False) -> Backbone:
     """Fold batch normalisation into the convolutions before it, for inference: the same features in fewer passes.
 
     The result shares all other layers with `backbone`, which is not changed: keep only one of them. `backbone` itself
@@ -70,17 +70,21 @@ def fold(backbone: Backbone, size: int) -> Backbone:
     Args:
         backbone: in evaluation mode.
         size: side in pixels of an image that it takes, for the comparison.
+        levels: also fold `Backbone.levels`, which takes more memory than `forward` alone.
     """
     if not hasattr(backbone, "network") or not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
         return backbone
+    levels = levels and hasattr(backbone.network, "forward_intermediates")
     try:
-        folded = type(backbone)(backbone.name, _Folded(backbone.network), backbone.multiple).eval()
+        network = _FoldedLevels(backbone.network) if levels else _Folded(backbone.network)
+        folded = type(backbone)(backbone.name, network, backbone.multiple).eval()
     except (TraceError, TypeError, NotImplementedError) as error:
         log.debug("%s is not folded: %s", backbone.name, error)
         return backbone
     images = probe(size).to(next(backbone.parameters()).device)
     with torch.no_grad():
-        error_size = relative_error(folded(images), backbone(images))
+        found, expected = ((one.levels(images) if levels else (one(images),)) for one in (folded, backbone))
+        error_size = max(relative_error(a, b) for a, b in zip(found, expected, strict=True))
     if error_size > EXACT:
         log.debug("%s is not folded: its features would differ by %.1e", backbone.name, error_size)
         return backbone
@@ -96,11 +100,31 @@ class _Folded(nn.Module):
         self.num_features: Any = network.num_features
         self.output_fmt = getattr(network, "output_fmt", "NCHW")
         self.num_prefix_tokens = prefix_tokens(network)
-        self.graph = fold_graph(ForwardFeatures(network))
+        self.graph = fold_graph(self.traced(network))
+
+    def traced(self, network: nn.Module) -> nn.Module:
+        """The part of the network that is folded."""
+        return ForwardFeatures(network)
 
     def forward_features(self, images: Tensor) -> Tensor:
         features: Tensor = self.graph(images)
         return features
+
+
+class _FoldedLevels(_Folded):
+    """The same with inner features."""
+
+    def traced(self, network: nn.Module) -> nn.Module:
+        return ForwardIntermediates(network)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.graph(images)[0]
+        return features
+
+    def forward_intermediates(self, images: Tensor, output_fmt: str) -> tuple[Tensor, list[Tensor]]:
+        """As timm's."""
+        found: tuple[Tensor, list[Tensor]] = self.graph(images)
+        return found
 
 
 class _PointwiseConv2d(nn.Conv2d):

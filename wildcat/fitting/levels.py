@@ -12,6 +12,7 @@ from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample
 from wildcat.data.loader import epoch_order
 from wildcat.device import bf16_is_native
+from wildcat.engines import fold
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.optimise import Batch, Loss, Training, optimise
 from wildcat.models.run import Run
@@ -60,7 +61,7 @@ class LevelCache:
     ) -> None:
         self.device, self.views = device, FLIP_VIEWS[run.config.flip]
         self.amp = run.config.amp and bf16_is_native(device)
-        flat = FlatLevels(backbone)
+        flat = FlatLevels(fold(backbone, run.preprocess.size, levels=True))
         progress.start("features", len(samples) * len(self.views))
         self.features = cached_features(
             flat,  # type: ignore[arg-type]  # it has what `cached_features` uses of a backbone

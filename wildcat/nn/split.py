@@ -87,6 +87,13 @@ class ForwardFeatures(nn.Module):
         return features
 
 
+class ForwardIntermediates(ForwardFeatures):
+    """The `forward_intermediates` of a timm network in the same way: its features, and a list of inner ones."""
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network.forward_intermediates(images, output_fmt="NCHW")  # type: ignore[operator]
+
+
 class _Tracer(fx.Tracer):
     """Traces into the modules that contain the module named `cut`, and calls all others whole."""
 
