@@ -87,7 +87,7 @@ def audit_table(found: Mapping[str, Any], limit: int) -> str:
     lines = [f"unreadable: {len(files)} of {images} images"]
     lines += [f"  {row['error']}" for row in files[:limit]]
     across = sum(row["split"] != row["copy_of_split"] for row in copies)
-    lines.append(f"copies: {len(copies)} pairs of similar images, {across} of them across splits")
+    lines.append(f"pairs of similar images: {len(copies)}, across splits: {across}")
     for row in copies[:limit]:
         labels = "" if row["same_labels"] else ", other labels"
         pair = f"{row['image']} ({row['split']}) = {row['copy_of']} ({row['copy_of_split']})"

@@ -105,7 +105,7 @@ def tables(audit: Audit, found: Mapping[str, Any]) -> list[Table]:
         Table(
             "copies",
             "Similar images",
-            f"{len(copies)} pairs, {across} of them across splits{more}.",
+            f"Pairs: {len(copies)}, across splits: {across}{more}.",
             ("image", "", "copy", "", "similarity", "labels"),
             pairs,
         ),
