@@ -104,3 +104,15 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
                 box = (columns.start, rows.start, columns.stop, rows.stop)
                 found.append(Instance(index, name, score, box, inside))
     return found
+
+
+def predicted_classes(prediction: Prediction, min_score: float | None = None) -> list[str]:
+    """The classes of which `find_instances` looks for regions, likeliest first.
+
+    Args:
+        min_score: minimum probability; None: the predicted classes, see `Prediction.labels`.
+    """
+    if min_score is None:
+        return list(prediction.labels)
+    ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+    return [name for name, probability in ranked if probability >= min_score]

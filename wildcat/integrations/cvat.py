@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from wildcat.errors import ConfigError, MissingExtra, did_you_mean
-from wildcat.export.instances import Instance, InstanceParams, find_instances
+from wildcat.export.instances import Instance, InstanceParams, find_instances, predicted_classes
 from wildcat.methods import no_maps
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor, load
@@ -93,13 +93,12 @@ def annotate(prediction: Prediction, shapes: Sequence[str], min_score: float | N
                 if kind in shapes:
                     points = _region_points(kind, instance, (prediction.height, prediction.width))
                     yield _shape(instance.class_index, kind, points, instance.score)
-    for index in np.argsort(-prediction.class_probs, kind="stable").tolist():
-        name, score = prediction.classes[index], float(prediction.class_probs[index])
-        if name in prediction.labels if min_score is None else score >= min_score:
-            if "points" in shapes:
-                yield _shape(index, "points", list(prediction.points[name]), score)
-            if "tag" in shapes:
-                yield LabeledImageRequest(label_id=index, frame=0)
+    for name in predicted_classes(prediction, min_score):
+        index, score = prediction.index_of(name), prediction.probabilities[name]
+        if "points" in shapes:
+            yield _shape(index, "points", list(prediction.points[name]), score)
+        if "tag" in shapes:
+            yield LabeledImageRequest(label_id=index, frame=0)
 
 
 def _region_points(kind: str, instance: Instance, size: tuple[int, int]) -> list[float]:
