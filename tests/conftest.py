@@ -20,8 +20,10 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from huggingface_hub import constants, file_download
 from numpy.typing import NDArray
 
+from tests.hub_server import Hub
 from wildcat.cli import main
 from wildcat.data.dataset import DataSet
 from wildcat.data.readers.synthetic import write_shapes
@@ -123,6 +125,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("WILDCAT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A stand-in for the Hugging Face Hub, with an empty cache and the token of a user who may write to ann/..."""
+    with Hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)  # the package reads the environment when imported
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for module in (constants, file_download):  # older versions import it by name
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # uploads by native code, to other servers
+        monkeypatch.setenv("HF_TOKEN", "hf_write")
+        yield server
 
 
 @pytest.fixture(scope="session")

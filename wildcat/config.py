@@ -75,7 +75,7 @@ class TrainConfig:
     backbone: str = "lite0"
     """Feature network: lite0, lite1, lite2 (weights come with the package) or any timm name."""
     weights: str = "imagenet"
-    """Where the network starts: imagenet, none (random), a file of backbone weights, or a run folder."""
+    """Where the network starts: imagenet, none (random), a file of backbone weights, a run folder, or hf://user/name."""
     output_stride: int = 32
     """Input pixels per cell of the class maps: 32, 16 or 8, where the backbone can."""
     pooling: Pooling = "wildcat"

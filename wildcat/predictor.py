@@ -40,6 +40,7 @@ from wildcat.models.beam_search import check_localize, located
 from wildcat.models.calibration import Calibration, read_calibration
 from wildcat.models.cascade import Cascade, check_cascade
 from wildcat.models.folder import Combination, open_model
+from wildcat.models.hub import model_folder
 from wildcat.models.member import Member, NetworkOutputs, Outputs, merge_outputs, merge_tiles
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
 from wildcat.nn.model import Wildcat
@@ -336,9 +337,10 @@ def load(
     localize: Localize = "maps",
     boundaries: bool = False,
 ) -> Predictor:
-    """Load a model folder of any kind, or a packaged model such as `imagenet-lite0`.
+    """Load a model folder of any kind, a packaged model such as `imagenet-lite0`, or a model of the Hugging Face Hub.
 
     Args:
+        source: a path, a name, or `hf://user/name`, also of a revision, `hf://user/name@v1`; see `wildcat.models.hub`.
         flip: average the maps of mirrored views, "horizontal" or "both" ways, at two or four times the cost.
         sizes: input sizes in pixels; with several, scores and maps are averaged. Empty: the size of training. Larger
             sizes find smaller objects and give finer maps, at a cost proportional to their area. The crops of a cascade
@@ -359,14 +361,14 @@ def load(
 
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
-            `propagate` for a model without boundaries.
+            `propagate` for a model without boundaries; or the hub refuses access or cannot be reached.
         ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
             ensemble, a precision the engine does not have, an engine other than torch for a refined model, a beam
             search with several networks or tiles, or a cascade with tiles or a beam search.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
         MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """
-    name, folder = str(source), Path(source).expanduser()
+    name = str(source)
     if small := [size for size in sizes if size < 32]:
         raise ConfigError(f"sizes={small[0]}: give at least 32 pixels.", "224 to 560 are usual.")
     classes: Sequence[str]
@@ -376,6 +378,7 @@ def load(
         members = [Member(*load_packaged(name, output_stride or 32))]
         classes, task = imagenet_names(), "multiclass"
     else:
+        folder = model_folder(source)
         if not folder.exists() and (near := did_you_mean(name, PACKAGED)):
             raise RunError(f"there is no model folder or packaged model {name!r}.", near)
         model = open_model(folder)

@@ -35,6 +35,7 @@ from wildcat.cli.export import Export, run_export
 from wildcat.cli.methods import Methods, run_methods
 from wildcat.cli.options import Command, flag, flag_names, limit_pixels_of, with_flags
 from wildcat.cli.predict import Predict, run_predict
+from wildcat.cli.push import Push, run_push
 from wildcat.cli.rank import Rank, run_rank
 from wildcat.cli.refine import Refine, run_refine
 from wildcat.cli.report import Report, run_report
@@ -60,6 +61,7 @@ GROUPS: dict[str, dict[str, tuple[type[Command], Callable[[Any], int]]]] = {
         "rank": (Rank, run_rank),
         "export": (Export, run_export),
         "serve": (Serve, run_serve),
+        "push": (Push, run_push),
     },
     "improve a model": {
         "calibrate": (Calibrate, run_calibrate),

@@ -36,11 +36,17 @@ def run_calibrate(command: Calibrate) -> int:
     from wildcat.evaluation import match_classes
     from wildcat.fitting.calibrate import calibrate
     from wildcat.models.calibration import earlier_calibration, fitted_samples, write_calibration
+    from wildcat.models.hub import is_hub
     from wildcat.models.packaged import PACKAGED
     from wildcat.progress import ProgressBar
 
     if command.run in PACKAGED:
         raise RunError(f"{command.run} is a packaged model.", "Give a model folder: the thresholds are stored there.")
+    if is_hub(command.run):
+        raise RunError(
+            f"{command.run} is a model of the hub.",
+            "Thresholds are stored in a model folder: get one with hf download.",
+        )
     predictor = load_model(command, command.run, calibrated=False, boundaries=True)
     data = open_data(command, command.data, command.run)
     data = match_classes(predictor, data)

@@ -17,7 +17,7 @@ class Ensemble(DataCommand):
     """Combine several runs, such as one per input size, into one model."""
 
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...")]]
-    """Run folders trained on the same data; at least two."""
+    """Run folders, or hf://user/name, trained on the same data; at least two."""
     out: Path
     """New model folder; never overwritten."""
     data: str | None = None
@@ -36,12 +36,13 @@ def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
     from wildcat.fitting.ensemble import create_ensemble
+    from wildcat.models.hub import model_folder
     from wildcat.models.run import open_run, refuse_taken
     from wildcat.progress import ProgressBar
 
     refuse_taken(command.out)
     device = choose_device(command.device)
-    runs = [open_run(Path(folder).expanduser()) for folder in command.runs]
+    runs = [open_run(model_folder(folder)) for folder in command.runs]
     data = (
         open_data(command, command.data, command.runs[0])
         if command.data is not None and command.combine == "linear"

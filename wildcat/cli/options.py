@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from wildcat.predictor import Predictor
 
 Model = Positional[
-    Annotated[str, arg(metavar="RUN", help="A model folder, or a packaged model such as imagenet-lite0.")]
+    Annotated[
+        str, arg(metavar="RUN", help="A model folder, a packaged model such as imagenet-lite0, or hf://user/name.")
+    ]
 ]
 Data = Positional[
     Annotated[str, arg(metavar="DATA", help="A folder, a .csv, or the name of a packaged data set, such as solar.")]
@@ -249,9 +251,10 @@ def open_data(command: DataCommand, source: str, model: str | Path | None = None
 
     format, given = command.format, reader_options(command)
     if model is not None and not given:
+        from wildcat.models.hub import model_folder
         from wildcat.models.manifest import recorded_data
 
-        recorded = recorded_data(Path(model).expanduser())
+        recorded = recorded_data(model_folder(model))
         if recorded.source and Path(recorded.source).expanduser().absolute() == Path(source).expanduser().absolute():
             format, given = format or recorded.format, recorded.options
         elif recorded.options and find_format(source, format) == recorded.format:

@@ -149,8 +149,9 @@ def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[Imag
 def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
     """Everything that decides the rows; a resumed command must have the same."""
     from wildcat.models.calibration import weights_digest
+    from wildcat.models.hub import model_folder
 
-    run = Path(command.run).expanduser()
+    run = model_folder(command.run)
     return {
         "run": absolute_run(command.run),
         "weights": weights_digest(run) if run.is_dir() else command.run,

@@ -19,7 +19,7 @@ class Refine(DataCommand):
     --method pronet-cascade: a second classifier on crops, for scores, points and boxes."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder: not an ensemble, a refined model or a cascade."""
+    """A run folder, or hf://user/name: not an ensemble, a refined model or a cascade."""
     data: Data
     out: Path
     """New model folder; never overwritten."""
@@ -37,13 +37,14 @@ def run_refine(command: Refine) -> int:
     from wildcat.files import refuse_existing
     from wildcat.fitting.refine import refine
     from wildcat.models.calibration import fitted_samples
+    from wildcat.models.hub import model_folder
     from wildcat.models.run import open_run
     from wildcat.progress import ProgressBar
 
     share_one_arena()
     command.config.validate()
     refuse_existing(command.out)
-    run = open_run(Path(command.run).expanduser())
+    run = open_run(model_folder(command.run))
     data = open_data(command, command.data, command.run)
     device = choose_device(command.device)
     describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to train on", device.type)

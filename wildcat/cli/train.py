@@ -69,7 +69,19 @@ def run_train(command: Train) -> int:
     check_backbone_name(command.config.backbone)
     share_one_arena()
     with process_group():
-        return train_command(command)
+        return train_command(with_local_weights(command))
+
+
+def with_local_weights(command: Train) -> Train:
+    """The command with the folder of a model of the hub, if --weights names one."""
+    from wildcat.models.hub import is_hub, model_folder
+    from wildcat.train.distributed import broadcast_from_first
+
+    weights = command.config.weights
+    if not is_hub(weights):
+        return command
+    folder = broadcast_from_first(lambda: model_folder(weights))
+    return dataclasses.replace(command, config=dataclasses.replace(command.config, weights=str(folder)))
 
 
 def train_command(command: Train) -> int:

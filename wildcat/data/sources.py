@@ -61,6 +61,13 @@ def find_source(name: str) -> Source:
     return source
 
 
+def licence_of(name: str) -> str:
+    """The terms of use of a public or packaged data set, in a sentence; "" of other data."""
+    packaged = {"solar": "CC BY-NC-SA 4.0 (elpv-dataset).", "shapes": "Drawn by wildcat; free of rights."}
+    source = next((source for key, source in SOURCES.items() if key.lower() == name.lower()), None)
+    return source.licence if source else packaged.get(name.lower(), "")
+
+
 def _voc(year: str, file: str, size: int, digest: str) -> Download:
     # Both hosts are the authors' at Oxford; torchvision moved from the second to the first.
     path = f"robots.ox.ac.uk/pascal/VOC/voc{year}/{file}"

@@ -30,6 +30,7 @@ from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import evaluate, match_classes
 from wildcat.files import next_free, remove_leftovers, write_bytes, writing
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
+from wildcat.models.hub import model_folder
 from wildcat.models.manifest import kind_of
 from wildcat.models.run import open_run
 from wildcat.prediction import Prediction, score_probabilities
@@ -194,7 +195,7 @@ def model_info(source: str, split: str = "", data: DataSet | None = None, views:
         split, data: the images of the report; adds a note if the model was trained or selected on them.
         views: test-time augmentation in words; empty for a single view at the training size.
     """
-    folder = Path(source).expanduser()
+    folder = model_folder(source)
     extra = {"Views": views} if views else {}
     if kind_of(folder) != "run":
         return ModelInfo({"Model": _short(source)} | extra)
