@@ -93,7 +93,7 @@ _HEIC = OtherFormat("HEIC", install_extra("heif"), "pillow_heif", "pillow-heif",
 _JPEG_XL = OtherFormat("JPEG XL", "pip install pillow-jxl-plugin", "pillow_jxl")
 _DICOM = OtherFormat("DICOM", install_extra("dicom"), "wildcat.data.dicom", "pydicom", "dicom")
 TIFF_BANDS = OtherFormat(  # or damaged, which only shows when they are opened
-    "TIFF of bands that Pillow does not read", install_extra("geo"), "wildcat.data.bands", "rasterio", "geo"
+    "a TIFF of several bands, or damaged", install_extra("geo"), "wildcat.data.bands", "rasterio", "geo"
 )
 _RAW = OtherFormat("camera raw", "develop to JPEG, PNG or TIFF")
 _SVG = OtherFormat("SVG", "render to PNG")
