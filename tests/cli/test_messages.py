@@ -23,8 +23,8 @@ from wildcat.train import distributed
 from wildcat.train.loop import Trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-OTHERS = {"--nproc-per-node", "--max-restarts", "--rdzv-id", "--logdir", "--help", "--version"}
-"""Flags of torchrun and tensorboard, and those that the parser adds."""
+OTHERS = {"--nproc-per-node", "--max-restarts", "--rdzv-id", "--logdir", "--function-module", "--help", "--version"}
+"""Flags of torchrun, tensorboard and cvat-cli, and those that the parser adds."""
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
