@@ -64,6 +64,10 @@ def test_the_window_of_the_file(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "b.dcm", VALUES, WindowCenter=["500", "40"], WindowWidth=["800", "80"])
     assert greys(path) == linear(VALUES[0].astype(float), 500, 800), "the first of several windows"
     exact = ((VALUES[0] - 500.0) / 800 + 0.5).clip(0, 1) * 255
+    path = write_dicom(tmp_path / "zero.dcm", VALUES, WindowCenter=0, WindowWidth=800)
+    assert greys(path) == linear(VALUES[0].astype(float), 0, 800), "0 is a center"
+    path = write_dicom(tmp_path / "empty.dcm", VALUES, WindowCenter=None, WindowWidth=None)
+    assert greys(path) == (VALUES[0] / 65535 * 255).round().astype(int).tolist(), "no window"
     path = write_dicom(tmp_path / "c.dcm", VALUES, WindowCenter=500, WindowWidth=800, VOILUTFunction="LINEAR_EXACT")
     assert greys(path) == exact.round().astype(int).tolist()
     sigmoid = 255 / (1 + np.exp(-4 * (VALUES[0] - 500.0) / 800))

@@ -118,7 +118,9 @@ def _grey(values: NDArray[Any], attributes: Dataset, intensity: tuple[float, flo
 def _window(attributes: Dataset) -> Dataset | None:
     """The first window, stated so that pydicom maps it to 0..255; None if there is none, or an impossible one."""
     centers, widths = (
-        np.atleast_1d(np.asarray(attributes.get(name) or (), dtype=np.float64))
+        np.atleast_1d(
+            np.asarray(() if attributes.get(name) in (None, "") else attributes[name].value, dtype=np.float64)
+        )
         for name in ("WindowCenter", "WindowWidth")
     )
     function = str(attributes.get("VOILUTFunction") or "LINEAR")

@@ -131,7 +131,7 @@ def _images_below(folder: str, skipped: Counter[str] | None) -> Iterator[ImageLo
         hint = "Give a folder with .jpg, .png, ... files, or the files themselves."
         if tables := sorted({".tar", ".parquet"} & others.keys()):
             hint = f"It holds {' and '.join(tables)} files: name them, such as '{folder}/*{tables[0]}'."
-        raise DataError(f"{folder} holds no images.", f"{skipped_note('It', others)} {hint}".strip())
+        raise DataError(f"{folder} holds no images.", f"{skipped_note('Below it', others)} {hint}".strip())
 
 
 def load_cells(images: Sequence[ImageLocation], column: str | None = None) -> Iterator[ImageRef]:
