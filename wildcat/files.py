@@ -91,10 +91,12 @@ def read_json(path: Path, hint: str) -> Any:
     """Read a JSON file.
 
     Raises:
-        RunError: it cannot be read or is not JSON; with `hint`.
+        RunError: it is missing, cannot be read or is not JSON; with `hint`.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"there is no file {path}.", hint) from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}).", hint) from error
 

@@ -196,6 +196,9 @@ def test_an_image_of_one_pixel(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     PredictionWriter(tmp_path / "out").__exit__(None, None, None)  # an empty folder is fine
+    assert not (tmp_path / "out").exists(), "nothing was predicted: the same folder can be given again"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(RunError, match="never overwritten") as caught:
         PredictionWriter(tmp_path / "out")

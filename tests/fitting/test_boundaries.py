@@ -88,7 +88,7 @@ class Images:
     """One level of some images, and their mirrored views, as `LevelCache` gives them."""
 
     def __init__(self, images: list[Tensor]) -> None:
-        self.images, self.views, self.device = images, ((), (-1,)), torch.device("cpu")
+        self.images, self.views, self.device, self.amp = images, ((), (-1,)), torch.device("cpu"), False
 
     def __len__(self) -> int:
         return len(self.images)

@@ -172,7 +172,7 @@ def test_the_sketch_is_the_count_sketch_of_the_outer_product() -> None:
             for j in range(6):
                 sketch[(h1[i] + h2[j]) % 7] += s1[i] * s2[j] * region[i] * region[j] / 4
     root = sketch / np.sqrt(np.abs(sketch) + EPSILON * np.abs(sketch).mean())
-    np.testing.assert_allclose(pool(x)[0], math.sqrt(6) * root / np.linalg.norm(root), rtol=1e-4)
+    np.testing.assert_allclose(pool(x)[0], math.sqrt(6) * root / np.linalg.norm(root), rtol=1e-4, atol=1e-9)
 
 
 def test_the_sketch_approximates_the_bilinear_kernel() -> None:

@@ -97,9 +97,9 @@ def run_into_folder(command: Predict) -> int:
     if writer and writer.legend and save:
         names = ", ".join(f"{number} is {name}" for number, name in list(writer.legend.items())[:10])
         print(f"note: no font of this system for the names of some classes; on drawings {names}.", file=sys.stderr)
-    if command.out:
+    if command.out and written:
         print(f"{written} predictions in {command.out / 'predictions.jsonl'}")
-        if gallery and written:
+        if gallery:
             source = Path(command.paths[0]).name or command.paths[0]
             title = f"{Path(predictor.name).name} on {source}{' and others' if len(command.paths) > 1 else ''}"
             page = write_report(command.out / "report.html", gallery, title, info=model_info(command.run))

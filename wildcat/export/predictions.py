@@ -86,7 +86,7 @@ class PredictionWriter:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        unused = error is not None and not self.rows.tell()
+        unused = not self.rows.tell()
         self.rows.close()
         if unused:  # nothing was predicted: the same folder can be given again
             with contextlib.suppress(OSError):
