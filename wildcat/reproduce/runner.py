@@ -308,8 +308,9 @@ def describe(
     record = next(cells[0] for cells in records.values() if cells)
     train_split, test_split = protocol(plan, data, plan.config.seed)
     available = available_metrics(data, test_split)
+    source = data.name if data.format == "solar" else data.root.name  # the former is installed, not a folder
     return {
-        "command": shlex.join(["wildcat", "reproduce", plan.experiment, "--data", data.root.name, *plan_flags(plan)]),
+        "command": shlex.join(["wildcat", "reproduce", plan.experiment, "--data", source, *plan_flags(plan)]),
         "date": datetime.now(UTC).date().isoformat(),
         "versions": record["versions"],
         "machine": machine(),
