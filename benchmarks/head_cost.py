@@ -57,7 +57,9 @@ def steps(backbone: str, size: int, batch: int, classes: int, num_maps: int) -> 
         model.backbone(images).mean().backward()
         backbone_optimizer.step()
 
-    return {"inference": (infer(model.fuse()), infer(model.backbone)), "training step": (train_model, train_backbone)}
+    with torch.no_grad():
+        fused = model.fuse()
+    return {"inference": (infer(fused), infer(model.backbone)), "training step": (train_model, train_backbone)}
 
 
 def compare(model: Step, backbone: Step, rounds: int) -> dict[str, Any]:

@@ -185,6 +185,12 @@ def test_a_fused_network_gives_the_same_scores_and_class_maps(architecture: Arch
     assert fused.num_maps == (4 if architecture == "c" and pooling != "attention" else 1)
     assert fused.backbone is model.backbone
     assert (model.num_maps, model.transfer.out_channels) == (4, 12), "the network itself stays as it is"
+    gradients = []
+    for one in (model, fused):  # a step is the same, too
+        model.zero_grad()
+        one.head(inputs).scores.square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("class_pool", ["max", "lse", "softmax"])

@@ -93,6 +93,7 @@ class Member:
         return [one for one in (self.model, self.segmenter, self.boundaries) if one is not None]
 
     @cached_property
+    @torch.no_grad()
     def fused(self) -> Wildcat:
         """The network with one map per class, see `Wildcat.fuse`."""
         return self.model.fuse()

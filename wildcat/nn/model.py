@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,36 +86,39 @@ class Wildcat(nn.Module):
         """(B, 3, H, W) -> (B, C, M, h, w), the M modality maps of each class."""
         return self.head(self.features(images)).maps
 
-    def training_output(self, features: Tensor) -> Output:
+    def training_output(self, features: Tensor, modalities: bool = False) -> Output:
         """(B, D, h, w) features -> what the loss is computed from.
 
         With a background class (`wildcat.nn.heads.BackgroundWildcat`) the scores have one more column, the last, for
         the background, which is in every image.
-        """
-        return self.head(features)
 
-    @torch.no_grad()
-    def fuse(self) -> Wildcat:
-        """The same network for inference with one map per class, made by the average of the M maps' weights.
-
-        The mean is linear, so the average of the maps is the map of the average weights: scores and class maps are
-        equal, and the transfer layer costs 1/M. The backbone and the pooling layer are shared, not copied; the modality
-        maps no longer exist. Other class-wise poolings are not linear: the network itself is returned.
+        Args:
+            modalities: whether the loss is also computed from the M maps; otherwise they are fused where they can be,
+                which gives all weights the same gradient in 1/M of the time.
         """
-        if self.class_pool.pool != "mean":
+        return (self if modalities else self.fuse()).head(features)
+
+    def fuse(self) -> Self:
+        """The same network with one map per class, made by the average of the M maps' weights.
+
+        The mean is linear, so the average of the maps is the map of the average weights: scores, class maps and the
+        gradients of all weights are equal, and the transfer layer costs 1/M. All else is shared, not copied; the
+        modality maps no longer exist. Without gradients (`torch.no_grad`) the result has parameters of its own, for
+        export. Other class-wise poolings are not linear: the network itself is returned.
+        """
+        if self.class_pool.pool != "mean" or self.num_maps == 1:
             return self
-        fused = copy.copy(self)
-        fused._modules = dict(self._modules)
-        with torch.random.fork_rng(devices=[]):  # a layer draws initial weights, which are overwritten here
-            transfer = Transfer(self.transfer.in_channels, self.num_classes)
-        fused.num_maps, fused.transfer = 1, transfer.to(self.transfer.weight)
-        fused.class_pool = ClassWisePool(1)
+        fused, transfer = copy.copy(self), copy.copy(self.transfer)
+        fused._modules = {**self._modules, "transfer": transfer, "class_pool": ClassWisePool(1)}
+        fused.num_maps, transfer.out_channels = 1, self.num_classes
         maps = (self.num_classes, self.num_maps)
-        weight, bias = self.transfer.weight, self.transfer.bias
-        transfer.weight.copy_(weight.reshape(*maps, -1, 1, 1).mean(dim=1))  # (C*M, D, 1, 1) -> (C, D, 1, 1)
-        transfer.bias.copy_(bias.reshape(maps).mean(dim=1))
-        transfer.mean.copy_(self.transfer.mean)
-        transfer.std.copy_(self.transfer.std)
+        averages = {  # (C*M, ...) -> (C, ...)
+            name: p.reshape(*maps, *p.shape[1:]).mean(dim=1) for name, p in self.transfer.named_parameters()
+        }
+        if torch.is_grad_enabled():  # functions of the M maps' weights, so that gradients reach these
+            transfer._parameters = averages  # type: ignore[assignment]
+        else:
+            transfer._parameters = {name: nn.Parameter(average) for name, average in averages.items()}
         return fused
 
     @property

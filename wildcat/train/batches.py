@@ -107,7 +107,8 @@ class ImageBatches:
             yield images
 
     def output(self, model: Wildcat, inputs: Tensor) -> Output:
-        return model.training_output(model.features(inputs.contiguous(memory_format=torch.channels_last)))
+        features = model.features(inputs.contiguous(memory_format=torch.channels_last))
+        return model.training_output(features, modalities=self.config.map_information > 0)
 
     def estimate_batchnorm(self, model: Wildcat) -> None:
         if not frozen_batchnorm(self.config):
@@ -210,7 +211,7 @@ class FeatureBatches:
     def output(self, model: Wildcat, inputs: Tensor) -> Output:
         if isinstance(model, DescriptorNetwork) and inputs.dim() == 2:
             return model.classified(inputs)
-        return model.training_output(self.rest(inputs))
+        return model.training_output(self.rest(inputs), modalities=self.config.map_information > 0)
 
     def estimate_batchnorm(self, model: Wildcat) -> None:
         pass  # the features are those of the backbone as it is

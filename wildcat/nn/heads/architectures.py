@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -36,6 +38,6 @@ class PoolEachMap(Wildcat):
         class_maps = self.class_pool(maps)
         return Output(scores, class_maps, maps.unflatten(1, (self.num_classes, self.num_maps)))
 
-    def fuse(self) -> Wildcat:
+    def fuse(self) -> Self:
         """The network itself: pooling each map is not linear in the maps, so their weights cannot be averaged."""
         return self

@@ -15,11 +15,15 @@ class BackgroundWildcat(Wildcat):
     """
 
     def head(self, features: Tensor) -> Output:
-        scores, class_maps, maps = self.training_output(features)
+        scores, class_maps, maps = self.competing(features)
         return Output(scores[:, : self.num_classes], class_maps, maps)
 
-    def training_output(self, features: Tensor) -> Output:
-        """(B, C + 1) scores: that of the background, whose label is always present, is the last."""
+    def training_output(self, features: Tensor, modalities: bool = False) -> Output:
+        network = self if modalities else self.fuse()
+        return network.competing(features)
+
+    def competing(self, features: Tensor) -> Output:
+        """As `head`, with (B, C + 1) scores: that of the background, whose label is always present, is the last."""
         maps = self.transfer(features)
         class_maps = self.class_pool(maps)
         scores = self.pool(competing_logits(class_maps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -76,7 +77,7 @@ class DescriptorNetwork(Wildcat):
         class_maps = self.transfer(self.pool.regions(self.statistics.standardized(features)))
         return Output(self.training_output(features).scores, class_maps, class_maps[:, :, None])
 
-    def training_output(self, features: Tensor) -> Output:
+    def training_output(self, features: Tensor, modalities: bool = False) -> Output:
         """The scores alone: the vectors of all regions may be large."""
         return self.classified(self.vectors(features))
 
@@ -95,7 +96,7 @@ class DescriptorNetwork(Wildcat):
         none = scores.new_zeros(*scores.shape, 1, 0, 0)
         return Output(scores, none[:, :, 0], none)
 
-    def fuse(self) -> Wildcat:
+    def fuse(self) -> Self:
         """The network itself: it has one map per class."""
         return self
 

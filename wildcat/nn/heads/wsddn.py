@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -70,7 +72,7 @@ class DetectionNetwork(Wildcat):
         class_maps = log_odds(relative).reshape(odds.shape)
         return Output(present - absent, class_maps, class_maps[:, :, None])
 
-    def fuse(self) -> Wildcat:
+    def fuse(self) -> Self:
         """The network itself: it has one map per class."""
         return self
 
