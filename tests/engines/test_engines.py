@@ -149,7 +149,7 @@ def test_views_sizes_and_modalities_work_with_any_engine(settings: dict[str, Any
 
 
 def test_results_do_not_share_memory(model: Any) -> None:
-    for name, precision in GRAPHS:
+    for name, precision in [graph for graph in GRAPHS if graph[1] != "bf16" or cpu_has_bf16()]:
         engine = open_engine(name, precision, model.backbone, SIZE, CPU)
         first = engine.features(images(1))
         before = first.clone()
