@@ -19,13 +19,11 @@ from wildcat.regions.points import peak_points
 if TYPE_CHECKING:
     import onnx
 
-# (height, width) of the images that a graph is checked on. They are wide: of tall ones, Pillow 13 resizes the height
-# first, which changes pixels at strong edges by a few levels of 255.
-SHAPES = (97, 150), (301, 640)
+SHAPES = (97, 150), (640, 301)  # (height, width) of the images that a graph is checked on
 CLOSE = 1e-2  # largest relative error of the scores: some pixels differ by one level
 
 HEADER = '<ir_version: {ir_version}, opset_import: ["": {opset}]>'
-# Pillow's resizing, see `Preprocess.warp`: of uint8, antialiased, with a = -0.5 in the cubic.
+# The resizing of `Preprocess.warp`: of uint8, antialiased, with a = -0.5 in the cubic.
 BEFORE = """
 before (uint8[height, width, 3] image) => (float[1, 3, {size}, {size}] images, int64[2] image_size)
 <int64[1] batch_axis = {{0}}, int64[4] shape = {{1, 3, {size}, {size}}}>
