@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from script import (
     WRONG_KINDS,
-    allocate_as_training_does,
     argument_parser,
     log,
     save_result,
@@ -21,6 +20,7 @@ from script import (
     with_wrong_labels,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.curation import Audit, audit_data
 from wildcat.data import open_dataset
 from wildcat.reproduce.tables import spread
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=1, help="the settings of the recipe were chosen on seed 0")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     data = replace(data, readers={arguments.split: data.readers[arguments.split]}, _cache={})
     values: dict[str, list[float]] = defaultdict(list)

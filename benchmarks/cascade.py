@@ -18,7 +18,6 @@ from typing import Any
 
 from script import (
     add_training_arguments,
-    allocate_as_training_does,
     argument_parser,
     data_text,
     head_config,
@@ -27,6 +26,7 @@ from script import (
     settings_of,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import DataSet, open_dataset
 from wildcat.data.dataset import hold_out
 from wildcat.evaluation import evaluate
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=RefineConfig.crops)
     parser.add_argument("--crop-weights", type=float, nargs="+", default=(0.3, 0.5, 0.7, 1.0))
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     held_out: dict[str, dict[str, float]] = {}
     weight = arguments.crop_weights[0]

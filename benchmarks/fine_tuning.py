@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from script import allocate_as_training_does, argument_parser, data_text, log, save_result
+from script import argument_parser, data_text, log, save_result
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset
 from wildcat.evaluation import evaluate
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--flip", default="horizontal", choices=("none", "horizontal", "both"), help="views averaged")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     results = {text: measure_training(arguments, data, text) for text in arguments.train}
     settings = {"data": data_text(arguments, data), "seeds": arguments.seeds, "views": arguments.flip}

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from script import allocate_as_training_does, argument_parser, log, save_result
+from script import argument_parser, log, save_result
 
 import wildcat
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import FLIP_VIEWS, TrainConfig
 from wildcat.data import open_dataset
 from wildcat.data.dataset import DataSet
@@ -137,7 +138,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu", action="store_true", help="compare CPU seconds, for a shared machine")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     config = TrainConfig(
         backbone=arguments.backbone,
         image_size=arguments.size,

@@ -17,7 +17,6 @@ from typing import Any
 
 from script import (
     add_training_arguments,
-    allocate_as_training_does,
     argument_parser,
     data_text,
     head_config,
@@ -28,6 +27,7 @@ from script import (
     settings_of,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import DataSet, open_dataset
 from wildcat.evaluation import Tally, mask_confusion, segmentation_report, true_mask
 from wildcat.fitting.calibrate import fit_background
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--k", type=float, default=0.2, help="k+ = k- of WELDON and WILDCAT, as a proportion")
     parser.add_argument("--refined-seeds", type=int, default=3, help="number of seeds whose runs are refined")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     results: dict[str, dict[str, Any]] = {}
     for name, settings in poolings(arguments, arguments.k).items():

@@ -25,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from script import (
     add_training_arguments,
-    allocate_as_training_does,
     argument_parser,
     data_text,
     head_config,
@@ -34,6 +33,7 @@ from script import (
     settings_of,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import DataSet, open_dataset
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import PRESENT, label_matrix
@@ -111,7 +111,7 @@ def main() -> None:
     add_training_arguments(parser, image_size=384)
     parser.set_defaults(poolings=",".join(POOLS))
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     results = compare(data, arguments)
     save_result(arguments, settings_of(arguments, ("name",)) | {"data": data_text(arguments, data)}, results)

@@ -21,7 +21,6 @@ from typing import Any
 
 from script import (
     add_training_arguments,
-    allocate_as_training_does,
     argument_parser,
     data_text,
     head_config,
@@ -31,6 +30,7 @@ from script import (
     settings_of,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import DataSet, open_dataset
 from wildcat.reproduce.heads import train_and_evaluate
 from wildcat.reproduce.tables import spread
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--combine", default="linear", choices=("linear", "average"))
     parser.add_argument("--flip", default="none", choices=("none", "horizontal"), help="views averaged when measuring")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     data = open_dataset(arguments.data)
     scenes = data.format == "scenes"
     results: dict[str, Any] = {}

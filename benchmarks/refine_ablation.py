@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from script import (
-    allocate_as_training_does,
     argument_parser,
     log,
     mask_metrics,
@@ -25,6 +24,7 @@ from script import (
     with_wrong_labels,
 )
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.data import open_dataset
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.refine import refine
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=MAIN, help="rows to compute")
     parser.add_argument("--wrong-labels", type=float, default=0.0, help="fraction of training images that get one")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         ablate(arguments, Path(folder))
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 import wildcat
-from wildcat.cli.allocator import keep_freed_memory, share_one_arena
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, Sample
 from wildcat.data.dataset import ABSENT, PRESENT
@@ -40,12 +40,6 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the result file (JSON) to write")
     return parser
-
-
-def allocate_as_training_does() -> None:
-    """Let malloc keep freed memory, in one arena, as `wildcat train` does; or the kernel takes a third of the time."""
-    keep_freed_memory()
-    share_one_arena()
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> None:

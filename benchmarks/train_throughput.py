@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from script import allocate_as_training_does, argument_parser, log, save_result
+from script import argument_parser, log, save_result
 
+from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import TrainConfig
 from wildcat.data import open_dataset
 from wildcat.data.dataset import DataSet
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch; default: all cores")
     parser.add_argument("--cpu", action="store_true", help="measure processor time, for a shared machine")
     arguments = parser.parse_args()
-    allocate_as_training_does()
+    keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.cpu else time.perf_counter

@@ -1,7 +1,9 @@
-"""Devices, and the cores that a container leaves to a process."""
+"""Devices, the cores that a container leaves to a process, and several batches at once on them."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,15 @@ import torch
 
 import wildcat.device
 from wildcat.data.loader import suggested_workers
-from wildcat.device import available_cores, bf16_is_native, choose_device, engine_threads, machine
+from wildcat.device import (
+    PASSES,
+    available_cores,
+    bf16_is_native,
+    choose_device,
+    engine_threads,
+    machine,
+    map_batches,
+)
 from wildcat.errors import ConfigError
 
 
@@ -70,3 +80,59 @@ def test_processors_with_bf16_instructions(
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="device=abacus: this machine has no such device"):
         choose_device("abacus")
+
+
+@pytest.fixture
+def _four_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_batches_are_computed_at_the_same_time_and_returned_in_order() -> None:
+    together = threading.Barrier(PASSES, timeout=30)  # broken unless all passes wait at once
+
+    def function(batch: int) -> int:
+        together.wait()
+        return batch
+
+    assert list(map_batches(function, range(2 * PASSES))) == list(range(2 * PASSES))
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize(("batches", "share"), [(1, 4), (2, 2), (3, 1), (9, 1)])
+def test_each_has_a_share_of_the_threads_and_the_caller_keeps_his(batches: int, share: int) -> None:
+    assert list(map_batches(lambda _: torch.get_num_threads(), range(batches))) == [share] * batches
+    assert torch.get_num_threads() == 4
+    with_default: list[int] = []
+    later = threading.Thread(target=lambda: with_default.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert with_default == [4]
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_few_batches_are_read_ahead_and_none_after_an_error() -> None:
+    read = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    def function(batch: int) -> int:
+        if batch == 20:
+            raise ValueError("batch 20")
+        return batch
+
+    found = map_batches(function, endless())
+    for number in range(1, 20):
+        assert next(found) == number
+        assert read <= number + PASSES
+    with pytest.raises(ValueError, match="batch 20"):
+        next(found)
+    assert read <= 20 + PASSES
+    assert list(map_batches(function, [])) == []

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from PIL import Image
@@ -33,7 +33,7 @@ from wildcat.data.image_ref import (
     read_open_file,
 )
 from wildcat.data.transforms import Preprocess
-from wildcat.device import choose_device, refuse_forked
+from wildcat.device import choose_device, map_batches, refuse_forked
 from wildcat.engines import fold, open_engine
 from wildcat.errors import ConfigError, RunError, did_you_mean
 from wildcat.models.beam_search import check_localize, located
@@ -45,9 +45,11 @@ from wildcat.models.member import Member, NetworkOutputs, Outputs, merge_outputs
 from wildcat.models.packaged import PACKAGED, imagenet_names, load_packaged
 from wildcat.nn.model import Wildcat
 from wildcat.prediction import Prediction
-from wildcat.regions.tiling import check_tile, tile_image
+from wildcat.regions.tiling import Rectangle, check_tile, tile_image
 
 BATCH_SIZE = 8
+
+Result = TypeVar("Result")
 
 
 class Predictor:
@@ -120,6 +122,14 @@ class Predictor:
     def preprocess(self) -> Preprocess:
         """The preprocessing of `model`."""
         return self.members[0].preprocess
+
+    @property
+    def shares_cores(self) -> bool:
+        """Whether forward passes can run side by side with a part of the cores each: with torch on a CPU.
+
+        A GPU runs one after the other, and the other engines manage their own threads.
+        """
+        return self.device.type == "cpu" and all(m.engine is None or m.engine.name == "torch" for m in self.members)
 
     @property
     def has_maps(self) -> bool:
@@ -201,8 +211,11 @@ class Predictor:
             on_error: called with an image that cannot be read and the reason; the image is skipped. Without it the
                 error is raised.
         """
-        for loaded, outputs in self.outputs(images, modalities=modalities, batch_size=batch_size, on_error=on_error):
-            yield from self.predictions(loaded, outputs)
+
+        def predicted(loaded: list[LoadedImage]) -> list[Prediction]:
+            return self.predictions(loaded, self._run(loaded, modalities, batch_size))
+
+        yield from itertools.chain.from_iterable(self._map(predicted, images, batch_size, on_error))
 
     def outputs(
         self,
@@ -213,8 +226,22 @@ class Predictor:
         on_error: OnError | None = None,
     ) -> Iterator[tuple[list[LoadedImage], Outputs]]:
         """As `stream`, batch by batch: the images and the outputs of the networks."""
-        for loaded in read_ahead(images, self.prepare, 1 if self.tile else batch_size, on_error):
-            yield loaded, self._run(loaded, modalities, batch_size)
+
+        def run(loaded: list[LoadedImage]) -> tuple[list[LoadedImage], Outputs]:
+            return loaded, self._run(loaded, modalities, batch_size)
+
+        return self._map(run, images, batch_size, on_error)
+
+    def _map(
+        self,
+        function: Callable[[list[LoadedImage]], Result],
+        images: Iterable[ImageInput | FileInput],
+        batch_size: int,
+        on_error: OnError | None,
+    ) -> Iterator[Result]:
+        """`function` of batches of prepared images, in order; on a CPU of several at once, if torch computes."""
+        batches = read_ahead(images, self.prepare, 1 if self.tile else batch_size, on_error)
+        return map_batches(function, batches) if self.shares_cores and not self.tile else map(function, batches)
 
     def predict_prepared(
         self, images: Sequence[LoadedImage], modalities: bool = True, batch_size: int = BATCH_SIZE
@@ -311,10 +338,13 @@ class Predictor:
 
     def _run_tiles(self, image: Image.Image, modalities: bool, batch_size: int) -> Outputs:
         """The outputs for an image that is cut into tiles, (1, ...) each."""
+
+        def run(batch: Sequence[Rectangle]) -> Outputs:
+            return self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities)
+
         tiles = tile_image(*image.size, self.tile or max(image.size))
-        remaining, parts = iter(tiles), []
-        while batch := list(itertools.islice(remaining, batch_size)):
-            parts.append(self.forward(self._batch([self._inputs(image.crop(tile)) for tile in batch]), modalities))
+        batches = (tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size))
+        parts = list(map_batches(run, batches) if self.shares_cores else map(run, batches))
         return merge_tiles(parts, image.size, tiles, self.task)
 
 

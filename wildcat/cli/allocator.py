@@ -14,18 +14,10 @@ def keep_freed_memory() -> bool:
 
     A network frees and allocates the same hundreds of megabytes at every step. By default glibc returns such blocks at
     once, and the kernel then has to zero every page again: a third of the CPU time of `wildcat predict` at 448 px.
-    Memory use stays at its peak. Has no effect without glibc (macOS, Windows, musl).
+    Memory use stays at its peak. All threads allocate from one arena: others return blocks above 64 MB all the same.
+    Has no effect without glibc (macOS, Windows, musl).
     """
-    return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26))
-
-
-def share_one_arena() -> bool:
-    """Let all threads allocate from one arena; returns whether it could be set.
-
-    For commands that run networks in several threads: other arenas return blocks above 64 MB regardless of
-    `keep_freed_memory`. Many small allocations from several threads become slightly slower.
-    """
-    return _set((_ARENA_MAX, 1))
+    return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26), (_ARENA_MAX, 1))
 
 
 def _set(*options: tuple[int, int]) -> bool:

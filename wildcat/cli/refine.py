@@ -32,7 +32,6 @@ class Refine(DataCommand):
 
 def run_refine(command: Refine) -> int:
     """wildcat refine"""
-    from wildcat.cli.allocator import share_one_arena
     from wildcat.device import choose_device
     from wildcat.files import refuse_existing
     from wildcat.fitting.refine import refine
@@ -41,7 +40,6 @@ def run_refine(command: Refine) -> int:
     from wildcat.models.run import open_run
     from wildcat.progress import ProgressBar
 
-    share_one_arena()
     command.config.validate()
     refuse_existing(command.out)
     run = open_run(model_folder(command.run))

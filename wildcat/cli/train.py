@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from wildcat.cli.allocator import share_one_arena
 from wildcat.cli.options import (
     DataCommand,
     check_readable,
@@ -67,7 +66,6 @@ def run_train(command: Train) -> int:
 
     check_logs(command.log, command.log_images)
     check_backbone_name(command.config.backbone)
-    share_one_arena()
     with process_group():
         return train_command(with_local_weights(command))
 

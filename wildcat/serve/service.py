@@ -288,22 +288,12 @@ def create_workers(
         WorkerError: a worker process cannot start.
     """
     count = count_processes(processes, predictor, engine_threads())
-    if not shares_cores(predictor):  # one forward pass at a time, while the other worker decodes and renders
+    if not predictor.shares_cores:  # one forward pass at a time, while the other worker decodes and renders
         lock = threading.Lock()
         return [Worker(predictor, limits, lock) for _ in range(2)]
     if count:
         return start_processes(predictor, limits, setup, count)
     return [Worker(predictor, limits, nullcontext()) for _ in range(min(MAX_WORKERS, engine_threads()))]
-
-
-def shares_cores(predictor: Predictor) -> bool:
-    """Whether forward passes can run side by side with a part of the cores each: with torch on a CPU.
-
-    A GPU runs one after the other, and the other engines manage their own threads.
-    """
-    return predictor.device.type == "cpu" and all(
-        member.engine is None or member.engine.name == "torch" for member in predictor.members
-    )
 
 
 def count_processes(processes: int, predictor: Predictor, threads: int) -> int:
@@ -314,11 +304,11 @@ def count_processes(processes: int, predictor: Predictor, threads: int) -> int:
     """
     if processes < -1:
         raise ConfigError(f"--processes {processes}: give a number, 0 for none, or -1 for the default.")
-    if processes > 0 and not shares_cores(predictor):
+    if processes > 0 and not predictor.shares_cores:
         raise ConfigError(
             f"--processes {processes}: worker processes need the torch engine on a CPU.",
             "Omit --processes, or add --device cpu --engine torch.",
         )
     if processes >= 0:
         return processes
-    return min(MAX_WORKERS, threads) if threads > 1 and shares_cores(predictor) else 0
+    return min(MAX_WORKERS, threads) if threads > 1 and predictor.shares_cores else 0
