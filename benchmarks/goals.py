@@ -86,6 +86,7 @@ def judge(goal: Goal, last: dict[str, Any] | None, now: dict[str, Any]) -> tuple
         last, now: contents of the result file, in git and in the folder; equal: it was not measured again.
     """
     before, found = last and measured(goal, last), measured(goal, now)
+    assert found is not None
     sign = 1 if goal.at_most else -1
     verdict = "reached" if sign * found.middle <= sign * goal.goal else "missed"
     bound = f"{'at most' if goal.at_most else 'at least'} {goal.goal:g}"
@@ -98,10 +99,12 @@ def judge(goal: Goal, last: dict[str, Any] | None, now: dict[str, Any]) -> tuple
     return [goal.name, bound, text(before) + other, text(found), verdict], slower
 
 
-def measured(goal: Goal, content: dict[str, Any]) -> Spread:
-    """The number of a goal in the content of its result file."""
+def measured(goal: Goal, content: dict[str, Any]) -> Spread | None:
+    """The number of a goal in the content of its result file; None: not measured, as bf16 on some processors."""
     node = content["results"]
     for key in goal.path:
+        if isinstance(node, dict) and key not in node:
+            return None
         node = node[key]
     return spread(node)
 
@@ -129,8 +132,9 @@ def main() -> None:
     rows, slower = [], []
     for goal in GOALS:
         path = folder / f"{goal.file}.json"
-        if path.is_file():
-            cells, worse = judge(goal, in_git(RESULTS / path.name), json.loads(path.read_text("utf-8")))
+        now = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        if now and measured(goal, now):
+            cells, worse = judge(goal, in_git(RESULTS / path.name), now)
             rows.append(cells)
             if worse:
                 slower.append(goal.name)

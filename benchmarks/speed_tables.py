@@ -173,19 +173,22 @@ def head_training(result: Result) -> str:
     count = r["images"]
     seconds, ratio = ({name: row["mean"] for name, row in r[key].items()} for key in ("seconds", "ratio"))
     stages = ", ".join(f"{name} {taken:.1f}" for name, taken in r["profile"].items())
-    full, amp = (
-        f"{percent(r['val'][name]['map'])} / {percent(r['val'][name]['point_ap'])}"
-        for name in ("command", "command --amp")
-    )
+    val = {name: f"{percent(row['map'])} / {percent(row['point_ap'])}" for name, row in r["val"].items()}
+    amp = "This processor has no bf16 instructions"
+    if "command --amp" in val:
+        amp = (
+            f"With `--amp`, which runs the frozen backbone in bfloat16, {seconds['command --amp']:.0f} s: "
+            f"{ratio['command --amp / forward']:.2f} times the same pass "
+            f"({ratio['command --amp / forward bf16']:.2f} times a pass in bfloat16, {seconds['forward bf16']:.0f} s), "
+            f"and {val['command --amp']}"
+        )
     return (
         f"`wildcat train --tune head`, {s['backbone']} at {s['image_size']} px, {s['epochs']} epochs, {count['train']} "
         f"training and {count['val']} validation images: {seconds['command']:.0f} s from the command to a trained "
         f"model, {ratio['command / forward']:.2f} times one forward pass of the backbone over the same images as "
         f"tensors ({seconds['forward']:.0f} s; {ratio['command / folded']:.2f} times a pass with folded batch "
-        f"normalisation, as the feature cache uses). With `--amp`, which runs the frozen backbone in bfloat16, "
-        f"{seconds['command --amp']:.0f} s: {ratio['command --amp / forward']:.2f} times the same pass "
-        f"({ratio['command --amp / forward bf16']:.2f} times a pass in bfloat16, {seconds['forward bf16']:.0f} s); "
-        f"mAP / point AP on val {amp} instead of {full}. Seconds per stage in one process, without `--amp`: {stages}."
+        f"normalisation, as the feature cache uses); mAP / point AP on val {val['command']}. {amp}. Seconds per stage "
+        f"in one process, without `--amp`: {stages}."
     )
 
 
