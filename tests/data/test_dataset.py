@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from wildcat.data.dataset import (
     DataSet,
     Sample,
     check_learnable,
+    count_table,
     cross_validation,
     describe_labels,
+    hold_out,
+    label_counts,
     one_label,
+    rarest_classes,
     stratified_folds,
 )
 from wildcat.errors import DataError
@@ -189,3 +194,27 @@ def test_each_sample_is_tested_once_and_never_trained_on_in_that_fold() -> None:
         tested += test
     assert len(tested) == len(set(tested)) == 30
     assert data.splits == ("train",), "the data set itself is unchanged"
+
+
+def test_labels_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).integers(-1, 2, (50, 7)).astype(np.int8)
+    samples = [Sample(str(i), Path(str(i)), row) for i, row in enumerate(rows)]
+    at_once = label_counts(samples), rarest_classes(samples, list("gacebdf"))
+    monkeypatch.setattr("wildcat.data.dataset.BLOCK_BYTES", 20)  # two samples
+    np.testing.assert_array_equal(label_counts(samples), at_once[0])
+    np.testing.assert_array_equal(at_once[0], [(rows == 1).sum(axis=0), (rows == -1).sum(axis=0)])
+    assert rarest_classes(samples, list("gacebdf")) == at_once[1]
+
+
+def test_many_images_of_many_classes_take_little_memory() -> None:
+    classes, images = 3000, 30_000  # 90 MB as a matrix
+    samples = [Sample(str(i), Path(str(i)), one_label(i % classes, classes)) for i in range(images)]
+    tracemalloc.start()
+    data = DataSet("many", "folder", Path(), tuple(map(str, range(classes))), "multiclass", {"train": lambda: samples})
+    assert check_learnable(data, "train", samples) == []
+    assert "10" in count_table(data.classes, {"train": samples})
+    kept, held = hold_out(samples, 0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(kept), len(held)) == (images - images // 10, images // 10)
+    assert peak < 0.5 * classes * images

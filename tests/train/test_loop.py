@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import wildcat.train.loop
 from wildcat.config import TrainConfig, Tune
-from wildcat.data.dataset import DataSet, Sample, label_matrix
+from wildcat.data.dataset import DataSet, Sample, label_counts, label_matrix
 from wildcat.data.images import read_image
 from wildcat.data.readers.synthetic import write_shapes
 from wildcat.data.readers.voc import read_voc
@@ -84,7 +84,7 @@ def test_the_first_loss_is_that_of_the_prior(tmp_path: Path, shapes: DataSet) ->
     """An uninformed network scores each class at its frequency, so that its loss is the entropy of the classes."""
     run = create_run(tmp_path / "run", replace(SMALL, epochs=1, lr=1e-12, crop_scale=1.0), shapes)
     train(run, shapes)
-    p = class_frequencies(torch.from_numpy(label_matrix(shapes.split("train")))).double().numpy()
+    p = class_frequencies(*torch.from_numpy(label_counts(shapes.split("train")))).double().numpy()
     labels = label_matrix(shapes.split("train"))
     expected = -(np.log(p) * (labels == 1) + np.log(1 - p) * (labels == -1)).sum() / len(labels)
     assert run.history()[0]["loss"] == pytest.approx(expected, rel=0.05)
@@ -233,8 +233,9 @@ def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) ->
     if multiclass:
         labels = (2 * torch.eye(5, dtype=torch.int8) - 1)[torch.tensor([0, 1, 1, 1, 4, 4, 3, 2])]
     batches = ImageBatches(run.config, samples, (), run.preprocess, torch.device("cpu"))
+    frequencies = class_frequencies((labels > 0).sum(dim=0), (labels < 0).sum(dim=0))
     stage, checkpoint = Stage(run.config, 0, run.config.epochs), Checkpoint(run, model, "")
-    trainer = Trainer(stage, multiclass, model, batches, class_frequencies(labels), SILENT, checkpoint)
+    trainer = Trainer(stage, multiclass, model, batches, frequencies, SILENT, checkpoint)
     trainer.set_learning_rate()
     images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
     loss, count = trainer.take_step([Batch(images[part], labels[part], len(labels[part])) for part in groups])

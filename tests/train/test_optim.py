@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 
 from wildcat.config import ClassPool, TrainConfig
+from wildcat.data.dataset import Sample, label_counts
 from wildcat.nn.factory import create_model, model_from_config
 from wildcat.train.optim import (
     balancing_weights,
@@ -104,8 +106,11 @@ def test_multiclass_loss_is_the_log_loss_of_the_softmax() -> None:
 
 
 def test_class_frequencies_leave_ignored_labels_out() -> None:
-    labels = torch.tensor([[1, -1, 0], [1, -1, 0], [1, 1, 0], [1, 0, 0]], dtype=torch.int8)
-    np.testing.assert_allclose(class_frequencies(labels), [5 / 6, 2 / 5, 1 / 2])  # Laplace: (n + 1) / (N + 2)
+    rows = np.array([[1, -1, 0], [1, -1, 0], [1, 1, 0], [1, 0, 0]], dtype=np.int8)
+    counts = label_counts([Sample(str(i), Path(str(i)), row) for i, row in enumerate(rows)])
+    np.testing.assert_array_equal(counts, [[4, 1, 0], [0, 2, 0]])
+    frequencies = class_frequencies(*torch.from_numpy(counts))
+    np.testing.assert_allclose(frequencies, [5 / 6, 2 / 5, 1 / 2])  # Laplace: (n + 1) / (N + 2)
 
 
 def test_balancing_weights() -> None:

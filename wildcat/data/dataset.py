@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ PRESENT, IGNORED, ABSENT = 1, 0, -1
 
 HELD_OUT_FRACTION = 0.1  # of train: `val` of a data set that has a train split and no val
 VAL_FRACTION = 0.2  # of all images: `val` of a data set without splits
+BLOCK_BYTES = 1 << 20  # of labels that are looked at together
 
 Reader = Callable[[], Sequence["Sample"]]
 
@@ -150,13 +151,17 @@ class DataSet:
         values[1 : len(index) + 1] = position[:254] + 1
         samples = []
         for sample in self.split(split):
-            labels = np.full(count, ABSENT if self.task == "multiclass" else IGNORED, np.int8)
-            labels[position[position >= 0]] = ABSENT
-            for value in (IGNORED, PRESENT):
-                chosen = position[sample.labels == value]
-                labels[chosen[chosen >= 0]] = value
-            if self.task == "multiclass" and not (labels == PRESENT).any():
-                continue
+            if self.task == "multiclass":
+                new = int(position[sample.labels == PRESENT][0])
+                if new < 0:
+                    continue
+                labels = one_label(new, count)
+            else:
+                labels = np.full(count, IGNORED, np.int8)
+                labels[position[position >= 0]] = ABSENT
+                for value in (IGNORED, PRESENT):
+                    chosen = position[sample.labels == value]
+                    labels[chosen[chosen >= 0]] = value
             truth: dict[str, Any] = {}
             if sample.box_classes is not None and sample.boxes is not None:
                 box_classes = position[sample.box_classes]
@@ -176,8 +181,8 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
     Raises:
         DataError: no class is present in some images and absent from others, so there is nothing to learn.
     """
-    labels = label_matrix(samples)
-    here, absent = (labels == PRESENT).any(axis=0), (labels == ABSENT).any(axis=0)
+    images_with, images_without = label_counts(samples)
+    here, absent = images_with > 0, images_without > 0
     present = [name for name, found in zip(data.classes, here, strict=True) if found]
     where = f"{len(samples)} images of {split}" if len(samples) > 1 else f"image of {split}"
     if not present:
@@ -196,9 +201,9 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
     if (
         data.task == "multilabel"
         and len(data.classes) > 1
-        and len(labels) > 1
-        and ((labels == PRESENT).sum(axis=1) == 1).all()
-        and (labels != IGNORED).all()
+        and len(samples) > 1
+        and (images_with + images_without == len(samples)).all()  # none is ignored
+        and all(((labels == PRESENT).sum(axis=1) == 1).all() for labels in label_blocks(samples))
     ):
         notes.append(
             f"Every one of the {where} has exactly one label. If classes exclude each other, give --data-option "
@@ -212,7 +217,7 @@ def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> lis
 
 def describe_labels(data: DataSet, split: str, samples: Sequence[Sample]) -> list[str]:
     """A note if the labels of a split to measure on do not vary, so that its metrics say nothing."""
-    present = (label_matrix(samples) == PRESENT).any(axis=0)
+    present = label_counts(samples)[0] > 0
     names = [name for name, found in zip(data.classes, present, strict=True) if found]
     if len(names) == 1 and data.task == "multiclass":
         return [f"All {len(samples)} images of {split} are of class {names[0]!r}: their accuracy says little."]
@@ -229,9 +234,24 @@ def label_matrix(samples: Sequence[Sample]) -> NDArray[np.int8]:
     return np.stack([s.labels for s in samples])
 
 
+def label_blocks(samples: Sequence[Sample]) -> Iterator[NDArray[np.int8]]:
+    """The `label_matrix` of n samples at a time: of a million images with ten thousand classes it would fill 10 GB."""
+    rows = max(1, BLOCK_BYTES // len(samples[0].labels))
+    for start in range(0, len(samples), rows):
+        yield label_matrix(samples[start : start + rows])
+
+
+def label_counts(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """(2, C), the number of samples in which each class is present, and in which it is absent."""
+    counts = np.zeros((2, len(samples[0].labels)), np.int64)
+    for block in label_blocks(samples):
+        counts += [(block == value).sum(axis=0) for value in (PRESENT, ABSENT)]
+    return counts
+
+
 def count_table(classes: Sequence[str], splits: Mapping[str, Sequence[Sample]], most: int = 10) -> str:
     """A table of the number of images per class and split, for the first `most` classes."""
-    counts = [(label_matrix(samples) == PRESENT).sum(axis=0) for samples in splits.values() if samples]
+    counts = [label_counts(samples)[0] for samples in splits.values() if samples]
     names = [split for split, samples in splits.items() if samples]
     lines = [f"  {'images per class':24}{''.join(f'{name[:12]:>13}' for name in names)}"]
     for index, name in enumerate(classes[:most]):
@@ -239,10 +259,12 @@ def count_table(classes: Sequence[str], splits: Mapping[str, Sequence[Sample]], 
     return "\n".join([*lines, *([f"  ... and {len(classes) - most} more classes"] if len(classes) > most else [])])
 
 
+@cache
 def one_label(index: int, num_classes: int) -> NDArray[np.int8]:
-    """(C,) labels of a multi-class sample: 1 at `index`, -1 elsewhere."""
+    """(C,) labels of a multi-class sample: 1 at `index`, -1 elsewhere; one array for all samples of a class."""
     labels = np.full(num_classes, ABSENT, np.int8)
     labels[index] = PRESENT
+    labels.setflags(write=False)
     return labels
 
 
@@ -277,11 +299,13 @@ def hold_out(
 
 def rarest_classes(samples: Sequence[Sample], classes: Sequence[str] = ()) -> list[int]:
     """The rarest class present in each sample, as its position among the sorted names; -1 of a sample without any."""
-    present = label_matrix(samples) == PRESENT
-    if classes:
-        present = present[:, np.argsort(np.asarray(classes))]
-    rarity = np.where(present, present.sum(axis=0), np.iinfo(np.int64).max)
-    return [int(c) for c in np.where(present.any(axis=1), rarity.argmin(axis=1), -1)]
+    counts, found = label_counts(samples)[0], []
+    order = np.argsort(np.asarray(classes)) if classes else np.arange(len(counts))
+    for labels in label_blocks(samples):
+        present = labels[:, order] == PRESENT
+        rarest = np.where(present, counts[order], len(samples) + 1).argmin(axis=1)
+        found += np.where(present.any(axis=1), rarest, -1).tolist()
+    return found
 
 
 def stratified_folds(strata: Sequence[int], folds: int, seed: int) -> NDArray[np.int64]:

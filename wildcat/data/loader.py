@@ -66,7 +66,7 @@ class ImageDataset(Dataset[Item | ImageError]):
             rng = np.random.default_rng([self.augment.seed, epoch, index])
             augment = self.augment
             tensor = self.preprocess.augmented(image, rng, crop_scale, augment.flip, size, augment.distortion)
-        return tensor, torch.from_numpy(sample.labels)
+        return tensor, torch.tensor(sample.labels)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

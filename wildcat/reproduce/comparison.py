@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from wildcat.config import TrainConfig
-from wildcat.data.dataset import PRESENT, DataSet, check_learnable, cross_validation, few, label_matrix
+from wildcat.data.dataset import DataSet, check_learnable, cross_validation, few, label_counts
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError
 from wildcat.files import write_json, writing
@@ -123,7 +123,7 @@ def check_comparison(plan: Comparison, data: DataSet) -> list[str]:
 
 def class_counts(data: DataSet, split: str) -> dict[str, int]:
     """The number of images that have each class."""
-    counts = (label_matrix(data.split(split)) == PRESENT).sum(axis=0)
+    counts = label_counts(data.split(split))[0]
     return {name: int(count) for name, count in zip(data.classes, counts, strict=True)}
 
 

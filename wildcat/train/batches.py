@@ -89,7 +89,7 @@ class ImageBatches:
         self.train = BatchLoader(ImageDataset(samples, preprocess, augment), workers, device.type == "cuda")
         self.plain = BatchLoader(ImageDataset(samples, preprocess), workers)
         self.val_loader = BatchLoader(ImageDataset(val_samples, preprocess), workers)
-        self.labels, self.val_labels = _labels(samples), _labels(val_samples)
+        self.samples, self.val_labels = samples, _labels(val_samples)
         self.images = len(samples)
         self.empty = torch.zeros(0, 3, preprocess.size, preprocess.size)
 
@@ -99,7 +99,7 @@ class ImageBatches:
         shares = [_share(batch) for batch in batches]
         loaded = self.train.batches([share for share in shares if share], epoch)
         for batch, share in zip(batches, shares, strict=True):
-            yield Batch(next(loaded)[0] if share else self.empty, self.labels[share], len(batch))
+            yield Batch(next(loaded)[0] if share else self.empty, _labels(self.samples, share), len(batch))
 
     def val(self) -> Iterator[Tensor]:
         size = max(1, self.config.batch_size // world_size())
@@ -163,7 +163,7 @@ class FeatureBatches:
 
         self.train = features_of(samples, config.flip)
         self.val_features = features_of(val_samples, "none") if val_samples else None
-        self.labels, self.val_labels = _labels(samples), _labels(val_samples)
+        self.samples, self.val_labels = samples, _labels(val_samples)
         self.images = len(samples)
         self.empty = self.train.batch([])
         self.vectors: Tensor | None = None  # (views, N, E) of a network whose vectors do not change in training
@@ -179,7 +179,7 @@ class FeatureBatches:
                 inputs = self.vectors[views[share], share]
             else:
                 inputs = self.train.batch(share, [int(views[i]) for i in share])
-            yield Batch(inputs, self.labels[share], len(batch))
+            yield Batch(inputs, _labels(self.samples, share), len(batch))
 
     @torch.no_grad()
     def _compute_vectors(self) -> Tensor | None:
@@ -219,7 +219,7 @@ class FeatureBatches:
     @torch.no_grad()
     def labelled_features(self, model: Wildcat) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batch_indices(range(self.images), self.config.batch_size):
-            yield self.rest(self.train.batch(batch).to(model.transfer.mean)), self.labels[batch]
+            yield self.rest(self.train.batch(batch).to(model.transfer.mean)), _labels(self.samples, batch)
 
     @torch.no_grad()
     def channel_statistics(self, model: Wildcat) -> tuple[Tensor, Tensor]:
@@ -259,9 +259,11 @@ def _share(batch: Sequence[int]) -> list[int]:
     return list(batch[rank() :: world_size()])
 
 
-def _labels(samples: Sequence[Sample]) -> Tensor:
-    """(N, C) int8; (0, 0) of no images."""
-    return torch.from_numpy(label_matrix(samples)) if samples else torch.zeros(0, 0, dtype=torch.int8)
+def _labels(samples: Sequence[Sample], chosen: Sequence[int] | None = None) -> Tensor:
+    """(B, C) int8 of the chosen samples, or of all: gathered for each batch, as (N, C) may not fit in memory."""
+    rows = samples if chosen is None else [samples[i] for i in chosen]
+    width = len(samples[0].labels) if samples else 0
+    return torch.from_numpy(label_matrix(rows)) if rows else torch.zeros(0, width, dtype=torch.int8)
 
 
 def create_batches(

@@ -22,7 +22,7 @@ import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # timm does not list what it exports
 from torch import Tensor, nn
 
-from wildcat.data.dataset import PRESENT, DataSet, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, label_counts
 from wildcat.data.loader import batch_indices
 from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
@@ -104,7 +104,7 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
             if parent is not None:
                 load_weights(model, parent.folder / WEIGHTS)
         model = model.to(device).to(memory_format=torch.channels_last)
-        frequencies = class_frequencies(torch.from_numpy(label_matrix(samples)))
+        frequencies = class_frequencies(*torch.from_numpy(label_counts(samples)))
         checkpoint = Checkpoint(run, model, data_fingerprint)
         if resume:
             checkpoint.restore()

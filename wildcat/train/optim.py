@@ -72,10 +72,9 @@ def with_background(labels: Tensor) -> Tensor:
     return torch.cat([labels, torch.full_like(labels[:, :1], PRESENT)], dim=1)
 
 
-def class_frequencies(labels: Tensor) -> Tensor:
-    """(N, C) labels -> (C,) share of images with the class, in (0, 1) by Laplace's rule, without ignored labels."""
-    present, known = (labels > 0).sum(dim=0), (labels != 0).sum(dim=0)
-    return (present + 1) / (known + 2)
+def class_frequencies(present: Tensor, absent: Tensor) -> Tensor:
+    """(C,) images with and without each class -> (C,) share of those with it, in (0, 1) by Laplace's rule."""
+    return (present + 1) / (present + absent + 2)
 
 
 def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:

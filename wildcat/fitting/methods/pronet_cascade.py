@@ -127,7 +127,7 @@ def fit(
     verifier.standardize(some.mean(dim=0), some.std(dim=0, correction=0))
     nn.init.normal_(verifier.weight, std=0.01 / math.sqrt(features.shape[0]))
     with torch.no_grad():
-        verifier.bias.copy_(torch.logit(class_frequencies(labels)))
+        verifier.bias.copy_(torch.logit(class_frequencies((labels > 0).sum(dim=0), (labels < 0).sum(dim=0))))
 
     def losses(_: int, batches: Sequence[Batch]) -> Iterator[Tensor]:
         for images, _views in batches:
