@@ -90,6 +90,20 @@ def costs(result: Result) -> str:
     return "\n".join(lines)
 
 
+def many_classes(result: Result) -> str:
+    s, machine, exponent = result["settings"], result["machine"], result["results"]["exponent"]
+    rows = []
+    for number, row in result["results"]["rows"].items():
+        each = 1e6 * row["epoch_s"] / int(number)
+        rows.append([f"{int(number):,}", f"{row['epoch_s']:.1f}", f"{each:.0f}", f"{row['peak_mb']:.0f}"])
+    return (
+        f"An epoch of a head of {s['classes']:,} exclusive classes on rows of random features ({s['backbone']}, "
+        f"batches of {s['batch_size']}, {machine['threads']} thread of {machine['processor']}): exponent of the growth "
+        f"**{exponent:.2f}**. Memory is that of the whole process, which maps the rows from disk.\n\n"
+        + markdown_table(["rows", "seconds", "microseconds per row", "peak memory, MB"], rows)
+    )
+
+
 def scaling(result: Result) -> str:
     s, machine = result["settings"], result["machine"]
     rows = [

@@ -285,6 +285,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "head-cost-1000.json": ("Cost of the head, 1,000 classes", speed_tables.head_cost),
         "spatial-pool.json": ("Spatial pooling", speed_tables.spatial_pool),
         "scaling.json": ("Growth of the cost", speed_tables.scaling),
+        "many-classes.json": ("Many classes and images", speed_tables.many_classes),
         "costs.json": ("Profile", speed_tables.costs),
         "crf.json": ("Dense CRF", speed_tables.crf),
         "engines.json": ("Engines", speed_tables.engines),
