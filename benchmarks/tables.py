@@ -85,8 +85,9 @@ def refine_ablation(result: Result) -> str:
         [name, *(percent(row[key]) for key in columns.values()), row.get("cpu_minutes", "-")]
         for name, row in result["results"].items()
     ]
+    wrong = f" of which {s['wrong_labels']:.0%} of the images have a wrong one" if s.get("wrong_labels") else " only"
     return (
-        f"{s['data']}: `wildcat refine` of {s['run']}, from image-level labels only, one seed, averaged with the "
+        f"{s['data']}: `wildcat refine` of {s['run']}, from image-level labels{wrong}, one seed, averaged with the "
         "mirrored view. *Propagated*: with `--propagate`. Minutes of processor time of `refine`, without features that "
         "an earlier row has cached.\n\n" + markdown_table(["refined with", *columns, "CPU minutes"], rows)
     )
@@ -264,6 +265,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "pooling-sizes.json": ("Pooling, several input sizes", pooling),
         "masks.json": ("Masks from image-level labels", masks),
         "refine-ablation.json": ("The steps of wildcat refine", refine_ablation),
+        "refine-wrong-labels.json": ("wildcat refine on wrong labels", refine_ablation),
         "refine-finetuned.json": ("wildcat refine of a fine-tuned run", refine_ablation),
         "cascade.json": ("Second stage on crops", cascade),
         "cascade-small.json": ("Second stage on crops, small images", cascade),
