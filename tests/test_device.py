@@ -136,3 +136,16 @@ def test_few_batches_are_read_ahead_and_none_after_an_error() -> None:
         next(found)
     assert read <= 20 + PASSES
     assert list(map_batches(function, [])) == []
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize("good", [0, 1, 2, 10])
+def test_the_batches_before_one_that_cannot_be_read_are_returned(good: int) -> None:
+    def batches() -> Iterator[int]:
+        yield from range(good)
+        raise OSError("unplugged")
+
+    returned: list[int] = []
+    with pytest.raises(OSError, match="unplugged"):
+        returned.extend(map_batches(lambda batch: batch, batches()))
+    assert returned == list(range(good))

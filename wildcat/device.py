@@ -139,9 +139,24 @@ def map_batches(function: Callable[[Batch], Result], batches: Iterable[Batch]) -
 
     Args:
         function: computes on the CPU, and in the threads of torch alone.
-        batches: read by the caller's thread, at most one more than are computed.
+        batches: read by the caller's thread, at most one more than are computed. The results of those before an error
+            come first.
     """
-    threads, source = torch.get_num_threads(), iter(batches)
+    failed: list[Exception] = []
+
+    def until_error() -> Iterator[Batch]:
+        try:
+            yield from batches
+        except Exception as error:
+            failed.append(error)
+
+    yield from _mapped(function, until_error())
+    if failed:
+        raise failed[0]
+
+
+def _mapped(function: Callable[[Batch], Result], source: Iterator[Batch]) -> Iterator[Result]:
+    threads = torch.get_num_threads()
     first = list(itertools.islice(source, min(threads, PASSES)))
     if len(first) < 2:
         yield from map(function, itertools.chain(first, source))
