@@ -49,6 +49,7 @@ GOALS = (
     Goal("the same, a training step", "head-cost", ("lite2", "training step"), 1.05),
     Goal("growth with the images, exponent", "scaling", ("images",), 1.05),
     Goal("growth with the classes, exponent", "scaling", ("classes",), 1.05),
+    Goal("growth with the rows of 10,000 classes, exponent", "many-classes", ("exponent",), 1.05),
     Goal("sorting all regions / spatial_pool", "spatial-pool", ("seconds ratio",), 1.0, at_most=False),
 )
 
