@@ -194,7 +194,8 @@ def test_a_touched_image_is_computed_again(
     after, passes = computed(samples, cache)
     assert passes == 1
     torch.testing.assert_close(after.batch([3]), before.batch([0]), rtol=2e-3, atol=1e-4)  # in another batch
-    torch.testing.assert_close(after.batch([0, 1, 2, 4]), before.batch([0, 1, 2, 4]), rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(after.batch([1]), before.batch([1]), rtol=2e-3, atol=1e-4)
+    assert torch.equal(after.batch([0, 2, 4]), before.batch([0, 2, 4])), "these come from the cache"
 
 
 @pytest.mark.parametrize("fault", ["cut", "gone", "record", "record kind", "shape"])

@@ -99,7 +99,8 @@ class ImageBatches:
         shares = [_share(batch) for batch in batches]
         loaded = self.train.batches([share for share in shares if share], epoch)
         for batch, share in zip(batches, shares, strict=True):
-            yield Batch(next(loaded)[0] if share else self.empty, _labels(self.samples, share), len(batch))
+            images, labels = next(loaded) if share else (self.empty, _labels(self.samples, share))
+            yield Batch(images, labels, len(batch))
 
     def val(self) -> Iterator[Tensor]:
         size = max(1, self.config.batch_size // world_size())
