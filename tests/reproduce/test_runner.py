@@ -20,7 +20,7 @@ from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.reproduce import experiments
 from wildcat.reproduce import runner as module
 from wildcat.reproduce.experiments import EXPERIMENTS, Row, find_experiment
-from wildcat.reproduce.runner import Plan, cell_config, check_plan, plan_flags, protocol, run_cells, summary_path
+from wildcat.reproduce.runner import Plan, cell_config, check_plan, needs, plan_flags, protocol, run_cells, summary_path
 from wildcat.reproduce.tables import markdown
 from wildcat.settings import load_recipe, method_settings
 
@@ -196,7 +196,12 @@ def test_masks_are_measured_with_and_without_a_crf_and_scores_where_there_are_no
 ) -> None:
     rows = {row.name: row for row in EXPERIMENTS["table9"].rows}
     netvlad = Row("NetVLAD", {**method_settings("netvlad"), "head_size": 4}, method="netvlad")
-    short = (Row("paper only", None, {"VOC 2012": 24.9}), rows["WILDCAT"], rows["WILDCAT + CRF"], netvlad)
+    short = (
+        Row("paper only", None, {"VOC 2012": 24.9}, needs="weights"),
+        rows["WILDCAT"],
+        rows["WILDCAT + CRF"],
+        netvlad,
+    )
     monkeypatch.setitem(EXPERIMENTS, "table9", dataclasses.replace(EXPERIMENTS["table9"], rows=short))
     summary = reproduce(Plan("table9", CONFIG, seeds=1), shapes, tmp_path)
     metrics = {name: row["metrics"] for name, row in summary["results"].items()}
@@ -204,7 +209,11 @@ def test_masks_are_measured_with_and_without_a_crf_and_scores_where_there_are_no
     assert metrics["WILDCAT"]["miou"]["mean"] != metrics["WILDCAT + CRF"]["miou"]["mean"]
     assert metrics["WILDCAT"]["map"] == metrics["WILDCAT + CRF"]["map"]
     text = markdown(summary)
-    assert "| paper only |  |  | 24.9 |" in text and "mean IoU (voc10) %" not in text and "mean IoU %" in text
+    assert (
+        "| paper only | not run: needs weights |  | 24.9 |" in text
+        and "mean IoU (voc10) %" not in text
+        and "mean IoU %" in text
+    )
     monkeypatch.setitem(EXPERIMENTS, "table2", dataclasses.replace(EXPERIMENTS["table2"], rows=short[1:2]))
     monkeypatch.setattr(module, "train_and_evaluate", None)  # a cell of table 9 is one of table 2 too
     other = reproduce(Plan("table2", CONFIG, seeds=1), shapes, tmp_path)
@@ -228,6 +237,21 @@ def test_a_second_stage_trains_once_on_one_network(
     assert len({row["miou"]["mean"] for row in metrics.values()}) == 3
     several = reproduce(Plan("table9", CONFIG, seeds=1, sizes=(64, 96)), shapes, tmp_path / "several")
     assert not several["results"]["CCNN"]["metrics"] and several["results"]["WILDCAT"]["metrics"]
+    assert "| CCNN | not run: needs a single input size |" in markdown(several)
+
+
+def test_the_cascade_is_on_the_network_of_pronet(
+    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, cascade = (row for row in EXPERIMENTS["table8"].rows if row.name.startswith("ProNet"))
+    short = dataclasses.replace(cascade, refine=dict(cascade.refine) | {"epochs": 1})
+    monkeypatch.setitem(EXPERIMENTS, "table8", dataclasses.replace(EXPERIMENTS["table8"], rows=(first, short)))
+    one, both = reproduce(Plan("table8", CONFIG, seeds=1), shapes, tmp_path)["results"].values()
+    assert one["settings"] == both["settings"] and both["settings"]["pooling"] == "lse"
+    assert all(one["metrics"][name] != both["metrics"][name] for name in ("map", "point_ap"))
+    exclusive = dataclasses.replace(shapes, task="multiclass")
+    assert needs(Plan("table2", CONFIG), cascade, exclusive) == "classes that do not exclude each other"
+    assert not needs(Plan("table2", CONFIG), cascade, shapes)
 
 
 def test_points_of_a_beam_search(shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

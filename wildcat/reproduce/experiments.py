@@ -42,6 +42,7 @@ class Row:
         crf: whether its masks are sharpened with a dense CRF.
         localize: what finds its points, see `wildcat.predictor.load`.
         refine: settings of `wildcat refine`, a second stage on the trained network; empty: none.
+        needs: what a line that only the paper reports would need to be run.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     crf: bool = False
     localize: Localize = "maps"
     refine: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,25 @@ def _refined(
     title: str, method: str, settings: Mapping[str, Any] | None = None, crf: bool = False, **paper: float
 ) -> Row:
     """A method of `wildcat refine`, on the network that WILDCAT's row trains."""
-    row = _method(title, "wildcat", **paper)
-    return replace(row, method=f"refine {method}", crf=crf, refine={"method": method, **(settings or {})})
+    return _second_stage(_method(title, "wildcat", **paper), title, method, settings, crf)
 
 
-def _paper_only(title: str, **paper: float) -> Row:
-    return Row(title, None, {key.replace("_", " "): value for key, value in paper.items()})
+def _second_stage(
+    first: Row, title: str, method: str, settings: Mapping[str, Any] | None = None, crf: bool = False
+) -> Row:
+    """A method of `wildcat refine`, on the network of another row."""
+    refine = {"method": method, **(settings or {})}
+    return replace(first, name=title, method=f"refine {method}", crf=crf, refine=refine)
+
+
+def _pronet(**paper: float) -> tuple[Row, Row]:
+    """ProNet's first stage and the whole. The paper's tables quote one number, without the stage."""
+    first = _method("ProNet (log-sum-exp)", "pronet", **paper)
+    return first, _second_stage(first, f"{first.name}, cascade", "pronet-cascade")
+
+
+def _paper_only(title: str, needs: str, **paper: float) -> Row:
+    return Row(title, None, {key.replace("_", " "): value for key, value in paper.items()}, needs=needs)
 
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 1.0)
@@ -142,12 +157,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("map",),
         (
             _method("global features + linear classifier", "global", VOC_2007=89.8, VOC_2012=89.2),
-            _paper_only("VGG16 features", VOC_2007=89.3, VOC_2012=89.0),
+            _paper_only("VGG16 features", "weights of VGG16", VOC_2007=89.3, VOC_2012=89.0),
             _method("DeepMIL (max)", "deepmil", VOC_2012=86.3),
             _method("top instances", "top-instances"),
             _method("GAP, architecture (a)", "gap-a"),
             _method("WELDON", "weldon", VOC_2007=90.2),
-            _method("ProNet (log-sum-exp)", "pronet", VOC_2012=89.3),
+            *_pronet(VOC_2012=89.3),
             _method("RRSVM", "rrsvm", VOC_2007=92.9),
             _method("SPLeaP", "spleap", VOC_2007=88.0),
             _method("WILDCAT", "wildcat", VOC_2007=95.0, VOC_2012=93.4),
@@ -161,7 +176,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Classification of scenes (15-Scene, MIT67)",
         ("accuracy",),
         (
-            _paper_only("CaffeNet Places", **{"15-Scene": 90.2, "MIT67": 68.2}),
+            _paper_only(
+                "CaffeNet Places", "weights of CaffeNet, trained on Places", **{"15-Scene": 90.2, "MIT67": 68.2}
+            ),
             _method("MOP CNN", "mop-cnn", MIT67=68.9),
             _method("Negative parts", "negative-parts", MIT67=77.1),
             _method("GAP, architecture (a)", "gap-a", **{"15-Scene": 88.3, "MIT67": 66.6}),
@@ -187,7 +204,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _method("top instances", "top-instances"),
             _method("WELDON", "weldon", VOC_2012_Action=75.0, COCO=68.8),
             _method("global features + linear classifier", "global", VOC_2012_Action=77.9, COCO=72.5),
-            _method("ProNet (log-sum-exp)", "pronet", COCO=70.9),
+            *_pronet(COCO=70.9),
             _method("WILDCAT", "wildcat", VOC_2012_Action=86.0, COCO=80.7),
             *WITH_MAPS,
             *DESCRIPTORS,
@@ -236,7 +253,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("point_ap", "map"),
         (
             _method("DeepMIL (max)", "deepmil", VOC_2012=74.5, COCO=41.2),
-            _method("ProNet (log-sum-exp)", "pronet", VOC_2012=77.7, COCO=46.4),
+            *_pronet(VOC_2012=77.7, COCO=46.4),
             replace(_method("WSLocalization", "gap-a", VOC_2012=79.7, COCO=49.2), method="", localize="beam-search"),
             _method("GAP, architecture (a)", "gap-a"),
             _method("WELDON", "weldon"),

@@ -26,6 +26,7 @@ from wildcat.evaluation import POINT_TOLERANCE, evaluate
 from wildcat.files import write_json
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
+from wildcat.fitting.methods import refine_method
 from wildcat.fitting.refine import check_extras, refine
 from wildcat.models.folder import Combine
 from wildcat.models.manifest import MANIFEST, versions
@@ -91,7 +92,7 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     """
     experiment = find_experiment(plan.experiment)
     check_plan(plan, experiment, data)
-    rows = measured_rows(plan, experiment)
+    rows = measured_rows(plan, experiment, data)
     records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     total, number = len(rows) * plan.seeds, 0
     for row in rows:
@@ -101,18 +102,26 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
             record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine)
             records[row.name].append(record)
             yield Cell(row.name, seed, number, total, record)
-        summary = {**describe(plan, experiment, data, records), "results": summarize_rows(experiment, records)}
+        lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
+        results = summarize_rows(experiment, records, lacking)
+        summary = {**describe(plan, experiment, data, records), "results": results}
         write_tables(summary, records, summary_path(plan, data, out))
 
 
-def measured_rows(plan: Plan, experiment: Experiment) -> list[Row]:
-    """The rows that are run: those with settings; with several input sizes without those that take a single network."""
-    single = len(plan.sizes) < 2
-    return [
-        row
-        for row in experiment.rows
-        if row.settings is not None and (single or not (row.refine or row.localize == "beam-search"))
-    ]
+def needs(plan: Plan, row: Row, data: DataSet) -> str:
+    """What a row would need to be run with this plan on this data, in words; "" if it is run."""
+    if row.settings is None:
+        return row.needs
+    if len(plan.sizes) > 1 and (row.refine or row.localize == "beam-search"):
+        return "a single input size"
+    if row.refine and data.task == "multiclass" and not refine_method(row.refine["method"]).multiclass:
+        return "classes that do not exclude each other"
+    return ""
+
+
+def measured_rows(plan: Plan, experiment: Experiment, data: DataSet) -> list[Row]:
+    """The rows that are run."""
+    return [row for row in experiment.rows if not needs(plan, row, data)]
 
 
 def summary_path(plan: Plan, data: DataSet, out: Path) -> Path:
@@ -131,7 +140,7 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
     default = load_recipe(RECIPE)
-    for row in measured_rows(plan, experiment):
+    for row in measured_rows(plan, experiment, data):
         for name in row.settings or ():
             if getattr(plan.config, name) != getattr(default, name):
                 raise ConfigError(

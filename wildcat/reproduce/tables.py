@@ -21,8 +21,12 @@ Records = Mapping[str, Sequence[Mapping[str, Any]]]  # name of a row -> the reco
 COMBINED = {"linear": "a linear classifier on their scores", "average": "averaging"}
 
 
-def summarize_rows(experiment: Experiment, records: Records) -> dict[str, Any]:
-    """Each row with the paper's numbers and the measured mean, standard deviation and values over the seeds."""
+def summarize_rows(experiment: Experiment, records: Records, needs: Mapping[str, str]) -> dict[str, Any]:
+    """Each row with the paper's numbers and the measured mean, standard deviation and values over the seeds.
+
+    Args:
+        needs: name of a row -> what it would need to be run; "" if it is run.
+    """
     rows: dict[str, Any] = {}
     for row in experiment.rows:
         cells = records.get(row.name, ())
@@ -34,6 +38,7 @@ def summarize_rows(experiment: Experiment, records: Records) -> dict[str, Any]:
             "seconds": round(statistics.mean(cell["seconds"] for cell in cells), 1) if cells else None,
             "x": row.x,
             "line": row.line,
+            "needs": needs[row.name],
         }
     return rows
 
@@ -102,6 +107,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     lines = []
     for name, row in rows.items():
         measured = [percent(row["metrics"].get(metric)) for metric in metrics]
+        if needs := row.get("needs"):
+            measured[0] = f"not run: needs {needs}"
         published = [f"{row['paper'][p]:.1f}" if p in row["paper"] else "" for p in papers]
         lines.append([name, *measured, *published])
     return f"{caption}\n\n{markdown_table(columns, lines)}"
