@@ -9,10 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -192,6 +195,24 @@ def test_one_thread_runs_the_kernels_of_several() -> None:
     torch.testing.assert_close(features, backbone(batch).detach(), rtol=1e-3, atol=1e-4)
     operations = {event.key for event in recorded.key_averages()}
     assert "aten::mkldnn_convolution" in operations and "aten::_slow_conv2d_forward" not in operations
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_pads_no_copy_of_its_input(
+    kernel: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = nn.Sequential(Conv2dSame(6, 6, kernel, stride, groups=6, bias=False), nn.BatchNorm2d(6)).eval()
+    folded = torch_backend.fold_graph(network)
+    with torch.inference_mode():
+        for height, width, copies in ((14, 20, 0), (15, 21, 0), (14, 21, int(stride == 2)), (kernel, kernel, 0)):
+            batch = torch.randn(2, 6, height, width).contiguous(memory_format=torch.channels_last)
+            expected, padded = network(batch), Mock(side_effect=pad_same)
+            with monkeypatch.context() as patch:
+                # not by its name: timm.layers has a function of that name, too
+                patch.setattr(sys.modules[Conv2dSame.__module__], "pad_same", padded)
+                torch.testing.assert_close(folded(batch), expected, rtol=1e-5, atol=1e-6)
+            assert padded.call_count == copies, (height, width)
 
 
 def test_what_cannot_be_traced_is_not_folded_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import get_same_padding
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -140,6 +143,26 @@ class _PointwiseConv2d(nn.Conv2d):
         return torch.mkldnn_convolution(input, self.weight, self.bias, (0, 0), self.stride, self.dilation, self.groups)
 
 
+class _DepthwiseConv2dSame(Conv2dSame):
+    """A depthwise convolution with TensorFlow's "same" padding that pads no copy of its input.
+
+    With stride 2 and even sides it pads one row less above than below, and one column less on the left. A row and a
+    column of zeros before the kernel make the padding equal on all sides, so that the convolution does it: the same
+    outputs in a third to a half of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = x.device.type == "cpu" and self.dilation == (1, 1) and not torch.compiler.is_compiling()
+        totals = [get_same_padding(*side, 1) for side in zip(x.shape[2:], self.kernel_size, self.stride, strict=True)]
+        extra = totals[0] % 2
+        if not plain or totals[1] % 2 != extra:
+            outputs: Tensor = super().forward(x)  # type: ignore[no-untyped-call]  # timm leaves it untyped
+            return outputs
+        weight = functional.pad(self.weight, (extra, 0, extra, 0))
+        padding = [(total + extra) // 2 for total in totals]
+        return functional.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
+
+
 class _Tracer(fx.Tracer):
     """Does not trace into convolutions (some compute their padding from the image size) and normalisations."""
 
@@ -159,6 +182,8 @@ def fold_graph(network: nn.Module) -> fx.GraphModule:
         pointwise = type(fused) is nn.Conv2d and fused.kernel_size == (1, 1) and fused.padding == (0, 0)
         if pointwise and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             fused.__class__ = _PointwiseConv2d
+        if type(fused) is Conv2dSame and fused.groups == fused.in_channels:
+            fused.__class__ = _DepthwiseConv2dSame
         graph.set_submodule(before, fused)
         # A normalisation of timm contains dropout and activation.
         rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
