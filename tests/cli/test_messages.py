@@ -71,7 +71,8 @@ def test_a_wrong_setting_is_named_as_it_is_typed(
 
 def test_other_commands_name_their_flags(tiny: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for line, says in {
-        ("predict", tiny, shapes, "--batch-size", 0): "--batch-size 0, --limit 0: give at least 1",
+        ("predict", tiny, shapes, "--batch-size", 0): "--batch-size 0: give at least 1",
+        ("predict", tiny, shapes, "--limit", -3): "--limit -3: give at least 1, or 0 for all images",
         ("predict", tiny, shapes, "--tile", 5): "--tile 5: give a side of at least",
         ("predict", tiny, shapes, "--device", "tpu"): "--device tpu: this machine has no such device.",
         ("evaluate", tiny, shapes, "--sizes", "20"): "--sizes 20: give at least 32 pixels.",

@@ -24,8 +24,10 @@ Skip = Callable[..., object]  # an image that cannot be read, the reason, and fo
 
 def check_amounts(batch_size: int, limit: int, top_k: int = 0) -> None:
     """Refuse a batch size below 1, and a negative limit or number of classes."""
-    if batch_size < 1 or limit < 0:
-        raise ConfigError(f"batch_size={batch_size}, limit={limit}: give at least 1, and at least 0.")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: give at least 1.", "8 is usual.")
+    if limit < 0:
+        raise ConfigError(f"limit={limit}: give at least 1, or 0 for all images.")
     if top_k < 0:
         raise ConfigError(f"top_k={top_k}: give at least 1, or 0 for all classes.")
 
