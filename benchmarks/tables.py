@@ -278,6 +278,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "fine-tuning-voc.json": ("Fine-tuning", partial(fine_tuning, paper=PAPER_VOC)),
         "learning-curve.json": ("Fewer training images, frozen backbone", fine_tuning),
         "fine-tuning-maps.json": ("Fine-tuning with other M and alpha", fine_tuning),
+        "fine-tuning-maps-scenes.json": ("Fine-tuning with other M and alpha, 15-Scene", fine_tuning),
         "scenes.json": ("15-Scene", scenes),
         "scenes-sizes.json": ("15-Scene, several input sizes", scenes),
         "fine-tuning-scenes.json": ("15-Scene, fine-tuned", partial(fine_tuning, paper=PAPER_SCENES)),
