@@ -1,5 +1,5 @@
 # make demo    install, train on images of solar cells, and show where the model finds defects
-# make test    install and run every check
+# make test    install and run every check; the tests in JOBS processes
 # make test-oldest  run the fast tests with the oldest allowed dependencies; downloads about 3 GB, so not part of make test
 # make docs    build the documentation into site/
 # make bench   run every benchmark on this machine, and print its goals and what became slower; DATA names the folder that holds VOCdevkit/
@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+JOBS ?= 2
 DEMO ?= demo
 OLDEST ?= .venv-oldest
 DATA ?= $(or $(WILDCAT_TEST_DATA),../shared/data)
@@ -38,7 +39,7 @@ test: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest -o addopts='-q --import-mode=importlib' tests/nn tests/metrics tests/regions tests/models \
