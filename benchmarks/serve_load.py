@@ -5,8 +5,9 @@
 Clients in this process send the same JPEG to `wildcat serve`, each as soon as its last response has arrived; they use
 the same cores as the service. Between the rounds another process runs the bare network on batches of tensors: the
 ratio of a round is relative to the mean of the runs before and after it. `cpu_s` is the processor time per image,
-which depends less on other load of the machine. Memory is that of all processes of the service. The malformed bodies
-are those of the tests (extra `test`), sent to a second service with small limits.
+which depends less on other load of the machine. Memory is that of all processes of the service. A start is the time
+from the command to its first answer, with the imported files in the system's cache. The malformed bodies are those of
+the tests (extra `test`), sent to a second service with small limits.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from script import write_result
 
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
-from wildcat.config import TrainConfig
+from wildcat.config import Limits, TrainConfig
 from wildcat.data import write_shapes
 from wildcat.data.readers.voc import read_voc
 from wildcat.models.run import create_run
@@ -47,6 +48,7 @@ from wildcat.reproduce.tables import spread
 from wildcat.train.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
+SMALL = 50  # MB; smaller processes are helpers of Python's multiprocessing
 FORM = "multipart/form-data; boundary=xyz"
 
 
@@ -98,10 +100,11 @@ class Service:
             pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return [Path(f"/proc/{pid}") for pid in pids]
 
-    def memory(self) -> float:
-        """Memory of all processes in MB; shared pages count once (PSS)."""
-        lines = [line for p in self.processes() for line in (p / "smaps_rollup").read_text().splitlines()]
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    def memory(self) -> list[float]:
+        """Memory of each process in MB; of shared pages a share (PSS), so that the sum counts them once."""
+        texts = [(p / "smaps_rollup").read_text() for p in self.processes()]
+        found = [next(line for line in text.splitlines() if line.startswith("Pss:")) for text in texts]
+        return [int(line.split()[1]) / 1024 for line in found]
 
     def cpu_seconds(self) -> float:
         """CPU seconds of all processes so far."""
@@ -128,6 +131,14 @@ def serving(run: str, *flags: str) -> Iterator[Service]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def start_seconds(run: str, body: bytes) -> float:
+    """From the command to its first answer."""
+    start = time.perf_counter()
+    with serving(run) as service, contextlib.closing(service.connect()) as connection:
+        assert post(connection, body) == 200
+        return round(time.perf_counter() - start, 3)
 
 
 def post(connection: http.client.HTTPConnection, body: bytes, kind: str = FORM) -> int:
@@ -200,10 +211,11 @@ def malformed_requests(service: Service, good: bytes) -> dict[str, Any]:
     }
 
 
-def short_run(folder: Path) -> str:
-    """A run with the default settings of `wildcat train` (lite0 at 320 pixels), trained for one epoch on 16 images."""
+def short_run(folder: Path, size: int) -> str:
+    """A run with the default backbone of `wildcat train`, lite0, trained for one epoch on 16 images."""
     data = read_voc(write_shapes(folder / "shapes", train=16, val=0))
-    run = create_run(folder / "lite0-320", TrainConfig(tune="head", epochs=1, val_split="none"), data)
+    config = TrainConfig(tune="head", image_size=size, epochs=1, val_split="none")
+    run = create_run(folder / f"lite0-{size}", config, data)
     train(run, data)
     return str(run.folder)
 
@@ -219,11 +231,12 @@ def jpeg_form(width: int, height: int) -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", help="model folder or packaged model; default: lite0 at 320 pixels, 5 classes")
+    parser.add_argument("--run", help="model folder or packaged model; default: lite0 with 5 classes")
+    parser.add_argument("--image-size", type=int, default=320, help="of the default model, in pixels")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=30, help="of load, over all rounds")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=8, help="batch size of the service and of the bare network")
+    parser.add_argument("--batch", type=int, default=Limits().batch_size, help="of the service and of the bare network")
     parser.add_argument("--width", type=int, default=320, help="of the image in pixels")
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--requests", default="500,5000", help="numbers of requests after which memory is measured")
@@ -238,7 +251,7 @@ def main() -> None:
         parser.error("--out is needed")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WILDCAT_CACHE"] = folder
-        arguments.run = arguments.run or short_run(Path(folder))
+        arguments.run = arguments.run or short_run(Path(folder), arguments.image_size)
         settings, results = measure(arguments)
     flags = shlex.join(
         Path(word).name for word in sys.argv[1:]
@@ -267,11 +280,14 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         for under_load, before, after in zip(services, networks[:-1], networks[1:], strict=True)
     ]
     print(f"ratios {ratios}", f"overload {overload}", sep="\n", file=sys.stderr)
+    starts = [start_seconds(arguments.run, body) for _ in range(3)]
+    print(f"starts {starts}", file=sys.stderr)
     with serving(arguments.run, "--batch-size", str(arguments.batch)) as service:
         load(service, body, arguments.clients, times(first))
-        early = service.memory()
+        early = sum(service.memory())
         load(service, body, arguments.clients, times(second - first))
-        late = service.memory()
+        memory = service.memory()
+        late = sum(memory)
     print(f"memory {early:.0f} MB -> {late:.0f} MB", file=sys.stderr)
     with serving(arguments.run, "--max-mb", "0.2", "--max-pixels", "100000") as service:
         malformed = malformed_requests(service, jpeg_form(160, 120))
@@ -282,10 +298,12 @@ def measure(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         "statuses": dict(sum((Counter(each["statuses"]) for each in services), Counter())),
         "ratio": spread(ratios),
         "crowd": {"clients": 4 * arguments.clients, **overload},
+        "start_s": spread(starts),
         "memory_mb": {str(first): round(early, 1), str(second): round(late, 1), "growth": round(late - early, 1)},
+        "memory_per_process_mb": spread([mb for mb in memory if mb > SMALL]),
         "broken": malformed,
     }
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "bare")}
+    settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "bare", "image_size")}
     predictor = wildcat.load(arguments.run, "cpu")
     settings |= {"run": Path(arguments.run).name, "classes": len(predictor.classes)}
     settings |= {"backbone": predictor.model.backbone.name, "input_size": predictor.preprocess.size}

@@ -165,6 +165,7 @@ def crf(result: Result) -> str:
 def serve_load(result: Result) -> str:
     s, r = result["settings"], result["results"]
     service, crowd, memory, broken = r["service"], r["crowd"], r["memory_mb"], r["broken"]
+    each = r["memory_per_process_mb"]
     early, late = s["requests"].split(",")
     refused = sum(count for status, count in crowd["statuses"].items() if status == "503")
     ratios = r["ratio"]["values"]
@@ -177,7 +178,9 @@ def serve_load(result: Result) -> str:
         f"latency {service['latency_p50_s']['mean']:.2f} s (median), {service['latency_p95_s']['mean']:.2f} s "
         f"(95th percentile). With {crowd['clients']} clients {crowd['per_s']:.1f} per second; {refused:,} requests "
         f"were refused with 503. Memory {memory[early]:.0f} MB after {int(early):,} requests, {memory[late]:.0f} MB "
-        f"after {int(late):,}. Of {broken['bodies']} malformed bodies {broken['answered_4xx']} got a 4xx response, "
+        f"after {int(late):,}: {each['mean']:.0f} MB for each of {len(each['values'])} processes. From the command to "
+        f"the first answer it takes {r['start_s']['mean']:.1f} s. Of {broken['bodies']} malformed bodies "
+        f"{broken['answered_4xx']} got a 4xx response, "
         f"and the service {'stayed up' if broken['alive_after'] else 'died'}."
     )
 

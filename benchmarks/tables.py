@@ -300,6 +300,8 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "cold-start.json": ("Cold start", speed_tables.cold_start),
         "predict-throughput.json": ("Prediction throughput", speed_tables.predict_throughput),
         "serve-load.json": ("Service under load", speed_tables.serve_load),
+        "serve-load-224.json": ("Service under load, 224 px", speed_tables.serve_load),
+        "serve-load-448.json": ("Service under load, 448 px", speed_tables.serve_load),
         "head-training.json": ("Head training", speed_tables.head_training),
         "train-throughput.json": ("Training throughput", speed_tables.train_throughput),
         "torchrun-train.json": ("Training in several processes", speed_tables.torchrun_train),

@@ -41,3 +41,23 @@ def test_reallocated_memory_causes_no_page_faults() -> None:
 def test_large_blocks_of_threads_cause_no_page_faults() -> None:
     kept = page_faults("from wildcat.cli.allocator import keep_freed_memory; assert keep_freed_memory()", IN_A_THREAD)
     assert kept < page_faults("import wildcat, wildcat.cli", IN_A_THREAD) / 5
+
+
+def test_kept_memory_can_be_returned_once() -> None:
+    code = """
+import numpy
+from pathlib import Path
+from wildcat.cli.allocator import keep_freed_memory, return_freed_memory
+keep_freed_memory()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+blocks = [numpy.ones(1 << 20, numpy.uint8) for _ in range(96)]
+held = resident()
+del blocks
+kept = resident()
+assert return_freed_memory()
+print(held - kept, kept - resident())
+"""
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    kept, returned = map(int, process.stdout.split())
+    assert kept < 8 << 20 and returned > 80 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 # Option numbers of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -20,11 +21,23 @@ def keep_freed_memory() -> bool:
     return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26), (_ARENA_MAX, 1))
 
 
+def return_freed_memory() -> bool:
+    """Return what `keep_freed_memory` has kept to the system, once; returns whether there was any."""
+    trim = _glibc("malloc_trim")
+    return trim is not None and trim(0) == 1
+
+
 def _set(*options: tuple[int, int]) -> bool:
+    mallopt = _glibc("mallopt")
+    return mallopt is not None and all(mallopt(number, value) == 1 for number, value in options)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc, or None where there is no glibc."""
     if not sys.platform.startswith("linux"):
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        function: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError):
-        return False
-    return all(mallopt(number, value) == 1 for number, value in options)
+        return None
+    return function

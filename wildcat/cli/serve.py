@@ -55,6 +55,7 @@ def run_serve(command: Serve) -> int:
         start_fork_server(command.device)
     import warnings
 
+    from wildcat.cli.allocator import return_freed_memory
     from wildcat.serve import create_app
     from wildcat.serve.middleware import LOOPBACK
     from wildcat.serve.task_images import connect
@@ -78,6 +79,7 @@ def run_serve(command: Serve) -> int:
             root_path=command.root_path,
             label_studio=label_studio,
         )
+        return_freed_memory()  # of reading and sending the model: with worker processes this one allocates little
         print(url_of(command.host, listener), flush=True)
         print(
             f"{predictor.name}: {len(predictor.classes)} classes; device {predictor.device.type}; Ctrl-C stops",
