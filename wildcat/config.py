@@ -56,7 +56,7 @@ class Limits:
     worker_timeout: float = 60.0
     """Seconds a worker may take for a batch; a worker process is then killed and restarted."""
     batch_size: int = 4
-    """Most images per forward pass: on a CPU more cost memory and gain no speed; on a GPU 16 or more do."""
+    """Most images per forward pass. On a CPU more cost memory and gain no speed; for a GPU give more, such as 16."""
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(Limits)):

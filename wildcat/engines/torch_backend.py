@@ -148,7 +148,7 @@ class _DepthwiseConv2dSame(Conv2dSame):
 
     With stride 2 and even sides it pads one row less above than below, and one column less on the left. A row and a
     column of zeros before the kernel make the padding equal on all sides, so that the convolution does it: the same
-    outputs in a third to a half of the time.
+    outputs in half of the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
