@@ -238,6 +238,9 @@ def test_a_second_stage_trains_once_on_one_network(
     several = reproduce(Plan("table9", CONFIG, seeds=1, sizes=(64, 96)), shapes, tmp_path / "several")
     assert not several["results"]["CCNN"]["metrics"] and several["results"]["WILDCAT"]["metrics"]
     assert "| CCNN | not run: needs a single input size |" in markdown(several)
+    assert "one where no deviation is given" not in markdown(several)
+    several["settings"]["seeds"] = 3
+    assert "over 3 seeds, one where no deviation is given, last epoch" in markdown(several)
 
 
 def test_the_cascade_is_on_the_network_of_pronet(

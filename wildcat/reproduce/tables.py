@@ -99,6 +99,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     combined = f", one network per size, combined by {COMBINED[s['combine']]}" if s["combine"] else ""
     tolerance = f"; points within {s['point_tolerance_px']} px" if "point_ap" in metrics else ""
     seeds = f"mean ± standard deviation over {s['seeds']} seeds" if s["seeds"] > 1 else "one seed"
+    single = any(value["std"] is None for row in rows.values() for value in row["metrics"].values())
+    seeds += ", one where no deviation is given" if s["seeds"] > 1 and single else ""
     caption = (
         f"**{s['experiment'].capitalize()}: {s['title']}.** {s['data']}: {s['train']}, measured on {s['test']}; "
         f"{training} at {sizes} px{combined}; {seeds}, last epoch{tolerance}."
