@@ -33,6 +33,14 @@ WITHOUT_DATA = (
     "hand. `wildcat reproduce table4 --data DIR` measures them."
 )
 
+# Rows of README.md: name -> the input of the recipe `finetune` in fine-tuning-voc.json.
+FINE_TUNED = {
+    "wildcat, fine-tuned: `--recipe finetune`": "448 px",
+    "the same, crops verified: `wildcat refine --method pronet-cascade --epochs 20 --crops 16`": (
+        "448 px, then the cascade with --epochs 20 --crops 16"
+    ),
+}
+
 Result = dict[str, Any]  # the content of one result file
 
 
@@ -316,10 +324,14 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
 
 
 def readme_table(result: Result) -> str:
-    """The short table of README.md: points and masks of each pooling, from masks.json."""
+    """The short table of README.md: points and masks of each pooling, from masks.json, and fine-tuned runs."""
     s = result["settings"]
     columns = {"mAP %": "map", "point AP %": "point_ap", "mIoU with CRF %": "miou_crf"}
     rows = [[name, *(percent(row[key]) for key in columns.values())] for name, row in result["results"].items()]
+    fine_tuned = read_result("fine-tuning-voc.json")["results"]["finetune"]["inputs"]
+    for name, key in FINE_TUNED.items():
+        row = fine_tuned[key]
+        rows.append([f"{name} ({_seeds(row)} seeds)", *(percent(row.get(key)) for key in columns.values())])
     return (
         f"{s['data']}, trained from image-level labels; frozen {s['backbone']} at {s['image_size']} px, "
         f"mean ± standard deviation over {s['seeds']} seeds:\n\n" + markdown_table(["pooling", *columns], rows)
