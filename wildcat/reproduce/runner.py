@@ -92,7 +92,8 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     """
     experiment = find_experiment(plan.experiment)
     check_plan(plan, experiment, data)
-    rows = measured_rows(plan, experiment, data)
+    lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
+    rows = [row for row in experiment.rows if not lacking[row.name]]
     records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
     total, number = len(rows) * plan.seeds, 0
     for row in rows:
@@ -102,7 +103,6 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
             record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine)
             records[row.name].append(record)
             yield Cell(row.name, seed, number, total, record)
-        lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
         results = summarize_rows(experiment, records, lacking)
         summary = {**describe(plan, experiment, data, records), "results": results}
         write_tables(summary, records, summary_path(plan, data, out))
@@ -117,11 +117,6 @@ def needs(plan: Plan, row: Row, data: DataSet) -> str:
     if row.refine and data.task == "multiclass" and not refine_method(row.refine["method"]).multiclass:
         return "classes that do not exclude each other"
     return ""
-
-
-def measured_rows(plan: Plan, experiment: Experiment, data: DataSet) -> list[Row]:
-    """The rows that are run."""
-    return [row for row in experiment.rows if not needs(plan, row, data)]
 
 
 def summary_path(plan: Plan, data: DataSet, out: Path) -> Path:
@@ -140,7 +135,7 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
     default = load_recipe(RECIPE)
-    for row in measured_rows(plan, experiment, data):
+    for row in (row for row in experiment.rows if not needs(plan, row, data)):
         for name in row.settings or ():
             if getattr(plan.config, name) != getattr(default, name):
                 raise ConfigError(
