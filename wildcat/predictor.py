@@ -32,7 +32,7 @@ from wildcat.data.image_ref import (
     read_ahead,
     read_open_file,
 )
-from wildcat.data.transforms import Preprocess
+from wildcat.data.transforms import Preprocess, stack_images
 from wildcat.device import choose_device, map_batches, refuse_forked
 from wildcat.engines import fold, open_engine
 from wildcat.errors import ConfigError, RunError, did_you_mean
@@ -303,7 +303,7 @@ class Predictor:
     def _batch(self, inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """`_inputs` of B images -> for each member (B, 3, S, S) float32, normalised."""
         pixels = {m.preprocess: column for m, column in zip(self.members, zip(*inputs, strict=True), strict=True)}
-        batches = {p: p.normalise(torch.stack(column).to(self.device)) for p, column in pixels.items()}
+        batches = {p: p.normalise(stack_images(column).to(self.device)) for p, column in pixels.items()}
         return [batches[member.preprocess] for member in self.members]
 
     # --- the networks ---

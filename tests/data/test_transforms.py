@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wildcat.config import Distortion
-from wildcat.data.transforms import Preprocess, distort, random_crop, smallest_side
+from wildcat.data.transforms import Preprocess, distort, random_crop, smallest_side, stack_images
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -144,7 +144,9 @@ def test_resizing_equals_pillow(size: tuple[int, int], interpolation: str) -> No
 def test_a_batch_is_normalised_like_its_images_and_is_channels_last() -> None:
     preprocess = Preprocess(16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
     images = [ramps(30, 20), ramps(16, 16).transpose(Image.Transpose.ROTATE_90)]
-    batch = preprocess.normalise(torch.stack([preprocess.warp(image) for image in images]))
+    pixels = stack_images([preprocess.warp(image) for image in images])
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    batch = preprocess.normalise(pixels)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for image, inputs in zip(images, batch, strict=True):
         bytes_ = preprocess.warp(image).double().numpy()

@@ -145,7 +145,9 @@ def shown(name: object) -> str:
     >>> shown("a\nb.jpg")
     'a\\nb.jpg'
     """
-    text = "".join(c if c.isprintable() or c == " " or 0xD800 <= ord(c) < 0xE000 else repr(c)[1:-1] for c in str(name))
+    text = str(name)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or 0xD800 <= ord(c) < 0xE000 else repr(c)[1:-1] for c in text)
     return text if len(text) <= 250 else f"{text[:120]}...{text[-120:]}"
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from wildcat.config import Distortion, Flip
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import decode_image
-from wildcat.data.transforms import Preprocess
+from wildcat.data.transforms import Preprocess, stack_images
 from wildcat.device import available_cores
 from wildcat.errors import ImageError
 from wildcat.progress import REPEATED
@@ -135,9 +135,7 @@ def _collate(items: list[Item | ImageError]) -> Item | ImageError:
             return item
         images.append(item[0])
         labels.append(item[1])
-    # Images are channels last in memory (see Preprocess.normalise), and so is the batch.
-    batch = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return batch, torch.stack(labels)
+    return stack_images(images), torch.stack(labels)
 
 
 def _start_worker(max_pixels: int | None, _worker: int) -> None:

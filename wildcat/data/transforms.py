@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,6 +99,14 @@ class Preprocess:
         rows = pixels.permute(0, 2, 3, 1).reshape(len(pixels), self.size, 3 * self.size)
         scaled = rows.float().mul_(scale).add_(offset)
         return scaled.reshape(len(pixels), self.size, self.size, 3).permute(0, 3, 1, 2)
+
+
+def stack_images(images: Sequence[Tensor]) -> Tensor:
+    """B images (3, S, S) as `Preprocess` returns them -> (B, 3, S, S), channels last in memory like them.
+
+    `torch.stack` by itself would lay out each channel as a plane, and the layers after it would undo that.
+    """
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def parse_range(text: str) -> tuple[float, float] | None:

@@ -102,7 +102,7 @@ class PredictionWriter:
 
     def add(self, prediction: Prediction, name: str) -> dict[str, object]:
         """Write one prediction and return its row; `name` is the relative path of the image and names its files."""
-        stem = self._unique_stem(Path(name).with_suffix(""))
+        stem = self._unique_stem(Path(name).with_suffix("")) if self.save else ""
         if prediction.classes != tuple(self.class_files):
             self.class_files = file_names(prediction.classes)
             self.legend |= prediction.legend

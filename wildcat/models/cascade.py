@@ -37,6 +37,7 @@ from torch.nn import functional
 
 from wildcat.config import Flip
 from wildcat.data.image_ref import Part, cropped, decode_image
+from wildcat.data.transforms import stack_images
 from wildcat.errors import ConfigError
 from wildcat.models.member import Member
 from wildcat.nn.model import Transfer
@@ -100,7 +101,7 @@ class Cascade:
         """(C, h, w) maps of each crop by the verifier."""
         device = self.verifier.weight.device
         while batch := list(islice(inputs, BATCH)):
-            images = member.preprocess.normalise(torch.stack(batch).to(device))
+            images = member.preprocess.normalise(stack_images(batch).to(device))
             features = member.features(images.contiguous(memory_format=torch.channels_last), flip)[0]
             yield from self.verifier(features).float().cpu().numpy()
 
