@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 
 from wildcat.config import TrainConfig
@@ -19,7 +20,13 @@ from wildcat.models.run import create_run
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.factory import create_model
 from wildcat.train.batches import ImageBatches
-from wildcat.train.batchnorm import estimate_running_statistics, fold_frozen_batchnorm, freeze_batchnorm
+from wildcat.train.batchnorm import (
+    avoid_slow_gradients,
+    estimate_running_statistics,
+    fold_frozen_batchnorm,
+    freeze_batchnorm,
+    slow_in_bf16,
+)
 from wildcat.train.loop import train
 
 CONFIG = TrainConfig(
@@ -129,6 +136,7 @@ def test_mixed_precision_trains_in_the_same_direction() -> None:
     images = torch.randn(4, 3, 64, 64)
     expected = gradients(backbone, images)
     fold_frozen_batchnorm(backbone.network)
+    avoid_slow_gradients(backbone.network)
     with torch.autocast("cpu", torch.bfloat16):
         found = gradients(backbone, images)
     for key, value in expected.items():
@@ -136,3 +144,36 @@ def test_mixed_precision_trains_in_the_same_direction() -> None:
             assert (
                 float(nn.functional.cosine_similarity(found[key].float().flatten(), value.flatten(), dim=0)) > 0.98
             ), key
+
+
+@pytest.mark.skipif(not cpu_has_bf16(), reason="needs a processor that computes in bfloat16")
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        nn.Conv2d(8, 16, 3, 2, 1, groups=4, bias=False),
+        Conv2dSame(8, 8, 3, stride=2, groups=8),
+        nn.Conv2d(8, 8, 7, padding="same", groups=8),
+        nn.Conv2d(8, 8, 5, padding=2, padding_mode="reflect", groups=8),
+    ],
+)
+def test_gradients_in_float32_of_a_convolution_in_bfloat16(conv: nn.Conv2d) -> None:
+    """The outputs are those of autocast; the gradients those of float32 for the same rounded inputs."""
+    assert slow_in_bf16(conv)
+    images = torch.randn(3, 8, 9, 12).bfloat16().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = conv(images)
+    expected = gradients_of(conv, images, conv(images), rounded.float())
+    avoid_slow_gradients(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = conv(images)
+    assert torch.equal(outputs, rounded)
+    for one, other in zip(gradients_of(conv, images, outputs, rounded.float()), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
+def gradients_of(
+    conv: nn.Conv2d, images: torch.Tensor, outputs: torch.Tensor, upstream: torch.Tensor
+) -> list[torch.Tensor]:
+    """Gradients of images, weight and bias, for a gradient of the outputs."""
+    return list(torch.autograd.grad(outputs, [images, *conv.parameters()], upstream.to(outputs.dtype)))

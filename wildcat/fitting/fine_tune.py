@@ -12,7 +12,7 @@ from wildcat.device import bf16_is_native
 from wildcat.fitting.optimise import Batch, Training, optimise
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.nn.segmenter import Segmenter
-from wildcat.train.batchnorm import fold_frozen_batchnorm, freeze_batchnorm
+from wildcat.train.batchnorm import avoid_slow_gradients, fold_frozen_batchnorm, freeze_batchnorm
 from wildcat.train.optim import multiclass_loss, multilabel_loss, with_background
 
 BACKBONE_LR = 0.1  # of the learning rate of the head and the segmenter
@@ -37,6 +37,7 @@ def fine_tune(images: TrainingImages, segmenter: Segmenter) -> None:
     loader = BatchLoader(ImageDataset(images.samples, run.preprocess), suggested_workers(device.type))
     model.requires_grad_(True)
     fold_frozen_batchnorm(model.backbone.network)
+    avoid_slow_gradients(model.backbone.network)
 
     def losses(epoch: int, batches: Sequence[Batch]) -> Iterator[Tensor]:
         model.train()

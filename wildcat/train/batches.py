@@ -21,6 +21,7 @@ from wildcat.nn.model import Output, Wildcat
 from wildcat.nn.split import split_backbone
 from wildcat.progress import Progress
 from wildcat.train.batchnorm import (
+    avoid_slow_gradients,
     estimate_running_statistics,
     fold_frozen_batchnorm,
     freeze_batchnorm,
@@ -282,8 +283,10 @@ def create_batches(
         batches = ImageBatches(config, samples, val_samples, preprocess, next(model.parameters()).device)
     else:
         batches = FeatureBatches(config, model, samples, val_samples, preprocess, progress)
-    if config.tune != "head" and frozen_batchnorm(config):
-        fold_frozen_batchnorm(model.backbone.network)
+    if config.tune != "head":
+        if frozen_batchnorm(config):
+            fold_frozen_batchnorm(model.backbone.network)
+        avoid_slow_gradients(model.backbone.network)
     return batches
 
 

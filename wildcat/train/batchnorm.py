@@ -1,4 +1,4 @@
-"""Batch normalisation: running statistics that are frozen, or estimated from new images, or shared by several GPUs."""
+"""Batch normalisation (statistics that are frozen, estimated anew, or shared by GPUs), and bfloat16 on a CPU."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame, conv2d_same
+from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.fx.proxy import TraceError
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wildcat.engines.torch_backend import normalised_convolutions
@@ -93,14 +95,16 @@ def _normalised_convolution(conv: nn.Conv2d, norm: Any, inputs: Tensor) -> Tenso
     offset = norm.bias - norm.running_mean * scale
     if conv.bias is not None:
         offset = offset + conv.bias * scale
-    weight, bias = conv.weight * scale[:, None, None, None], offset.detach()
-    if inputs.device.type == "cpu" and slow_in_bf16(conv):
-        with torch.autocast("cpu", enabled=False):
-            outputs = _convolve(conv, inputs.to(weight.dtype), weight, bias)
-    else:
-        outputs = _convolve(conv, inputs, weight, bias)
+    outputs = _convolve(conv, inputs, conv.weight * scale[:, None, None, None], offset.detach())
     normalised: Tensor = _BiasGradient.apply(outputs, offset)
     return normalised
+
+
+def avoid_slow_gradients(network: nn.Module) -> None:
+    """Let convolutions whose gradients are slow in bfloat16 on a CPU compute these in float32."""
+    for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+        if type(conv) in (nn.Conv2d, Conv2dSame) and slow_in_bf16(conv) and "forward" not in vars(conv):
+            conv.forward = partial(_convolution, conv)  # type: ignore[method-assign]
 
 
 def slow_in_bf16(conv: nn.Conv2d) -> bool:
@@ -108,14 +112,45 @@ def slow_in_bf16(conv: nn.Conv2d) -> bool:
     return conv.groups > 1 and (max(conv.stride) > 1 or max(conv.kernel_size) > 3)
 
 
-def _convolve(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _convolution(conv: nn.Conv2d, inputs: Tensor) -> Tensor:
+    return _convolve(conv, inputs, conv.weight, conv.bias)
+
+
+def _convolve(conv: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding: Any = conv.padding
     outputs: Tensor
     if isinstance(conv, Conv2dSame):
-        pairs: dict[str, Any] = {"stride": conv.stride, "dilation": conv.dilation}  # any length, say torch's types
-        outputs = conv2d_same(inputs, weight, bias, **pairs, groups=conv.groups)
-    else:
+        sides: dict[str, Any] = {"kernel_size": conv.kernel_size, "stride": conv.stride, "dilation": conv.dilation}
+        inputs, padding = pad_same(inputs, **sides), (0, 0)  # timm's types want lists
+    layout = conv.stride, padding, conv.dilation, conv.groups
+    if conv.padding_mode != "zeros" or isinstance(padding, str):
         outputs = conv._conv_forward(inputs, weight, bias)
+    elif inputs.device.type == "cpu" and torch.is_autocast_enabled("cpu") and slow_in_bf16(conv):
+        outputs = _Float32Gradients.apply(inputs, weight, bias, layout)
+    else:
+        outputs = functional.conv2d(inputs, weight, bias, *layout)
     return outputs
+
+
+class _Float32Gradients(torch.autograd.Function):
+    """A convolution that is computed as autocast says, and its gradients in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, layout: tuple[Any, ...]) -> Tensor:
+        inputs = inputs.to(torch.get_autocast_dtype("cpu"))  # what is kept for the gradient of the weight
+        ctx.save_for_backward(inputs, weight)
+        ctx.layout, ctx.bias_sizes = layout, None if bias is None else bias.shape
+        return functional.conv2d(inputs, weight, bias, *layout)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.layout
+        found = torch.ops.aten.convolution_backward(
+            *(tensor.float() for tensor in (gradient, inputs, weight)),
+            *(ctx.bias_sizes, stride, padding, dilation, False, (0, 0), groups, ctx.needs_input_grad[:3]),
+        )
+        return (*found, None)
 
 
 def _after_normalisation(norm: _BatchNorm, inputs: Tensor) -> Tensor:
