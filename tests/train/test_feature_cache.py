@@ -116,6 +116,14 @@ def test_features_are_the_backbones_in_half_precision(
     np.testing.assert_allclose(std, expected.std(axis=(0, 1, 3, 4)), rtol=1e-3, atol=1e-5)
 
 
+def test_the_spread_of_a_channel_far_from_zero_is_exact() -> None:
+    values = np.random.default_rng(0).normal([0, 3000], [1, 0.1], (40, 9, 9, 2)).transpose(0, 3, 1, 2)
+    values = values.astype(np.float32)
+    mean, std = channel_statistics(torch.from_numpy(values).split(7))
+    np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3), dtype=np.float64), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(std, values.std(axis=(0, 2, 3), dtype=np.float64), rtol=1e-4)
+
+
 def test_batches_side_by_side_share_the_cores_and_keep_their_order(
     backbone: Backbone, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

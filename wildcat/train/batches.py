@@ -245,15 +245,21 @@ def set_training_mode(model: Wildcat, config: TrainConfig) -> None:
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel over all images and places of (B, D, h, w) features: (D,) each."""
-    total, squares, count = torch.zeros(()), torch.zeros(()), 0
+    """Mean and standard deviation of each channel over all images and places of (B, D, h, w) features: (D,) each.
+
+    Sums within a batch are in float32, which is 15 times as fast on a CPU, and of differences to the mean of the first
+    batch: the spread of a channel whose mean is much larger keeps its digits.
+    """
+    count, origin, total, squares = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
     for batch in batches:
         rows = batch.cpu().permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, D), on the CPU: MPS has no double precision
-        total = total + rows.sum(dim=0, dtype=torch.float64)
-        squares = squares + rows.square().sum(dim=0, dtype=torch.float64)
+        origin = origin if count else rows.mean(dim=0)
+        rows = rows - origin
+        total = total + rows.sum(dim=0).double()
+        squares = squares + rows.square_().sum(dim=0).double()
         count += len(rows)
     mean = total / count
-    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+    return (mean + origin).float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
 
 
 def _share(batch: Sequence[int]) -> list[int]:
