@@ -47,7 +47,6 @@ def run_refine(command: Refine) -> int:
     device = choose_device(command.device)
     describe(data, f"{len(fitted_samples(data, command.split))} images of {command.split} to train on", device.type)
     note_amp(run.config.amp, device)
-    print(f"Writing {command.out}", flush=True)
     try:
         with ProgressBar() as progress:
             model = refine(
