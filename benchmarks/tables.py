@@ -386,8 +386,7 @@ def method_results() -> str:
     test = settings["test"]
     setting = (
         f"Per cent on {settings['data']}, {test}, {settings['ap_variant']} AP: frozen {settings['backbone']} "
-        f"at {sizes} px, {settings['epochs']} epochs of the head, mean of {settings['seeds']} seeds; methods of "
-        "refine that make masks: one seed."
+        f"at {sizes} px, {settings['epochs']} epochs of the head, mean of {settings['seeds']} seeds."
     )
     return json.dumps({"setting": setting, "results": found}, indent=1) + "\n"
 
