@@ -97,8 +97,9 @@ class Predictor:
         self.flip, self.tile, self.combination, self.calibration = flip, tile, combination, calibration
         self.localize, self.propagate, self.crf, self.cascade = localize, propagate, crf, cascade
         self.process = os.getpid()
-        for network in [one for member in members for one in member.networks] + ([cascade.verifier] if cascade else []):
-            network.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        networks = [one for member in members for one in member.networks]
+        for network in [*networks, *(cascade.networks if cascade else ())]:
+            network.eval().to(self.device, memory_format=torch.channels_last)
 
     def __repr__(self) -> str:
         return f"Predictor({self.name!r}, {self.task}, {len(self.classes)} classes, device {str(self.device)!r})"
@@ -268,7 +269,7 @@ class Predictor:
         ]
         if outputs.features is not None:
             found = [located(p, self.members[0].fused, x) for p, x in zip(found, outputs.features, strict=True)]
-        return found if self.cascade is None else self.cascade.verified(found, self.members[0], self.flip)
+        return found if self.cascade is None else self.cascade.verified(found, self.members, self.flip)
 
     # --- reading and preprocessing ---
 
@@ -416,7 +417,7 @@ def load(
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
         segmenter = model.load_segmenter()
         members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
-        cascade = model.load_cascade(members[0].model.backbone.num_features)
+        cascade = model.load_cascade([member.model.backbone.num_features for member in members])
         # after the weights: a damaged file is named as such, not as weights that the calibration does not fit
         calibration = read_calibration(folder, model.classes) if calibrated else None
         propagate = bool(calibration and calibration.propagate) if propagate is None else propagate
@@ -427,6 +428,7 @@ def load(
         raise RunError(f"{name} has no trained boundaries to propagate to.", "Train them: wildcat refine --propagate.")
     if sizes:
         members = [replace(m, preprocess=replace(m.preprocess, size=size)) for m in members for size in sizes]
+        cascade = cascade and replace(cascade, verifiers=(*cascade.verifiers, *[None] * (len(sizes) - 1)))
     steps = (bool(propagate), bool(calibration and calibration.with_crf) if crf is None else crf)
     rest = (combination, calibration, tile, localize, *steps, cascade)
     predictor = Predictor(name, members, classes, task, device, flip, *rest)

@@ -20,8 +20,9 @@ from wildcat.errors import ConfigError, RunError
 from wildcat.export.card import model_card
 from wildcat.export.hub import GENERATED, push_model
 from wildcat.models.calibration import write_calibration
-from wildcat.models.folder import open_model, write_ensemble
+from wildcat.models.folder import open_model, write_cascade, write_ensemble
 from wildcat.models.run import open_run
+from wildcat.nn.model import Transfer
 from wildcat.regions import MaskParams
 
 CARD = f"---\nlicense: mit\n---\n{GENERATED}\n"
@@ -68,6 +69,19 @@ def test_an_ensemble_replaces_a_run(hub: Hub, run: Path, tmp_path: Path) -> None
     found, expected = (wildcat.load(source, "cpu").predict(image) for source in ("hf://ann/model", both))
     np.testing.assert_array_equal(found.class_maps, expected.class_maps)
     assert len(wildcat.load("hf://ann/model/members/2", "cpu").members) == 1
+
+
+def test_an_ensemble_with_a_cascade(hub: Hub, run: Path, tmp_path: Path) -> None:
+    opened = open_run(run)
+    verifier = Transfer(opened.load_model().backbone.num_features, len(opened.classes))
+    cascade = write_cascade(tmp_path / "cascade", opened, verifier, 4, 0.7, {})
+    both = write_ensemble(tmp_path / "both", [cascade, opened], None, {}).folder
+    push_model(both, "ann/model", CARD)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    found, expected = (wildcat.load(source, "cpu").predict(image) for source in ("hf://ann/model", both))
+    np.testing.assert_array_equal(found.class_scores, expected.class_scores)
+    assert found.located and found.located == expected.located
+    assert wildcat.load("hf://ann/model/members/1/base", "cpu").cascade is None
 
 
 def test_paths_do_not_leave_the_machine(hub: Hub, run: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 
@@ -52,7 +53,8 @@ def with_second_stage(tiny: Path, bias: np.ndarray, weight: float, crops: int = 
     with torch.no_grad():
         verifier.weight.zero_()
         verifier.bias.copy_(torch.from_numpy(bias))
-    return Predictor("both", first.members, first.classes, first.task, "cpu", cascade=Cascade(verifier, crops, weight))
+    cascade = Cascade((verifier,), crops, weight)
+    return Predictor("both", first.members, first.classes, first.task, "cpu", cascade=cascade)
 
 
 # --- proposals and crops ----------------------------------------------------------------------------------------------
@@ -153,11 +155,11 @@ def test_the_best_crop_of_a_class_decides(
                     pixels = first.preprocess(cropped(image.convert("RGB"), (left, top, right, bottom)))[None]
                     features = first.model.features(pixels)
                     mean = features.mean(dim=(2, 3), keepdim=True)
-                    heat = predictor.cascade.verifier(features)[0, index]
+                    heat = predictor.cascade.networks[0](features)[0, index]
                     row, column = np.unravel_index(int(heat.argmax()), heat.shape)
                     x = left + (right - left) * (column + 0.5) / heat.shape[1]
                     y = top + (bottom - top) * (row + 0.5) / heat.shape[0]
-                    score = float(predictor.cascade.verifier(mean)[0, index, 0, 0])
+                    score = float(predictor.cascade.networks[0](mean)[0, index, 0, 0])
                     found.append((score, (x * plain.width, y * plain.height)))
                 score, point = max(found)
                 assert both.class_scores[index] == pytest.approx(
@@ -244,6 +246,45 @@ def small_objects(folder: Path, train: int, val: int) -> DataSet:
     splits = {"train": [draw(i) for i in range(train)], "val": [draw(i) for i in range(train, train + val)]}
     readers = {name: (lambda samples=samples: samples) for name, samples in splits.items()}
     return DataSet("small", "made", folder, ("disc", "cross"), "multilabel", readers)
+
+
+def test_an_ensemble_averages_the_verifiers_of_its_cascades(
+    cascade: Path, tiny: Path, shapes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run and two cascades with equal first stages: each crop has the mean of the two verifiers' scores."""
+    constant = Path(shutil.copytree(cascade, tmp_path / "constant"))
+    weights = safetensors.torch.load_file(constant / "verifier.safetensors")
+    weights["weight"].zero_()
+    weights["bias"].fill_(9.0)
+    safetensors.torch.save_file(weights, constant / "verifier.safetensors")
+    both = tmp_path / "both"
+    made = ["ensemble", str(cascade), str(tiny), str(constant), "--combine", "average", "--out", str(both)]
+    assert main([*made, "--device", "cpu"]) == 0
+    assert "3 networks (test_resnet 64, test_resnet 64, test_resnet 64)" in capsys.readouterr().out
+    shutil.rmtree(constant)
+    images = sorted(shapes_folder.rglob("*.jpg"))[:3]
+    found = [load(folder, "cpu", "horizontal").predict(images) for folder in (tiny, cascade, both)]
+    for plain, one, two in zip(*found, strict=True):
+        assert two.located.keys() == one.located.keys()
+        for name, box in one.located.items():
+            assert two.located[name][:4] == box[:4] and two.pointed[name] == one.pointed[name]
+            assert two.located[name].score == pytest.approx((box.score + 9) / 2, abs=1e-4)
+            expected = 0.3 * plain.scores[name] + 0.7 * (box.score + 9) / 2
+            assert two.scores[name] == pytest.approx(expected, abs=1e-4)
+    (both / "members" / "3" / "verifier.safetensors").unlink()
+    with pytest.raises(RunError, match=r"members/3/verifier\.safetensors"):
+        load(both, "cpu")
+
+
+def test_cascades_of_an_ensemble_verify_the_same_crops(
+    cascade: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(cascade, tmp_path / "other"))
+    (other / "model.json").write_text((other / "model.json").read_text().replace('"crops": 8', '"crops": 6', 1))
+    assert main(["ensemble", str(cascade), str(other), "--combine", "average", "--out", str(tmp_path / "both")]) == 1
+    said = capsys.readouterr().err
+    assert "(8 crops, weight 0.7) verify different crops" in said and "--crop-weight" in said
+    assert not (tmp_path / "both").exists()
 
 
 # --- from the command to a model --------------------------------------------------------------------------------------

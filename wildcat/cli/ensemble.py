@@ -14,10 +14,10 @@ from wildcat.cli.options import DataCommand, describe, open_data
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(DataCommand):
-    """Combine several runs, such as one per input size, into one model."""
+    """Combine several runs, such as one per input size, into one model. A cascade among them keeps its second stage."""
 
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...")]]
-    """Run folders, or hf://user/name, trained on the same data; at least two."""
+    """Run folders or cascades, or hf://user/name, trained on the same data; at least two."""
     out: Path
     """New model folder; never overwritten."""
     data: str | None = None
@@ -36,13 +36,14 @@ def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
     from wildcat.fitting.ensemble import create_ensemble
+    from wildcat.models.folder import open_member
     from wildcat.models.hub import model_folder
-    from wildcat.models.run import open_run, refuse_taken
+    from wildcat.models.run import refuse_taken
     from wildcat.progress import ProgressBar
 
     refuse_taken(command.out)
     device = choose_device(command.device)
-    runs = [open_run(model_folder(folder)) for folder in command.runs]
+    members = [open_member(model_folder(folder)) for folder in command.runs]
     data = (
         open_data(command, command.data, command.runs[0])
         if command.data is not None and command.combine == "linear"
@@ -53,10 +54,10 @@ def run_ensemble(command: Ensemble) -> int:
         describe(data, images, device.type)
     with ProgressBar() as progress:
         model = create_ensemble(
-            command.out, runs, command.combine, data, command.split, command.strength, command.device, progress
+            command.out, members, command.combine, data, command.split, command.strength, command.device, progress
         )
-    members = ", ".join(f"{run.config.backbone} {run.preprocess.size}" for run in model.runs)
-    print(f"{command.out}: {len(runs)} networks ({members}), scores combined: {model.manifest['combine']}")
+    networks = ", ".join(f"{run.config.backbone} {run.preprocess.size}" for run in model.runs)
+    print(f"{command.out}: {len(members)} networks ({networks}), scores combined: {model.manifest['combine']}")
     evaluating = shlex.join(["wildcat", "evaluate", str(command.out), command.data or "DATA"])
     print(f"Next: {evaluating}")
     return 0

@@ -28,7 +28,7 @@ STRENGTH = 0.1  # default regularisation of the linear classifier towards the av
 
 def create_ensemble(
     folder: Path,
-    runs: Sequence[Run],
+    members: Sequence[Run | Model],
     combine: Combine = "linear",
     data: DataSet | None = None,
     split: str = "train",
@@ -39,6 +39,7 @@ def create_ensemble(
     """Combine runs into one model folder.
 
     Args:
+        members: runs and cascades; the first stages of cascades are combined like runs, and their verifiers averaged.
         combine: "linear" trains a classifier on the scores of the runs for `split`; "average" uses their mean.
         data, split: labelled images to train the linear classifier on: the training images of the runs, as in the
             paper. Never a split to evaluate on.
@@ -46,14 +47,15 @@ def create_ensemble(
         progress: counts images.
 
     Raises:
-        RunError: the folder exists, or the runs differ in classes.
+        RunError: the folder exists, or the runs differ in classes, or the cascades in crops or weight.
         ConfigError: a linear combination without data, or a strength out of range.
         DataError: the data has other classes than the runs.
     """
-    check_members(runs)
+    check_members(members)
     refuse_taken(folder)
     if combine == "average":
-        return write_ensemble(folder, runs, None, {})
+        return write_ensemble(folder, members, None, {})
+    runs = [member if isinstance(member, Run) else member.runs[0] for member in members]
     if data is None:
         raise ConfigError("a linear combination is trained on labelled images.", "Add --data, or --combine average.")
     if set(data.classes) != set(runs[0].classes):
@@ -61,8 +63,8 @@ def create_ensemble(
             f"{data.name} has other classes than {runs[0].folder}.", "Give the data the runs were trained on."
         )
     data = data.for_classes(runs[0].classes)
-    members = [Member(run.load_model(), run.preprocess) for run in runs]
-    predictor = Predictor("members", members, runs[0].classes, runs[0].task, device)
+    networks = [Member(run.load_model(), run.preprocess) for run in runs]
+    predictor = Predictor("members", networks, runs[0].classes, runs[0].task, device)
     samples = data.split(split)
     scores = []
     progress.start("scoring", len(samples))
@@ -71,7 +73,7 @@ def create_ensemble(
         progress.advance(len(images))
     fitted = fit_combination(np.concatenate(scores), label_matrix(samples), runs[0].task, strength)
     record = {"data": data.name, "split": split, "images": len(samples), "strength": strength}
-    return write_ensemble(folder, runs, fitted, record)
+    return write_ensemble(folder, members, fitted, record)
 
 
 def fit_combination(

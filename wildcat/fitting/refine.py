@@ -90,8 +90,9 @@ def refine(
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
-            cascade, loss = pronet_cascade.train(run, samples, labels, config, device, progress)
-        return write_cascade(folder, run, cascade, {**trained, "losses": [loss]})
+            verifier, loss = pronet_cascade.train(run, samples, labels, config, device, progress)
+        trained["losses"] = [loss]
+        return write_cascade(folder, run, verifier, config.crops, config.crop_weight, trained)
     calibration = read_calibration(run.folder, run.classes)
     module = importlib.import_module(f"wildcat.fitting.methods.{config.method.replace('-', '_')}")
     with torch.random.fork_rng():

@@ -16,8 +16,9 @@ v_c, and its point the highest cell of the verifier's map of that crop.
 Adapted to a frozen backbone: the paper's networks are fine-tuned, the second one is larger than the first, and a box is
 the receptive field of a cell of a network that runs at several scales. Here both stages share the backbone, whose input
 is the image in the first and the enlarged crop in the second; the verifier is linear, a map whose mean is the score;
-scales are windows of one map, which is averaged if the first stage runs at several sizes; and the first stage's score
-stays part of the cascade's, with a weight. The point is ours.
+scales are windows of one map, which is averaged if the first stage runs at several sizes or has several networks; and
+the first stage's score stays part of the cascade's, with a weight. The point is ours, and so is the mean of the
+verifiers of several networks.
 
 `wildcat.fitting.methods.pronet_cascade` trains the verifier.
 """
@@ -32,14 +33,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
 from torch.nn import functional
 
 from wildcat.config import Flip
 from wildcat.data.image_ref import Part, cropped, decode_image
 from wildcat.data.transforms import stack_images
 from wildcat.errors import ConfigError
-from wildcat.models.member import Member
+from wildcat.models.member import Member, on_finest_grid
 from wildcat.nn.model import Transfer
 from wildcat.prediction import Prediction
 from wildcat.regions.boxes import Box
@@ -61,49 +62,39 @@ class Cascade:
     """The second stage of a predictor.
 
     Attributes:
-        verifier: features (N, D, h, w) of crops -> maps (N, C, h, w), whose means are the scores.
+        verifiers: of the networks of the first stage, in their order: features (N, D, h, w) of crops -> maps
+            (N, C, h, w), whose means are the scores; None for a network that has none. Several are averaged.
         crops: the most crops per image; `crops // len(SIDES)` classes are verified.
-        weight: of the verifier in the score, in [0, 1].
+        weight: of the verifiers in the score, in [0, 1].
     """
 
-    verifier: Transfer
+    verifiers: tuple[Transfer | None, ...]
     crops: int
     weight: float
 
+    @property
+    def networks(self) -> list[Transfer]:
+        """The verifiers that there are."""
+        return [verifier for verifier in self.verifiers if verifier is not None]
+
     @torch.inference_mode()
-    def verified(self, predictions: Sequence[Prediction], member: Member, flip: Flip) -> list[Prediction]:
+    def verified(self, predictions: Sequence[Prediction], members: Sequence[Member], flip: Flip) -> list[Prediction]:
         """The predictions of the first stage with the scores of both, and a box and a point of each verified class.
 
         Args:
-            member: the network of the first stage, at its first size, whose features are those of the crops too.
+            members: the networks of the first stage, whose features are those of the crops too.
             flip: mirrored views of the crops to average.
         """
+        pairs = [(m, verifier) for m, verifier in zip(members, self.verifiers, strict=True) if verifier is not None]
         proposals = [propose(p.class_maps, verified_classes(p.class_scores, self.crops)) for p in predictions]
         parts = [list(dict.fromkeys(proposal.part for proposal in found)) for found in proposals]
-        inputs = (x for p, own in zip(predictions, parts, strict=True) for x in self._inputs(p, own, member))
-        maps = self._maps(inputs, member, flip)
+        sized = [member for member, _ in pairs]
+        crops = (crop for p, own in zip(predictions, parts, strict=True) for crop in _crops(p, own, sized))
+        maps = _maps(crops, pairs, flip)
         return [
             self._combined(p, found, dict(zip(own, islice(maps, len(own)), strict=True)))
             for p, found, own in zip(predictions, proposals, parts, strict=True)
         ]
-
-    def _inputs(self, prediction: Prediction, parts: Sequence[Part], member: Member) -> Iterator[Tensor]:
-        """(3, S, S) uint8 of each crop; a large image is decoded at the size that its smallest crop needs."""
-        preprocess = member.preprocess
-
-        def max_downscale(size: tuple[int, int]) -> float:
-            return preprocess.max_downscale(size) * min(SIDES)
-
-        image, _ = decode_image(prediction.image, max_downscale, prediction.intensity_range)
-        return (preprocess.warp(cropped(image, part)) for part in parts)
-
-    def _maps(self, inputs: Iterator[Tensor], member: Member, flip: Flip) -> Iterator[NDArray[np.float32]]:
-        """(C, h, w) maps of each crop by the verifier."""
-        device = self.verifier.weight.device
-        while batch := list(islice(inputs, BATCH)):
-            images = member.preprocess.normalise(stack_images(batch).to(device))
-            features = member.features(images.contiguous(memory_format=torch.channels_last), flip)[0]
-            yield from self.verifier(features).float().cpu().numpy()
 
     def _combined(
         self, prediction: Prediction, proposals: Sequence[Proposal], maps: Mapping[Part, NDArray[np.float32]]
@@ -121,6 +112,30 @@ class Cascade:
             name = prediction.classes[index]
             located[name], pointed[name] = Box(x1, y1, x2, y2, score), (x1 + x, y1 + y)
         return replace(prediction, class_scores=scores, located=located, pointed=pointed)
+
+
+def _crops(prediction: Prediction, parts: Sequence[Part], members: Sequence[Member]) -> Iterator[Image.Image]:
+    """The crops of an image; a large one is decoded at the size that its smallest crop needs."""
+
+    def max_downscale(size: tuple[int, int]) -> float:
+        return min(m.preprocess.max_downscale(size) for m in members) * min(SIDES)
+
+    image, _ = decode_image(prediction.image, max_downscale, prediction.intensity_range)
+    return (cropped(image, part) for part in parts)
+
+
+def _maps(
+    crops: Iterator[Image.Image], pairs: Sequence[tuple[Member, Transfer]], flip: Flip
+) -> Iterator[NDArray[np.float32]]:
+    """(C, h, w) maps of each crop: the average over the verifiers, on the finest of their grids."""
+    while batch := list(islice(crops, BATCH)):
+        maps = []
+        for member, verifier in pairs:
+            pixels = stack_images([member.preprocess.warp(crop) for crop in batch])
+            images = member.preprocess.normalise(pixels.to(verifier.weight.device))
+            features = member.features(images.contiguous(memory_format=torch.channels_last), flip)[0]
+            maps.append(verifier(features).float())
+        yield from torch.stack(on_finest_grid(maps)).mean(dim=0).cpu().numpy()
 
 
 def check_cascade(cascade: Cascade | None, name: str, localize: str, tile: int | None) -> None:

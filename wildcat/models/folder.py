@@ -7,7 +7,8 @@ An ensemble combines the scores of several runs:
                               combine: "linear" or "average"
                               fitted: what a linear combination was fitted on
     combination.safetensors   weight (C, S*C) and bias (C,) of the linear combination; absent for "average"
-    members/1, members/2, ... copies of the run folders, without the training state
+    members/1, members/2, ... copies of the run folders, without the training state; or of cascades, whose first stages
+                              and verifiers are averaged
 
 A refined model is a run with a segmenter, trained on masks of the run:
 
@@ -34,6 +35,7 @@ All of them may hold calibration.json, see `wildcat.models.calibration`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import Task
+from wildcat.data.transforms import Preprocess
 from wildcat.errors import RunError
 from wildcat.files import making, write_bytes, writing
 from wildcat.models.calibration import Calibration, write_calibration
@@ -83,7 +86,8 @@ class Model:
     """An opened model folder of any kind.
 
     Attributes:
-        runs: the run itself; the members of an ensemble; the base of a refined model or a cascade.
+        runs: the run itself; those of the members of an ensemble; the base of a refined model or a cascade.
+        members: of an ensemble, runs and cascades; otherwise empty.
         combination: of the scores of an ensemble; None averages them.
     """
 
@@ -93,7 +97,13 @@ class Model:
     classes: tuple[str, ...]
     task: Task
     manifest: Mapping[str, Any]
+    members: tuple[Model, ...] = ()
     combination: Combination | None = None
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Of its run, or the first of several."""
+        return self.runs[0].preprocess
 
     def load_segmenter(self) -> Segmenter | None:
         """The segmenter of a refined model, on the CPU, in evaluation mode; None for other kinds.
@@ -120,17 +130,37 @@ class Model:
         load_weights(boundaries, self.folder / BOUNDARIES)
         return boundaries.eval()
 
-    def load_cascade(self, channels: int) -> Cascade | None:
-        """The second stage of a cascade, on the CPU, in evaluation mode; None for other kinds.
+    def load_cascade(self, channels: Sequence[int]) -> Cascade | None:
+        """The second stage, on the CPU, in evaluation mode: of a cascade, or of those in an ensemble; otherwise None.
 
         Args:
-            channels: of the features of its run.
+            channels: of the features of each run.
 
         Raises:
-            RunError: its weights or settings are missing, damaged or of another network.
+            RunError: weights or settings are missing, damaged or of another network.
         """
+        if self.cascade_settings is None:
+            return None
+        parts = self.members or (self,)
+        verifiers = [part._load_verifier(count) for part, count in zip(parts, channels, strict=True)]
+        return Cascade(tuple(verifiers), *self.cascade_settings)
+
+    def _load_verifier(self, channels: int) -> Transfer | None:
         if self.kind != "cascade":
             return None
+        verifier = Transfer(channels, len(self.classes))
+        load_weights(verifier, self.folder / VERIFIER)
+        return verifier.eval()
+
+    @property
+    def cascade_settings(self) -> tuple[int, float] | None:
+        """Crops and weight of a cascade, or of those in an ensemble, which agree; None for other models.
+
+        Raises:
+            RunError: they are missing or damaged.
+        """
+        if self.kind != "cascade":
+            return next((m.cascade_settings for m in self.members if m.kind == "cascade"), None)
         try:
             crops, weight = int(self.manifest["crops"]), float(self.manifest["weight"])
             if crops < 1 or not 0 <= weight <= 1:
@@ -139,9 +169,7 @@ class Model:
             raise RunError(
                 f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
             ) from error
-        verifier = Transfer(channels, len(self.classes))
-        load_weights(verifier, self.folder / VERIFIER)
-        return Cascade(verifier.eval(), crops, weight)
+        return crops, weight
 
     def _network_sizes(self) -> tuple[tuple[int, ...], int, float | None]:
         """Channels of the levels, width and prior of the segmenter, from the manifest of a refined model."""
@@ -166,6 +194,7 @@ def open_model(folder: Path) -> Model:
     """
     manifest = read_manifest(folder)
     kind, classes, combination = manifest["kind"], tuple(manifest["classes"]), None
+    members: tuple[Model, ...] = ()
     runs: tuple[Run, ...]
     if kind == "run":
         runs = (open_run(folder),)
@@ -176,41 +205,61 @@ def open_model(folder: Path) -> Model:
             count, combine = len(manifest["members"]), manifest["combine"]
         except (KeyError, TypeError) as error:
             raise RunError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
-        runs = tuple(open_run(folder / "members" / str(number)) for number in range(1, count + 1))
-        check_members(runs)
+        members = tuple(open_member(folder / "members" / str(number)) for number in range(1, count + 1))
+        check_members(members)
+        runs = tuple(member.runs[0] for member in members)
         if combine == "linear":
             combination = _read_combination(folder / COMBINATION, len(runs[0].classes), count)
     if runs[0].classes != classes:
         raise RunError(f"{folder / MANIFEST} names other classes than {runs[0].folder}.", RESTORE)
-    return Model(folder, kind, runs, classes, runs[0].task, manifest, combination)
+    return Model(folder, kind, runs, classes, runs[0].task, manifest, members, combination)
 
 
-def check_members(runs: Sequence[Run]) -> None:
-    """Refuse runs that cannot form an ensemble.
+def open_member(folder: Path) -> Model:
+    """Open a model folder that can be a member of an ensemble: a run or a cascade.
 
     Raises:
-        RunError: fewer than two, or they differ in classes, task or --intensity-range.
+        RunError: as `open_model`, or an ensemble or a refined model.
     """
-    if len(runs) < 2:
-        raise RunError(f"an ensemble of {len(runs)} run has nothing to combine.", "Give at least two run folders.")
-    first = runs[0]
-    for run in runs[1:]:
+    kind = read_manifest(folder)["kind"]
+    if kind not in ("run", "cascade"):
+        open_run(folder)  # says what to give instead
+    return open_model(folder)
+
+
+def check_members(members: Sequence[Run | Model]) -> None:
+    """Refuse models that cannot form an ensemble.
+
+    Raises:
+        RunError: fewer than two, or they differ in classes, task or --intensity-range, or the cascades among them in
+            crops or weight.
+    """
+    if len(members) < 2:
+        raise RunError(f"an ensemble of {len(members)} run has nothing to combine.", "Give at least two run folders.")
+    first = members[0]
+    for member in members[1:]:
         pairs = {
-            "task": (run.task, first.task),
-            "classes": (run.classes, first.classes),
-            "intensity ranges": (run.preprocess.intensity_range, first.preprocess.intensity_range),
+            "task": (member.task, first.task),
+            "classes": (member.classes, first.classes),
+            "intensity ranges": (member.preprocess.intensity_range, first.preprocess.intensity_range),
         }
         if difference := next((name for name, (own, other) in pairs.items() if own != other), ""):
             raise RunError(
-                f"{run.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
+                f"{member.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
                 "Combine runs that were trained on the same data set.",
             )
+    cascades = [member for member in members if isinstance(member, Model) and member.kind == "cascade"]
+    for cascade in cascades[1:]:
+        if cascade.cascade_settings != cascades[0].cascade_settings:
+            pair = [(c.folder, *(c.cascade_settings or ())) for c in (cascade, cascades[0])]
+            texts = " and ".join("{} ({} crops, weight {})".format(*one) for one in pair)
+            raise RunError(f"{texts} verify different crops.", "Make both with the same --crops and --crop-weight.")
 
 
 def write_ensemble(
-    folder: Path, runs: Sequence[Run], combination: Combination | None, fitted: Mapping[str, Any]
+    folder: Path, members: Sequence[Run | Model], combination: Combination | None, fitted: Mapping[str, Any]
 ) -> Model:
-    """Write an ensemble of copies of the runs, atomically.
+    """Write an ensemble of copies of runs and cascades, atomically.
 
     Args:
         combination: None averages the scores.
@@ -219,25 +268,36 @@ def write_ensemble(
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
-    check_members(runs)
+    check_members(members)
     refuse_taken(folder)
     with making(folder) as unfinished:
         with writing(folder):
-            for number, run in enumerate(runs, 1):
-                copy_run(run, unfinished / "members" / str(number))
+            for number, member in enumerate(members, 1):
+                _copy_member(member, unfinished / "members" / str(number))
         if combination is not None:
             arrays = {"weight": combination.weight, "bias": combination.bias}
             write_bytes(unfinished / COMBINATION, safetensors.numpy.save(arrays))
         write_manifest(
             unfinished,
             "ensemble",
-            runs[0].classes,
-            runs[0].task,
-            members=[str(run.folder) for run in runs],
+            members[0].classes,
+            members[0].task,
+            members=[str(member.folder) for member in members],
             combine="average" if combination is None else "linear",
             fitted=dict(fitted),
         )
     return open_model(folder)
+
+
+def _copy_member(member: Run | Model, folder: Path) -> None:
+    if isinstance(member, Run):
+        copy_run(member, folder)
+    elif member.kind == "run":
+        copy_run(member.runs[0], folder)
+    else:
+        copy_run(member.runs[0], folder / BASE)
+        for name in (MANIFEST, VERIFIER):
+            shutil.copyfile(member.folder / name, folder / name)
 
 
 def write_refined(
@@ -282,7 +342,9 @@ def write_refined(
     return open_model(folder)
 
 
-def write_cascade(folder: Path, run: Run, cascade: Cascade, trained: Mapping[str, Any]) -> Model:
+def write_cascade(
+    folder: Path, run: Run, verifier: Transfer, crops: int, weight: float, trained: Mapping[str, Any]
+) -> Model:
     """Write a cascade with a copy of its run, atomically.
 
     Args:
@@ -294,8 +356,8 @@ def write_cascade(folder: Path, run: Run, cascade: Cascade, trained: Mapping[str
     with making(folder) as unfinished:
         with writing(folder):
             copy_run(run, unfinished / BASE)
-        save_weights(cascade.verifier, unfinished / VERIFIER)
-        own = {"crops": cascade.crops, "weight": cascade.weight, "base": str(run.folder), "trained": dict(trained)}
+        save_weights(verifier, unfinished / VERIFIER)
+        own = {"crops": crops, "weight": weight, "base": str(run.folder), "trained": dict(trained)}
         write_manifest(unfinished, "cascade", run.classes, run.task, **own)
     return open_model(folder)
 

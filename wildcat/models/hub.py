@@ -24,7 +24,7 @@ from wildcat.models.run import CONFIG, METRICS, WEIGHTS
 SCHEME = "hf://"
 _FILES = (MANIFEST, CONFIG, WEIGHTS, METRICS, CALIBRATION, COMBINATION, SEGMENTER, BOUNDARIES, VERIFIER)
 MODEL_FILES = tuple(f"{folder}{name}" for folder in ("", f"{BASE}/", "members/*/") for name in _FILES)  # as patterns
-_NAME = re.compile(rf"{SCHEME}([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/({BASE}|members/\d+))?/?")
+_NAME = re.compile(rf"{SCHEME}([\w.-]+/[\w.-]+)(?:@([^/@]+))?(?:/({BASE}|members/\d+(?:/{BASE})?))?/?")
 TIMEOUT = 30.0  # seconds for the first answer of the hub
 CLIENTS = {"httpx", "httpx2", "requests", "hf_xet"}  # packages that talk to the hub, depending on the version
 LOGIN = "log in with hf auth login, or set HF_TOKEN"

@@ -94,7 +94,7 @@ class RecordedData(NamedTuple):
 
 def recorded_data(folder: Path) -> RecordedData:
     """The data that a model was trained on, of an ensemble that of its first member; empty if none is recorded."""
-    for path in (folder / part / MANIFEST for part in ("", "base", "members/1")):
+    for path in (folder / part / MANIFEST for part in ("", "base", "members/1", "members/1/base")):
         try:
             data = json.loads(path.read_text(encoding="utf-8"))["data"]
             return RecordedData(str(data["source"]), data.get("format"), tuple(map(str, data.get("options", ()))))

@@ -30,7 +30,7 @@ from wildcat.engines import fold
 from wildcat.errors import DataError
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.optimise import Batch, Training, optimise
-from wildcat.models.cascade import Cascade, propose, verified_classes
+from wildcat.models.cascade import propose, verified_classes
 from wildcat.models.member import Member
 from wildcat.models.run import Run
 from wildcat.nn.backbones import Backbone
@@ -58,7 +58,7 @@ class MeanFeatures(nn.Module):
 
 def train(
     run: Run, samples: Sequence[Sample], labels: Tensor, config: RefineConfig, device: str, progress: Progress
-) -> tuple[Cascade, float]:
+) -> tuple[Transfer, float]:
     """Train the verifier on crops of the samples; also returns the mean loss of the last epoch.
 
     Args:
@@ -119,7 +119,7 @@ def proposed_crops(
 
 def fit(
     features: Features, crops: Sequence[Sample], config: RefineConfig, device: torch.device, progress: Progress
-) -> tuple[Cascade, float]:
+) -> tuple[Transfer, float]:
     """Train a linear layer on the mean features of the crops, by binary cross-entropy of the labels that count."""
     labels = torch.from_numpy(np.stack([crop.labels for crop in crops])).to(device)
     verifier = Transfer(features.shape[0], labels.shape[1]).to(device)
@@ -136,4 +136,4 @@ def fit(
 
     training = Training("verifier", config.epochs, config.batch_size, "lr")
     loss = optimise([(verifier, LR)], losses, len(crops), 1, training, config, progress)
-    return Cascade(verifier, config.crops, config.crop_weight), loss
+    return verifier, loss
