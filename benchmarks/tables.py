@@ -39,6 +39,9 @@ FINE_TUNED = {
     "the same, crops verified: `wildcat refine --method pronet-cascade --epochs 20 --crops 16`": (
         "448 px, then the cascade with --epochs 20 --crops 16"
     ),
+    "two such cascades, at 448 and 576 px: `wildcat ensemble --combine average`": (
+        "448 and 576 px, each with its cascade (--epochs 20 --crops 16), averaged (wildcat ensemble)"
+    ),
 }
 
 Result = dict[str, Any]  # the content of one result file
@@ -330,7 +333,10 @@ def readme_table(result: Result) -> str:
     fine_tuned = read_result("fine-tuning-voc.json")["results"]["finetune"]["inputs"]
     for name, key in FINE_TUNED.items():
         row = fine_tuned[key]
-        rows.append([f"{name} ({_seeds(row)} seeds)", *(percent(row.get(key)) for key in columns.values())])
+        seeds = _seeds(row)
+        rows.append(
+            [f"{name} ({seeds} seed{'s' * (seeds != '1')})", *(percent(row.get(key)) for key in columns.values())]
+        )
     return (
         f"{s['data']}, trained from image-level labels; frozen {s['backbone']} at {s['image_size']} px, "
         f"mean ± standard deviation over {s['seeds']} seeds:\n\n" + markdown_table(["pooling", *columns], rows)
