@@ -36,14 +36,15 @@ def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
     from wildcat.fitting.ensemble import create_ensemble
-    from wildcat.models.folder import open_member
+    from wildcat.models.folder import check_members, open_model
     from wildcat.models.hub import model_folder
     from wildcat.models.run import refuse_taken
     from wildcat.progress import ProgressBar
 
     refuse_taken(command.out)
     device = choose_device(command.device)
-    members = [open_member(model_folder(folder)) for folder in command.runs]
+    members = [open_model(model_folder(folder)) for folder in command.runs]
+    check_members(members)  # before the data is read
     data = (
         open_data(command, command.data, command.runs[0])
         if command.data is not None and command.combine == "linear"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wildcat.data.loader import BatchLoader, ImageDataset, suggested_workers
+from wildcat.data.transforms import stack_images
 from wildcat.device import bf16_is_native
 from wildcat.fitting.optimise import Batch, Training, optimise
 from wildcat.fitting.training_images import TrainingImages
@@ -44,7 +45,7 @@ def fine_tune(images: TrainingImages, segmenter: Segmenter) -> None:
         segmenter.train()
         freeze_batchnorm(model.backbone)
         for batch, (pixels, _) in zip(batches, loader.batches([b.images for b in batches], epoch), strict=True):
-            mirrored = torch.stack([image.flip(views[v]) for image, v in zip(pixels, batch.views, strict=True)])
+            mirrored = stack_images([image.flip(views[v]) for image, v in zip(pixels, batch.views, strict=True)])
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 levels = model.backbone.levels(mirrored.to(device, memory_format=torch.channels_last))
                 maps = segmenter(levels[-len(segmenter.channels) :])

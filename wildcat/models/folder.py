@@ -139,11 +139,12 @@ class Model:
         Raises:
             RunError: weights or settings are missing, damaged or of another network.
         """
-        if self.cascade_settings is None:
+        settings = self.cascade_settings
+        if settings is None:
             return None
         parts = self.members or (self,)
         verifiers = [part._load_verifier(count) for part, count in zip(parts, channels, strict=True)]
-        return Cascade(tuple(verifiers), *self.cascade_settings)
+        return Cascade(tuple(verifiers), *settings)
 
     def _load_verifier(self, channels: int) -> Transfer | None:
         if self.kind != "cascade":
@@ -205,7 +206,7 @@ def open_model(folder: Path) -> Model:
             count, combine = len(manifest["members"]), manifest["combine"]
         except (KeyError, TypeError) as error:
             raise RunError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
-        members = tuple(open_member(folder / "members" / str(number)) for number in range(1, count + 1))
+        members = tuple(open_model(folder / "members" / str(number)) for number in range(1, count + 1))
         check_members(members)
         runs = tuple(member.runs[0] for member in members)
         if combine == "linear":
@@ -215,25 +216,16 @@ def open_model(folder: Path) -> Model:
     return Model(folder, kind, runs, classes, runs[0].task, manifest, members, combination)
 
 
-def open_member(folder: Path) -> Model:
-    """Open a model folder that can be a member of an ensemble: a run or a cascade.
-
-    Raises:
-        RunError: as `open_model`, or an ensemble or a refined model.
-    """
-    kind = read_manifest(folder)["kind"]
-    if kind not in ("run", "cascade"):
-        open_run(folder)  # says what to give instead
-    return open_model(folder)
-
-
 def check_members(members: Sequence[Run | Model]) -> None:
     """Refuse models that cannot form an ensemble.
 
     Raises:
-        RunError: fewer than two, or they differ in classes, task or --intensity-range, or the cascades among them in
-            crops or weight.
+        RunError: one that is neither a run nor a cascade, fewer than two, or they differ in classes, task or
+            --intensity-range, or the cascades among them in crops or weight.
     """
+    models = [member for member in members if isinstance(member, Model)]
+    if other := next((model for model in models if model.kind not in ("run", "cascade")), None):
+        open_run(other.folder)  # says what to give instead
     if len(members) < 2:
         raise RunError(f"an ensemble of {len(members)} run has nothing to combine.", "Give at least two run folders.")
     first = members[0]
@@ -248,7 +240,7 @@ def check_members(members: Sequence[Run | Model]) -> None:
                 f"{member.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
                 "Combine runs that were trained on the same data set.",
             )
-    cascades = [member for member in members if isinstance(member, Model) and member.kind == "cascade"]
+    cascades = [model for model in models if model.kind == "cascade"]
     for cascade in cascades[1:]:
         if cascade.cascade_settings != cascades[0].cascade_settings:
             pair = [(c.folder, *(c.cascade_settings or ())) for c in (cascade, cascades[0])]
@@ -290,12 +282,11 @@ def write_ensemble(
 
 
 def _copy_member(member: Run | Model, folder: Path) -> None:
-    if isinstance(member, Run):
-        copy_run(member, folder)
-    elif member.kind == "run":
-        copy_run(member.runs[0], folder)
-    else:
-        copy_run(member.runs[0], folder / BASE)
+    run = member if isinstance(member, Run) else member.runs[0]
+    if run.folder == member.folder:
+        copy_run(run, folder)
+    else:  # a cascade
+        copy_run(run, folder / BASE)
         for name in (MANIFEST, VERIFIER):
             shutil.copyfile(member.folder / name, folder / name)
 

@@ -247,7 +247,7 @@ def set_training_mode(model: Wildcat, config: TrainConfig) -> None:
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel over all images and places of (B, D, h, w) features: (D,) each.
 
-    Sums within a batch are in float32, which is 15 times as fast on a CPU, and of differences to the mean of the first
+    Sums within a batch are in float32, which is much faster on a CPU, and of differences to the mean of the first
     batch: the spread of a channel whose mean is much larger keeps its digits.
     """
     count, origin, total, squares = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
