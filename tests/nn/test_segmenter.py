@@ -42,6 +42,17 @@ def test_maps_lie_on_the_second_coarsest_grid() -> None:
     assert Segmenter([7], 3, 8).eval()(levels[-1:]).shape == (2, 3, 4, 6)
 
 
+def test_the_projection_of_a_mean_is_the_mean_of_projections() -> None:
+    segmenter, level = Segmenter([5, 6], num_classes=3, width=8).eval(), torch.randn(2, 5, 16, 24)
+    segmenter.measure([level, torch.randn(2, 6, 8, 12)])
+    projected: list[torch.Tensor] = []
+    segmenter.laterals[0].register_forward_hook(lambda _module, _inputs, output: projected.append(output))
+    segmenter([level, torch.randn(2, 6, 8, 12)])
+    of_places = segmenter.laterals[0](segmenter.scales[0](level))
+    assert projected[0].shape[-2:] == (8, 12)
+    torch.testing.assert_close(projected[0], on_grid(of_places, (8, 12)))
+
+
 def test_another_grid_by_hand() -> None:
     maps = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
     assert on_grid(maps, (1, 1)).tolist() == [[[[4.0]]]]

@@ -66,7 +66,8 @@ class Segmenter(nn.Module):
         check_levels(levels, self.channels)
         grid = output_level(levels).shape[-2:]
         parts = zip(levels, self.scales, self.laterals, strict=True)
-        summed = sum(on_grid(lateral(scale(level)), grid) for level, scale, lateral in parts)
+        # The projection of a mean is the mean of the projections, for a quarter of the products.
+        summed = sum(on_grid(lateral(scale(averaged(level, grid))), grid) for level, scale, lateral in parts)
         mixed = torch.relu(self.mix_norm(self.mix(torch.relu(self.norm(summed)))))
         maps: Tensor = self.classify(self.dropout(mixed))
         if self.prior_sharpness is not None and not self.training:
@@ -125,6 +126,11 @@ def on_grid(maps: Tensor, grid: Sequence[int]) -> Tensor:
     if maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]:
         return functional.adaptive_avg_pool2d(maps, size)
     return functional.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
+def averaged(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, K, h, w) of a finer grid on this one, see `on_grid`; of a coarser one as they are."""
+    return on_grid(maps, grid) if maps.shape[-2] >= grid[0] and maps.shape[-1] >= grid[1] else maps
 
 
 def log_probabilities(maps: Tensor) -> Tensor:

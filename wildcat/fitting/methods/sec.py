@@ -96,6 +96,8 @@ def weighted_rank_pool(x: Tensor, decay: float) -> Tensor:
     >>> weighted_rank_pool(torch.tensor([0.0, 4.0, 1.0]), 0.5)  # (4 + 0.5 * 1 + 0.25 * 0) / 1.75
     tensor(2.5714)
     """
+    if decay == 0:
+        return x.amax(dim=-1)  # without sorting
     weights = decay ** torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
     return (x.sort(dim=-1, descending=True).values * weights).sum(dim=-1) / weights.sum()
 
