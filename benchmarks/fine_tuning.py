@@ -29,6 +29,7 @@ from wildcat.config import TrainConfig
 from wildcat.data import DataSet, open_dataset
 from wildcat.evaluation import evaluate
 from wildcat.fitting.ensemble import create_ensemble
+from wildcat.models.folder import open_model
 from wildcat.predictor import load
 from wildcat.progress import ProgressBar
 from wildcat.reproduce.runner import plain_settings, table_metrics, trained_run
@@ -71,7 +72,7 @@ def measure_training(arguments: argparse.Namespace, data: DataSet, text: str) ->
         if len(runs) > 1:
             together = folder / "average"
             if not together.exists():
-                create_ensemble(together, runs, "average")
+                create_ensemble(together, [open_model(run.folder) for run in runs], "average")
             models[f"{' + '.join(map(str, sizes))} px, averaged"] = together
         for name, model in models.items():
             result = evaluate(load(model, flip=arguments.flip), data, split)

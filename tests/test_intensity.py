@@ -19,7 +19,7 @@ from wildcat.data import open_dataset
 from wildcat.data.image_ref import ImageLocation
 from wildcat.data.transforms import parse_range
 from wildcat.errors import ConfigError, DataError, RunError
-from wildcat.models.folder import check_members
+from wildcat.models.folder import check_members, open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.predictor import Predictor
 from wildcat.scale.rows import NumberedImage, predict_rows
@@ -69,7 +69,7 @@ def test_a_run_keeps_its_range(tmp_path: Path, scan: Path) -> None:
     assert open_run(tmp_path / "1").preprocess.intensity_range == (0.0, 4095.0)
     assert runs[1].preprocess.intensity_range is None
     with pytest.raises(RunError, match="different intensity ranges"):
-        check_members(runs)
+        check_members([open_model(run.folder) for run in runs])
 
 
 @pytest.mark.parametrize("text", ["4095", "5,5", "9,1", "a,b", "0,inf", "1,2,3"])

@@ -55,7 +55,7 @@ def test_an_ensemble_replaces_a_run(hub: Hub, run: Path, tmp_path: Path) -> None
     push_model(run, "ann/model", CARD)
     hub.repositories["ann/model"].commits[-1]["notes.txt"] = b"mine"
     other = shutil.copytree(run, tmp_path / "elsewhere" / "other")
-    both = write_ensemble(tmp_path / "both", [open_run(run), open_run(other)], None, {}).folder
+    both = write_ensemble(tmp_path / "both", [open_model(run), open_model(other)], None, {}).folder
     push_model(both, "ann/model", CARD)
     files = hub.files("ann/model")
     member = {
@@ -75,7 +75,7 @@ def test_an_ensemble_with_a_cascade(hub: Hub, run: Path, tmp_path: Path) -> None
     opened = open_run(run)
     verifier = Transfer(opened.load_model().backbone.num_features, len(opened.classes))
     cascade = write_cascade(tmp_path / "cascade", opened, verifier, 4, 0.7, {})
-    both = write_ensemble(tmp_path / "both", [cascade, opened], None, {}).folder
+    both = write_ensemble(tmp_path / "both", [cascade, open_model(run)], None, {}).folder
     push_model(both, "ann/model", CARD)
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     found, expected = (wildcat.load(source, "cpu").predict(image) for source in ("hf://ann/model", both))

@@ -24,7 +24,7 @@ from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import SCORES, THRESHOLDS
 from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, fit_gates
 from wildcat.models.calibration import Calibration, fitted_samples, read_calibration, write_calibration
-from wildcat.models.folder import write_ensemble
+from wildcat.models.folder import open_model, write_ensemble
 from wildcat.models.run import open_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import load
@@ -322,7 +322,7 @@ def test_other_weights_need_another_calibration(run: Path) -> None:
 
 def test_an_ensemble_can_be_calibrated(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     folder = tmp_path / "both"
-    write_ensemble(folder, [open_run(run), open_run(run)], None, {})
+    write_ensemble(folder, [open_model(run), open_model(run)], None, {})
     assert main(["calibrate", str(folder), str(shapes.root), "--device", "cpu", "--plain"]) == 0
     calibration = load(folder, "cpu").calibration
     assert calibration is not None and calibration.record["images"] == 22

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,23 @@ from wildcat.data import DataSet
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import evaluate
 from wildcat.fitting.ensemble import create_ensemble, fit_combination
-from wildcat.models.folder import COMBINATION, Combination, open_model
+from wildcat.models.folder import COMBINATION, Combination, Model, open_model
 from wildcat.models.manifest import MANIFEST
 from wildcat.models.member import Member, on_finest_grid
-from wildcat.models.run import WEIGHTS, Run, create_run, open_run, save_weights
+from wildcat.models.run import WEIGHTS, create_run, open_run, save_weights
 from wildcat.nn.factory import model_from_config
 from wildcat.prediction import score_probabilities
 from wildcat.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def runs(shapes: DataSet, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(shapes: DataSet, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
     """A trained and a random network, of two input sizes."""
     config = TrainConfig(backbone="test_resnet", weights="none", image_size=96)
     other = create_run(tmp_path_factory.mktemp("runs") / "96", config, shapes, "shapes")
     torch.manual_seed(0)
     save_weights(model_from_config(config, 5), other.folder / WEIGHTS)
-    return [open_run(tiny), other]
+    return [open_model(tiny), open_model(other.folder)]
 
 
 def image(seed: int = 0) -> NDArray[np.uint8]:
@@ -47,7 +48,7 @@ def image(seed: int = 0) -> NDArray[np.uint8]:
 # --- merging scores and maps ------------------------------------------------------------------------------------------
 
 
-def test_averaged_scores_and_maps_are_those_of_the_members(runs: list[Run], tmp_path: Path) -> None:
+def test_averaged_scores_and_maps_are_those_of_the_members(runs: list[Model], tmp_path: Path) -> None:
     create_ensemble(tmp_path / "both", runs, "average")
     together = wildcat.load(tmp_path / "both", "cpu").predict(image())
     alone = [wildcat.load(run.folder, "cpu").predict(image()) for run in runs]
@@ -78,7 +79,7 @@ def test_finest_grid_leaves_the_finest_maps_alone() -> None:
     assert resized[0].shape == fine.shape
 
 
-def test_sizes_average_one_network_over_input_sizes(runs: list[Run]) -> None:
+def test_sizes_average_one_network_over_input_sizes(runs: list[Model]) -> None:
     both = wildcat.load(runs[0].folder, "cpu", sizes=(64, 128)).predict(image())
     alone = [wildcat.load(runs[0].folder, "cpu", sizes=(size,)).predict(image()) for size in (64, 128)]
     np.testing.assert_allclose(both.class_scores, np.mean([p.class_scores for p in alone], axis=0), atol=1e-5)
@@ -150,7 +151,7 @@ def test_strength_out_of_range(strength: float) -> None:
 
 
 def test_an_ensemble_is_a_model_for_every_command(
-    runs: list[Run], shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: list[Model], shapes: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = str(shapes.root)
     members = [str(run.folder) for run in runs]
@@ -160,7 +161,7 @@ def test_an_ensemble_is_a_model_for_every_command(
     said = json.loads(capsys.readouterr().out)
     combination = open_model(tmp_path / "both").combination
     assert combination is not None
-    networks = [Member(run.load_model(), run.preprocess) for run in runs]
+    networks = [Member(run.runs[0].load_model(), run.preprocess) for run in runs]
     by_hand = Predictor("x", networks, shapes.classes, "multilabel", "cpu", combination=combination)
     assert said["classification"]["map"] == pytest.approx(
         evaluate(by_hand, shapes, "val")["classification"]["map"], abs=1e-6
@@ -170,8 +171,8 @@ def test_an_ensemble_is_a_model_for_every_command(
     assert (tmp_path / "out" / "predictions.jsonl").is_file()
 
 
-def test_it_does_not_need_the_original_runs(runs: list[Run], tmp_path: Path) -> None:
-    copies = [open_run(Path(shutil.copytree(run.folder, tmp_path / run.folder.name))) for run in runs]
+def test_it_does_not_need_the_original_runs(runs: list[Model], tmp_path: Path) -> None:
+    copies = [open_model(Path(shutil.copytree(run.folder, tmp_path / run.folder.name))) for run in runs]
     create_ensemble(tmp_path / "both", copies, "average")
     before = wildcat.load(tmp_path / "both", "cpu").predict(image()).class_scores
     for copy in copies:
@@ -179,7 +180,7 @@ def test_it_does_not_need_the_original_runs(runs: list[Run], tmp_path: Path) -> 
     np.testing.assert_array_equal(wildcat.load(tmp_path / "both", "cpu").predict(image()).class_scores, before)
 
 
-def test_a_failed_ensemble_leaves_nothing_behind(runs: list[Run], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_ensemble_leaves_nothing_behind(runs: list[Model], tmp_path: Path, monkeypatch: Any) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -189,7 +190,7 @@ def test_a_failed_ensemble_leaves_nothing_behind(runs: list[Run], tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_that_cannot_be_combined(runs: list[Run], shapes: DataSet, tmp_path: Path) -> None:
+def test_runs_that_cannot_be_combined(runs: list[Model], shapes: DataSet, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="at least two"):
         create_ensemble(tmp_path / "a", runs[:1], "average")
     with pytest.raises(ConfigError, match="--data"):
@@ -198,7 +199,7 @@ def test_runs_that_cannot_be_combined(runs: list[Run], shapes: DataSet, tmp_path
     (tmp_path / "taken" / "mine.txt").touch()
     with pytest.raises(RunError, match="never overwritten"):
         create_ensemble(tmp_path / "taken", runs, "average")
-    other = Run(**{**vars(runs[1]), "classes": ("x", "y")})
+    other = replace(runs[1], classes=("x", "y"))
     with pytest.raises(RunError, match="different classes"):
         create_ensemble(tmp_path / "a", [runs[0], other], "average")
     others = DataSet("other", "folder", tmp_path, ("x",), "multilabel", {})
@@ -224,14 +225,14 @@ def change_manifest(folder: Path, **entries: Any) -> None:
         (lambda d: shutil.rmtree(d / "members" / "2"), "no model folder"),
     ],
 )
-def test_a_damaged_ensemble(runs: list[Run], shapes: DataSet, tmp_path: Path, harm: Any, sentence: str) -> None:
+def test_a_damaged_ensemble(runs: list[Model], shapes: DataSet, tmp_path: Path, harm: Any, sentence: str) -> None:
     create_ensemble(tmp_path / "both", runs, "linear", shapes, "val", device="cpu")
     harm(tmp_path / "both")
     with pytest.raises(RunError, match=sentence):
         wildcat.load(tmp_path / "both", "cpu")
 
 
-def test_an_ensemble_is_not_a_run_and_has_its_own_sizes(runs: list[Run], tmp_path: Path) -> None:
+def test_an_ensemble_is_not_a_run_and_has_its_own_sizes(runs: list[Model], tmp_path: Path) -> None:
     create_ensemble(tmp_path / "both", runs, "average")
     with pytest.raises(RunError, match="is an ensemble"):
         open_run(tmp_path / "both")

@@ -18,7 +18,7 @@ from wildcat.data.dataset import DataSet, Task, label_matrix
 from wildcat.errors import ConfigError, DataError
 from wildcat.models.folder import Combination, Combine, Model, check_members, write_ensemble
 from wildcat.models.member import Member
-from wildcat.models.run import Run, refuse_taken
+from wildcat.models.run import refuse_taken
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.train.optim import multiclass_loss, multilabel_loss
@@ -28,7 +28,7 @@ STRENGTH = 0.1  # default regularisation of the linear classifier towards the av
 
 def create_ensemble(
     folder: Path,
-    members: Sequence[Run | Model],
+    members: Sequence[Model],
     combine: Combine = "linear",
     data: DataSet | None = None,
     split: str = "train",
@@ -55,7 +55,7 @@ def create_ensemble(
     refuse_taken(folder)
     if combine == "average":
         return write_ensemble(folder, members, None, {})
-    runs = [member if isinstance(member, Run) else member.runs[0] for member in members]
+    runs = [member.runs[0] for member in members]
     if data is None:
         raise ConfigError("a linear combination is trained on labelled images.", "Add --data, or --combine average.")
     if set(data.classes) != set(runs[0].classes):

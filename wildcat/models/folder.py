@@ -216,15 +216,14 @@ def open_model(folder: Path) -> Model:
     return Model(folder, kind, runs, classes, runs[0].task, manifest, members, combination)
 
 
-def check_members(members: Sequence[Run | Model]) -> None:
+def check_members(members: Sequence[Model]) -> None:
     """Refuse models that cannot form an ensemble.
 
     Raises:
         RunError: one that is neither a run nor a cascade, fewer than two, or they differ in classes, task or
             --intensity-range, or the cascades among them in crops or weight.
     """
-    models = [member for member in members if isinstance(member, Model)]
-    if other := next((model for model in models if model.kind not in ("run", "cascade")), None):
+    if other := next((member for member in members if member.kind not in ("run", "cascade")), None):
         open_run(other.folder)  # says what to give instead
     if len(members) < 2:
         raise RunError(f"an ensemble of {len(members)} run has nothing to combine.", "Give at least two run folders.")
@@ -240,7 +239,7 @@ def check_members(members: Sequence[Run | Model]) -> None:
                 f"{member.folder} and {first.folder} have different {difference}; their scores cannot be combined.",
                 "Combine runs that were trained on the same data set.",
             )
-    cascades = [model for model in models if model.kind == "cascade"]
+    cascades = [member for member in members if member.kind == "cascade"]
     for cascade in cascades[1:]:
         if cascade.cascade_settings != cascades[0].cascade_settings:
             pair = [(c.folder, *(c.cascade_settings or ())) for c in (cascade, cascades[0])]
@@ -249,7 +248,7 @@ def check_members(members: Sequence[Run | Model]) -> None:
 
 
 def write_ensemble(
-    folder: Path, members: Sequence[Run | Model], combination: Combination | None, fitted: Mapping[str, Any]
+    folder: Path, members: Sequence[Model], combination: Combination | None, fitted: Mapping[str, Any]
 ) -> Model:
     """Write an ensemble of copies of runs and cascades, atomically.
 
@@ -281,12 +280,11 @@ def write_ensemble(
     return open_model(folder)
 
 
-def _copy_member(member: Run | Model, folder: Path) -> None:
-    run = member if isinstance(member, Run) else member.runs[0]
-    if run.folder == member.folder:
-        copy_run(run, folder)
+def _copy_member(member: Model, folder: Path) -> None:
+    if member.kind == "run":
+        copy_run(member.runs[0], folder)
     else:  # a cascade
-        copy_run(run, folder / BASE)
+        copy_run(member.runs[0], folder / BASE)
         for name in (MANIFEST, VERIFIER):
             shutil.copyfile(member.folder / name, folder / name)
 

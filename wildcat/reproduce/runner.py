@@ -28,7 +28,7 @@ from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
 from wildcat.fitting.methods import refine_method
 from wildcat.fitting.refine import check_extras, refine
-from wildcat.models.folder import Combine
+from wildcat.models.folder import Combine, open_model
 from wildcat.models.manifest import MANIFEST, versions
 from wildcat.models.run import RESUMABLE, Run, create_run, open_run
 from wildcat.predictor import load
@@ -282,7 +282,8 @@ def _trained_model(
     if len(runs) > 1:
         model = folder / "ensemble"
         if not model.exists():
-            create_ensemble(model, runs, combine, data, config.train_split, device=config.device)
+            members = [open_model(run.folder) for run in runs]
+            create_ensemble(model, members, combine, data, config.train_split, device=config.device)
     return model
 
 
