@@ -16,10 +16,11 @@ from wildcat.curation.labels import Judgement, judge_labels, require_cleanlab
 from wildcat.data.dataset import PRESENT, DataSet, Sample, check_learnable, label_matrix
 from wildcat.data.transforms import parse_range
 from wildcat.errors import ConfigError, ImageError
+from wildcat.fitting.levels import outputs_from_features
 from wildcat.prediction import score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.reproduce.heads import cross_validate, outputs_from_features
+from wildcat.reproduce.heads import cross_validate
 
 FOLDS = 5
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import IntensityRange
-from wildcat.device import bf16_is_native
 from wildcat.errors import ShapeError
 from wildcat.fitting.config import Sharpen
+from wildcat.fitting.levels import outputs_from_features
 from wildcat.models.member import Member
 from wildcat.models.run import Run
 from wildcat.predictor import Predictor
@@ -68,18 +68,17 @@ def maps_at_size(
 ) -> list[Tensor]:
     """For each image (K, h, w) maps of its K labelled classes, from images of `size` pixels in the run's views.
 
+    Args:
+        progress: advanced by the number of views of images.
+
     Raises:
         ShapeError: the backbone does not take images of this size.
     """
-    member = Member(run.load_model().eval(), replace(run.preprocess, size=size))
-    predictor = Predictor(str(run.folder), [member], run.classes, run.task, device, run.config.flip)
-    maps: list[Tensor] = []
+    member = Member(run.load_model(), replace(run.preprocess, size=size))
+    predictor = Predictor(str(run.folder), [member], run.classes, run.task, device)
     try:
-        predictor.use_engine("torch", "bf16" if run.config.amp and bf16_is_native(predictor.device) else "fp32")
-        for _, outputs in predictor.outputs([sample.path for sample in samples]):
-            for class_maps in outputs.class_maps:
-                maps.append(torch.from_numpy(class_maps)[present[len(maps)]])
-                progress.advance()
+        batches = outputs_from_features(predictor, samples, run.config.amp, run.config.flip, progress)
+        of_images = (torch.from_numpy(class_maps) for outputs in batches for class_maps in outputs.class_maps)
+        return [class_maps[labels] for class_maps, labels in zip(of_images, present, strict=True)]
     except ShapeError as error:
         raise ShapeError(error.message, "Give --label-sizes 1: the maps of the training size alone.") from error
-    return maps

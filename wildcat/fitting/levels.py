@@ -1,4 +1,5 @@
-"""The levels of a frozen backbone for every training image, cached on disk, and the training of a network on them."""
+"""What a frozen backbone computes for every image, cached on disk: its levels, on which a network is trained, and the
+features of its last level, from which heads compute scores and maps."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from wildcat.config import FLIP_VIEWS
+from wildcat.config import FLIP_VIEWS, Flip
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample
 from wildcat.data.loader import epoch_order
@@ -15,13 +16,16 @@ from wildcat.device import bf16_is_native
 from wildcat.engines import fold
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.optimise import Batch, Loss, Training, optimise
+from wildcat.models.member import Outputs, mean_over_views
 from wildcat.models.run import Run
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.segmenter import Segmenter
-from wildcat.progress import Progress
-from wildcat.train.feature_cache import cached_features, feature_workers
+from wildcat.predictor import Predictor
+from wildcat.progress import SILENT, Progress
+from wildcat.train.feature_cache import Features, cached_features, feature_workers
 
+BATCH = 32  # images per pass of a head
 MEASURED = 64  # images for the mean and standard deviation of the levels
 
 
@@ -81,6 +85,33 @@ class LevelCache:
     def batch(self, indices: Sequence[int], views: Sequence[int]) -> list[Tensor]:
         """The levels of images, each in one of its views, (B, D, h, w) each, on the device."""
         return unflattened(self.features.batch(indices, views).to(self.device), self.shapes)
+
+
+def outputs_from_features(
+    predictor: Predictor, samples: Sequence[Sample], amp: bool, flip: Flip, progress: Progress = SILENT
+) -> Iterator[Outputs]:
+    """The outputs of the networks for the samples, in order, in batches, from cached features.
+
+    Args:
+        amp, flip: as in `wildcat.train.feature_cache.cached_features`; mirrored views are averaged.
+        progress: advanced by the number of views of images for each network.
+    """
+    folder = cache_folder() / "features"
+    workers = feature_workers(predictor.device.type)
+    features = [
+        cached_features(m.model.backbone, samples, m.preprocess, flip, folder, workers, progress=progress, amp=amp)
+        for m in predictor.members
+    ]
+    for start in range(0, len(samples), BATCH):
+        batch = range(start, min(start + BATCH, len(samples)))
+        inputs = [_mean_over_views(f, batch, flip).to(predictor.device) for f in features]
+        yield predictor.forward_features(inputs)
+
+
+def _mean_over_views(features: Features, batch: Sequence[int], flip: Flip) -> Tensor:
+    """(B, D, h, w): the mean of the cached features of all views, each mirrored back."""
+    (mean,) = mean_over_views(flip, lambda view, _: (features.batch(batch, [view] * len(batch)),))
+    return mean
 
 
 def fit(

@@ -79,7 +79,7 @@ class TrainingImages:
             if factor == 1:
                 by_size.append(self.all_maps(None, task))
             else:
-                self.progress.start(task, len(self.samples))
+                self.progress.start(task, len(self.samples) * len(self.cache.views))
                 maps = maps_at_size(self.run, self.samples, self.present, size, str(self.device), self.progress)
                 by_size.append([one.to(self.mask_device) for one in maps])
         grids = [on_finest_grid([one[None] for one in maps]) for maps in zip(*by_size, strict=True)]

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip, Localize, TrainConfig
 from wildcat.data.cache import cache_folder
@@ -21,18 +20,17 @@ from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.device import choose_device
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
+from wildcat.fitting.levels import outputs_from_features
 from wildcat.models.beam_search import check_localize
 from wildcat.models.folder import Combine
-from wildcat.models.member import Member, Outputs, mean_over_views
+from wildcat.models.member import Member
 from wildcat.models.run import create_run, preprocess_of
 from wildcat.nn.backbones import create_backbone
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.train.feature_cache import Features, cached_features, feature_workers
+from wildcat.train.feature_cache import cached_features, feature_workers
 from wildcat.train.loop import train
-
-BATCH = 32
 
 
 def train_and_evaluate(
@@ -115,27 +113,6 @@ def cross_validate(
     for number in range(1, folds + 1):
         settings = replace(config, train_split=f"fold{number}-train", val_split="none")
         yield train_head(parts, settings, progress), parts.split(f"fold{number}-test")
-
-
-def outputs_from_features(
-    predictor: Predictor, samples: Sequence[Sample], amp: bool = False, flip: Flip = "none"
-) -> Iterator[Outputs]:
-    """The outputs of the networks for the samples, in order, in batches, from the features that `tune=head` caches."""
-    folder = cache_folder() / "features"
-    features = [
-        cached_features(member.model.backbone, samples, member.preprocess, flip, folder, amp=amp)
-        for member in predictor.members
-    ]
-    for start in range(0, len(samples), BATCH):
-        batch = range(start, min(start + BATCH, len(samples)))
-        inputs = [_mean_over_views(f, batch, flip).to(predictor.device) for f in features]
-        yield predictor.forward_features(inputs)
-
-
-def _mean_over_views(features: Features, batch: Sequence[int], flip: Flip) -> Tensor:
-    """(B, D, h, w): the mean of the cached features of all views, each mirrored back."""
-    (mean,) = mean_over_views(flip, lambda view, _: (features.batch(batch, [view] * len(batch)),))
-    return mean
 
 
 def predictions_from_features(
