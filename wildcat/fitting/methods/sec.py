@@ -119,7 +119,9 @@ def expand_loss(probs: Tensor, labels: Tensor) -> Tensor:
         return weighted_rank_pool(x, decay**scale).clamp(SMALLEST, 1 - SMALLEST)
 
     classes, present = flat[:, 1:], labels[:, 1:]
-    inside = (pooled(classes, DECAY).log() * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
+    image, label = present.nonzero(as_tuple=True)
+    inside = flat.new_zeros(len(flat)).index_add(0, image, pooled(classes[image, label], DECAY).log())
+    inside = inside / present.sum(dim=1).clamp_min(1)
     outside = ((1 - pooled(classes, DECAY_ABSENT)).log() * ~present).sum(dim=1) / (~present).sum(dim=1).clamp_min(1)
     return -(inside + outside + pooled(flat[:, 0], DECAY_BACKGROUND).log()).mean()
 
