@@ -271,6 +271,12 @@ def test_an_ensemble_averages_the_verifiers_of_its_cascades(
             assert two.located[name].score == pytest.approx((box.score + 9) / 2, abs=1e-4)
             expected = 0.3 * plain.scores[name] + 0.7 * (box.score + 9) / 2
             assert two.scores[name] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ConfigError, match="does not take tile=64") as caught:
+        load(both, "cpu", tile=64)
+    assert f"{both}/members/1/base" in caught.value.hint, "the first cascade of the ensemble"
+    with pytest.raises(ConfigError, match="bench times one stage") as caught:
+        bench_engines(load(both, "cpu"))
+    assert f"{both}/members/1/base" in caught.value.hint
     (both / "members" / "3" / "verifier.safetensors").unlink()
     with pytest.raises(RunError, match=r"members/3/verifier\.safetensors"):
         load(both, "cpu")

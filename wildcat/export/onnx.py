@@ -52,7 +52,7 @@ def export_onnx(predictor: Predictor, path: str | Path, with_processing: bool = 
     if predictor.cascade is not None:
         raise ConfigError(
             f"{predictor.name} is a cascade, which crops images between its stages; an ONNX file holds one network.",
-            f"Export its first stage: {predictor.name}/base.",
+            f"Export its first stage: {predictor.name}/{predictor.cascade.first_stage}.",
         )
     if with_processing and (predictor.tile is not None or predictor.localize != "maps"):
         setting = f"localize={predictor.localize!r}" if predictor.tile is None else f"tile={predictor.tile}"

@@ -62,7 +62,8 @@ def bench_engines(
         raise ConfigError(f"rounds={rounds}, batch_size={batch_size}: both must be at least 1.")
     if predictor.cascade is not None:
         raise ConfigError(
-            f"{predictor.name} is a cascade; bench times one stage.", f"Give its first stage: {predictor.name}/base."
+            f"{predictor.name} is a cascade; bench times one stage.",
+            f"Give its first stage: {predictor.name}/{predictor.cascade.first_stage}.",
         )
     candidates = [(n, p) for n, precisions in PRECISIONS.items() for p in precisions if n != "compile" or compiled]
     left_out: dict[str, str] = {}

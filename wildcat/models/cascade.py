@@ -66,11 +66,13 @@ class Cascade:
             (N, C, h, w), whose means are the scores; None for a network that has none. Several are averaged.
         crops: the most crops per image; `crops // len(SIDES)` classes are verified.
         weight: of the verifiers in the score, in [0, 1].
+        first_stage: the run of a first stage, as a path in the model folder.
     """
 
     verifiers: tuple[Transfer | None, ...]
     crops: int
     weight: float
+    first_stage: str = "base"
 
     @property
     def networks(self) -> list[Transfer]:
@@ -148,7 +150,7 @@ def check_cascade(cascade: Cascade | None, name: str, localize: str, tile: int |
     if cascade is not None and (wrong := next((text for text, found in given.items() if found), "")):
         raise ConfigError(
             f"{name} is a cascade: it verifies crops of one map per image and does not take {wrong}.",
-            f"Leave it out, or use the run in it: {name}/base.",
+            f"Leave it out, or use the run in it: {name}/{cascade.first_stage}.",
         )
 
 

@@ -144,7 +144,8 @@ class Model:
             return None
         parts = self.members or (self,)
         verifiers = [part._load_verifier(count) for part, count in zip(parts, channels, strict=True)]
-        return Cascade(tuple(verifiers), *settings)
+        first = next(part.runs[0].folder for part in parts if part.kind == "cascade")
+        return Cascade(tuple(verifiers), *settings, first.relative_to(self.folder).as_posix())
 
     def _load_verifier(self, channels: int) -> Transfer | None:
         if self.kind != "cascade":
