@@ -134,7 +134,9 @@ def test_the_command_writes_tables_and_a_page(
     pytest.importorskip("cleanlab", reason="needs cleanlab (the extra audit)")
     out = tmp_path / "audit"
     assert command("audit", devkit, "--json", "--out", out, *small(weights)) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    written = capsys.readouterr()
+    found: dict[str, Any] = json.loads(written.out)
+    assert "judging labels" in written.err and "loss" not in written.err, "no line for each epoch of each fold"
     assert found["images"] == {"train": 30, "val": 10}
     assert [row["image"] for row in found["unreadable"]] == ["000036"]
     first = found["duplicates"][0]

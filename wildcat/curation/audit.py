@@ -20,7 +20,7 @@ from wildcat.fitting.levels import outputs_from_features
 from wildcat.prediction import score_probabilities
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.reproduce.heads import cross_validate
+from wildcat.reproduce.heads import compute_features, cross_validate
 
 FOLDS = 5
 
@@ -179,11 +179,14 @@ def audit_data(
     place = {sample.name: i for i, sample in enumerate(good)}
     scores = np.zeros((len(good), len(data.classes)), np.float32)
     heads = []
-    for head, held_out in cross_validate(whole, "audited", config, folds, progress):
+    compute_features(good, config, progress)
+    progress.start("judging labels", len(good))
+    for head, held_out in cross_validate(whole, "audited", config, folds):
         places = [place[sample.name] for sample in held_out]
         outputs = outputs_from_features(head, held_out, config.amp, config.flip)
         scores[places] = np.concatenate([output.scores for output in outputs])
         heads.append((head, places))
+        progress.advance(len(places), f"fold {len(heads)}")
     probabilities = score_probabilities(scores, data.task)
     judgement = judge_labels(label_matrix(good), probabilities, data.task)
     duplicates = near_duplicates(differences, split_of, similarity)

@@ -106,13 +106,13 @@ def train_head(data: DataSet, config: TrainConfig, progress: Progress = SILENT) 
 
 
 def cross_validate(
-    data: DataSet, split: str, config: TrainConfig, folds: int, progress: Progress = SILENT
+    data: DataSet, split: str, config: TrainConfig, folds: int
 ) -> Iterator[tuple[Predictor, Sequence[Sample]]]:
     """For each fold of a split, a head trained on the other folds, and the samples of the fold."""
     parts = cross_validation(data, split, folds, config.seed)
     for number in range(1, folds + 1):
         settings = replace(config, train_split=f"fold{number}-train", val_split="none")
-        yield train_head(parts, settings, progress), parts.split(f"fold{number}-test")
+        yield train_head(parts, settings), parts.split(f"fold{number}-test")
 
 
 def predictions_from_features(
