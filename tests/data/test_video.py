@@ -194,6 +194,18 @@ def test_rows_and_the_annotated_video(clip: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir()) == ["a", "clip-2.mp4", "clip.mp4"]
 
 
+def test_a_broken_video_is_skipped(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_text("a text")
+    command = ["predict", "imagenet-lite0", "--device", "cpu", "--save", "none", "--out"]
+    assert main([*command, str(tmp_path / "out"), str(broken), str(clip)]) == 0
+    assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 3
+    said = capsys.readouterr().err
+    assert f"skipped {broken} cannot be read as a video: Invalid data" in said
+    assert "1 of 4 images could not be read" in said
+    assert main([*command, str(tmp_path / "none"), str(broken)]) == 1
+
+
 def test_the_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["predict", "imagenet-lite0", str(clip), "--device", "cpu"]
     assert main([*command, "--save", "none", "--out", str(tmp_path / "out")]) == 0

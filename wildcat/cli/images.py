@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wildcat.cli.options import DataCommand, note_dark, open_data
-from wildcat.errors import ConfigError, DataError, WildcatError
+from wildcat.errors import ConfigError, DataError, ImageError, WildcatError
 
 if TYPE_CHECKING:
     from wildcat.data import Sample
@@ -50,7 +50,7 @@ def find_images(
         every: seconds between the frames of videos, which are images then; None: videos are refused.
     """
     from wildcat.data.remote import is_url
-    from wildcat.data.video import list_frames
+    from wildcat.data.video import VideoFrame, list_frames
     from wildcat.scale.inputs import find_sources, list_images
 
     found: dict[Path | ImageRef, str] = {}
@@ -62,7 +62,11 @@ def find_images(
     else:
         for source in find_sources(paths):
             if source.kind == "video" and every is not None:
-                for frame in list_frames(source.path, every):
+                try:
+                    frames = list_frames(source.path, every)
+                except ImageError:  # reading its first frame raises it again, and is skipped as an image would be
+                    frames = [VideoFrame(source.path, 0.0, every)]
+                for frame in frames:
                     found[frame] = f"{Path(source.path).stem}/{frame.time:08.3f}s.jpg"
                 continue
             if source.kind in ("tar", "table") or is_url(source.path):
