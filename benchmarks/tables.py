@@ -294,6 +294,8 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "fine-tuning-scenes.json": ("15-Scene, fine-tuned", partial(fine_tuning, paper=PAPER_SCENES)),
         "audit.json": ("Wrong labels found by wildcat audit", audit),
         "label-studio.json": ("A round trip through Label Studio", label_studio),
+        "solar-recipe.json": ("Solar cells, recipe solar", solar),
+        "solar-sizes.json": ("Solar cells, two input sizes", solar),
         "solar.json": ("Solar cells", solar),
         "fine-tuning-solar.json": ("Solar cells, several seeds", fine_tuning),
     },
