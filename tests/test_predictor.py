@@ -10,6 +10,7 @@ import pickle
 import weakref
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path, PurePath
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -339,8 +340,8 @@ def test_copies_and_spawned_processes_predict_the_same() -> None:
     predictor, image = colour_finder(), block(2, 5)
     predictor.use_engine("torch", "bf16")
     expected = predictor.predict(image)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        (spawned,) = pool.map(predictor.predict, [image])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        spawned = pool.submit(predictor.predict, image).result(timeout=120)
     for found in (
         spawned,
         copy.deepcopy(predictor).predict(image),
