@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -92,6 +92,12 @@ _SHORTAGES = re.compile(
     "out of memory|allocate memory|not enough memory|bad_alloc|shared memory"
     r"|DataLoader worker .*(signal: (Killed|Bus error)|exited unexpectedly)"
 )
+
+
+def unknown_class(name: str, classes: Sequence[str]) -> ConfigError:
+    """The error for a class that a model lacks; it names similar classes, or the first twenty."""
+    few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    return ConfigError(f"this model has no class {name!r}.", did_you_mean(name, classes) or f"It has: {few}.")
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:

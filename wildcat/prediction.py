@@ -21,7 +21,7 @@ from torch.nn import functional
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import ImageRef, load_image
 from wildcat.data.images import IntensityRange
-from wildcat.errors import ConfigError, ImageError, did_you_mean
+from wildcat.errors import ConfigError, ImageError, unknown_class
 from wildcat.files import file_names, making
 from wildcat.methods import no_maps
 from wildcat.metrics.modalities import map_shares, maps_differ
@@ -375,10 +375,7 @@ class Prediction:
             ConfigError: this model has no such class.
         """
         if name not in self.classes:
-            raise ConfigError(
-                f"this model has no class {name!r}.",
-                did_you_mean(name, self.classes) or f"It has: {', '.join(self.classes[:20])}.",
-            )
+            raise unknown_class(name, self.classes)
         return self.classes.index(name)
 
     def _by_class(self, values: NDArray[np.float32]) -> Mapping[str, float]:

@@ -119,7 +119,7 @@ def export_network(command: Export) -> int:
         )
     predictor = load_model(command, command.run)
     size = predictor.preprocess.size
-    print(f"{predictor.name}: {len(predictor.classes)} classes, {size} x {size} px; writing {command.out}", flush=True)
+    print(f"{predictor.name}: {len(predictor.classes)} classes, {size} x {size} px", flush=True)
     path = export_onnx(predictor, command.out, command.with_processing)
     outputs = "scores and class maps" if predictor.has_maps else "scores"
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {outputs} match torch")

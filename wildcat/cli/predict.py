@@ -14,7 +14,7 @@ from tyro.conf import arg
 from wildcat.cli.images import check_amounts, find_images, predict_each
 from wildcat.cli.options import load_model, require_maps
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
-from wildcat.errors import ConfigError, did_you_mean, install_extra
+from wildcat.errors import ConfigError, install_extra, unknown_class
 
 if TYPE_CHECKING:
     from wildcat.data.image_ref import ImageRef
@@ -170,9 +170,7 @@ def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:
     while words:
         ends = [n for n in range(len(words), 0, -1) if ",".join(words[:n]).strip() in classes]
         if not ends:
-            name = words[0].strip()
-            few = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-            raise ConfigError(f"this model has no class {name!r}.", did_you_mean(name, classes) or f"It has: {few}.")
+            raise unknown_class(words[0].strip(), classes)
         found.append(",".join(words[: ends[0]]).strip())
         words = words[ends[0] :]
     return tuple(found)

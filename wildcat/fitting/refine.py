@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wildcat.data.dataset import PRESENT, DataSet
+from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, DataError
 from wildcat.files import refuse_existing
 from wildcat.fitting.config import RefineConfig
@@ -89,7 +89,7 @@ def refine(
     if config.method == "pronet-cascade":
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
+            labels = torch.from_numpy(label_matrix(samples)[:, order])
             verifier, loss = pronet_cascade.train(run, samples, labels, config, device, progress)
         trained["losses"] = [loss]
         return write_cascade(folder, run, verifier, config.crops, config.crop_weight, trained)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wildcat.data.dataset import PRESENT, Sample
+from wildcat.data.dataset import PRESENT, Sample, label_matrix
 from wildcat.device import choose_device
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.labels import maps_at_size
@@ -57,7 +56,7 @@ class TrainingImages:
         self.run, self.samples, self.config, self.progress = run, samples, config, progress
         self.crf = crf or (MILD_CRF if config.propagate else CrfParams())
         self.params = calibration.params if calibration else default_mask_params(run.task)
-        self.image_labels = torch.from_numpy(np.stack([s.labels[order] for s in samples]))
+        self.image_labels = torch.from_numpy(label_matrix(samples)[:, order])
         self.present = [(labels == PRESENT).nonzero()[:, 0] for labels in self.image_labels]
         self.cache = LevelCache(self.member.model.backbone, run, samples, self.device, progress)
         self.channels = [shape[0] for shape in self.cache.shapes]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wildcat.data.image_ref import OnError
-from wildcat.errors import ConfigError, MissingExtra, did_you_mean
+from wildcat.errors import ConfigError, MissingExtra, did_you_mean, unknown_class
 from wildcat.export.instances import InstanceParams, find_instances, predicted_classes
 from wildcat.methods import no_maps
 from wildcat.prediction import Prediction
@@ -73,8 +73,7 @@ def add_predictions(
     if labels != "classifications" and not predictor.has_maps:
         raise no_maps(predictor.name)
     if class_name is not None and class_name not in predictor.classes:
-        hint = did_you_mean(class_name, predictor.classes) or f"It has: {', '.join(predictor.classes[:20])}."
-        raise ConfigError(f"this model has no class {class_name!r}.", hint)
+        raise unknown_class(class_name, predictor.classes)
     waiting: deque[Any] = deque()  # the samples whose images are being read or predicted
 
     def paths() -> Iterator[str]:
