@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.train.processes import run_processes
 from wildcat.cli import main, parse
 from wildcat.config import TrainConfig
 from wildcat.data import DataSet, Sample, open_dataset, write_shapes
+from wildcat.data.cache import claim
 from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.reproduce import experiments
@@ -154,6 +156,45 @@ def test_a_table_is_written_and_a_second_run_reuses_its_cells(
     assert reproduce(PLAN, shapes, tmp_path)["results"] == summary["results"]
 
 
+def counted_reproduce(root: Path, out: Path) -> tuple[int, dict[str, Any]]:
+    """How many cells of the short table this process runs, and the summary."""
+    run_one, calls, experiment = module.train_and_evaluate, [], EXPERIMENTS["table7"]
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return run_one(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "train_and_evaluate", count)
+        patch.setitem(EXPERIMENTS, "table7", dataclasses.replace(experiment, rows=experiment.rows[::4]))
+        summary = reproduce(PLAN, open_dataset(root), out)
+    return len(calls), summary
+
+
+@pytest.mark.usefixtures("short")
+def test_several_processes_share_the_cells(shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    outcomes = run_processes(3, tmp_path / "processes", counted_reproduce, shapes.root, tmp_path / "out", joined=False)
+    assert sum(calls for calls, _ in outcomes) == 4
+    for _, summary in outcomes:
+        assert {name: row["metrics"] for name, row in summary["results"].items()} == {
+            name: row["metrics"] for name, row in whole[0]["results"].items()
+        }
+
+
+@pytest.mark.usefixtures("short")
+def test_a_cell_that_another_process_runs_comes_last(
+    shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
+    network = min((whole[1] / "cells").glob("*.lock")).stem
+    held = claim(tmp_path / "cells" / network, wait=False)
+    assert held is not None
+    cells = run_cells(PLAN, shapes, tmp_path)
+    found = {next(cells).number for _ in range(3)}
+    held.close()
+    assert {cell.number for cell in cells} | found == {1, 2, 3, 4}
+    assert json.loads(summary_path(PLAN, shapes, tmp_path).read_text())["results"].keys() == whole[0]["results"].keys()
+
+
 @pytest.mark.usefixtures("short")
 def test_a_killed_table_loses_no_finished_cell(
     shapes: DataSet, whole: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +210,7 @@ def test_a_killed_table_loses_no_finished_cell(
     monkeypatch.setattr(module, "train_and_evaluate", second_fails)
     with pytest.raises(KeyboardInterrupt):
         reproduce(PLAN, shapes, tmp_path / "killed")
-    assert len(list((tmp_path / "killed" / "cells").iterdir())) == 1
+    assert len(list((tmp_path / "killed" / "cells").glob("*.json"))) == 1
     resumed = reproduce(PLAN, shapes, tmp_path / "killed")
     assert len(calls) == 2 + 3, "the finished cell is reused, the others are run again"
     for name, row in whole[0]["results"].items():

@@ -40,10 +40,17 @@ def hold(folder: Path) -> IO[bytes] | None:
     Returns None if files cannot be locked or written here.
     """
     with contextlib.suppress(OSError):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.is_dir():
             os.utime(folder)
     return _lock(folder, exclusive=False)
+
+
+def claim(path: Path, wait: bool) -> IO[bytes] | None:
+    """Lock a path (nothing need be there) until the file is closed; a single process at a time has it.
+
+    Returns None, without `wait`, if another process has it; always None if files cannot be locked or written here.
+    """
+    return _lock(path, exclusive=True, wait=wait)
 
 
 def make_room(root: Path, limit: int) -> list[Path]:
@@ -54,7 +61,7 @@ def make_room(root: Path, limit: int) -> list[Path]:
     sizes = {path: _size(path) for path in root.iterdir() if path.is_dir()}
     total, removed = sum(sizes.values()), []
     for path in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
-        if total > limit and (lock := _lock(path, exclusive=True)):
+        if total > limit and (lock := claim(path, wait=False)):
             with lock:
                 shutil.rmtree(path, ignore_errors=True)
             total -= sizes[path]
@@ -62,16 +69,17 @@ def make_room(root: Path, limit: int) -> list[Path]:
     return removed
 
 
-def _lock(folder: Path, exclusive: bool) -> IO[bytes] | None:
-    """The locked file `<folder>.lock` beside a folder; it is never removed, so all processes lock the same file."""
+def _lock(path: Path, exclusive: bool, wait: bool = True) -> IO[bytes] | None:
+    """The locked file `<path>.lock` beside a path; it is never removed, so all processes lock the same file."""
     if sys.platform == "win32":  # without locks nothing is removed
         return None
     try:
-        file = folder.with_name(f"{folder.name}.lock").open("ab")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(f"{path.name}.lock").open("ab")
     except OSError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
     except OSError:  # another process holds it, or the file system has no locks
         file.close()
         return None

@@ -2,12 +2,15 @@
 
 An experiment is a grid of cells: one row of the table with one seed. The result of a cell is stored in `OUT/cells/`
 under a hash of everything that decides it: data, labels, split, settings, seed. A second run skips finished cells, and
-experiments share the cells they have in common. With `tune=head` all cells use the same cached features.
+experiments share the cells they have in common. Processes with the same `OUT` share the cells among them. With
+`tune=head` all cells use the same cached features.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import math
 import shlex
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wildcat.config import TrainConfig
+from wildcat.data.cache import claim
 from wildcat.data.dataset import DataSet
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
@@ -83,6 +87,8 @@ class Cell(NamedTuple):
 def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> Iterator[Cell]:
     """Run each cell that has no stored result, yield every cell, and write tables and plots after each row.
 
+    Cells whose network another process is training come last, when that process has finished them.
+
     Writes `OUT/EXPERIMENT-DATA.json`, `.csv`, `.md` and, for figures if matplotlib is installed, `.png`. Every cell
     uses the weights of the last epoch: nothing is chosen on the images that are measured.
 
@@ -94,18 +100,26 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     check_plan(plan, experiment, data)
     lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
     rows = [row for row in experiment.rows if not lacking[row.name]]
-    records: dict[str, list[dict[str, Any]]] = {row.name: [] for row in rows}
-    total, number = len(rows) * plan.seeds, 0
-    for row in rows:
-        for seed in range(plan.config.seed, plan.config.seed + plan.seeds):
-            number += 1
+    seeds = range(plan.config.seed, plan.config.seed + plan.seeds)
+    done: dict[tuple[str, int], dict[str, Any]] = {}
+    cells = list(enumerate(itertools.product(rows, seeds), start=1))
+    for wait in (False, True):
+        for number, (row, seed) in cells:
+            if (row.name, seed) in done:
+                continue
             config, (_, split) = cell_config(plan, row, seed, data), protocol(plan, data, seed)
-            record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine)
-            records[row.name].append(record)
-            yield Cell(row.name, seed, number, total, record)
-        results = summarize_rows(experiment, records, lacking)
-        summary = {**describe(plan, experiment, data, records), "results": results}
-        write_tables(summary, records, summary_path(plan, data, out))
+            try:
+                record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine, wait)
+            except BlockingIOError:
+                continue
+            done[row.name, seed] = record
+            yield Cell(row.name, seed, number, len(cells), record)
+            if all((row.name, one) in done for one in seeds):
+                whole = [r.name for r in rows if all((r.name, one) in done for one in seeds)]
+                records = {name: [done[name, one] for one in seeds] for name in whole}
+                results = summarize_rows(experiment, records, lacking)
+                summary = {**describe(plan, experiment, data, records), "results": results}
+                write_tables(summary, records, summary_path(plan, data, out))
 
 
 def needs(plan: Plan, row: Row, data: DataSet) -> str:
@@ -197,11 +211,16 @@ def run_cell(
     progress: Progress = SILENT,
     sizes: tuple[int, ...] = (),
     combine: Combine = "linear",
+    wait: bool = True,
 ) -> dict[str, Any]:
     """The record of a cell: read from its file, or trained with `config`, measured on `split` as `row` says and stored.
 
     Args:
         sizes, combine: see `Plan`.
+        wait: for another process that trains the same network.
+
+    Raises:
+        BlockingIOError: without `wait`, another process trains the same network, or files cannot be locked here.
     """
     settings = plain_settings(config)
     network: dict[str, Any] = {  # what decides the weights
@@ -214,30 +233,49 @@ def run_cell(
     }
     measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
     identity = network | measured
-    key = _hash(identity)
-    path = out / "cells" / f"{key}.json"
-    if path.is_file():
-        return _read_cell(path)
+    path, name = out / "cells" / f"{_hash(identity)}.json", _hash(network)
+    if not path.is_file():
+        claimed = claim(path.with_name(name), wait=False)
+        if claimed is None and not wait:
+            raise BlockingIOError(f"another process trains the network of {path}")
+        if claimed is None:
+            progress.start("waiting for another process", None)
+            claimed = claim(path.with_name(name), wait=True)  # None where files cannot be locked
+        with claimed or contextlib.nullcontext():
+            if not path.is_file():
+                record = _measure(row, config, split, data, out / "runs" / name, progress, sizes, combine)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, identity | record)
+    return _read_cell(path)
+
+
+def _measure(
+    row: Row,
+    config: TrainConfig,
+    split: str,
+    data: DataSet,
+    folder: Path,
+    progress: Progress,
+    sizes: tuple[int, ...],
+    combine: Combine,
+) -> dict[str, Any]:
+    """What the record of a cell says besides what it is; `folder` is for runs that are trained for it."""
     start = time.perf_counter()
     if config.tune == "head" and not row.refine:
         result = train_and_evaluate(
             data, config, split, progress, sizes, combine, MEASURES, crf=row.crf, localize=row.localize
         )
     else:
-        model = _trained_model(row, config, sizes, combine, data, out / "runs" / _hash(network), progress)
+        model = _trained_model(row, config, sizes, combine, data, folder, progress)
         predictor = load(model, config.device, localize=row.localize)
         result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=MEASURES)
-    record = {
-        **identity,
+    return {
         "metrics": table_metrics(result),
         "ap": result["classification"]["ap"],
         "ap_variant": result["classification"]["variant"],
         "seconds": round(time.perf_counter() - start, 1),
         "versions": versions(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, record)
-    return record
 
 
 def plain_settings(config: TrainConfig) -> dict[str, Any]:
