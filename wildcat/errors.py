@@ -126,6 +126,8 @@ def known_error(error: BaseException) -> WildcatError | None:
             f"a process that reads images has ended by the signal {found[1]}.",
             "If it was not ended by hand, an image may crash its decoder: look for it by reading with --workers 0.",
         )
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return WildcatError(f"{error.filename} cannot be opened: {error.strerror}.", "Check its permissions.")
     return out_of_memory(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import re
 import shlex
 from collections.abc import Iterator
@@ -129,6 +130,12 @@ def test_a_worker_that_was_killed(text: str, says: str) -> None:
     assert error is not None and says in error.message
     assert known_error(RuntimeError("shapes differ")) is None
     assert known_error(EngineError("other")) is not None
+
+
+def test_what_may_not_be_opened_is_named() -> None:
+    error = known_error(PermissionError(errno.EACCES, "Permission denied", "images/cats"))
+    assert error is not None and error.message == "images/cats cannot be opened: Permission denied."
+    assert known_error(PermissionError("of another kind")) is None
 
 
 # --- after a failed start ---------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from PIL import Image
 
 from wildcat.data import open_dataset
 from wildcat.data.dataset import (
+    ABSENT,
+    PRESENT,
     DataSet,
     Sample,
     check_learnable,
@@ -27,7 +29,7 @@ from wildcat.data.dataset import (
     rarest_classes,
     stratified_folds,
 )
-from wildcat.errors import DataError
+from wildcat.errors import ConfigError, DataError
 
 Labels = list[list[str]]  # of each image
 
@@ -165,6 +167,28 @@ def test_other_classes() -> None:
     assert [s.labels.tolist() for s in joined.split("train")] == [[1, -1], [1, 1]]
     single = made([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]], "multiclass")[0].for_classes(("c", "x", "a"))
     assert [(s.name, s.labels.tolist()) for s in single.split("train")] == [("0", [-1, -1, 1]), ("2", [1, -1, -1])]
+
+
+def test_masks_of_more_classes_than_a_mask_has_values() -> None:
+    """Of 300 classes the last ones are in no mask; their labels are kept."""
+    names = tuple(f"class {i}" for i in range(300))
+    labels = np.where(np.eye(300, dtype=bool), PRESENT, ABSENT).astype(np.int8)
+    samples = [Sample(str(i), Path(f"{i}.png"), row, mask=Path("mask.png")) for i, row in enumerate(labels)]
+    data = DataSet("many", "coco", Path(), names, "multilabel", {"train": lambda: samples})
+    turned = data.for_classes(names[::-1]).split("train")
+    assert [int(np.flatnonzero(s.labels == PRESENT)[0]) for s in turned] == list(range(299, -1, -1))
+    values = turned[0].mask_values
+    assert values is not None
+    assert values[[0, 1, 46, 47, 254, 255]].tolist() == [0, 255, 255, 254, 47, 255]
+
+
+def test_training_images_do_not_choose_the_best_epoch() -> None:
+    samples = made([[1, -1], [-1, 1], [1, 1]])[1]
+    readers = {"train": lambda: samples[:2], "val": lambda: samples[2:], "trainval": lambda: samples}
+    data = DataSet("made", "csv", Path(), ("a", "b"), "multilabel", readers)
+    assert data.training_split("train", "val") == (tuple(samples[:2]), tuple(samples[2:]))
+    with pytest.raises(ConfigError, match="trainval and --val-split val have 1 images in common, such as 2"):
+        data.training_split("trainval", "val")
 
 
 # --- folds ------------------------------------------------------------------------------------------------------------

@@ -262,6 +262,23 @@ def test_too_little_space(server: Server, tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "Set").exists()
 
 
+def test_the_bytes_that_are_there_need_no_space(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of an archive and its files."""
+    made = source(server, md5(TAR), size=len(TAR))
+    part = downloading._work_folder(made, tmp_path) / "set.tar.part"
+    part.parent.mkdir()
+    part.write_bytes(TAR[:100])
+    usage = downloading.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage._replace(free=2 * len(TAR) - 101))
+    with pytest.raises(DataError, match=r"GB free; Set needs"):
+        fetch_dataset(made, tmp_path)
+    monkeypatch.setattr(downloading.shutil, "disk_usage", lambda _: usage._replace(free=2 * len(TAR) - 100))
+    fetch_dataset(made, tmp_path)
+    assert contents(tmp_path) == CONTENT
+
+
 def test_files_in_the_way(server: Server, tmp_path: Path) -> None:
     (tmp_path / "Set").mkdir()
     (tmp_path / "Set" / "a.txt").write_bytes(CONTENT["Set/a.txt"])

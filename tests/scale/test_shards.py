@@ -17,6 +17,9 @@ import wildcat
 from tests.killing import Job, kill_commands, record, soak_kills
 from tests.scale.conftest import png, shard
 from wildcat.cli import main
+from wildcat.models.calibration import write_calibration
+from wildcat.models.run import open_run
+from wildcat.regions.masks import MaskParams
 from wildcat.scale.rows import read_rows
 
 
@@ -159,6 +162,7 @@ def _remove(folder: Path) -> Sequence[object]:
         (lambda _: ("--shard-rows", 5), "other settings: shard_rows (shard_rows 4 -> 5)"),
         (lambda _: ("--flip", "both"), "other settings: settings"),
         (lambda _: ("--limit", 3), "other settings: limit"),
+        (lambda _: ("--max-pixels", 10_000_000), "other settings: max_pixels"),
     ],
 )
 def test_resume_refuses_what_would_mix_two_sets_of_rows(
@@ -173,6 +177,18 @@ def test_resume_refuses_what_would_mix_two_sets_of_rows(
     assert predict(*line, *change(folder), "--resume") == 1
     assert says in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before
+
+
+def test_resume_refuses_other_thresholds(
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(tiny, tmp_path / "run"))
+    line = (run, images / "in", "--out", tmp_path / "out", "--shard-rows", 4)
+    assert predict(*line) == 0
+    classes = open_run(run).classes
+    write_calibration(run, classes, MaskParams(gate=0.9), {"data": "d", "split": "train", "images": 1, "masks": 0})
+    assert predict(*line, "--resume") == 1
+    assert "other settings: thresholds" in capsys.readouterr().err
 
 
 def test_another_model_is_refused(tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,9 +51,9 @@ def run_evaluate(command: Evaluate) -> int:
             tally = measure(predictor, data, split, progress=progress)
     if first:
         result = summarize(tally, data, split, command.ap)
+        print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result), flush=True)
         if command.curves is not None:
             save_curves(command.curves, tally, data, split)
-        print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -148,13 +149,15 @@ def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[Imag
 
 def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
     """Everything that decides the rows; a resumed command must have the same."""
-    from wildcat.models.calibration import weights_digest
+    from wildcat.models.calibration import CALIBRATION, weights_digest
     from wildcat.models.hub import model_folder
 
     run = model_folder(command.run)
+    calibration = run / CALIBRATION  # its thresholds decide the labels and boxes of the rows
     return {
         "run": absolute_run(command.run),
         "weights": weights_digest(run) if run.is_dir() else command.run,
+        "thresholds": json.loads(calibration.read_text("utf-8")).get("gate") if calibration.is_file() else None,
         "sources": list(command.paths),
         "split": command.split,
         "limit": command.limit,
@@ -162,6 +165,7 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
         "shard_rows": rows,
         "format": command.shard_format,
         "top_k": command.top_k,
+        "max_pixels": command.max_pixels,
         "settings": {
             "flip": command.flip,
             "sizes": list(parse_sizes(command.sizes)),

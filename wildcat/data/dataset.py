@@ -114,6 +114,9 @@ class DataSet:
         """(train samples, val samples), without a common sample; no val samples for `val="none"`.
 
         If the data set has no split `val`, a fixed stratified tenth of `train` is held out.
+
+        Raises:
+            ConfigError: the splits have samples in common.
         """
         if val == "none":
             return self.split(train), ()
@@ -122,9 +125,17 @@ class DataSet:
                 f"--train-split and --val-split are both {train!r}: training images would choose the best epoch.",
                 "Name two splits, or --val-split none to keep the last epoch.",
             )
-        if val != "val" or "val" in self.readers:
-            return self.split(train), self.split(val)
-        return hold_out(self.split(train), HELD_OUT_FRACTION, self.classes)
+        if val == "val" and "val" not in self.readers:
+            return hold_out(self.split(train), HELD_OUT_FRACTION, self.classes)
+        samples, val_samples = self.split(train), self.split(val)
+        names = {sample.name for sample in val_samples}
+        if shared := [sample.name for sample in samples if sample.name in names]:
+            raise ConfigError(
+                f"--train-split {train} and --val-split {val} have {len(shared)} images in common, such as "
+                f"{shared[0]}: training images would choose the best epoch.",
+                "Name two splits without common images, or --val-split none to keep the last epoch.",
+            )
+        return samples, val_samples
 
     def for_classes(self, classes: Sequence[str], names: Mapping[str, str] | None = None) -> DataSet:
         """This data set with its labels, boxes and masks in terms of other classes.
@@ -148,7 +159,8 @@ class DataSet:
         """The samples of a split with class `i` renumbered to `index[i]`; -1: dropped."""
         position = np.asarray(index)
         values = np.arange(256, dtype=np.uint8)
-        values[1 : len(index) + 1] = position[:254] + 1
+        known = position[:254] + 1  # a mask has no values for more classes
+        values[1 : len(known) + 1] = np.minimum(known, 255)
         samples = []
         for sample in self.split(split):
             if self.task == "multiclass":

@@ -42,7 +42,8 @@ def fetch_dataset(source: Source, to: Path, progress: Progress = SILENT) -> Path
         work.mkdir(parents=True, exist_ok=True)
         pending = [d for d in source.downloads if not (work / f"{d.file}.done").exists()]
         sizes = [download.size or 0 for download in pending]
-        free, needed = shutil.disk_usage(to).free, sum(sizes) + max(sizes, default=0)  # an archive and its files
+        left = [max(0, size - _received(work / d.file)) for size, d in zip(sizes, pending, strict=True)]
+        free, needed = shutil.disk_usage(to).free, sum(left) + max(sizes, default=0)  # archives, and files of one
         if free < needed:
             raise DataError(
                 f"{to} has {free / 1e9:.1f} GB free; {source.name} needs {needed / 1e9:.1f} GB to be unpacked.",
@@ -79,12 +80,23 @@ def _work_folder(source: Source, to: Path) -> Path:
     return to / f".fetch-{source.name}"
 
 
+def _received(file: Path) -> int:
+    """The bytes of a download that are on the disk."""
+    part = _part(file)
+    return next((path.stat().st_size for path in (file, part) if path.exists()), 0)
+
+
+def _part(file: Path) -> Path:
+    """Where the bytes of an unfinished download are."""
+    return file.with_name(f"{file.name}.part")
+
+
 def _transfer(source: Source, download: Download, file: Path, progress: Progress) -> None:
     """Download `file` from the first address that answers, resuming its `.part`; it appears complete and checked."""
     import requests  # noqa: PLC0415  # slow, and only downloads need it
     from pooch.hashes import hash_matches  # noqa: PLC0415
 
-    part = file.with_name(f"{file.name}.part")
+    part = _part(file)
     errors: list[str] = []
     for attempt in range(_ATTEMPTS):
         for url in download.urls:

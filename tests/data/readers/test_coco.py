@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +279,24 @@ def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], object], messa
     assert str(tmp_path) in caught.value.message
     assert remedy in caught.value.hint
     assert "\n" not in caught.value.message
+
+
+def test_a_missing_image_among_many_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is listed a few times, not once for each image."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8} for i in range(60)]
+    table = lay(tmp_path, {**BY_HAND, "images": images, "annotations": []})
+    for i in range(1, 60):
+        (tmp_path / "images" / f"{i}.jpg").touch()
+    listed, list_folder = [], Path.iterdir
+
+    def count(folder: Path) -> Iterator[Path]:
+        listed.append(folder)
+        return list_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", count)
+    with pytest.raises(DataError, match=r"1 of 60 images .*'0\.jpg'"):
+        read_coco(table).split("all")
+    assert len(listed) < 10
 
 
 def test_no_image_folder(tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ def test_classes_and_splits_of_another_devkit(kit: Path) -> None:
     assert np.array_equal(label_matrix(subset.split("train"))[:2], expected[:, ::-1])
 
 
+def test_lists_that_are_empty_or_of_names_with_blanks_are_splits(kit: Path) -> None:
+    main = kit / "ImageSets" / "Main"
+    for path in main.glob("*_*.txt"):  # class lists
+        path.unlink()
+    (main / "val.txt").write_text("")
+    for folder, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (kit / folder / f"000000.{suffix}").rename(kit / folder / f"my photo 1.{suffix}")
+    (main / "train.txt").write_text("my photo 1\n000001\n")
+    data = read_voc(kit)
+    assert data.classes == SHAPE_CLASSES
+    assert [s.name for s in data.split("train")] == ["my photo 1", "000001"]
+    with pytest.raises(DataError, match=r"split 'val' .* holds no images"):
+        data.split("val")
+
+
 def test_difficult_in_xml_is_ignored(kit: Path) -> None:
     for path in (kit / "ImageSets" / "Main").glob("*_*.txt"):
         path.unlink()

@@ -16,7 +16,7 @@ import numpy as np
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, DataSet, Reader, Sample, few, split_samples
 from wildcat.data.labels import normal_name
 from wildcat.data.layout import TRUTH_FOLDERS, image_folders, name_splits, path_splits, subfolders
-from wildcat.data.readers.lists import find_named
+from wildcat.data.readers.lists import find_named, names_in
 from wildcat.data.readers.voc import MOST_PIXELS, box_arrays
 from wildcat.errors import ConfigError, DataError
 
@@ -301,9 +301,9 @@ def _find_images(layout: _Layout, names: Sequence[str]) -> tuple[Path, list[str]
             f"The images of {layout.path} are missing: there is no folder {' or '.join(map(str, layout.folders))}.",
             f"Put the {len(names)} images there.",
         )
-    there = {folder: [n for n, i in zip(names, inside, strict=True) if find_named([i], [folder])] for folder in folders}
+    there = {folder: names_in(inside, folder) for folder in folders}
     best = max(there, key=lambda folder: len(there[folder]))
-    missing = [name for name in names if name not in there[best]]
+    missing = [name for name, path in zip(names, inside, strict=True) if path not in there[best]]
     raise DataError(
         f"{len(missing)} of {len(names)} images of {layout.path} are not in {best}; the first is {missing[0]!r}.",
         "Restore the images, or remove them from the JSON.",

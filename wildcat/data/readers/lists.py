@@ -82,6 +82,17 @@ def find_named(names: Sequence[str], folders: Iterable[Path]) -> tuple[Path, lis
     return None
 
 
+def names_in(names: Iterable[str], folder: Path) -> set[str]:
+    """Those of the names that lead to a file of the folder, each without as many leading folders as that takes."""
+    listing = _Listing(folder)
+
+    def leads(name: str) -> bool:
+        parts = name.replace("\\", "/").split("/")
+        return any(listing.find("/".join(parts[drop:])) for drop in range(len(parts)))
+
+    return {name for name in names if leads(name)}
+
+
 def find_anywhere(names: Sequence[str], root: Path) -> list[str] | None:
     """The paths below `root` of the images with these file names, perhaps without suffix; None unless each has one."""
     by_name: dict[str, list[str]] = {}

@@ -119,7 +119,8 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
     stems = {p.stem for p in main.glob("*.txt") if not p.name.startswith(".")}
-    class_lists = {stem for stem in stems if stem.rpartition("_")[2] in stems and _has_labels(main / f"{stem}.txt")}
+    named = {stem for stem in stems if stem.rpartition("_")[0] and stem.rpartition("_")[2] in stems}
+    class_lists = {stem for stem in named if _has_labels(main / f"{stem}.txt")}
     if classes is None and re.fullmatch(r"VOC20\d\d", devkit.name):
         classes = VOC_CLASSES
     elif classes is None:
