@@ -117,10 +117,11 @@ def refuse_existing(folder: Path, hint: str = "") -> None:
         )
 
 
-def next_free(folder: Path) -> Path:
-    """The first of folder-2, folder-3, ... that does not exist."""
+def next_free(path: Path) -> Path:
+    """The first of folder-2, folder-3, ... that does not exist; of a file the first of file-2.html, file-3.html, ..."""
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
     number = 2
-    while (candidate := folder.with_name(f"{folder.name}-{number}")).exists():
+    while (candidate := path.with_name(f"{stem}-{number}{suffix}")).exists():
         number += 1
     return candidate
 

@@ -602,6 +602,15 @@ def test_images_are_copied_unchanged_or_converted_upright(tmp_path: Path) -> Non
         np.testing.assert_array_equal(read_image(images / "moving.png"), read_image(tmp_path / "moving.gif"))
 
 
+def test_label_studio_gets_no_image_that_browsers_do_not_show(tmp_path: Path) -> None:
+    Image.effect_noise((90, 60), 50).convert("RGB").save(tmp_path / "scan.tif")
+    p = prediction(90, 60, image=tmp_path / "scan.tif", path="scan.tif")
+    for kind, suffix in (("label-studio", "png"), ("coco", "tif")):
+        (image,) = (write(tmp_path / kind, kind, [p]) / "images").iterdir()
+        assert image.suffix == f".{suffix}"
+        np.testing.assert_array_equal(read_image(image), read_image(tmp_path / "scan.tif"))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_failure_leaves_no_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), ANNOTATION_FORMATS[kind](tmp_path / "out", CLASSES) as writer:

@@ -109,6 +109,9 @@ def test_next_free(tmp_path: Path) -> None:
     for name in ("run", "run-2", "run-4"):
         (tmp_path / name).mkdir()
     assert next_free(tmp_path / "run") == tmp_path / "run-3"
+    for name in ("v1.onnx", "v1-2.onnx"):
+        (tmp_path / name).touch()
+    assert next_free(tmp_path / "v1.onnx") == tmp_path / "v1-3.onnx"
 
 
 def test_not_a_run_folder(run: Run, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def run_into_folder(command: Predict) -> int:
             source = Path(command.paths[0]).name or command.paths[0]
             title = f"{Path(predictor.name).name} on {source}{' and others' if len(command.paths) > 1 else ''}"
             page = write_report(command.out / "report.html", gallery, title, info=model_info(command.run))
-            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} examples")
+            left_out = f"; {page.left_out} more would make the page too large" if page.left_out else ""
+            print(f"report: {page.path}, {page.bytes / 1e6:.1f} MB, {page.shown} examples{left_out}")
     return 0 if written else 1
 
 

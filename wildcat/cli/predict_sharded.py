@@ -44,7 +44,7 @@ class ShardedCommand(BoxCommand, DataCommand):
     batch_size: int = 8
     """Images per forward pass."""
     top_k: Annotated[int, arg(metavar="K")] = 0
-    """Write the values of the K likeliest classes only; 0: of all classes. For models of thousands of classes."""
+    """Write the values and labels of the K likeliest classes only; 0: of all. For models of thousands of classes."""
     shard_rows: Annotated[int | None, arg(metavar="N")] = None
     """For any number of images: write shards of N rows (shard-00000.jsonl, ...), each atomically, that --resume
     continues."""

@@ -23,8 +23,7 @@ from wildcat.viz.overlay import image_suffix
 
 ImageMode = Literal["copy", "link"]
 
-# Suffixes that every reader of these formats opens; images of other types are converted.
-PORTABLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+BROWSER_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})  # of images that browsers show
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,7 @@ class AnnotationWriter(ABC):
 
     Attributes:
         image_folder: name of the folder with the images.
+        portable: suffixes that every reader of the format opens; images of other types are converted.
         options: names of the arguments above that only some formats take.
         default_simplify: tolerance of outlines if `simplify` is None.
 
@@ -72,6 +72,7 @@ class AnnotationWriter(ABC):
     """
 
     image_folder: ClassVar[str] = "images"
+    portable: ClassVar[frozenset[str]] = BROWSER_SUFFIXES | {".tif", ".tiff"}
     options: ClassVar[tuple[str, ...]] = ()
     default_simplify: ClassVar[float] = 1.0
 
@@ -159,7 +160,7 @@ class AnnotationWriter(ABC):
         if isinstance(source, Path):
             if not source.is_file():
                 raise ImageError(f"{source} does not exist any more.", "Restore it and export again.")
-            if suffix := portable_suffix(source):
+            if suffix := self._unchanged_suffix(source):
                 target = folder / f"{stem}{suffix}"
                 if self.images == "link":
                     target.symlink_to(source.resolve())
@@ -172,14 +173,13 @@ class AnnotationWriter(ABC):
         image.save(folder / file, quality=95)
         return file
 
-
-def portable_suffix(path: Path) -> str:
-    """The suffix for an unchanged copy of an image file, or "" if the file must be converted."""
-    with Image.open(path) as image:
-        suffix = path.suffix.lower()
-        if suffix not in PORTABLE_SUFFIXES:
-            suffix = f".{(image.format or '').lower()}"
-        return suffix if suffix in PORTABLE_SUFFIXES and orientation_of(image) == 1 else ""
+    def _unchanged_suffix(self, path: Path) -> str:
+        """The suffix for an unchanged copy of an image file, or "" if the file must be converted."""
+        with Image.open(path) as image:
+            suffix = path.suffix.lower()
+            if suffix not in self.portable:
+                suffix = f".{(image.format or '').lower()}"
+            return suffix if suffix in self.portable and orientation_of(image) == 1 else ""
 
 
 class JsonList:

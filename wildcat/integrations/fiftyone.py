@@ -44,7 +44,8 @@ def add_predictions(
             (boxes of connected regions), "instances" (these with their masks), "keypoints" (a point per class), or the
             "heatmap" of one class.
         class_name: of the heatmap; None: the likeliest class of each image.
-        min_score: minimum probability of a class; None: the model's own thresholds.
+        min_score: minimum probability of a class; None: the model's own thresholds. An image without such a class has
+            an empty label, of a multi-class model no `Classification`.
         batch_size: images per forward pass.
         on_error: called with the path of an image that cannot be read and the reason; its sample is left as it is.
             Without it the error is raised, and the samples before are saved.
@@ -122,6 +123,8 @@ def to_label(
         ]
         return fo.Keypoints(keypoints=found)
     if prediction.task == "multiclass":
+        if not names:  # the likeliest class is below `min_score`
+            return None
         return fo.Classification(
             label=prediction.top, confidence=scores[prediction.top], logits=prediction.class_scores
         )

@@ -184,8 +184,9 @@ def check_target(path: Path) -> None:
         RunError: `path` exists.
     """
     if path.exists():
-        free = next_free(path.with_suffix("")).with_suffix(path.suffix)
-        raise RunError(f"{path} exists and is never overwritten.", f"Give another --out, for example {free}.")
+        raise RunError(
+            f"{path} exists and is never overwritten.", f"Give another --out, for example {next_free(path)}."
+        )
 
 
 def model_info(source: str, split: str = "", data: DataSet | None = None, views: str = "") -> ModelInfo:

@@ -94,7 +94,7 @@ class AnnotationQuery(Query):
     """Parameters of /annotations."""
 
     format: Literal["coco", "coco-polygons", "yolo", "yolo-segment", "voc", "label-studio"] = Field(
-        "coco", description="See `wildcat export annotations`."
+        "coco", description="See `wildcat export --format`."
     )
     min_score: float | None = Field(
         None, ge=0, le=1, description="Lowest probability of the classes to annotate; default: the predicted classes."
@@ -166,7 +166,7 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
 
 
 def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -> tuple[bytes, str]:
-    """A zip of the folder that `wildcat export annotations` writes for this image, and its file name.
+    """A zip of the folder that `wildcat export --format` writes for this image, and its file name.
 
     Raises:
         ConfigError: the format does not support these class names, or there are no boundaries to propagate to.
