@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from tests.test_predictor import colour_finder
 from wildcat.cli.images import predict_each
 from wildcat.cli.options import check_readable
 from wildcat.config import TrainConfig
+from wildcat.curation.page import _table_image
 from wildcat.data import open_dataset
 from wildcat.data.image_ref import ImageLocation
 from wildcat.data.transforms import parse_range
@@ -22,6 +24,8 @@ from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.models.folder import check_members, open_model
 from wildcat.models.run import create_run, open_run
 from wildcat.predictor import Predictor
+from wildcat.progress import SILENT
+from wildcat.reproduce.heads import train_and_evaluate
 from wildcat.scale.rows import NumberedImage, predict_rows
 from wildcat.serve.uploads import Upload
 
@@ -70,6 +74,26 @@ def test_a_run_keeps_its_range(tmp_path: Path, scan: Path) -> None:
     assert runs[1].preprocess.intensity_range is None
     with pytest.raises(RunError, match="different intensity ranges"):
         check_members([open_model(run.folder) for run in runs])
+
+
+def test_heads_on_cached_features_are_measured_on_images_of_the_range(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float images cannot be read without their range."""
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        path = tmp_path / "data" / ("val" if i > 11 else "train") / "ab"[i % 2] / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.random((40, 48), dtype=np.float32) / (1 + i % 2)).save(path)
+    config = TrainConfig(backbone="test_resnet", weights=weights, image_size=64, tune="head", val_split="none")
+    config = replace(config, intensity_range="0,1", epochs=1, workers=0, device="cpu")
+    data = open_dataset(tmp_path / "data")
+    found = train_and_evaluate(data, config, "val", SILENT, (), "linear", ("classification",))
+    assert 0 <= found["classification"]["accuracy"] <= 1
+    url = _table_image(data.split("val")[0], config).src
+    shown = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert np.asarray(shown).max() > 200
 
 
 @pytest.mark.parametrize("text", ["4095", "5,5", "9,1", "a,b", "0,inf", "1,2,3"])

@@ -40,6 +40,7 @@ from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
 from wildcat.train.distributed import gather, share_of, world_size
 
 POINT_TOLERANCE = 18  # pixels that a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)
+GAME_TOLERANCE = 15  # the same in the pointing game (Zhang et al., ECCV 2016)
 MEASURES = ("classification", "pointing", "localization", "segmentation")  # each where the data has its ground truth
 
 # Background thresholds among which the best one is searched: SCORES against raw maps (rule "score"), THRESHOLDS against
@@ -281,7 +282,7 @@ def pointing_report(
         )
         present = [i for i, b in enumerate(boxes) if len(b)]
         if present:
-            hits += pointing_game(points[present, c], [boxes[i] for i in present]) * len(present)
+            hits += pointing_game(points[present, c], [boxes[i] for i in present], GAME_TOLERANCE) * len(present)
             pairs += len(present)
     values = np.asarray(average_precisions)
     return {
@@ -290,6 +291,7 @@ def pointing_report(
         "tolerance": POINT_TOLERANCE,
         "variant": variant,
         "pointing_game": hits / pairs if pairs else None,
+        "pointing_game_tolerance": GAME_TOLERANCE,
     }
 
 

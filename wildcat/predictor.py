@@ -320,10 +320,11 @@ class Predictor:
         """Preprocessed images, (B, 3, S, S) for each member -> scores and maps, averaged over the mirrored views."""
         refuse_forked(self.process)
         outputs = []
+        of_one = modalities and sum(member.has_maps for member in self.members) == 1  # of several they are their maps
         for member, batch in zip(self.members, inputs, strict=True):
             images = batch.to(self.device).contiguous(memory_format=torch.channels_last)
             features = member.features(images, self.flip)
-            outputs.append(member.scores_and_maps(*features, modalities=modalities and len(self.members) == 1))
+            outputs.append(member.scores_and_maps(*features, modalities=of_one))
         return self._merged(outputs, features[0], modalities)
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ import torch
 from tests.cli.conftest import command
 from wildcat.curation.rank import disagreement, entropy, k_center_greedy, rank_images
 from wildcat.errors import ConfigError
+from wildcat.models.cascade import Cascade
 from wildcat.models.member import Outputs
 from wildcat.predictor import load
 
@@ -83,6 +84,15 @@ def test_uncertainty_and_disagreement_of_a_run(tiny: Path, images: list[Path]) -
         views = [torch.sigmoid(predictor.model(view)).numpy() for view in (pixels, pixels.flip(-1))]
     expected = entropy((views[0] + views[1]) / 2, "multilabel") - sum(entropy(v, "multilabel") for v in views) / 2
     assert best.score == pytest.approx(expected[0], abs=1e-6) and best.score > 0
+
+
+def test_the_second_stage_of_a_cascade_is_not_ignored(tiny: Path, images: list[Path]) -> None:
+    predictor = load(tiny, "cpu")
+    predictor.cascade = Cascade((None,), crops=2, weight=0.7)
+    with pytest.raises(ConfigError, match=f"{tiny} is a cascade; by='uncertainty' looks at one stage") as caught:
+        rank_images(predictor, images)
+    assert f"{tiny}/base" in caught.value.hint
+    assert len(rank_images(predictor, images[:3], "novelty")) == 3
 
 
 def test_novelty_leaves_copies_for_the_end(tiny: Path, images: list[Path], tmp_path: Path) -> None:

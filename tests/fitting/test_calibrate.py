@@ -156,6 +156,15 @@ def test_under_a_crf_all_rules_are_tried(shapes: DataSet) -> None:
     assert progress.counts == progress.totals == {"predicting": 3, "fitting the background": 3}
 
 
+def test_with_superpixels_the_masks_that_are_drawn_are_measured(shapes: DataSet) -> None:
+    some = shapes.split("train")[:3]
+    data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
+    model = Knows(data)
+    params, record = calibrate(model, data, "train", False, propagate=False, superpixels=True)  # type: ignore[arg-type]
+    assert params.superpixels
+    assert loop_miou(model, some, params, False) == pytest.approx(max(r["miou"] for r in record["tried"]), abs=1e-6)
+
+
 def test_without_masks_the_background_is_the_default(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, mask=None) for s in shapes.split("train")]
     data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})

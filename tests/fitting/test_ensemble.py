@@ -72,6 +72,28 @@ def test_a_combination_multiplies_all_scores_of_all_members() -> None:
             assert combined[b, c] == pytest.approx(expected, abs=1e-4)
 
 
+def test_the_modality_maps_of_the_only_member_with_maps_are_kept(
+    runs: list[Model], shapes: DataSet, tmp_path: Path
+) -> None:
+    config = replace(runs[1].runs[0].config, head="netvlad", head_size=4, num_maps=1)
+    other = create_run(tmp_path / "netvlad", config, shapes, "shapes")
+    save_weights(model_from_config(config, 5), other.folder / WEIGHTS)
+    create_ensemble(tmp_path / "both", [open_model(other.folder), runs[0]], "average")
+    found = wildcat.load(tmp_path / "both", "cpu").predict(image(), modalities=True)
+    alone = wildcat.load(runs[0].folder, "cpu").predict(image(), modalities=True)
+    name = found.classes[0]
+    np.testing.assert_allclose(found.modalities(name), alone.modalities(name), atol=1e-5)
+
+
+def test_images_held_out_for_val_do_not_train_the_combination(
+    runs: list[Model], shapes: DataSet, tmp_path: Path
+) -> None:
+    data = replace(shapes, readers={"train": shapes.readers["train"]}, _cache={})
+    create_ensemble(tmp_path / "linear", runs, "linear", data, device="cpu")
+    fitted = json.loads((tmp_path / "linear" / MANIFEST).read_text())["fitted"]
+    assert fitted["images"] == len(data.split("train")) - len(data.split("val")) < len(data.split("train"))
+
+
 def test_finest_grid_leaves_the_finest_maps_alone() -> None:
     fine, coarse = torch.rand(1, 2, 6, 4), torch.rand(1, 2, 3, 2)
     resized = on_finest_grid([coarse, fine])

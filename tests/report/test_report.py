@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix
 from tests.conftest import Visit, pixels
 from wildcat.data.dataset import DataSet, Sample, Task
 from wildcat.errors import ConfigError, RunError
-from wildcat.evaluation import evaluate
+from wildcat.evaluation import GAME_TOLERANCE, evaluate
 from wildcat.metrics import pointing_game, precision_recall_curve
 from wildcat.models.calibration import Calibration
 from wildcat.prediction import Prediction
@@ -31,7 +31,6 @@ from wildcat.regions.masks import MaskParams
 from wildcat.report import Gallery, ModelInfo, report_split, write_report
 from wildcat.report.charts import curve_points, line_chart
 from wildcat.report.gallery import make_thumbnail
-from wildcat.report.page import GAME_TOLERANCE
 from wildcat.viz.colors import MARK_COLORS
 
 HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>', "a & b</title>", "plain")

@@ -36,6 +36,7 @@ def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
     from wildcat.fitting.ensemble import create_ensemble
+    from wildcat.models.calibration import fitted_samples
     from wildcat.models.folder import check_members, open_model
     from wildcat.models.hub import model_folder
     from wildcat.models.run import refuse_taken
@@ -51,7 +52,7 @@ def run_ensemble(command: Ensemble) -> int:
         else None
     )
     if data is not None:
-        images = f"{len(data.split(command.split))} images of {command.split} to train the combination on"
+        images = f"{len(fitted_samples(data, command.split))} images of {command.split} to train the combination on"
         describe(data, images, device.type)
     with ProgressBar() as progress:
         model = create_ensemble(

@@ -12,6 +12,7 @@ from wildcat.config import TrainConfig
 from wildcat.curation.audit import Audit
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import load_image
+from wildcat.data.transforms import parse_range
 from wildcat.files import making, write_bytes
 from wildcat.prediction import Prediction
 from wildcat.report.gallery import Gallery, Kind, encode_image
@@ -57,7 +58,7 @@ def write_audit(audit: Audit, folder: Path, config: TrainConfig, examples: int =
             "Predictions": f"{len(audit.heads)} folds, {config.backbone} at {config.image_size} px",
         }
         title = f"Audit of {audit.data.name}"
-        page = write_report(unfinished / PAGE, gallery, title, ModelInfo(facts), tables(audit, found))
+        page = write_report(unfinished / PAGE, gallery, title, ModelInfo(facts), tables(audit, found, config))
     return ReportFile(folder / PAGE, page.bytes, page.shown, page.left_out)
 
 
@@ -84,16 +85,16 @@ def suspect_predictions(audit: Audit, config: TrainConfig) -> Iterator[tuple[Pre
         yield from zip(predictions_from_features(head, samples, config.amp, config.flip), chosen, strict=True)
 
 
-def tables(audit: Audit, found: Mapping[str, Any]) -> list[Table]:
+def tables(audit: Audit, found: Mapping[str, Any], config: TrainConfig) -> list[Table]:
     """The tables of the page: pairs of similar images, unreadable files, and the balance of the classes."""
     copies, files, classes = found["duplicates"], found["unreadable"], found["classes"]
     across = sum(row["split"] != row["copy_of_split"] for row in copies)
     more = f"; the first {SHOWN_PAIRS} are shown" if len(copies) > SHOWN_PAIRS else ""
     pairs = [
         (
-            _table_image(audit.samples[pair.original]),
+            _table_image(audit.samples[pair.original], config),
             f"{row['copy_of']} ({row['copy_of_split']})",
-            _table_image(audit.samples[pair.image]),
+            _table_image(audit.samples[pair.image], config),
             f"{row['image']} ({row['split']})",
             f"{row['similarity']:.3f}",
             "same" if row["same_labels"] else "different",
@@ -126,5 +127,6 @@ def tables(audit: Audit, found: Mapping[str, Any]) -> list[Table]:
     ]
 
 
-def _table_image(sample: Sample) -> TableImage:
-    return TableImage(encode_image(load_image(sample.path), PAIR_SIDE), sample.name)
+def _table_image(sample: Sample, config: TrainConfig) -> TableImage:
+    image = load_image(sample.path, parse_range(config.intensity_range))
+    return TableImage(encode_image(image, PAIR_SIDE), sample.name)

@@ -71,9 +71,15 @@ def rank_images(
         progress: counts images.
 
     Raises:
-        ConfigError: an unknown criterion, a negative count, or `labelled` with another criterion than `novelty`.
+        ConfigError: an unknown criterion, a negative count, `labelled` with another criterion than `novelty`, or a
+            cascade with another one than that.
     """
     check_criterion(by, count, bool(labelled))
+    if predictor.cascade is not None and by != "novelty":
+        raise ConfigError(
+            f"{predictor.name} is a cascade; by={by!r} looks at one stage.",
+            f"Rank with its first stage: {predictor.name}/{predictor.cascade.first_stage}.",
+        )
     adapt, compute = CRITERIA[by]
     model = adapt(predictor)
     progress.start("ranking", len(images) + len(labelled))

@@ -97,7 +97,7 @@ def calibrate(
     if not (labels == PRESENT).any():
         raise DataError(f"no image of {split} of {data.name} has a label.", "Give a split with labelled images.")
     masked = [i for i, sample in enumerate(samples) if sample.mask is not None]
-    kept = set(thinned(masked, MOST_MASKS_SLOW if crf or propagate else MOST_MASKS))
+    kept = set(thinned(masked, MOST_MASKS_SLOW if crf or propagate or superpixels else MOST_MASKS))
     if not masked and (crf is None or propagate is None):
         kept = set(thinned(range(len(samples)), MOST))
     probs, pairs = [], []
@@ -143,7 +143,7 @@ def choose_masks(
     if masked:
         rules = FITTED_RULES if choosing else get_args(BackgroundRule)
         for steps in options:
-            most = MOST_MASKS if steps == PLAIN else MOST if choosing else MOST_MASKS_SLOW
+            most = MOST_MASKS if from_histograms(steps, params) else MOST if choosing else MOST_MASKS_SLOW
             fits[steps] = fit_background(params, thinned(pairs, most), steps, rules, progress)
     choice = None
     if choosing:
@@ -206,7 +206,7 @@ def fit_background(
     Without images `params` is returned unchanged. Of equally good backgrounds the nearest to the default is chosen.
 
     Args:
-        steps: how masks are drawn; unless plain, they are drawn for each background.
+        steps: how masks are drawn; unless `from_histograms`, they are drawn for each background.
         rules: those to try.
     """
     if not with_masks:
@@ -214,7 +214,7 @@ def fit_background(
     candidates = [p for p in _candidates(params, steps) if p.rule in rules]
     classes = len(with_masks[0][0].classes) + 1
     confusions: Sequence[NDArray[np.int64]]
-    if steps != PLAIN:
+    if not from_histograms(steps, params):
         confusions = [np.zeros((classes, classes), dtype=np.int64) for _ in candidates]
         progress.start("fitting the background", len(with_masks))
         for prediction, sample in with_masks:
@@ -238,6 +238,11 @@ def fit_background(
     return candidates[best], tried
 
 
+def from_histograms(steps: MaskSteps, params: MaskParams) -> bool:
+    """Whether a histogram of an image gives the masks of all its backgrounds, so that none is drawn."""
+    return steps == PLAIN and not params.superpixels
+
+
 def _histograms(params: MaskParams, with_masks: Pairs, progress: Progress) -> Iterator[NDArray[np.int64]]:
     for prediction, sample in with_masks:
         yield strength_histogram(prediction, true_mask(prediction, sample), params)
@@ -246,7 +251,7 @@ def _histograms(params: MaskParams, with_masks: Pairs, progress: Progress) -> It
 
 def _candidates(params: MaskParams, steps: MaskSteps) -> list[MaskParams]:
     """The backgrounds to try, rule by rule; s = (1 - s)^a is solved by a = log(s) / log(1 - s)."""
-    slow = steps != PLAIN
+    slow = not from_histograms(steps, params)
     scores, constants = (CRF_SCORES, CRF_THRESHOLDS) if slow else (SCORES, THRESHOLDS)
     candidates = [replace(params, rule="score", score=t) for t in scores]
     candidates += [replace(params, rule="constant", constant=t) for t in constants]

@@ -34,7 +34,7 @@ class RefineConfig:
     superpixels: bool = False
     """Average the masks of mil-base over superpixels of the image; needs scikit-image."""
     boundary_epochs: int = 3
-    """Epochs of the boundary network; more for few images, see `wildcat.fitting.refine.BOUNDARY_STEPS`."""
+    """Epochs of the boundary network; more for few images: at least 200 steps."""
     boundary_lr: float = 5e-3
     """Highest learning rate of AdamW for the boundary network."""
     crops: int = 8

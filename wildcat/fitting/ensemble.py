@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wildcat.data.dataset import DataSet, Task, label_matrix
 from wildcat.errors import ConfigError, DataError
+from wildcat.models.calibration import fitted_samples
 from wildcat.models.folder import Combination, Combine, Model, check_members, write_ensemble
 from wildcat.models.member import Member
 from wildcat.models.run import refuse_taken
@@ -42,7 +43,8 @@ def create_ensemble(
         members: runs and cascades; the first stages of cascades are combined like runs, and their verifiers averaged.
         combine: "linear" trains a classifier on the scores of the runs for `split`; "average" uses their mean.
         data, split: labelled images to train the linear classifier on: the training images of the runs, as in the
-            paper. Never a split to evaluate on.
+            paper. Never a split to evaluate on. In a data set without `val`, the images of `train` that are held out
+            for it are left out.
         strength: see `fit_combination`.
         progress: counts images.
 
@@ -65,7 +67,7 @@ def create_ensemble(
     data = data.for_classes(runs[0].classes)
     networks = [Member(run.load_model(), run.preprocess) for run in runs]
     predictor = Predictor("members", networks, runs[0].classes, runs[0].task, device)
-    samples = data.split(split)
+    samples = fitted_samples(data, split)
     scores = []
     progress.start("scoring", len(samples))
     for images, outputs in predictor.outputs([s.path for s in samples]):

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from wildcat._version import __version__
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, RunError
-from wildcat.evaluation import evaluate, match_classes
+from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes
 from wildcat.files import next_free, remove_leftovers, write_bytes, writing
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.hub import model_folder
@@ -40,7 +40,6 @@ from wildcat.report.charts import confusion_table, draw_curves, draw_training
 from wildcat.report.gallery import Example, Gallery, Kind, printable
 from wildcat.viz.colors import encode_colormaps
 
-GAME_TOLERANCE = 15  # pixels, the default of `wildcat.metrics.pointing_game`
 HEADINGS: dict[Kind, tuple[str, str]] = {
     "hit": ("Highest scores where present", "confident hits"),
     "miss": ("Lowest scores where present", "worst misses"),

@@ -17,6 +17,7 @@ from wildcat.config import FLIP_VIEWS, Flip, Localize, TrainConfig
 from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, cross_validation, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
+from wildcat.data.images import IntensityRange
 from wildcat.device import choose_device
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
@@ -118,15 +119,15 @@ def cross_validate(
 def predictions_from_features(
     predictor: Predictor, samples: Sequence[Sample], amp: bool = False, flip: Flip = "none"
 ) -> Iterator[Prediction]:
-    """Predictions of the samples, in order, from cached features; no image is decoded."""
-    remaining = iter(samples)
+    """Predictions of the samples, in order, from cached features; images are read for their size alone."""
+    remaining, intensity = iter(samples), predictor.preprocess.intensity_range
     for outputs in outputs_from_features(predictor, samples, amp, flip):
         batch = itertools.islice(remaining, len(outputs.scores))
-        images = [LoadedImage(str(s.path), image_size(s.path), s.path) for s in batch]
+        images = [LoadedImage(str(s.path), image_size(s.path, intensity), s.path) for s in batch]
         yield from predictor.predictions(images, outputs)
 
 
 @cache
-def image_size(image: Path | ImageRef) -> tuple[int, int]:
+def image_size(image: Path | ImageRef, intensity: IntensityRange | None) -> tuple[int, int]:
     """(width, height) of an image after its EXIF orientation."""
-    return load_image(image).size
+    return load_image(image, intensity).size

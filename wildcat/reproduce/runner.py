@@ -143,11 +143,25 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
 
     Raises:
         ConfigError: no seed, or a setting that does not fit the data set or the way of training.
-        DataError: the experiment measures points or masks, and the data has no boxes or masks.
+        DataError: the data lacks the ground truth that the experiment measures.
         MissingExtra: a row needs a package that is not installed.
     """
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
+    train_split, test_split = protocol(plan, data, plan.config.seed)
+    if train_split == test_split:
+        raise ConfigError(
+            f"the split {train_split!r} is used for training and for testing.",
+            "Give another --train-split or --test-split.",
+        )
+    for metric, measured, truth, remedy in (
+        ("point_ap", "points", "boxes", "data with boxes: VOC or COCO"),
+        ("miou", "masks", "masks", "data with masks: VOC or COCO"),
+        ("accuracy", "accuracy", "classes that exclude each other", "data with one label per image: 15-Scene"),
+    ):
+        if experiment.metrics[0] == metric and metric not in available_metrics(data, test_split):
+            problem = f"{plan.experiment} measures {measured}, and {data.name} has no {truth}."
+            raise DataError(problem, f"Give {remedy}.")
     default = load_recipe(RECIPE)
     for row in (row for row in experiment.rows if not needs(plan, row, data)):
         for name in row.settings or ():
@@ -159,18 +173,6 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
         cell_config(plan, row, plan.config.seed, data).validate()
         if row.refine:
             check_extras(RefineConfig(**row.refine))
-    train_split, test_split = protocol(plan, data, plan.config.seed)
-    if train_split == test_split:
-        raise ConfigError(
-            f"the split {train_split!r} is used for training and for testing.",
-            "Give another --train-split or --test-split.",
-        )
-    for metric, measured, truth in (("point_ap", "points", "boxes"), ("miou", "masks", "masks")):
-        if experiment.metrics[0] == metric and metric not in available_metrics(data, test_split):
-            raise DataError(
-                f"{plan.experiment} measures {measured}, and {data.name} has no {truth}.",
-                f"Give data with {truth}: VOC or COCO.",
-            )
 
 
 def available_metrics(data: DataSet, split: str) -> tuple[str, ...]:
