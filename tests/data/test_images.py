@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wildcat.data.images import decode_bytes, decode_file, limit_pixels, read_image, read_mask, to_rgb
+from wildcat.data.images import decode_bytes, decode_file, full_size, limit_pixels, read_image, read_mask, to_rgb
 from wildcat.data.listing import list_images
 from wildcat.errors import DataError, ImageError
 
@@ -119,6 +119,15 @@ def test_sixteen_bit_grey_has_a_fixed_scale(tmp_path: Path, suffix: str) -> None
     dark = values[:, :4]  # the scale must not follow the brightest pixel
     Image.fromarray(dark).save(tmp_path / f"dark.{suffix}")
     assert np.asarray(read_image(tmp_path / f"dark.{suffix}"))[0, :, 0].tolist() == expected[:4]
+
+
+def test_a_transparent_value_of_sixteen_bit_grey_is_white(tmp_path: Path) -> None:
+    values = np.array([[0, 1000, 2000, 4095]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=0)
+    assert Image.open(tmp_path / "a.png").info["transparency"] == 0
+    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [255, 4, 8, 16]
+    ranged = decode_file(tmp_path / "a.png", full_size, (0.0, 4095.0))[0]
+    assert np.asarray(ranged)[0, :, 0].tolist() == [255, 62, 125, 255]
 
 
 def test_big_endian_sixteen_bit() -> None:

@@ -66,6 +66,23 @@ def test_a_frame_at_each_step(tmp_path: Path, name: str) -> None:
     assert [brightest(load_image(frame)) for frame in frames] == [0, 0, 1, 1, 2, 2]
 
 
+def test_gaps_between_frames_and_the_end_lose_no_step(tmp_path: Path) -> None:
+    """Frames at 0, 1, 5 and 5.1 s: the steps in the gap have the frame after it, those after the last frame that."""
+    path = tmp_path / "gap.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 64, 48, "yuv420p", 1
+        for pts, colour in ((0, 0), (10, 1), (50, 2), (51, 0)):
+            frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), COLOURS[colour]))
+            frame.pts, frame.time_base = pts, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    found = [(frame.time, brightest(load_image(frame))) for frame in video_frames(path, 1.0)]
+    assert found == [(0, 0), (1, 1), (2, 2), (3, 2), (4, 2), (5, 2)]
+    late = [VideoFrame(str(path), time, 0.5) for time in (5.0, 5.15)]
+    assert [brightest(load_image(frame)) for frame in load_frames(late, lambda *_: None)] == [2, 0]
+
+
 def test_steps_are_at_least_one_frame(clip: Path) -> None:
     assert len(list_frames(clip, 0.001)) == 30
     assert len(list_frames(clip, 100)) == 1

@@ -128,8 +128,8 @@ class DataSet:
         if val == "val" and "val" not in self.readers:
             return hold_out(self.split(train), HELD_OUT_FRACTION, self.classes)
         samples, val_samples = self.split(train), self.split(val)
-        names = {sample.name for sample in val_samples}
-        if shared := [sample.name for sample in samples if sample.name in names]:
+        files = {sample.path for sample in val_samples}
+        if shared := [sample.name for sample in samples if sample.path in files]:
             raise ConfigError(
                 f"--train-split {train} and --val-split {val} have {len(shared)} images in common, such as "
                 f"{shared[0]}: training images would choose the best epoch.",

@@ -334,17 +334,17 @@ def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> 
     orientation = orientation_of(image)
     if isinstance(image, RangedImageFile):
         rgb = image.displayed(intensity).convert("RGB")
-    elif image.has_transparency_data:
+    elif image.has_transparency_data and not _is_sixteen_bit(image):
         white = Image.new("RGBA", image.size, "white")
         rgb = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     elif intensity and (_is_sixteen_bit(image) or image.mode in ("F", "I")):
         low, high = intensity
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=low, posinf=high, neginf=low)
         scaled = ((values - low) * (255 / (high - low))).clip(0, 255)
-        rgb = Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")
+        rgb = _from_grey(scaled.round(), image)
     elif _is_sixteen_bit(image):
         values = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        rgb = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # v / 257, rounded
+        rgb = _from_grey((values + 128) // 257, image)  # v / 257, rounded
     elif image.mode in ("F", "I"):
         raise ImageError(
             f"{name} holds {'float' if image.mode == 'F' else '32-bit'} values, which have no defined white.",
@@ -356,6 +356,14 @@ def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> 
         rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info = {}  # an orientation left here would be applied again
     return rgb
+
+
+def _from_grey(values: NDArray[Any], image: Image.Image) -> Image.Image:
+    """Values in 0..255 as RGB; the value of the image that is transparent becomes white."""
+    grey = values.astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey[np.asarray(image) == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
 
 
 def _check_colour(image: Image.Image, name: str, intensity: IntensityRange | None) -> None:

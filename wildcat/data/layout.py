@@ -214,8 +214,10 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
         exact[_key(text, split)] = text
         alone[split, PurePosixPath(text).stem].append(text)
     pairs = []
+    sharing = Counter((split, PurePosixPath(image).stem) for image, split in zip(images, splits, strict=False))
     for image, split in zip(images, splits, strict=False):
-        same = alone[split, PurePosixPath(image).stem]
+        name = split, PurePosixPath(image).stem
+        same = alone[name] if sharing[name] == 1 else []  # it may be of another image of this name
         found = exact.get(_key(image, split), same[0] if len(same) == 1 else None)
         pairs.append(Pair(image, split, root / found if found else None))
     if any(pair.split for pair in pairs) and (outside := [pair.name for pair in pairs if not pair.split]):

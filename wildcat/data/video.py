@@ -117,10 +117,10 @@ def load_frames(images: Iterable[Path | ImageRef], on_break: OnBreak) -> Iterato
 
 
 def _decode_frames(file: str, wanted: list[VideoFrame]) -> Iterator[VideoFrame]:
-    """For each wanted frame, in the order of time, the first of the video at that time or later."""
+    """For each wanted frame, in the order of time, the first of the video at that time or later, or its last."""
     from av.error import FFmpegError  # noqa: PLC0415  # optional
 
-    start, time, waiting = None, 0.0, iter(wanted)
+    start, time, waiting, last = None, 0.0, iter(wanted), None
     with _open_video(file) as (container, stream):
         length = _duration(container, stream)
         stream.thread_type = "AUTO"
@@ -131,18 +131,27 @@ def _decode_frames(file: str, wanted: list[VideoFrame]) -> Iterator[VideoFrame]:
                     continue
                 stamp = frame.time if frame.time is not None else number / float(stream.average_rate or 25)
                 start = stamp if start is None else start
-                time = stamp - start
+                time, last = stamp - start, frame
                 if time < target.time - 1e-6:
                     continue
-                image = frame.to_image().rotate(frame.rotation, expand=True)
-                yield replace(target, image=image)
-                if (following := next(waiting, None)) is None:
-                    return
-                target = following
+                image = _upright(frame)
+                while time >= target.time - 1e-6:  # several targets lie in the gap before a frame
+                    yield replace(target, image=image)
+                    if (following := next(waiting, None)) is None:
+                        return
+                    target = following
         except FFmpegError as error:
             raise _broken(file, time, length, error.strerror or str(error)) from error
-    if length - time > _EARLY + target.every:
-        raise _broken(file, time, length, "it is cut")
+        if last is None or length - time > _EARLY + target.every:
+            raise _broken(file, time, length, "it is cut")
+        image = _upright(last)  # shown to the end
+    for late in itertools.takewhile(lambda one: one.time < length, itertools.chain([target], waiting)):
+        yield replace(late, image=image)
+
+
+def _upright(frame: Any) -> Image.Image:
+    image: Image.Image = frame.to_image().rotate(frame.rotation, expand=True)
+    return image
 
 
 def _broken(file: str, time: float, length: float, reason: str) -> ImageError:

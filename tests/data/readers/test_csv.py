@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wildcat.data.dataset import label_matrix
+from wildcat.data.dataset import DataSet, label_matrix
 from wildcat.data.readers.csv import read_table
 from wildcat.data.readers.table import find_table
 from wildcat.data.registry import open_dataset
@@ -77,6 +77,37 @@ def test_split_column_and_named_columns(tmp_path: Path) -> None:
     data = read_table(path, image_column="file", labels_column="what", split_column="part")
     assert data.splits == ("train", "val", "fold2")
     assert [[s.name for s in data.split(n)] for n in data.splits] == [["a.jpg"], ["b.jpg"], ["c.jpg"]]
+
+
+def test_the_split_column_in_another_case_and_one_that_is_not_there(tmp_path: Path) -> None:
+    path = table(tmp_path, "Image,Label,Split\na.jpg,x,Train\nb.jpg,y,test\n")
+    assert read_table(path).splits == ("train", "test")
+    with pytest.raises(DataError, match="has no column 'flod'; it has 'Image', 'Label', 'Split'"):
+        read_table(path, split_column="flod")
+
+
+def test_rows_of_missing_images_are_not_others_of_their_name(tmp_path: Path) -> None:
+    path = table(tmp_path, "image,labels\na/1.jpg,x\na/2.jpg,y\nb/1.jpg,y\nb/2.jpg,x\n", "a/1.jpg a/2.jpg")
+    with pytest.raises(DataError, match=r"image 'b/1\.jpg' does not exist; 2 of 4 rows"):
+        read_table(path)
+
+
+def test_tables_of_splits_beside_the_folder_of_images(tmp_path: Path) -> None:
+    for split, name in (("train", "a.jpg"), ("val", "b.jpg")):
+        for folder in ("splits", "images"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        table(tmp_path, f"image,labels\n{name},x\n", "", name=f"splits/{split}.csv")
+        (tmp_path / "images" / name).touch()
+    data = read_table(tmp_path / "splits")
+    assert [path_of(data, split).resolve() for split in ("train", "val")] == [
+        tmp_path / "images" / name for name in ("a.jpg", "b.jpg")
+    ]
+
+
+def path_of(data: DataSet, split: str) -> Path:
+    (sample,) = data.split(split)
+    assert isinstance(sample.path, Path)
+    return sample.path
 
 
 @pytest.mark.parametrize("offset", range(5))

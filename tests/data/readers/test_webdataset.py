@@ -188,6 +188,18 @@ def test_json_and_text_hold_any_number_of_names(tmp_path: Path) -> None:
     assert [s.name for s in data.split("train")][:2] == ["train-0.tar#d/0.png", "train-0.tar#e/0.png"]
 
 
+def test_split_folders_of_shards(tmp_path: Path) -> None:
+    for split, count in (("train", 2), ("valid", 1)):
+        (tmp_path / "shards" / split).mkdir(parents=True)
+        for n in range(count):
+            shard(tmp_path / "shards" / split / f"{n}.tar", {f"{n}.png": png(n), f"{n}.cls": b"%d" % n})
+    for source in (tmp_path / "shards", tmp_path / "shards" / "{train,valid}" / "*.tar"):
+        data = open_dataset(source)
+        assert (data.format, data.splits) == ("webdataset", ("train", "val"))
+        assert [s.name for s in data.split("train")] == ["train/0.tar#0.png", "train/1.tar#1.png"]
+        assert [s.name for s in data.split("val")] == ["valid/0.tar#0.png"]
+
+
 def test_shards_without_split_names_are_split_by_class(tmp_path: Path) -> None:
     for n in range(2):
         members = {
@@ -201,7 +213,7 @@ def test_shards_without_split_names_are_split_by_class(tmp_path: Path) -> None:
     assert [len(data.split(name)) for name in data.splits] == [16, 4, 20]
     assert sorted(label_matrix(data.split("val")).argmax(axis=1)) == [0, 0, 1, 1]
     shard(tmp_path / "train-9.tar", {"0.png": png(0), "0.cls": b"1"})
-    with pytest.raises(DataError, match=r"part-0.tar#0.png is in a shard whose name gives no split"):
+    with pytest.raises(DataError, match=r"part-0.tar#0.png is in a shard whose name and folder give no split"):
         open_dataset(tmp_path)
 
 

@@ -64,6 +64,20 @@ def test_split_folders(tmp_path: Path, pattern: str) -> None:
     check(data, "val")
 
 
+def test_an_image_has_no_labels_of_another_of_its_name(tmp_path: Path) -> None:
+    for folder in ("v1", "v2"):
+        (tmp_path / "images" / "train" / folder).mkdir(parents=True)
+        (tmp_path / "images" / "train" / folder / "1.jpg").touch()
+    (tmp_path / "labels" / "train" / "v1").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "v1" / "1.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "data.yaml").write_text(YAML)
+    samples = open_dataset(tmp_path).split("train")
+    assert {s.name: s.labels.tolist() for s in samples} == {
+        "images/train/v1/1.jpg": [1, -1],
+        "images/train/v2/1.jpg": [-1, -1],
+    }
+
+
 def test_splits_that_only_the_yaml_names(tmp_path: Path) -> None:
     for part in ("a", "b"):
         lay(tmp_path, f"images/{part}/{{}}.jpg", f"labels/{part}/{{}}.txt", {})

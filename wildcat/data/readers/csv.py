@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from wildcat.data.remote import path_type
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "category", "categories", "choice")
+SPLIT_COLUMN = "split"
 _CELLS = {
     **dict.fromkeys(("1", "1.0", "true", "yes"), PRESENT),
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
@@ -50,7 +52,7 @@ def read_table(
     *,
     image_column: str | None = None,
     labels_column: str | None = None,
-    split_column: str = "split",
+    split_column: str = SPLIT_COLUMN,
     separator: str | None = None,
     task: Task | None = None,
     classes: Sequence[str] | None = None,
@@ -70,8 +72,8 @@ def read_table(
     Task: unless `task` is given, a column of labels with exactly one in every row is multi-class (a note says so),
     anything else multi-label. A row without labels is a negative image, allowed in a multi-label table only.
 
-    Splits are the values of `split_column` ("valid", "validation" are `val`); without that column, `train` and `val`
-    are a fixed 80/20, stratified by each image's rarest label, and `all` is everything.
+    Splits are the values of `split_column` ("valid", "validation" are `val`); without a column `split`, `train` and
+    `val` are a fixed 80/20, stratified by each image's rarest label, and `all` is everything.
 
     Raises:
         ConfigError: an unknown `task`.
@@ -87,6 +89,7 @@ def read_table(
         )
     notes: list[str] = []
     table, image_column, folder, images = _read_tables(base, found, image_column, split_column, notes)
+    split_column = _split_column(table, split_column)
     labels_column = _labels_column(table, labels_column, (image_column, split_column), notes)
     if labels_column is not None:
         names, labels = _joined_labels(table, labels_column, separator, classes, notes)
@@ -151,12 +154,19 @@ def _read_tables(
             )
             continue
         folder, images = _images(table, column, base, split, notes)
-        names += [(folder / name).relative_to(base).as_posix() for name in images]
+        names += [Path(os.path.relpath(folder / name, base)).as_posix() for name in images]
         first.rows.extend({**row, split_column: split} for row in table.rows)
         first.lines.extend(table.lines)
         first.files.extend(file for _ in table.rows)
     assert first is not None  # noqa: S101  # there is a table
     return first, column, base, names
+
+
+def _split_column(table: Table, name: str) -> str:
+    """The column of the splits; the default name in any case, another name must be a column."""
+    if name != SPLIT_COLUMN:
+        table.check_column(name, "--data-option split_column=NAME")
+    return name if name in table.columns else next((c for c in table.columns if c.lower() == name), name)
 
 
 def _splits(table: Table, column: str, samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, Reader]:

@@ -94,14 +94,17 @@ def names_in(names: Iterable[str], folder: Path) -> set[str]:
 
 
 def find_anywhere(names: Sequence[str], root: Path) -> list[str] | None:
-    """The paths below `root` of the images with these file names, perhaps without suffix; None unless each has one."""
+    """The paths below `root` of the images with these file names, perhaps without suffix; None unless each has one
+    of its own."""
     by_name: dict[str, list[str]] = {}
     for image in find_images(root)[0]:
         file = image.rpartition("/")[2]
         for key in {file, file.rpartition(".")[0]}:
             by_name.setdefault(key, []).append(image)
     found = [by_name.get(name.rpartition("/")[2], []) for name in names]
-    return [images[0] for images in found] if all(len(images) == 1 for images in found) else None
+    if not all(len(images) == 1 for images in found) or len({images[0] for images in found}) < len(set(names)):
+        return None
+    return [images[0] for images in found]
 
 
 class _Listing:

@@ -31,7 +31,7 @@ from wildcat.data.dataset import (
 from wildcat.data.formats import IMAGE_SUFFIXES, skipped_note
 from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.labels import normal_name, parse_labels
-from wildcat.data.layout import split_name
+from wildcat.data.layout import name_splits, path_splits, split_name, subfolders
 from wildcat.data.listing import holds_images
 from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
@@ -69,10 +69,13 @@ def names_shards(text: str) -> bool:
 
 
 def recognise_webdataset(path: Path) -> bool:
-    """Whether `path` is a tar file, or a folder that holds some and no images."""
+    """Whether `path` is a tar file, or a folder that holds some, perhaps in split folders, and no images."""
     if path.is_file():
         return path.suffix.lower() == ".tar"
-    return path.is_dir() and any(path.glob("*.tar")) and not holds_images(path)
+    if not path.is_dir():
+        return False
+    folders = [path, *(path / name for name in name_splits(p.name for p in subfolders(path)))]
+    return any(any(folder.glob("*.tar")) for folder in folders) and not any(map(holds_images, folders))
 
 
 def read_webdataset(
@@ -94,8 +97,9 @@ def read_webdataset(
     A number is the position of a class in `classes`, from 0; without them it is a name like any other: the classes are
     the numbers that occur, and "01" is not "1".
 
-    The name of a shard gives its split (`train-000.tar`, `imagenet-val-07.tar`); if no name does, `train` and `val`
-    are a fixed stratified 80/20 and `all` is everything. Images with exactly one label each are multi-class.
+    The name of a shard gives its split (`train-000.tar`, `imagenet-val-07.tar`), or its folder (`train/000.tar`); if
+    none does, `train` and `val` are a fixed stratified 80/20 and `all` is everything. Images with exactly one label
+    each are multi-class.
 
     Args:
         classes: a file of class names, one per line, or their names; default: `classes.txt` beside the shards, or the
@@ -126,17 +130,18 @@ def read_webdataset(
             "Correct it, or give --data-option task=multilabel.",
         )
     chosen: Task = "multilabel" if task == "multilabel" or unclear else "multiclass"
+    by_folder = dict(zip(shards, path_splits([shard.removeprefix(f"{folder}/") for shard in shards]), strict=True))
     splits: dict[str, list[Sample]] = {}
     for one in found:
         labels = np.full(len(names), ABSENT, np.int8)
         labels[[index[label] for label in one.ignored]] = IGNORED
         labels[[index[label] for label in one.present]] = PRESENT
         name = one.image.name.removeprefix(f"{folder}/")
-        split = split_name(Path(file_name(one.image.file)).stem)[0]
+        split = split_name(Path(file_name(one.image.file)).stem)[0] or by_folder[one.image.file]
         splits.setdefault(split, []).append(Sample(name, one.image, labels))
     if "" in splits and len(splits) > 1:
         raise DataError(
-            f"{splits[''][0].path} is in a shard whose name gives no split, unlike others.",
+            f"{splits[''][0].path} is in a shard whose name and folder give no split, unlike others.",
             "Call shards train-..., val-..., test-..., or none of them.",
         )
     readers = default_splits(splits[""], names) if "" in splits else grouped_splits(splits)
@@ -153,8 +158,9 @@ def find_shards(source: str) -> list[str]:
     found: list[str] = []
     for path in map(local_path, expand_braces(source)):
         kind = path_type(path)
-        inside = path if is_url(path) else glob.escape(path)
-        files = [path] if kind == "file" else glob_files(f"{inside.rstrip('/')}/*.tar" if kind == "folder" else path)
+        inside = (path if is_url(path) else glob.escape(path)).rstrip("/")
+        patterns = [f"{inside}/*.tar", f"{inside}/*/*.tar"] if kind == "folder" else [path]
+        files = [path] if kind == "file" else next(filter(None, map(glob_files, patterns)), [])
         if not files:
             raise DataError(f"{path} holds no tar shards.", "Give shards, a folder of them or a pattern in quotes.")
         found += files
