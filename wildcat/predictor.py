@@ -417,6 +417,13 @@ def load(
         if sizes and len(model.runs) > 1:
             raise ConfigError(f"sizes={sizes[0]}: each member of the ensemble {name} has its own.", "Leave it out.")
         segmenter = model.load_segmenter()
+        trained = model.runs[0].config.output_stride
+        if segmenter is not None and output_stride not in (None, trained) and 8 in (output_stride, trained):
+            raise ConfigError(
+                f"output_stride={output_stride}: the refined model {name} reads levels of the backbone that have other "
+                f"strides then.",
+                f"Leave it out{'' if trained == 8 else ', or give 16'}.",
+            )
         members = [Member(run.load_model(output_stride), run.preprocess, segmenter) for run in model.runs]
         cascade = model.load_cascade([member.model.backbone.num_features for member in members])
         # after the weights: a damaged file is named as such, not as weights that the calibration does not fit

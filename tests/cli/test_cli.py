@@ -468,6 +468,38 @@ def test_a_split_of_a_data_set(tiny: Path, shapes: Path, tmp_path: Path) -> None
     assert [r["image"] for r in rows_of(tmp_path / "out")] == expected
 
 
+def test_a_split_is_read_as_the_run_has_read_it(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The held-out fifth of another selection of classes holds other images."""
+    table = "".join(f"{p},{['ab', 'cd'][i % 2][i // 2 % 2]}\n" for i, p in enumerate(sorted(shapes.rglob("*.jpg"))))
+    (tmp_path / "all.csv").write_text(f"image,labels\n{table}")
+    line = ("train", tmp_path / "all.csv", "--out", tmp_path / "run", "--epochs", 1, "--classes", "a,c", *TINY)
+    assert command(*line) == 0
+    out = tmp_path / "out"
+    assert (
+        command("predict", tmp_path / "run", tmp_path / "all.csv", "--split", "val", "--out", out, "--save", "none")
+        == 0
+    )
+    assert "is read as for" in capsys.readouterr().err
+    held_out = open_dataset(tmp_path / "all.csv", classes=["a", "c"]).split("val")
+    assert [r["image"] for r in rows_of(out)] == [str(s.path) for s in held_out]
+
+
+@pytest.mark.parametrize(
+    "flags", [("--save", "heatmaps"), ("--top-k", 2), ("--classes", "disc"), ("--crf",), ("--report",)]
+)
+def test_flags_for_files_need_a_folder(
+    tiny: Path, photos: Path, flags: tuple[object, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("predict", tiny, photos, *flags) == 2
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"wildcat: {' '.join(map(str, flags))} is for files, and no folder for them is given.\n  Add --out DIR.\n"
+    )
+
+
 def test_classes_whose_names_hold_commas(tmp_path: Path) -> None:
     """One label of a real collection is "chair, stool": the flag separates with commas and still means it."""
     for name in ("chair, stool", "chair", "table"):

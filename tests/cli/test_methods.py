@@ -38,6 +38,11 @@ def test_methods_are_listed_with_what_they_give(capsys: pytest.CaptureFixture[st
 def test_one_method_is_shown_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("methods", "weldon") == 0
     assert "pooling: weldon, num_maps: 1, kmax: 0.2" in capsys.readouterr().out
+    assert command("methods", "pronet-cascade") == 0
+    assert "crops, crop_weight" in capsys.readouterr().out
+    assert command("methods", "wildcat") == 0
+    both = capsys.readouterr().out
+    assert "pooling: wildcat" in both and "label_sizes" in both, "a method of both commands"
     assert command("methods", "weldn") == 2
     assert "there is no method 'weldn'.\n  Did you mean weldon" in capsys.readouterr().err
 

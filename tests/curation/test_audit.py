@@ -203,6 +203,8 @@ def test_without_cleanlab_it_says_what_to_install(
         (("--splits", "train,vla"), 1, "has no split 'vla'"),
         (("--limit", "-1"), 2, "--limit -1: give at least 0."),
         (("--tune", "all"), 2, "--tune all: an audit trains heads on cached features."),
+        (("--train-split", "val"), 2, "--train-split val: an audit divides its images into folds."),
+        (("--weights", "hf://ann/tiny"), 2, "--weights hf://ann/tiny: a run has a head already."),
     ],
 )
 def test_wrong_settings_are_refused(

@@ -122,6 +122,10 @@ def test_a_refined_folder_is_a_model(run: Path, refined: Path, shapes: DataSet, 
     np.testing.assert_allclose(there.class_maps, back.class_maps[..., ::-1], atol=2e-2)
     larger = load(refined, "cpu", sizes=(160, 192))
     assert larger.predict(path).class_maps.shape == (5, 24, 24)
+    odd = load(refined, "cpu", sizes=(200,))  # 13 cells of 16 pixels, the last of them cut
+    assert odd.predict(path).class_maps.shape == (5, 25, 25)
+    with pytest.raises(ConfigError, match=r"output_stride=8: the refined model .* reads levels"):
+        load(refined, "cpu", output_stride=8)
     assert load(refined, "cpu", output_stride=16).predict(path).class_maps.shape == (5, 28, 28)
     assert main(["evaluate", str(refined), str(shapes.root), "--device", "cpu"]) == 0
     out = tmp_path / "out"

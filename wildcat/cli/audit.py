@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from wildcat.cli.options import Data, DataCommand, describe, note_amp, open_data
+from wildcat.cli.options import Data, DataCommand, data_flags, describe, note_amp, open_data
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.settings import load_recipe
@@ -51,12 +51,20 @@ def run_audit(command: Audit) -> int:
     from wildcat.files import refuse_existing
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import ProgressBar
+    from wildcat.reproduce.heads import check_head_weights
+    from wildcat.reproduce.runner import changed_settings, setting_flags
 
     config = command.config
     config.validate()
     check_backbone_name(config.backbone)
     if config.tune != "head":
         raise ConfigError(f"tune={config.tune!r}: an audit trains heads on cached features.", "Leave it out.")
+    check_head_weights(config)
+    for name in ("train_split", "val_split"):
+        if (value := getattr(config, name)) != getattr(load_recipe("audit"), name):
+            raise ConfigError(
+                f"{name}={value!r}: an audit divides its images into folds.", "Name splits with --splits."
+            )
     if command.limit < 0:
         raise ConfigError(f"limit={command.limit}: give at least 0.")
     if command.out:
@@ -76,7 +84,10 @@ def run_audit(command: Audit) -> int:
         left_out = f"; {page.left_out} more exceed --max-mb {command.max_mb:g}" if page.left_out else ""
         print(f"{page.path}: {page.bytes / 1e6:.1f} MB, {page.shown} examples{left_out}", file=sys.stderr)
     elif not command.json:
-        print(f"Next: {shlex.join(['wildcat', 'audit', command.data, '--out', 'DIR'])}   for all rows and a page")
+        words = ["wildcat", "audit", command.data, "--out", "DIR", *data_flags(command)]
+        words += ["--splits", command.splits] if command.splits else []
+        words += setting_flags(changed_settings(config, load_recipe("audit")))
+        print(f"Next: {shlex.join(words)}   for all rows and a page")
     return 0
 
 

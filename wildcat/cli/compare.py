@@ -7,7 +7,7 @@ import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +17,8 @@ from wildcat.cli.options import (
     Data,
     DataCommand,
     check_readable,
+    data_flags,
     describe,
-    flag,
     note_amp,
     open_data,
 )
@@ -98,12 +98,7 @@ def next_command(command: Compare, plan: Comparison, method: str) -> str:
 
     folder = Path("runs") / method
     words = training_words(plan, command.data, method, next_free(folder) if folder.exists() else folder)
-    for option in fields(DataCommand):
-        value = getattr(command, option.name)
-        if value != option.default and option.name != "debug":
-            for one in value if isinstance(value, tuple) else (value,):
-                words += [flag(option.name), str(one)]
-    return shlex.join(words)
+    return shlex.join([*words, *data_flags(command)])
 
 
 def comparison_text(summary: Mapping[str, Any]) -> str:

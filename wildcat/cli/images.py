@@ -32,20 +32,26 @@ def check_amounts(batch_size: int, limit: int, top_k: int = 0) -> None:
         raise ConfigError(f"top_k={top_k}: give at least 1, or 0 for all classes.")
 
 
-def split_samples(paths: Sequence[str], split: str, data: DataCommand) -> tuple[Sample, ...]:
-    """The samples of a split of the one data set that `paths` must name."""
+def split_samples(paths: Sequence[str], split: str, data: DataCommand, run: str | Path) -> tuple[Sample, ...]:
+    """The samples of a split of the one data set that `paths` must name, read as for `run`, see `open_data`."""
     if len(paths) != 1:
         raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
-    return open_data(data, paths[0]).split(split)
+    return open_data(data, paths[0], run).split(split)
 
 
 def find_images(
-    paths: Sequence[str], split: str | None, limit: int, data: DataCommand, every: float | None = None
+    paths: Sequence[str],
+    split: str | None,
+    limit: int,
+    data: DataCommand,
+    run: str | Path,
+    every: float | None = None,
 ) -> list[tuple[Path | ImageRef, str]]:
     """The images of a command line, each once, with the relative path that names its output files.
 
     Args:
-        paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data`.
+        paths: images, folders of images, or globs; with `split`, one data set, opened with the options of `data` or,
+            without any, as the data that the model `run` was trained on.
         limit: maximum number of images; 0: all.
         every: seconds between the frames of videos, which are images then; None: videos are refused.
     """
@@ -56,7 +62,7 @@ def find_images(
     found: dict[Path | ImageRef, str] = {}
     skipped: Counter[str] = Counter()
     if split is not None:
-        for sample in split_samples(paths, split, data):
+        for sample in split_samples(paths, split, data, run):
             path = sample.path
             found[path] = path.name if isinstance(path, Path) else sample.name.replace(".tar#", "/")
     else:

@@ -30,19 +30,25 @@ def run_methods(command: Methods) -> int:
     """Print two lines per method, or all about one."""
     text = (resources.files("wildcat") / "method_results.json").read_text(encoding="utf-8")
     measured = json.loads(text)
-    names = [command.name] if command.name else [*METHODS]
-    for name in names:
-        method = find_method(name)
+    if command.name and command.name not in REFINE_METHODS:
+        find_method(command.name)
+    for name in [command.name] if command.name else METHODS:
+        if name not in METHODS:
+            continue
+        method = METHODS[name]
         gives = "scores, maps, masks" if method.has_maps else "scores"
         print(f"{name:17} {gives:20} {result_text(measured['results'].get(name, {}))}")
         print(f"{'':17} {method.description} ({method.paper})")
         if command.name:
             print(f"{'':17} {', '.join(f'{key}: {value}' for key, value in method.settings.items())}")
-    if not command.name:
+    if not command.name or command.name in REFINE_METHODS:
         print("\nOf wildcat refine, a second stage for a run:")
-        for name, refining in REFINE_METHODS.items():
+        for name in [command.name] if command.name else REFINE_METHODS:
+            refining = REFINE_METHODS[name]
             print(f"{name:17} {refining.gives:20} {result_text(measured['results'].get(f'refine {name}', {}))}")
             print(f"{'':17} {refining.description}")
+            if command.name:
+                print(f"{'':17} settings: {', '.join(refining.settings)}")
     print(f"\n{measured['setting']}")
     return 0
 

@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -239,6 +239,17 @@ def reader_options(command: ReaderCommand) -> tuple[str, ...]:
     """The options of the reader that the flags of a command give, as NAME=VALUE."""
     flags = {name: getattr(command, name) for name in ("image_column", "labels_column", "separator", "classes")}
     return (*command.data_option, *(f"{name}={value}" for name, value in flags.items() if value not in (None, "")))
+
+
+def data_flags(command: DataCommand) -> list[str]:
+    """The flags of a command that say how its data is read, as they are typed."""
+    words: list[str] = []
+    for option in fields(DataCommand):
+        value = getattr(command, option.name)
+        if value != option.default and option.name != "debug":
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [flag(option.name), str(one)]
+    return words
 
 
 def open_data(command: DataCommand, source: str, model: str | Path | None = None) -> DataSet:

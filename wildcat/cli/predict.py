@@ -55,8 +55,16 @@ def run_into_folder(command: Predict) -> int:
     from wildcat.progress import interruptible
 
     save = parse_save("overlays" if command.save is None else command.save)
-    if command.report and command.out is None:
-        raise ConfigError("--report writes a page beside the predictions.", "Add --out DIR.")
+    files = {
+        "--report": command.report,
+        f"--save {command.save}": command.save not in (None, "", "none"),
+        f"--classes {command.classes}": bool(command.classes),
+        f"--top-k {command.top_k}": bool(command.top_k),
+        "--crf": command.crf,
+        "--propagate": command.propagate,
+    }
+    if command.out is None and (flag := next((flag for flag, given in files.items() if given), None)):
+        raise ConfigError(f"{flag} is for files, and no folder for them is given.", "Add --out DIR.")
     check_amounts(command.batch_size, command.limit, command.top_k)
     images = find_predicted(command, save)
     predictor = load_model(command, command.run)
@@ -114,7 +122,8 @@ def find_predicted(command: Predict, save: Sequence[str]) -> list[tuple[Path | I
     from wildcat.export.geo import check_georeferenced, has_geo_keys
 
     every = parse_every("1s" if command.every is None else command.every)
-    images = find_images(command.paths, command.split, command.limit, replace(command, classes=""), every)
+    data = replace(command, classes="")  # which here are those to draw
+    images = find_images(command.paths, command.split, command.limit, data, command.run, every)
     if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
         raise ConfigError(f"--every {command.every} is for videos, and none is given.", "Leave it out.")
     if "polygons" in save:
@@ -188,5 +197,5 @@ def prediction_line(prediction: Any) -> str:
     if prediction.has_maps:
         places = [prediction.points[c] for c in names]
         texts = [f"{text} at ({x:.0f}, {y:.0f})" for text, (x, y) in zip(texts, places, strict=True)]
-    none = "" if prediction.labels else "(below 50%) "
+    none = "" if prediction.labels else "(below its threshold) "
     return f"{shown(prediction.path)}: {none}{', '.join(texts)}"

@@ -136,7 +136,7 @@ def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[Imag
 
     images: Iterator[ImageLocation]
     if command.split is not None:
-        samples = split_samples(command.paths, command.split, command)
+        samples = split_samples(command.paths, command.split, command, command.run)
         images = (s.path if isinstance(s.path, ImageLocation) else ImageLocation(str(s.path)) for s in samples)
     else:
         images = list_images(find_sources(command.paths), command.image_column, skipped)

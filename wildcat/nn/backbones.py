@@ -64,7 +64,8 @@ class Backbone(nn.Module):
         images = self._fitted(images)
         with self._refusals(images):
             features, inner = self.network.forward_intermediates(images, output_fmt="NCHW")  # type: ignore[operator]
-        by_stride = {round(images.shape[-1] / level.shape[-1]): level for level in inner[:-1]}  # the last of each
+        # Of each stride the last; a side of 260 pixels has 17 cells of 16 pixels, the last of them cut.
+        by_stride = {2 ** round(math.log2(images.shape[-1] / level.shape[-1])): level for level in inner[:-1]}
         return (*(by_stride[s] for s in LEVEL_STRIDES if s in by_stride), self._as_map(features, images))
 
     def _fitted(self, images: Tensor) -> Tensor:

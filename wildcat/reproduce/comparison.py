@@ -26,7 +26,7 @@ from wildcat.nn.backbones import create_backbone
 from wildcat.nn.factory import check_fits
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import METRIC_NAMES, Row
-from wildcat.reproduce.heads import compute_features
+from wildcat.reproduce.heads import check_head_weights, compute_features
 from wildcat.reproduce.runner import (
     RECIPE,
     SHARED,
@@ -90,10 +90,7 @@ def check_comparison(plan: Comparison, data: DataSet) -> list[str]:
     for setting, reason in DECIDED.items():
         if (value := getattr(config, setting)) != getattr(default, setting):
             raise ConfigError(f"{setting}={value}: {reason}.", f"Leave out --{setting.replace('_', '-')}.")
-    if Path(config.weights).is_dir():
-        raise ConfigError(
-            f"weights={config.weights}: a run has a head already.", "Give imagenet, or a file of backbone weights."
-        )
+    check_head_weights(config)
     samples = data.split(config.train_split)
     notes = check_learnable(data, config.train_split, samples)
     counts = class_counts(data, config.train_split)

@@ -19,11 +19,13 @@ from wildcat.data.dataset import DataSet, Sample, cross_validation, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.data.images import IntensityRange
 from wildcat.device import choose_device
+from wildcat.errors import ConfigError
 from wildcat.evaluation import MEASURES, evaluate
 from wildcat.fitting.ensemble import fit_combination
 from wildcat.fitting.levels import outputs_from_features
 from wildcat.models.beam_search import check_localize
 from wildcat.models.folder import Combine
+from wildcat.models.hub import SCHEME
 from wildcat.models.member import Member
 from wildcat.models.run import create_run, preprocess_of
 from wildcat.nn.backbones import create_backbone
@@ -74,6 +76,18 @@ def train_and_evaluate(
     predictor.localize = localize
     predictions = predictions_from_features(predictor, data.split(split), config.amp, flip)
     return evaluate(predictor, data, split, crf=crf, predictions=predictions, measures=measures)
+
+
+def check_head_weights(config: TrainConfig) -> None:
+    """Refuse weights of a run, which has a head already, where new heads are trained.
+
+    Raises:
+        ConfigError: names the run.
+    """
+    if Path(config.weights).is_dir() or config.weights.startswith(SCHEME):
+        raise ConfigError(
+            f"weights={config.weights}: a run has a head already.", "Give imagenet, or a file of backbone weights."
+        )
 
 
 def compute_features(samples: Sequence[Sample], config: TrainConfig, progress: Progress = SILENT) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 import reprlib
 from collections.abc import Sequence
@@ -108,7 +109,8 @@ def read_coco(path: Path, *, year: int | None = None) -> DataSet:
     notes: list[str] = []
     classes = _classes(list(contents.values()), notes)
     readers: dict[str, Reader] = {
-        split: partial(_samples, layout, classes, contents.get(split)) for split, layout in splits.items()
+        split: partial(_samples, layout, classes, contents.get(split), None if official or "" in splits else path)
+        for split, layout in splits.items()
     }
     if "" in splits:
         readers = split_samples({"": readers[""]()}, classes, notes)
@@ -270,7 +272,8 @@ def _is_box(box: Any) -> bool:
     return all(isinstance(v, int | float) and abs(v) < MOST_PIXELS for v in box) and min(box[2:]) >= 0
 
 
-def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None) -> list[Sample]:
+def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None, base: Path | None) -> list[Sample]:
+    """The samples of a split; with `base` their names are paths in it, as splits may number their images alike."""
     content = content or _read(layout.path)
     if other := content.used() - set(classes):
         raise DataError(
@@ -286,7 +289,8 @@ def _samples(layout: _Layout, classes: tuple[str, ...], content: _Content | None
         labels = np.full(len(classes), ABSENT, np.int8)
         labels[found[crowd]] = IGNORED
         labels[found[~crowd]] = PRESENT
-        samples.append(Sample(name, root / name, labels, *((boxes, found, crowd) if content.boxes else ())))
+        unique = Path(os.path.relpath(root / name, base)).as_posix() if base else name
+        samples.append(Sample(unique, root / name, labels, *((boxes, found, crowd) if content.boxes else ())))
     return samples
 
 
