@@ -73,9 +73,10 @@ class TrainConfig:
 
     # --- model -------------------------------------------------------------------------------------------------
     backbone: str = "lite0"
-    """Feature network: lite0, lite1, lite2 (weights come with the package) or any timm name."""
+    """Feature network: lite0 (weights come with the package), lite1, lite2 (with the extra lite) or any timm name."""
     weights: str = "imagenet"
-    """Where the network starts: imagenet, none (random), a file of backbone weights, a run folder, or hf://user/name."""
+    """Where the network starts: imagenet, none (random), a file of backbone weights, a run folder (whose backbone and
+    method are those of the new run), or hf://user/name."""
     output_stride: int = 32
     """Input pixels per cell of the class maps: 32, 16 or 8, where the backbone can."""
     pooling: Pooling = "wildcat"

@@ -160,6 +160,10 @@ HEAD_SETTINGS = (
 )
 
 
+# All settings of which a run must have the same values as the one whose weights it starts from.
+NETWORK_SETTINGS = ("backbone", "background", *HEAD_SETTINGS)
+
+
 def find_method(name: str) -> Method:
     """The method of a name.
 

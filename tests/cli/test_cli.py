@@ -214,6 +214,18 @@ def test_training_says_what_it_found_and_what_to_do_next(
     assert read_config(out / "config.yaml").backbone == "test_resnet"
 
 
+def test_a_run_that_starts_from_another_has_its_network(shapes: Path, tmp_path: Path) -> None:
+    small = ("--image-size", 64, "--workers", 0, "--device", "cpu", "--batch-size", 8, "--epochs", 1)
+    first = ("--backbone", "test_resnet", "--weights", "none", "--method", "weldon", *small)
+    assert command("train", shapes, "--out", tmp_path / "first", *first) == 0
+    line = ("train", shapes, "--recipe", "head", "--weights", tmp_path / "first", *small)
+    assert command(*line, "--out", tmp_path / "second") == 0
+    config = read_config(tmp_path / "second" / "config.yaml")
+    assert (config.backbone, config.pooling, config.num_maps) == ("test_resnet", "weldon", 1)
+    assert config.tune == "head", "the rest is that of the recipe"
+    assert command(*line, "--out", tmp_path / "third", "--num-maps", 2) == 1, "flags override it, and are refused here"
+
+
 def test_resume_keeps_settings_and_data_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(12):
         Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")

@@ -44,6 +44,7 @@ from wildcat.cli.serve import Serve, run_serve
 from wildcat.cli.train import Train, run_train
 from wildcat.config import TrainConfig
 from wildcat.errors import MEMORY_HINT, ConfigError, OutOfMemory, did_you_mean, known_error
+from wildcat.methods import NETWORK_SETTINGS
 from wildcat.progress import stop_code, stopped_by_signal, terminable
 from wildcat.settings import load_recipe, method_settings, read_config
 
@@ -171,13 +172,14 @@ def help_text() -> str:
 
 
 def _train_defaults(flags: Sequence[str]) -> Train:
-    """The defaults of wildcat train that its flags --recipe, --method and --resume imply.
+    """The defaults of wildcat train that its flags --recipe, --weights, --method and --resume imply.
 
-    A resumed run starts from its own settings. A recipe or method given again is applied over them, so that a
-    different one is refused as a changed setting instead of being ignored.
+    A run that starts from the weights of another one has its network. A resumed run starts from its own settings. A
+    recipe or method given again is applied over them, so that a different one is refused as a changed setting instead
+    of being ignored.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--recipe", "--method", "--out"):
+    for name in ("--recipe", "--method", "--out", "--weights"):
         parser.add_argument(name, nargs="?")
     parser.add_argument("--resume", action="store_true")
     given, _ = parser.parse_known_args(flags)
@@ -186,6 +188,9 @@ def _train_defaults(flags: Sequence[str]) -> Train:
         config = read_config(settings)
     if given.recipe:
         config = load_recipe(given.recipe, config)
+    if not given.resume and (parent := Path(given.weights or config.weights) / "config.yaml").is_file():
+        network = read_config(parent)
+        config = dataclasses.replace(config, **{name: getattr(network, name) for name in NETWORK_SETTINGS})
     if given.method:
         config = dataclasses.replace(config, **method_settings(given.method))
     return Train(data=tyro.MISSING, out=tyro.MISSING, config=config)

@@ -156,7 +156,7 @@ def create_backbone(name: str, weights: str = "imagenet", output_stride: int = 3
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(
             f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {reason}).",
-            "Give a file (--weights FILE.safetensors), take lite0, lite1 or lite2 (weights come with the package), "
+            "Give a file (--weights FILE.safetensors), take lite0 (its weights come with the package), "
             "or start from scratch (--weights none).",
         ) from error
     if weights == "imagenet" and embedded:

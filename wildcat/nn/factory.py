@@ -54,7 +54,7 @@ def create_model(
     """Build a WILDCAT network on any backbone; the defaults are the paper's.
 
     Args:
-        backbone: `lite0`, `lite1`, `lite2` (weights come with the package) or any timm name.
+        backbone: `lite0` (weights come with the package), `lite1`, `lite2` (with the extra `lite`) or any timm name.
         num_classes: C.
         num_maps: M, the maps per class.
         kmax, kmin, alpha: of eq. 3, see `wildcat.nn.pooling.spatial_pool`.
