@@ -609,6 +609,13 @@ def test_label_studio_gets_no_image_that_browsers_do_not_show(tmp_path: Path) ->
         (image,) = (write(tmp_path / kind, kind, [p]) / "images").iterdir()
         assert image.suffix == f".{suffix}"
         np.testing.assert_array_equal(read_image(image), read_image(tmp_path / "scan.tif"))
+    (tmp_path / "scan.tif").rename(tmp_path / "scan.png")  # its content decides, not its name
+    p = prediction(90, 60, image=tmp_path / "scan.png", path="scan.png")
+    for kind, suffix in (("label-studio", "png"), ("coco", "tif")):
+        (image,) = (write(tmp_path / f"{kind}-2", kind, [p]) / "images").iterdir()
+        assert image.suffix == f".{suffix}"
+        with Image.open(image) as opened:
+            assert opened.format == {"png": "PNG", "tif": "TIFF"}[suffix]
 
 
 @pytest.mark.parametrize("kind", FORMATS)

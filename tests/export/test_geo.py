@@ -85,6 +85,23 @@ def test_floats_and_pixels_without_data(tmp_path: Path) -> None:
     assert "--intensity-range LOW,HIGH" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("values", "nodata", "intensity"),
+    [
+        (np.array([[[65535], [3000]]], np.uint16), 65535, (0, 3000)),
+        (np.array([[[3.4e38], [3000]]], np.float32), 3.4e38, (0, 3000)),
+        (np.array([[[255] * 3, [254, 254, 254]]], np.uint8), 255, None),
+    ],
+)
+def test_pixels_without_data_in_files_that_pillow_reads(
+    tmp_path: Path, values: Any, nodata: float, intensity: tuple[float, float] | None
+) -> None:
+    path = write_tif(tmp_path / "a.tif", values, nodata=nodata)
+    empty, full = np.asarray(decode_file(path, intensity=intensity)[0])[0].tolist()
+    assert empty == [0, 0, 0]
+    assert min(full) >= 254
+
+
 def test_bands_that_are_no_colours(tmp_path: Path) -> None:
     path = write_tif(tmp_path / "a.tif", COUNTS)
     error = header_error(path)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.serve.conftest import Connect, calibrated, encoded, image, walled
 from wildcat.errors import ConfigError
-from wildcat.export import ANNOTATION_FORMATS
+from wildcat.export import ANNOTATION_FORMATS, InstanceParams, find_instances
 from wildcat.export.predictions import ROWS, PredictionWriter
 from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
@@ -284,9 +284,25 @@ def test_invalid_parameters_get_one_sentence(connect: Connect, path: str, status
 
 def test_too_many_drawings_are_refused(connect: Connect) -> None:
     large = encoded(Image.new("L", (6000, 5000)))
-    refused = post(connect, "/predict?save=overlays&save=heatmaps&save=masks", **upload(large))
+    every = "classes=red&classes=green&classes=blue"
+    refused = post(connect, f"/predict?save=overlays&save=heatmaps&save=masks&{every}", **upload(large))
     assert refused.status_code == 422
-    assert "at most 2" in refused.json()["hint"]
+    assert "6 drawings of 4487 x 3739 pixels" in refused.json()["detail"], "they are downscaled"
+    assert "at most 4" in refused.json()["hint"]
+
+
+def test_annotations_follow_the_threshold(connect: Connect, predictor: Predictor) -> None:
+    """As the mask that the page shows."""
+    areas = []
+    for query in ("", "&threshold=0.6"):
+        response = post(connect, f"/annotations?format=coco{query}", **upload())
+        with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".json"))
+            areas.append([one["area"] for one in json.loads(archive.read(name))["annotations"]])
+    params = predictor.predict(image()).mask_params()
+    found = find_instances(predictor.predict(image()), InstanceParams(threshold=0.6))
+    assert areas[1] == [one.area for one in found] != areas[0]
+    assert predictor.predict(image()).mask(params=params.with_threshold(0.6)).astype(bool).sum() == sum(areas[1])
 
 
 # --- browsers ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 import time
 import zipfile
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp
 
 from tests.conftest import Visit, pixels
 from tests.serve.conftest import calibrated, walled
+from tests.test_intensity import ranged
 from wildcat.cli.serve import listen, url_of
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
@@ -36,6 +38,7 @@ DESKTOP, PHONE = 1280, 390
 
 # The thresholds exclude red, the most probable class, and include blue, which is below 0.5.
 GATES = MaskParams(gate=(1.0, 0.4, 0.3), rule="constant", constant=0.3)
+SUPERPIXELS = MaskParams(rule="score", superpixels=True)
 
 
 def behind_proxy(app: ASGIApp, prefix: str = "", host: bytes = b"") -> ASGIApp:
@@ -59,6 +62,8 @@ def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
         "plain": plain,
         "walled": create_app(walled(predictor), hosts=LOOPBACK),
         "propagating": create_app(walled(predictor, propagate=True), hosts=LOOPBACK),
+        "superpixels": create_app(calibrated(predictor, SUPERPIXELS), hosts=LOOPBACK),
+        "ranged": create_app(ranged("0,4095"), hosts=LOOPBACK),
         "calibrated": create_app(calibrated(predictor, GATES), hosts=LOOPBACK),
         "stripped": behind_proxy(plain, prefix="/below"),
         "kept": create_app(predictor, hosts=LOOPBACK, root_path="/wildcat"),
@@ -366,6 +371,60 @@ def test_downloads(visit: Visit, addresses: dict[str, str], predictor: Predictor
     with zipfile.ZipFile(download("#download-annotations")) as archive:
         written = "".join(archive.read(name).decode() for name in archive.namelist() if name.endswith(".xml"))
     assert all(f"<name>{name}</name>" in written for name in prediction.labels)
+
+
+def test_an_upload_is_not_dropped_by_a_setting_of_the_mask(
+    visit: Visit, addresses: dict[str, str], photo: Path, tmp_path: Path
+) -> None:
+    page, _ = visit(addresses["plain"])
+    upload(page, photo)
+    page.click("text=Mask")
+    page.evaluate(
+        """() => {
+          const now = window.fetch;
+          const wait = () => new Promise((resolve) => setTimeout(resolve, 700));
+          window.fetch = async (path, options) => {
+            if (path.startsWith("predict?cells")) await wait();
+            return now(path, options);
+          };
+        }"""
+    )
+    page.set_input_files("#file", shutil.copyfile(photo, tmp_path / "next.png"))
+    wait_for(page, "Predicting next.png")
+    page.check("#crf")
+    page.uncheck("#crf")
+    wait_for(page, "next.png, 96")
+
+
+def test_superpixels_are_drawn_by_the_service(
+    visit: Visit, addresses: dict[str, str], predictor: Predictor, photo: Path
+) -> None:
+    prediction = calibrated(predictor, SUPERPIXELS).predict(photo)
+    assert not np.array_equal(prediction.mask(), predictor.predict(photo).mask())
+    palette = np.array([(0, 0, 0, 0), *((*color, 255) for color in MARK_COLORS[:2])], np.uint8)
+    page, _ = visit(addresses["superpixels"])
+    upload(page, photo)
+    page.click("text=Mask")
+    wait_for(page, "mask refined")
+    np.testing.assert_array_equal(drawn(page), palette[prediction.mask()])
+
+
+def test_an_image_of_sixteen_bits_is_shown_in_the_range_of_the_model(
+    visit: Visit, addresses: dict[str, str], tmp_path: Path
+) -> None:
+    """Browsers divide by 256, so that values up to 4095 are nearly black."""
+    Image.fromarray(np.full((48, 96), 4000, np.uint16)).save(tmp_path / "scan.png")
+    page, _ = visit(addresses["ranged"])
+    upload(page, tmp_path / "scan.png")
+    level = page.evaluate(
+        """() => {
+          const canvas = document.createElement("canvas"), photo = document.querySelector("#stage img");
+          canvas.width = canvas.height = 1;
+          canvas.getContext("2d").drawImage(photo, 0, 0);
+          return canvas.getContext("2d").getImageData(0, 0, 1, 1).data[0];
+        }"""
+    )
+    assert level == round(4000 / 4095 * 255)
 
 
 def test_a_file_that_is_too_large_is_refused_at_once(visit: Visit, addresses: dict[str, str], tmp_path: Path) -> None:

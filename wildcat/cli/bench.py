@@ -40,7 +40,7 @@ def run_bench(command: Bench) -> int:
     from wildcat.progress import ProgressBar
 
     given = command.paths or command.split is not None
-    found = find_images(command.paths, command.split, 0, command, command.run) if given else []
+    found = find_images(command.paths, command.split, 0, command, run=command.run) if given else []
     sizes = parse_sizes(command.sizes)
     predictor = load(command.run, command.device, command.flip, sizes, output_stride=command.output_stride)
     images = [path for path, _ in found]

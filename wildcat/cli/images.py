@@ -32,7 +32,7 @@ def check_amounts(batch_size: int, limit: int, top_k: int = 0) -> None:
         raise ConfigError(f"top_k={top_k}: give at least 1, or 0 for all classes.")
 
 
-def split_samples(paths: Sequence[str], split: str, data: DataCommand, run: str | Path) -> tuple[Sample, ...]:
+def split_samples(paths: Sequence[str], split: str, data: DataCommand, run: str | Path | None) -> tuple[Sample, ...]:
     """The samples of a split of the one data set that `paths` must name, read as for `run`, see `open_data`."""
     if len(paths) != 1:
         raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
@@ -44,8 +44,8 @@ def find_images(
     split: str | None,
     limit: int,
     data: DataCommand,
-    run: str | Path,
     every: float | None = None,
+    run: str | Path | None = None,
 ) -> list[tuple[Path | ImageRef, str]]:
     """The images of a command line, each once, with the relative path that names its output files.
 

@@ -123,7 +123,7 @@ def find_predicted(command: Predict, save: Sequence[str]) -> list[tuple[Path | I
 
     every = parse_every("1s" if command.every is None else command.every)
     data = replace(command, classes="")  # which here are those to draw
-    images = find_images(command.paths, command.split, command.limit, data, command.run, every)
+    images = find_images(command.paths, command.split, command.limit, data, every, command.run)
     if command.every is not None and not any(isinstance(image, VideoFrame) for image, _ in images):
         raise ConfigError(f"--every {command.every} is for videos, and none is given.", "Leave it out.")
     if "polygons" in save:

@@ -40,6 +40,7 @@ _UPRIGHT = {
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _SUBFILE_TYPE = 254  # TIFF tag: what a page is
+_NO_DATA = 42113  # TIFF tag of GDAL: the value of pixels without data, as text
 _NO_IMAGE = 0b101  # its bits for a reduced copy and for a transparency mask; the other says that a page is one of many
 
 _JPEG_FACTORS = (8, 4, 2)  # downscale factors of the JPEG decoder (libjpeg's scaled DCT)
@@ -352,10 +353,26 @@ def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> 
         )
     else:
         rgb = image.convert("RGB")
+    if (empty := _without_data(image)) is not None:
+        rgb.paste((0, 0, 0), mask=Image.fromarray(empty))
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     rgb.info = {}  # an orientation left here would be applied again
     return rgb
+
+
+def _without_data(image: Image.Image) -> NDArray[np.bool_] | None:
+    """(H, W): the pixels of a GeoTIFF that have its value for no data, in all bands; None if it has no such value."""
+    text = getattr(image, "tag_v2", {}).get(_NO_DATA, "")
+    try:
+        value = float(str(text).strip(" \0"))
+    except ValueError:
+        return None
+    if image.mode not in ("L", "RGB", "F", "I") and not _is_sixteen_bit(image):
+        return None
+    values = np.asarray(image)
+    equal: NDArray[np.bool_] = values == (np.float32(value) if values.dtype == np.float32 else value)
+    return np.asarray(equal.all(axis=2) if equal.ndim == 3 else equal)
 
 
 def _from_grey(values: NDArray[Any], image: Image.Image) -> Image.Image:

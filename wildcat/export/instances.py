@@ -26,6 +26,7 @@ class InstanceParams:
         which: "all" regions of a class, or only the "largest".
         crf: refine the masks with a dense CRF first; None: as the prediction does, see `Prediction.mask`.
         propagate: spread the masks up to boundaries before; None: likewise.
+        threshold: of the background, in the unit of `MaskParams.threshold`; None: the model's own.
 
     Raises:
         ConfigError: a value is out of range.
@@ -36,6 +37,7 @@ class InstanceParams:
     which: Which = "all"
     crf: bool | None = None
     propagate: bool | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.min_score is not None and not 0 <= self.min_score <= 1:
@@ -93,6 +95,8 @@ def find_instances(prediction: Prediction, params: InstanceParams | None = None)
         if float(probs.max()) < params.min_score:
             return []
         mask_params = replace(mask_params, gate=params.min_score)
+    if params.threshold is not None:
+        mask_params = mask_params.with_threshold(params.threshold)
     mask = prediction.mask(params.crf, mask_params, propagate=params.propagate)
     drawn = set(np.unique(mask).tolist())
     found = []

@@ -13,7 +13,7 @@ from wildcat.data.images import shown
 from wildcat.errors import DataError
 from wildcat.export.coco import run_lengths
 from wildcat.export.instances import Instance, find_instances
-from wildcat.export.writer import BROWSER_SUFFIXES, AnnotationWriter, ExportedImage, JsonList
+from wildcat.export.writer import BROWSER_FORMATS, AnnotationWriter, ExportedImage, JsonList
 from wildcat.prediction import Prediction
 from wildcat.viz.colors import class_palette
 
@@ -233,7 +233,7 @@ class LabelStudioWriter(AnnotationWriter):
     """
 
     options: ClassVar[tuple[str, ...]] = ("simplify",)
-    portable: ClassVar[frozenset[str]] = BROWSER_SUFFIXES
+    portable: ClassVar[frozenset[str]] = BROWSER_FORMATS
 
     def _begin(self) -> None:
         self.tasks = JsonList(self._open_text("tasks.json"))

@@ -23,7 +23,14 @@ from wildcat.viz.overlay import image_suffix
 
 ImageMode = Literal["copy", "link"]
 
-BROWSER_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})  # of images that browsers show
+BROWSER_FORMATS = frozenset({"JPEG", "PNG", "BMP", "WEBP"})  # of images that browsers show
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class AnnotationWriter(ABC):
 
     Attributes:
         image_folder: name of the folder with the images.
-        portable: suffixes that every reader of the format opens; images of other types are converted.
+        portable: the formats of images that every reader opens; others are converted.
         options: names of the arguments above that only some formats take.
         default_simplify: tolerance of outlines if `simplify` is None.
 
@@ -72,7 +79,7 @@ class AnnotationWriter(ABC):
     """
 
     image_folder: ClassVar[str] = "images"
-    portable: ClassVar[frozenset[str]] = BROWSER_SUFFIXES | {".tif", ".tiff"}
+    portable: ClassVar[frozenset[str]] = BROWSER_FORMATS | {"TIFF"}
     options: ClassVar[tuple[str, ...]] = ()
     default_simplify: ClassVar[float] = 1.0
 
@@ -176,10 +183,11 @@ class AnnotationWriter(ABC):
     def _unchanged_suffix(self, path: Path) -> str:
         """The suffix for an unchanged copy of an image file, or "" if the file must be converted."""
         with Image.open(path) as image:
+            kind = "JPEG" if image.format == "MPO" else image.format  # a JPEG with several views
+            if kind not in self.portable or orientation_of(image) != 1:
+                return ""
             suffix = path.suffix.lower()
-            if suffix not in self.portable:
-                suffix = f".{(image.format or '').lower()}"
-            return suffix if suffix in self.portable and orientation_of(image) == 1 else ""
+            return suffix if suffix in SUFFIXES[kind] else SUFFIXES[kind][0]
 
 
 class JsonList:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,6 +81,23 @@ class MaskParams:
     def gates(self, count: int) -> tuple[float, ...]:
         """The gate of each of `count` classes."""
         return self.gate if isinstance(self.gate, tuple) else (self.gate,) * count
+
+    def with_threshold(self, threshold: float) -> MaskParams:
+        """The same gates and rule with another `threshold`.
+
+        Raises:
+            ConfigError: the rule divides each map by its maximum, and the threshold is not in (0, 1).
+        """
+        if self.rule == "score":
+            return replace(self, score=threshold)
+        if not 0 < threshold < 1:
+            raise ConfigError(
+                f"threshold={threshold:g}: this model divides each class map by its maximum.",
+                "Give a number between 0 and 1.",
+            )
+        if self.rule == "power":  # the threshold s is where s = (1 - s)^exponent
+            return replace(self, exponent=math.log(threshold) / math.log1p(-threshold))
+        return replace(self, constant=threshold)
 
     @property
     def threshold(self) -> float | None:

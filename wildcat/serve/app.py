@@ -186,7 +186,8 @@ def _add_routes(app: FastAPI, service: Service, description: dict[str, Any], bac
     @post("/map", "image/png", "The drawing.")
     async def draw(request: Request, query: Annotated[MapQuery, Query()]) -> Response:
         """Draw one PNG: an overlay, a heatmap, the maps behind a class, or a mask."""
-        return Response(await service.predict(request, partial(draw_map, query=query)), media_type="image/png")
+        render = partial(draw_map, query=query, max_pixels=service.limits.max_pixels)
+        return Response(await service.predict(request, render), media_type="image/png")
 
     @post("/annotations", "application/zip", "The data set.")
     async def annotations(request: Request, query: Annotated[AnnotationQuery, Query()]) -> Response:
@@ -224,6 +225,7 @@ def describe_model(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "boundaries": bounded,
         "propagate": bounded and predictor.propagate,
         "crf": predictor.crf,
+        "intensity_range": predictor.preprocess.intensity_range,
         "device": str(predictor.device),
         "versions": {"wildcat": __version__, "torch": str(torch.__version__)},
         "limits": {name: value for name, value in vars(limits).items() if name != "batch_size"},

@@ -8,10 +8,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,12 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from wildcat.errors import ConfigError
 from wildcat.export import ANNOTATION_FORMATS, InstanceParams
 from wildcat.export.predictions import draw_heatmap, draw_modalities
 from wildcat.files import file_name, writing
 from wildcat.prediction import OPACITY, Prediction
-from wildcat.regions.masks import HIGHEST_PNG_LABEL, MaskParams
+from wildcat.regions.masks import HIGHEST_PNG_LABEL
 from wildcat.serve.uploads import RequestError
 from wildcat.viz.colors import class_palette, unit_range
 from wildcat.viz.overlay import side_by_side
@@ -101,6 +98,7 @@ class AnnotationQuery(Query):
     )
     crf: Crf = None
     propagate: Propagate = None
+    threshold: Threshold = None
 
 
 def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int) -> bytes:
@@ -115,16 +113,9 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
     drawn = tuple(dict.fromkeys(query.classes)) or prediction.labels or (prediction.top,)
     for name in drawn:
         prediction.index_of(name)  # raises for an unknown class before any drawing
-    maps = 0 if prediction.modality_maps is None else prediction.modality_maps.shape[1]
-    counts = {"overlays": len(drawn), "heatmaps": len(drawn), "modalities": len(drawn) * maps, "masks": 1}
-    count = sum(counts[kind] for kind in set(query.save))
-    allowed = 2 * max_pixels // (prediction.width * prediction.height)
-    if count > allowed:
-        raise RequestError(
-            422,
-            f"{count} drawings of {prediction.width} x {prediction.height} pixels are too many for one request.",
-            f"Request at most {allowed}, send a smaller image, or use wildcat predict.",
-        )
+    maps = {name: drawn_maps(prediction, name) for name in drawn} if "modalities" in query.save else {}
+    counts = {"overlays": len(drawn), "heatmaps": len(drawn), "modalities": sum(maps.values())}
+    check_drawings(prediction, sum(counts.get(kind, 0) for kind in set(query.save)), max_pixels)
     files: dict[str, Any] = {}
     row = {**prediction.to_dict(), "files": files}
     if "overlays" in query.save:
@@ -143,10 +134,34 @@ def prediction_json(prediction: Prediction, query: PredictQuery, max_pixels: int
     return json.dumps(row, allow_nan=False).encode()
 
 
-def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
+def drawn_maps(prediction: Prediction, name: str) -> int:
+    """How many of the M maps of a class `draw_modalities` draws: maps that are alike once."""
+    if prediction.modality_maps is None:
+        return 0
+    return prediction.modality_maps.shape[1] if prediction.map_shares(name) else 1
+
+
+def check_drawings(prediction: Prediction, count: int, max_pixels: int) -> None:
+    """Refuse more than twice `max_pixels` in all drawings of an image.
+
+    Raises:
+        RequestError: 422.
+    """
+    height, width = prediction.drawn_size
+    allowed = 2 * max_pixels // (height * width)
+    if count > allowed:
+        raise RequestError(
+            422,
+            f"{count} drawings of {width} x {height} pixels are too many for one request.",
+            f"Request at most {allowed}, send a smaller image, or use wildcat predict.",
+        )
+
+
+def draw_map(prediction: Prediction, query: MapQuery, max_pixels: int) -> bytes:
     """One PNG of a prediction.
 
     Raises:
+        RequestError: 422, the maps of the class have more than twice `max_pixels` in total.
         ConfigError: an unknown class, a threshold outside the range of the model's rule, or no boundaries to propagate
             to.
     """
@@ -158,6 +173,7 @@ def draw_map(prediction: Prediction, query: MapQuery) -> bytes:
         case "mask":
             return _png(draw_mask(prediction, query.crf, query.threshold, query.propagate)[0])
         case "modalities":
+            check_drawings(prediction, drawn_maps(prediction, name), max_pixels)
             return _png(side_by_side(*draw_modalities(prediction, name)))
         case "heatmap":
             return _png(draw_heatmap(prediction, name))
@@ -169,9 +185,10 @@ def annotation_zip(prediction: Prediction, query: AnnotationQuery, model: str) -
     """A zip of the folder that `wildcat export --format` writes for this image, and its file name.
 
     Raises:
-        ConfigError: the format does not support these class names, or there are no boundaries to propagate to.
+        ConfigError: the format does not support these class names, a threshold outside the range of the model's rule,
+            or no boundaries to propagate to.
     """
-    params = InstanceParams(min_score=query.min_score, crf=query.crf, propagate=query.propagate)
+    params = InstanceParams(query.min_score, crf=query.crf, propagate=query.propagate, threshold=query.threshold)
     with tempfile.TemporaryDirectory(prefix="wildcat-") as temporary:
         folder = Path(temporary) / "annotations"
         with ANNOTATION_FORMATS[query.format](folder, prediction.classes, params, model=model) as writer:
@@ -190,7 +207,7 @@ def draw_mask(
     The value of classes[i] is i + 1; a model with more than 254 classes numbers the classes in the mask from 1.
     `threshold` replaces the background threshold of the model only.
     """
-    params = None if threshold is None else with_threshold(prediction.mask_params(), threshold)
+    params = None if threshold is None else prediction.mask_params().with_threshold(threshold)
     mask: NDArray[np.integer] = prediction.mask(crf, params, propagate=propagate)
     labels = np.unique(mask[mask > 0]).tolist()
     values = {label: label for label in labels}
@@ -201,24 +218,6 @@ def draw_mask(
     image = Image.fromarray(table[mask])
     image.putpalette(class_palette().tobytes())
     return image, {prediction.classes[label - 1]: value for label, value in values.items()}
-
-
-def with_threshold(params: MaskParams, threshold: float) -> MaskParams:
-    """The same gates and rule with another background threshold, in the unit of `MaskParams.threshold`.
-
-    Raises:
-        ConfigError: the rule divides each map by its maximum, and the threshold is not in (0, 1).
-    """
-    if params.rule == "score":
-        return replace(params, score=threshold)
-    if not 0 < threshold < 1:
-        raise ConfigError(
-            f"threshold={threshold:g}: this model divides each class map by its maximum.",
-            "Give a number between 0 and 1.",
-        )
-    if params.rule == "power":  # the threshold s is where s = (1 - s)^exponent
-        return replace(params, exponent=math.log(threshold) / math.log1p(-threshold))
-    return replace(params, constant=threshold)
 
 
 def cells(prediction: Prediction, count: int) -> dict[str, Any]:
@@ -254,6 +253,7 @@ def cells(prediction: Prediction, count: int) -> dict[str, Any]:
             "classes": [name for name in prediction.classes if name in prediction.labels],
             "rule": params.rule,
             "threshold": params.threshold,
+            "superpixels": params.superpixels,
         },
     }
 

@@ -249,18 +249,20 @@
     stage.style.aspectRatio = ratio;
     stage.style.width = `min(100%, ${62 * ratio}vh)`; // the whole image is visible beside the classes
   };
+  let opening = null; // the upload that is being predicted
   const open = async (upload) => {
     if (!(await modelLoaded)) return;
     if (upload.size > model.limits.max_mb * 1e6) {
       setStatus(`This file has ${(upload.size / 1e6).toFixed(1)} MB; the limit is ${model.limits.max_mb} MB.`, true);
       return;
     }
+    opening = upload;
     await runTask(`Predicting ${upload.name || "the image"} …`, async (signal) => {
       const prediction = await (await post(`predict?cells=${LISTED_CLASSES}`, upload, signal)).json();
-      const image = await loadImage(URL.createObjectURL(upload)).catch(async () => { // browsers cannot show TIFF
-        const png = await (await post("map?kind=image", upload, signal)).blob();
-        return loadImage(URL.createObjectURL(png));
-      });
+      const decoded = async () => loadImage(URL.createObjectURL(await (await post("map?kind=image", upload, signal)).blob()));
+      // browsers cannot show TIFF, and show images of more than 8 bits in a range of their own
+      const image = model.intensity_range ? await decoded() : await loadImage(URL.createObjectURL(upload)).catch(decoded);
+      signal.throwIfAborted();
       if (photo) URL.revokeObjectURL(photo.src);
       [file, row, photo, refined, modality] = [upload, prediction, image, null, -1];
       resetThreshold();
@@ -277,6 +279,7 @@
       draw();
       setStatus(`${row.image}, ${row.width} × ${row.height} pixels`);
     });
+    if (opening === upload) opening = null;
     if (file === upload) refineShownMask();
   };
   const openTransfer = (transfer, message) => {
@@ -330,8 +333,8 @@
 
   // --- propagation and the CRF, computed by the service ---
   const crfInput = find("#crf"), propagateInput = find("#propagate");
-  const refines = () => crfInput.checked || propagateInput.checked;
-  const refinementQuery = () => `crf=${crfInput.checked}&propagate=${propagateInput.checked}`;
+  const refines = () => crfInput.checked || propagateInput.checked || Boolean(row?.cells.mask.superpixels);
+  const refinementQuery = () => `crf=${crfInput.checked}&propagate=${propagateInput.checked}${threshold === null ? "" : `&threshold=${threshold}`}`;
   const resetRefinement = () => {
     crfInput.checked = model.crf;
     propagateInput.checked = model.propagate;
@@ -369,6 +372,7 @@
     return new File([await toBlob(canvas)], "reduced.png");
   };
   const updateRefined = async () => {
+    if (opening) return; // its mask is refined once it is shown
     refined = null;
     if (!refines()) {
       currentTask?.abort();
@@ -377,7 +381,7 @@
       return;
     }
     await runTask("Refining the mask …", async (signal) => {
-      const path = `predict?save=masks&${refinementQuery()}${threshold === null ? "" : `&threshold=${threshold}`}`;
+      const path = `predict?save=masks&${refinementQuery()}`;
       refined = await decodeMask(await (await post(path, await reducedFile(), signal)).json());
       setStatus(`${row.image}, mask refined`);
       drawStage();
@@ -425,11 +429,11 @@
     download(await toBlob(canvas), `${stem()}-${layer() === "heat" ? shown : layer()}.png`);
   });
   find("#download-annotations").addEventListener("click", async (event) => {
-    const button = event.target, format = find("#format").value;
+    const button = event.target, format = find("#format").value, name = `${stem()}-${format}.zip`;
     button.disabled = true;
     try {
       const response = await post(`annotations?format=${encodeURIComponent(format)}&${refinementQuery()}`, file);
-      download(await response.blob(), `${stem()}-${format}.zip`);
+      download(await response.blob(), name);
     } catch (error) {
       showError(error);
     } finally {
