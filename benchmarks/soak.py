@@ -35,7 +35,7 @@ def main() -> None:
         counts = Path(name) / "counts"
         kills = {f"WILDCAT_SOAK_{key.upper()}": str(value) for key, value in settings.items()}
         environment = {**os.environ, **kills, "WILDCAT_SOAK_RECORD": str(counts)}
-        tests = [sys.executable, "-m", "pytest", "-k", "killed"]
+        tests = [sys.executable, "-m", "pytest", "-k", "killed", "--timeout=0"]
         if code := subprocess.run(tests, cwd=REPOSITORY, env=environment, check=False).returncode:
             raise SystemExit(code)
         rows = [json.loads(line) for line in counts.read_text(encoding="utf-8").splitlines()]

@@ -230,6 +230,15 @@ def test_multiclass_metrics_equal_scikit_learn(tmp_path: Path) -> None:
     assert list(result["ap"].values()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_sure_predictions_are_still_ranked(tmp_path: Path) -> None:
+    """Their probabilities round to 1; of two classes that exclude each other both have the same ROC AUC."""
+    data = table(tmp_path, np.array([[-1, 1], [-1, 1], [1, -1], [1, -1]], np.int8), "multiclass")
+    said = {f"{i}.png": (np.array([margin, 0]), np.zeros((2, 2, 2))) for i, margin in enumerate((18, 0, 25, 19))}
+    result = score(Scripted(data.classes, said, "multiclass"), data, "test", variant="plain")["classification"]
+    assert list(result["ap"].values()) == [1.0, 1.0]
+    assert result["roc_auc"] == 1.0
+
+
 def test_difficult_objects_by_hand(tmp_path: Path) -> None:
     """Classes a, b; a point lies at the centre of a cell of 20 pixels: cell (0, 0) is (10, 10), (2, 2) is (50, 50)."""
 

@@ -170,6 +170,15 @@ def test_shares_of_modality_maps_that_differ_and_of_maps_that_are_alike() -> Non
         prediction(modality_maps=None).map_shares("dog")
 
 
+@pytest.mark.parametrize("cells", [(10, 10), (14, 14), (28, 28), (88, 118), (400, 400)])
+def test_an_object_of_one_cell_has_a_box(cells: tuple[int, int]) -> None:
+    maps = np.full((3, *cells), -5, np.float32)
+    maps[:, cells[0] // 2, cells[1] // 3] = 5
+    (box,) = prediction(class_maps=maps, modality_maps=None).find_boxes("cat")
+    x, y = prediction(class_maps=maps, modality_maps=None).points["cat"]
+    assert box.x1 <= x <= box.x2 and box.y1 <= y <= box.y2
+
+
 def test_boxes_surround_the_upper_half_of_the_range_of_the_map() -> None:
     maps = np.zeros((3, 4, 9), np.float32)
     maps[0, 1, 2] = 6  # one cell of 10 x 10 pixels; between it and zero, half way is the edge of the cell

@@ -8,6 +8,7 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_matrix
@@ -32,7 +33,8 @@ from wildcat.metrics import (
 )
 from wildcat.metrics.wsol import NO_COUNTS
 from wildcat.models.calibration import Calibration, measured_again
-from wildcat.prediction import Prediction, score_probabilities
+from wildcat.nn.heads.background import softmax_logits
+from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.regions.crf import CrfParams
@@ -242,10 +244,12 @@ def classification_report(
 ) -> dict[str, Any]:
     """AP per class and its mean; for multi-class data also accuracy, its mean over classes, and ROC AUC.
 
-    Images of multi-class data are ranked by probability: their scores are comparable only within an image.
+    Images of multi-class data are ranked by probability: their scores are comparable only within an image. The log-odds
+    rank in the same way, where probabilities are rounded to 1.
     """
     labels = label_matrix(samples)
-    ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
+    exclusive = data.task == "multiclass" and scores.shape[1] > 1
+    ranked = softmax_logits(torch.from_numpy(scores).double()).numpy() if exclusive else scores
     mean, per_class = mean_average_precision(ranked, labels, variant)
     report: dict[str, Any] = {"map": _number(mean), "ap": _named(data.classes, per_class), "variant": variant}
     if data.task == "multiclass":

@@ -160,7 +160,7 @@ HEAD_SETTINGS = (
 )
 
 
-# All settings of which a run must have the same values as the one whose weights it starts from.
+# What a run takes over from the one that `--weights` names: the network, so that the weights fit.
 NETWORK_SETTINGS = ("backbone", "background", *HEAD_SETTINGS)
 
 

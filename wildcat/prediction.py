@@ -37,7 +37,8 @@ SCHEMA = 1  # version of the rows of predictions.jsonl and of the folder that `P
 OPACITY = 0.75  # of an overlay where the map of a predicted class is highest
 DRAWN_PIXELS = 1 << 24  # drawings of larger images are downscaled to this many pixels: they would take gigabytes
 NOTEBOOK_SIDE = 640  # longest side of the image in a notebook, which stores every image in its file
-BOX_SIDE = 128  # longest side of the grid for finding boxes: class maps are smooth, a finer grid moves no edge
+BOX_SIDE = 128  # longest side of the grid for finding boxes, unless the map is finer: a finer grid moves no edge
+BOX_AREA = 0.005  # of the image; smaller regions have no box, unless they are half a cell of the map
 
 CPU = torch.device("cpu")
 
@@ -137,8 +138,8 @@ class Prediction:
     def boxes(self) -> Mapping[str, list[Box]]:
         """Boxes x1 y1 x2 y2 of each predicted class, the largest first, with the peak of the map as score.
 
-        A box encloses a connected region in which the class map is above the middle of its range; for a class in
-        `located` it is that box.
+        A box encloses a connected region in which the class map is above the middle of its range, of at least half a
+        cell of the map or 0.5 % of the image, whichever is smaller; for a class in `located` it is that box.
         """
         return {c: self.find_boxes(c) for c in self.labels}
 
@@ -146,10 +147,12 @@ class Prediction:
         """Boxes of any class; `threshold` is a fraction of the range of its map, not used for a class in `located`."""
         if name in self.located:
             return [self.located[name]]
-        scale = BOX_SIDE / max(self.width, self.height)
-        grid = (max(1, round(self.height * min(1.0, scale))), max(1, round(self.width * min(1.0, scale))))
-        heatmap = _resized(self.maps[self.index_of(name)], grid)
-        return map_to_boxes(heatmap, threshold, size=(self.height, self.width), min_area=0.005)
+        class_map = self.maps[self.index_of(name)]
+        rows, columns = class_map.shape
+        scale = min(1.0, BOX_SIDE / max(self.width, self.height))
+        grid = (max(rows, round(self.height * scale)), max(columns, round(self.width * scale)))
+        least = min(BOX_AREA, 0.5 / (rows * columns))  # half of a cell of a fine map
+        return map_to_boxes(_resized(class_map, grid), threshold, size=(self.height, self.width), min_area=least)
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(H, W) raw class map at the size of the original image, interpolated bilinearly.

@@ -224,6 +224,20 @@ def test_a_run_that_starts_from_another_has_its_network(shapes: Path, tmp_path: 
     assert (config.backbone, config.pooling, config.num_maps) == ("test_resnet", "weldon", 1)
     assert config.tune == "head", "the rest is that of the recipe"
     assert command(*line, "--out", tmp_path / "third", "--num-maps", 2) == 1, "flags override it, and are refused here"
+    again = (
+        "train",
+        shapes,
+        "--recipe",
+        tmp_path / "second" / "config.yaml",
+        "--kmax",
+        0.3,
+        "--out",
+        tmp_path / "fourth",
+    )
+    assert command(*again) == 0
+    assert read_config(tmp_path / "fourth" / "config.yaml").kmax == 0.3
+    assert command(*again[:3], tmp_path / "fourth" / "config.yaml", "--out", tmp_path / "fifth") == 0
+    assert read_config(tmp_path / "fifth" / "config.yaml").kmax == 0.3, "a recipe keeps its own settings"
 
 
 def test_resume_keeps_settings_and_data_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,7 @@ def test_floats_and_pixels_without_data(tmp_path: Path) -> None:
         (np.array([[[65535], [3000]]], np.uint16), 65535, (0, 3000)),
         (np.array([[[3.4e38], [3000]]], np.float32), 3.4e38, (0, 3000)),
         (np.array([[[255] * 3, [254, 254, 254]]], np.uint8), 255, None),
+        (np.array([[[65535] * 3, [65200] * 3]], np.uint16), 65535, None),
     ],
 )
 def test_pixels_without_data_in_files_that_pillow_reads(

@@ -47,7 +47,7 @@ def loop_loss(boundaries: np.ndarray, labels: np.ndarray) -> float:
 def test_loss_is_the_loop_over_pairs() -> None:
     rng = np.random.default_rng(0)
     boundaries = rng.random((2, 6, 8))
-    labels = rng.choice([0, 1, 2, UNSURE], (2, 6, 8), p=[0.4, 0.2, 0.2, 0.2]).astype(np.uint8)
+    labels = rng.choice([0, 1, 2, UNSURE], (2, 6, 8), p=[0.4, 0.2, 0.2, 0.2]).astype(np.int16)
     found = boundary_loss(torch.from_numpy(boundaries), torch.from_numpy(labels))
     assert float(found) == pytest.approx(loop_loss(boundaries, labels))
 
@@ -56,7 +56,7 @@ def test_loss_is_the_loop_over_pairs() -> None:
 def test_images_with_one_label_have_a_finite_loss(label: int) -> None:
     """One colour, or a mask that covers everything: no pair differs."""
     boundaries = torch.full((1, 6, 6), 0.25, requires_grad=True)
-    loss = boundary_loss(boundaries, torch.full((1, 6, 6), label, dtype=torch.uint8))
+    loss = boundary_loss(boundaries, torch.full((1, 6, 6), label, dtype=torch.int16))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0 if label == UNSURE else -math.log(0.75 + 1e-5) / 4)
     assert boundaries.grad is not None and bool(boundaries.grad.isfinite().all())
@@ -66,6 +66,7 @@ def test_confident_labels_by_hand() -> None:
     high = torch.tensor([[[0.6, 0.1, 0.5]], [[0.3, 0.8, 0.3]], [[0.1, 0.1, 0.2]]])
     low = torch.tensor([[[0.5, 0.0, 0.2]], [[0.4, 0.8, 0.2]], [[0.1, 0.2, 0.6]]])
     assert confident_labels(high, low, torch.tensor([4, 9])).tolist() == [[0, 5, UNSURE]]
+    assert confident_labels(high, low, torch.tensor([259, 9])).tolist() == [[0, 260, UNSURE]], "many classes"
 
 
 def squares(count: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -73,7 +74,7 @@ def squares(count: int) -> tuple[list[Tensor], list[Tensor]]:
     rng, images, labels = np.random.default_rng(0), [], []
     for _ in range(count):
         top, left = (int(v) for v in rng.integers(4, 12, 2))
-        image, label = torch.rand(2, 24, 24), torch.zeros(24, 24, dtype=torch.uint8)
+        image, label = torch.rand(2, 24, 24), torch.zeros(24, 24, dtype=torch.int16)
         image[1] = 0.0
         image[1, top : top + 8, left : left + 1] = image[1, top : top + 8, left + 7] = 5.0  # an edge detector's output
         image[1, top, left : left + 8] = image[1, top + 7, left : left + 8] = 5.0

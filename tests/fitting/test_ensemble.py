@@ -92,6 +92,13 @@ def test_images_held_out_for_val_do_not_train_the_combination(
     create_ensemble(tmp_path / "linear", runs, "linear", data, device="cpu")
     fitted = json.loads((tmp_path / "linear" / MANIFEST).read_text())["fitted"]
     assert fitted["images"] == len(data.split("train")) - len(data.split("val")) < len(data.split("train"))
+    for model in runs:
+        shutil.copytree(model.folder, tmp_path / model.folder.name)
+        config = tmp_path / model.folder.name / "config.yaml"
+        config.write_text(config.read_text().replace("val_split: val", "val_split: none"))
+    whole = [open_model(tmp_path / model.folder.name) for model in runs]
+    create_ensemble(tmp_path / "whole", whole, "linear", data, device="cpu")
+    assert json.loads((tmp_path / "whole" / MANIFEST).read_text())["fitted"]["images"] == len(data.split("train"))
 
 
 def test_finest_grid_leaves_the_finest_maps_alone() -> None:

@@ -382,7 +382,7 @@ def test_an_upload_is_not_dropped_by_a_setting_of_the_mask(
     page.evaluate(
         """() => {
           const now = window.fetch;
-          const wait = () => new Promise((resolve) => setTimeout(resolve, 700));
+          const wait = () => new Promise((resolve) => { window.answer = resolve; });
           window.fetch = async (path, options) => {
             if (path.startsWith("predict?cells")) await wait();
             return now(path, options);
@@ -393,6 +393,7 @@ def test_an_upload_is_not_dropped_by_a_setting_of_the_mask(
     wait_for(page, "Predicting next.png")
     page.check("#crf")
     page.uncheck("#crf")
+    page.evaluate("() => window.answer()")
     wait_for(page, "next.png, 96")
 
 

@@ -174,9 +174,9 @@ def help_text() -> str:
 def _train_defaults(flags: Sequence[str]) -> Train:
     """The defaults of wildcat train that its flags --recipe, --weights, --method and --resume imply.
 
-    A run that starts from the weights of another one has its network. A resumed run starts from its own settings. A
-    recipe or method given again is applied over them, so that a different one is refused as a changed setting instead
-    of being ignored.
+    A run that starts from the weights of another one has its backbone and method. A resumed run starts from its own
+    settings. A recipe or method given again is applied over them, so that a different one is refused as a changed
+    setting instead of being ignored.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--recipe", "--method", "--out", "--weights"):
@@ -188,7 +188,7 @@ def _train_defaults(flags: Sequence[str]) -> Train:
         config = read_config(settings)
     if given.recipe:
         config = load_recipe(given.recipe, config)
-    if not given.resume and (parent := Path(given.weights or config.weights) / "config.yaml").is_file():
+    if given.weights and not given.resume and (parent := Path(given.weights) / "config.yaml").is_file():
         network = read_config(parent)
         config = dataclasses.replace(config, **{name: getattr(network, name) for name in NETWORK_SETTINGS})
     if given.method:

@@ -6,13 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from wildcat.cli.options import Data, DataCommand, data_flags, describe, note_amp, open_data
+from wildcat.cli.options import Data, DataCommand, data_flags, describe, flag, note_amp, open_data
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.settings import load_recipe
@@ -85,7 +85,9 @@ def run_audit(command: Audit) -> int:
         print(f"{page.path}: {page.bytes / 1e6:.1f} MB, {page.shown} examples{left_out}", file=sys.stderr)
     elif not command.json:
         words = ["wildcat", "audit", command.data, "--out", "DIR", *data_flags(command)]
-        words += ["--splits", command.splits] if command.splits else []
+        for option in fields(Audit):
+            if option.name in ("splits", "folds", "similarity") and getattr(command, option.name) != option.default:
+                words += [flag(option.name), str(getattr(command, option.name))]
         words += setting_flags(changed_settings(config, load_recipe("audit")))
         print(f"Next: {shlex.join(words)}   for all rows and a page")
     return 0

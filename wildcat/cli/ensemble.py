@@ -35,8 +35,7 @@ class Ensemble(DataCommand):
 def run_ensemble(command: Ensemble) -> int:
     """wildcat ensemble"""
     from wildcat.device import choose_device
-    from wildcat.fitting.ensemble import create_ensemble
-    from wildcat.models.calibration import fitted_samples
+    from wildcat.fitting.ensemble import create_ensemble, training_samples
     from wildcat.models.folder import check_members, open_model
     from wildcat.models.hub import model_folder
     from wildcat.models.run import refuse_taken
@@ -52,8 +51,8 @@ def run_ensemble(command: Ensemble) -> int:
         else None
     )
     if data is not None:
-        images = f"{len(fitted_samples(data, command.split))} images of {command.split} to train the combination on"
-        describe(data, images, device.type)
+        count = len(training_samples(members, data, command.split))
+        describe(data, f"{count} images of {command.split} to train the combination on", device.type)
     with ProgressBar() as progress:
         model = create_ensemble(
             command.out, members, command.combine, data, command.split, command.strength, command.device, progress

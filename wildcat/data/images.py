@@ -40,6 +40,7 @@ _UPRIGHT = {
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _SUBFILE_TYPE = 254  # TIFF tag: what a page is
+_BITS = 258  # TIFF tag: bits of each band
 _NO_DATA = 42113  # TIFF tag of GDAL: the value of pixels without data, as text
 _NO_IMAGE = 0b101  # its bits for a reduced copy and for a transparency mask; the other says that a page is one of many
 
@@ -370,6 +371,8 @@ def _without_data(image: Image.Image) -> NDArray[np.bool_] | None:
         return None
     if image.mode not in ("L", "RGB", "F", "I") and not _is_sixteen_bit(image):
         return None
+    if image.mode == "RGB" and 16 in np.atleast_1d(getattr(image, "tag_v2", {}).get(_BITS, 8)):
+        value = value // 256  # Pillow reads the upper 8 bits
     values = np.asarray(image)
     equal: NDArray[np.bool_] = values == (np.float32(value) if values.dtype == np.float32 else value)
     return np.asarray(equal.all(axis=2) if equal.ndim == 3 else equal)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from wildcat.regions.propagation import affinities, neighbours, pair_windows
 
-UNSURE = 255  # label of places that are neither confidently an object nor confidently background
+UNSURE = -1  # label of places that are neither confidently an object nor confidently background
 SMALLEST = 1e-5  # added to affinities and their complements before the logarithm, as in the published code
 
 
@@ -22,7 +22,7 @@ def boundary_loss(boundaries: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         boundaries: (B, H, W) probabilities.
-        labels: (B, H, W) uint8, 0 background, i + 1 class i, 255 unsure: in no pair.
+        labels: (B, H, W) int16, 0 background, i + 1 class i, -1 unsure: in no pair.
     """
     height, width = labels.shape[-2:]
     totals = {kind: boundaries.new_zeros(()) for kind in ("background", "class", "different")}
@@ -52,8 +52,8 @@ def confident_labels(sharp_high: Tensor, sharp_low: Tensor, classes: Tensor) -> 
         classes: (K,) int64 classes.
 
     Returns:
-        (h, w) uint8: 0 background, i + 1 class i, 255 where neither is sure.
+        (h, w) int16: 0 background, i + 1 class i, -1 where neither is sure.
     """
-    names = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.uint8)
+    names = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.int16)
     strong, weak = sharp_high.argmax(dim=0).cpu(), sharp_low.argmax(dim=0).cpu()
-    return torch.where(strong > 0, names[strong], torch.where(weak == 0, 0, UNSURE).to(torch.uint8))
+    return torch.where(strong > 0, names[strong], torch.where(weak == 0, 0, UNSURE).to(torch.int16))

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wildcat.data.dataset import DataSet, Task, label_matrix
+from wildcat.data.dataset import DataSet, Sample, Task, label_matrix
 from wildcat.errors import ConfigError, DataError
 from wildcat.models.calibration import fitted_samples
 from wildcat.models.folder import Combination, Combine, Model, check_members, write_ensemble
@@ -43,8 +43,7 @@ def create_ensemble(
         members: runs and cascades; the first stages of cascades are combined like runs, and their verifiers averaged.
         combine: "linear" trains a classifier on the scores of the runs for `split`; "average" uses their mean.
         data, split: labelled images to train the linear classifier on: the training images of the runs, as in the
-            paper. Never a split to evaluate on. In a data set without `val`, the images of `train` that are held out
-            for it are left out.
+            paper, see `training_samples`. Never a split to evaluate on.
         strength: see `fit_combination`.
         progress: counts images.
 
@@ -67,7 +66,7 @@ def create_ensemble(
     data = data.for_classes(runs[0].classes)
     networks = [Member(run.load_model(), run.preprocess) for run in runs]
     predictor = Predictor("members", networks, runs[0].classes, runs[0].task, device)
-    samples = fitted_samples(data, split)
+    samples = training_samples(members, data, split)
     scores = []
     progress.start("scoring", len(samples))
     for images, outputs in predictor.outputs([s.path for s in samples]):
@@ -76,6 +75,12 @@ def create_ensemble(
     fitted = fit_combination(np.concatenate(scores), label_matrix(samples), runs[0].task, strength)
     record = {"data": data.name, "split": split, "images": len(samples), "strength": strength}
     return write_ensemble(folder, members, fitted, record)
+
+
+def training_samples(members: Sequence[Model], data: DataSet, split: str) -> Sequence[Sample]:
+    """The images of a split that train a linear combination: without those that the runs have held out for `val`."""
+    held_out = any(run.config.val_split != "none" for member in members for run in member.runs)
+    return fitted_samples(data, split) if held_out else data.split(split)
 
 
 def fit_combination(

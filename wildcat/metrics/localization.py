@@ -66,7 +66,9 @@ def pointing_average_precision(
 
 
 def pointing_game(points: ArrayLike, boxes: Sequence[ArrayLike], tolerance: float = 15) -> float:
-    """Fraction of image-class pairs with the class present whose point hits (Zhang et al., ECCV 2016); nan without one.
+    """Fraction of image-class pairs with the class present whose point hits; nan without one.
+
+    Zhang et al. (ECCV 2016) average this over the classes.
 
     Args:
         points: (P, 2) predicted (x, y), one per image-class pair.

@@ -64,8 +64,9 @@ class Backbone(nn.Module):
         images = self._fitted(images)
         with self._refusals(images):
             features, inner = self.network.forward_intermediates(images, output_fmt="NCHW")  # type: ignore[operator]
-        # Of each stride the last; a side of 260 pixels has 17 cells of 16 pixels, the last of them cut.
-        by_stride = {2 ** round(math.log2(images.shape[-1] / level.shape[-1])): level for level in inner[:-1]}
+        side = images.shape[-1]  # of 260 pixels has 17 cells of 16 pixels, the last of them cut
+        near = ((s, level) for level in inner[:-1] for s in LEVEL_STRIDES if abs(side / s - level.shape[-1]) < 1)
+        by_stride = dict(near)  # of each stride the last
         return (*(by_stride[s] for s in LEVEL_STRIDES if s in by_stride), self._as_map(features, images))
 
     def _fitted(self, images: Tensor) -> Tensor:

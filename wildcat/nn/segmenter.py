@@ -100,7 +100,7 @@ def measure_levels(scales: Sequence[LevelScale], levels: Sequence[Tensor]) -> No
     """Set the mean and standard deviation of each channel of each level."""
     for scale, level in zip(scales, levels, strict=True):
         scale.mean.copy_(level.mean(dim=(0, 2, 3)))
-        scale.std.copy_(level.std(dim=(0, 2, 3)).clamp_min(MIN_STD))
+        scale.std.copy_(level.std(dim=(0, 2, 3), correction=0).clamp_min(MIN_STD))
 
 
 def check_levels(levels: Sequence[Tensor], channels: Sequence[int]) -> None:

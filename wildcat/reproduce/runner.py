@@ -119,7 +119,9 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
                 records = {name: [done[name, one] for one in seeds] for name in whole}
                 results = summarize_rows(experiment, records, lacking)
                 summary = {**describe(plan, experiment, data, records), "results": results}
-                write_tables(summary, records, summary_path(plan, data, out))
+                path = summary_path(plan, data, out)
+                if len(whole) >= _rows_in(path):  # another process may be ahead
+                    write_tables(summary, records, path)
 
 
 def needs(plan: Plan, row: Row, data: DataSet) -> str:
@@ -292,6 +294,15 @@ def _read_cell(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError) as error:
         raise RunError(f"{path} is damaged ({error!r}).", "Delete the file: the cell is run again.") from error
     return record
+
+
+def _rows_in(path: Path) -> int:
+    """How many rows of a table are measured."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["results"].values()
+        return sum(bool(row["metrics"]) for row in rows)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return 0
 
 
 def _hash(identity: Mapping[str, Any]) -> str:

@@ -198,6 +198,11 @@ def test_split_folders_of_shards(tmp_path: Path) -> None:
         assert (data.format, data.splits) == ("webdataset", ("train", "val"))
         assert [s.name for s in data.split("train")] == ["train/0.tar#0.png", "train/1.tar#1.png"]
         assert [s.name for s in data.split("val")] == ["valid/0.tar#0.png"]
+    (tmp_path / "one" / "test").mkdir(parents=True)
+    shard(tmp_path / "one" / "test" / "0.tar", {"0.png": png(0), "0.cls": b"1"})
+    (tmp_path / "one" / "classes.txt").write_text("ant\nbee\n")
+    data = open_dataset(tmp_path / "one")
+    assert (data.splits, data.classes) == (("test",), ("ant", "bee"))
 
 
 def test_shards_without_split_names_are_split_by_class(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def read_webdataset(
     """
     check_task(task)
     shards = find_shards(str(source))
-    folder = _folder_of(shards)
+    given = local_path(str(source)).rstrip("/")
+    folder = given if all(shard.startswith(f"{given}/") for shard in shards) else _folder_of(shards)
     skipped: Counter[str] = Counter()
     found = [labelled for shard in shards for labelled in _read_shard(shard, skipped)]
     note = skipped_note(source, skipped)

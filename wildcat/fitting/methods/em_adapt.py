@@ -55,7 +55,7 @@ def adaptive_bias(logits: Tensor, labels: Tensor) -> Tensor:
     tensor([0.0000, 1.0500])
     """
     present = labels.nonzero()[:, 0]
-    values, places = logits[present].double(), logits.shape[1]
+    values, places = logits[present].cpu().double(), logits.shape[1]  # MPS has no double precision
     shares = torch.where(present == 0, BACKGROUND_SHARE, CLASS_SHARE)
     wanted = (shares / shares.sum().clamp_min(1.0) * places + 1e-6).long().clamp_min(1)
     bias = values.new_zeros(len(present))
@@ -70,4 +70,4 @@ def adaptive_bias(logits: Tensor, labels: Tensor) -> Tensor:
                 bias[k], raised = least, True
         if not raised:
             break
-    return torch.full_like(logits[:, 0], -torch.inf).index_copy(0, present, bias.to(logits.dtype))
+    return torch.full_like(logits[:, 0], -torch.inf).index_copy(0, present, bias.to(logits))

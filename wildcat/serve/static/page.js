@@ -249,7 +249,7 @@
     stage.style.aspectRatio = ratio;
     stage.style.width = `min(100%, ${62 * ratio}vh)`; // the whole image is visible beside the classes
   };
-  let opening = null; // the upload that is being predicted
+  let opening = null, outdated = false; // the upload that is being predicted; settings that changed meanwhile
   const open = async (upload) => {
     if (!(await modelLoaded)) return;
     if (upload.size > model.limits.max_mb * 1e6) {
@@ -279,8 +279,11 @@
       draw();
       setStatus(`${row.image}, ${row.width} × ${row.height} pixels`);
     });
-    if (opening === upload) opening = null;
+    if (opening !== upload) return; // a later one
+    opening = null;
     if (file === upload) refineShownMask();
+    else if (outdated) updateRefined(); // of the image that stays
+    outdated = false;
   };
   const openTransfer = (transfer, message) => {
     if (transfer.files[0]) open(transfer.files[0]);
@@ -372,7 +375,10 @@
     return new File([await toBlob(canvas)], "reduced.png");
   };
   const updateRefined = async () => {
-    if (opening) return; // its mask is refined once it is shown
+    if (opening) {
+      outdated = true;
+      return;
+    }
     refined = null;
     if (!refines()) {
       currentTask?.abort();
