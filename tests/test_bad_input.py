@@ -230,8 +230,9 @@ def test_settings_out_of_range(refused: Refused, shapes: Path, tmp_path: Path, f
 def test_an_unknown_class_device_or_kind_of_image(refused: Refused, tmp_path: Path, tiny: Path) -> None:
     a = image(tmp_path / "a.png")
     out = tmp_path / "out"
-    assert "Did you mean disc?" in refused("predict", tiny, a, "--classes", "dsc", names="'dsc'", code=2)
-    assert "It has: cross, disc" in refused("predict", tiny, a, "--classes", "x", names="'x'", code=2)
+    line = ("predict", tiny, a, "--out", out, "--classes")
+    assert "Did you mean disc?" in refused(*line, "dsc", names="'dsc'", code=2)
+    assert "It has: cross, disc" in refused(*line, "x", names="'x'", code=2)
     refused("predict", tiny, a, "--out", out, "--save", "overlay", names="overlay", code=2)
     refused("predict", tiny, a, "--device", "tpu", names="--device tpu", code=2)
     refused("predict", tiny, a, "--batch-size", 0, names="--batch-size 0", code=2, hint=False)

@@ -127,4 +127,4 @@ def test_an_interrupted_cell_of_an_experiment_is_not_recorded(
     monkeypatch.setattr(Trainer, "take_step", signalling(Trainer.take_step, signal.SIGTERM, 3))
     assert command(*line, "--workers", 0) == 143
     assert "Give the same command again" in capsys.readouterr().err
-    assert not list(out.glob("cells/*"))
+    assert not list(out.glob("cells/*.json"))

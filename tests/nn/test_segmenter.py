@@ -67,9 +67,11 @@ def test_standardised_levels_have_mean_0_and_spread_1() -> None:
     segmenter.measure([level])
     scaled = segmenter.scales[0](level)
     torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(5), atol=1e-4, rtol=0)
-    spread = scaled.std(dim=(0, 2, 3))
+    spread = scaled.std(dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(spread[[0, 1, 3, 4]], torch.ones(4))
     assert spread[2] == 0
+    segmenter.measure([torch.ones(1, 5, 1, 1)])  # one image, one cell
+    assert bool(segmenter.scales[0](torch.ones(1, 5, 1, 1)).isfinite().all())
 
 
 def test_loss_is_the_cross_entropy_of_soft_labels() -> None:

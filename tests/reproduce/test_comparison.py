@@ -82,7 +82,7 @@ def test_a_method_that_is_worse_is_found_and_equal_ones_are_not(compared: tuple[
 
 
 def test_all_methods_have_the_same_folds(compared: tuple[dict[str, Any], Path]) -> None:
-    cells = [json.loads(path.read_text()) for path in (compared[1] / "cells").iterdir()]
+    cells = [json.loads(path.read_text()) for path in (compared[1] / "cells").glob("*.json")]
     assert len(cells) == len(METHODS) * FOLDS
     images = Counter(cell["images"] for cell in cells)
     assert len(images) == FOLDS and set(images.values()) == {len(METHODS)}
