@@ -6,13 +6,13 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from wildcat.cli.options import Data, DataCommand, data_flags, describe, flag, note_amp, open_data
+from wildcat.cli.options import Data, DataCommand, data_flags, describe, note_amp, open_data
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.settings import load_recipe
@@ -60,8 +60,9 @@ def run_audit(command: Audit) -> int:
     if config.tune != "head":
         raise ConfigError(f"tune={config.tune!r}: an audit trains heads on cached features.", "Leave it out.")
     check_head_weights(config)
+    default = load_recipe("audit")
     for name in ("train_split", "val_split"):
-        if (value := getattr(config, name)) != getattr(load_recipe("audit"), name):
+        if (value := getattr(config, name)) != getattr(default, name):
             raise ConfigError(
                 f"{name}={value!r}: an audit divides its images into folds.", "Name splits with --splits."
             )
@@ -84,11 +85,9 @@ def run_audit(command: Audit) -> int:
         left_out = f"; {page.left_out} more exceed --max-mb {command.max_mb:g}" if page.left_out else ""
         print(f"{page.path}: {page.bytes / 1e6:.1f} MB, {page.shown} examples{left_out}", file=sys.stderr)
     elif not command.json:
-        words = ["wildcat", "audit", command.data, "--out", "DIR", *data_flags(command)]
-        for option in fields(Audit):
-            if option.name in ("splits", "folds", "similarity") and getattr(command, option.name) != option.default:
-                words += [flag(option.name), str(getattr(command, option.name))]
-        words += setting_flags(changed_settings(config, load_recipe("audit")))
+        words = ["wildcat", "audit", command.data, "--out", "DIR"]
+        words += data_flags(command, "splits", "folds", "similarity")
+        words += setting_flags(changed_settings(config, default))
         print(f"Next: {shlex.join(words)}   for all rows and a page")
     return 0
 

@@ -32,10 +32,9 @@ def run_methods(command: Methods) -> int:
     measured = json.loads(text)
     if command.name and command.name not in REFINE_METHODS:
         find_method(command.name)
-    for name in [command.name] if command.name else METHODS:
-        if name not in METHODS:
+    for name, method in METHODS.items():
+        if command.name not in ("", name):
             continue
-        method = METHODS[name]
         gives = "scores, maps, masks" if method.has_maps else "scores"
         print(f"{name:17} {gives:20} {result_text(measured['results'].get(name, {}))}")
         print(f"{'':17} {method.description} ({method.paper})")
@@ -43,8 +42,9 @@ def run_methods(command: Methods) -> int:
             print(f"{'':17} {', '.join(f'{key}: {value}' for key, value in method.settings.items())}")
     if not command.name or command.name in REFINE_METHODS:
         print("\nOf wildcat refine, a second stage for a run:")
-        for name in [command.name] if command.name else REFINE_METHODS:
-            refining = REFINE_METHODS[name]
+        for name, refining in REFINE_METHODS.items():
+            if command.name not in ("", name):
+                continue
             print(f"{name:17} {refining.gives:20} {result_text(measured['results'].get(f'refine {name}', {}))}")
             print(f"{'':17} {refining.description}")
             if command.name:

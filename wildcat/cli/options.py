@@ -241,12 +241,13 @@ def reader_options(command: ReaderCommand) -> tuple[str, ...]:
     return (*command.data_option, *(f"{name}={value}" for name, value in flags.items() if value not in (None, "")))
 
 
-def data_flags(command: DataCommand) -> list[str]:
-    """The flags of a command that say how its data is read, as they are typed."""
+def data_flags(command: DataCommand, *others: str) -> list[str]:
+    """The flags of a command that say how its data is read, and those of `others`, as they are typed."""
     words: list[str] = []
-    for option in fields(DataCommand):
+    names = {option.name for option in fields(DataCommand)} - {"debug"} | {*others}
+    for option in fields(command):
         value = getattr(command, option.name)
-        if value != option.default and option.name != "debug":
+        if option.name in names and value != option.default:
             for one in value if isinstance(value, tuple) else (value,):
                 words += [flag(option.name), str(one)]
     return words
