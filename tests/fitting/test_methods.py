@@ -39,8 +39,8 @@ def maps() -> torch.Tensor:
 
 @pytest.fixture
 def labels() -> torch.Tensor:
-    """(3, 5): the background and one, two, three classes."""
-    return torch.tensor([[1, 0, 1, 0, 0], [1, 1, 0, 0, 1], [1, 1, 1, 1, 0]]).bool()
+    """(3, 5): the background and one, two, three classes; class 3 is ignored in the second image."""
+    return torch.tensor([[1, -1, 1, -1, -1], [1, 1, -1, 0, 1], [1, 1, 1, 1, -1]], dtype=torch.int8)
 
 
 def probabilities(maps: torch.Tensor) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_every_method_has_its_module() -> None:
 def test_mil_fcn_against_a_loop(maps: torch.Tensor, labels: torch.Tensor) -> None:
     probs, losses = probabilities(maps), []
     for image in range(3):
-        present = [c for c in range(5) if labels[image, c]]
+        present = [c for c in range(5) if labels[image, c] == 1]
         losses.append(-np.mean([math.log(max(probs[image, c].ravel())) for c in present]))
     assert mil_fcn.mil_loss(maps, labels).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -76,7 +76,7 @@ def test_mil_base_against_a_loop(maps: torch.Tensor, labels: torch.Tensor) -> No
         places = [softmax([0.0, *place]) for place in maps[image].flatten(1).T.tolist()]  # (n, C + 1)
         scores = [math.log(np.mean([place[c] ** 5.0 for place in places])) / 5.0 for c in range(5)]
         total = math.log(sum(math.exp(s) for s in scores))
-        losses.append(-np.mean([scores[c] - total for c in range(5) if labels[image, c]]))
+        losses.append(-np.mean([scores[c] - total for c in range(5) if labels[image, c] == 1]))
     assert mil_base.image_loss(maps, labels).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -102,11 +102,13 @@ def test_the_image_level_prior_multiplies_probabilities() -> None:
 def test_the_bias_of_em_adapt_gives_each_label_its_share(classes: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(8, 200, generator=generator) * 3 + torch.randn(8, 1, generator=generator) * 5
-    present = torch.zeros(8, dtype=torch.bool)
-    present[0] = True
-    present[1 + torch.randperm(7, generator=generator)[:classes]] = True
-    bias = em_adapt.adaptive_bias(logits, present)
-    assert torch.isinf(bias[~present]).all() and (bias[present] >= 0).all()
+    labels = torch.full((8,), -1)
+    order = 1 + torch.randperm(7, generator=generator)
+    labels[order[classes]] = 0  # an ignored class takes part, and may have any share
+    labels[order[:classes]] = labels[0] = 1
+    present = labels == 1
+    bias = em_adapt.adaptive_bias(logits, labels)
+    assert torch.isinf(bias[labels == -1]).all() and (bias[present] >= 0).all() and bias[order[classes]] == 0
     won = (logits + bias[:, None]).argmax(dim=0).bincount(minlength=8) / 200
     wanted = torch.where(torch.arange(8) == 0, 0.4, 0.2) * present
     wanted = wanted / max(1.0, wanted.sum().item())  # five classes cannot all have a fifth
@@ -115,9 +117,9 @@ def test_the_bias_of_em_adapt_gives_each_label_its_share(classes: int, seed: int
 
 def test_labels_with_enough_places_get_no_bias() -> None:
     logits = torch.tensor([[2.0, 2.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 1.0], [9.0, 9.0, 9.0, 9.0, 9.0]])
-    assert em_adapt.adaptive_bias(logits, torch.tensor([True, True, False])).tolist() == [0.0, 0.0, -math.inf]
+    assert em_adapt.adaptive_bias(logits, torch.tensor([1, 1, -1])).tolist() == [0.0, 0.0, -math.inf]
     one_color = torch.zeros(3, 9)
-    assert torch.isfinite(em_adapt.adaptive_bias(one_color, torch.tensor([True, True, True]))).all()
+    assert torch.isfinite(em_adapt.adaptive_bias(one_color, torch.tensor([1, 1, 1]))).all()
 
 
 def test_the_gradient_of_em_adapt_is_that_of_its_labels(maps: torch.Tensor, labels: torch.Tensor) -> None:
@@ -143,35 +145,36 @@ def projected(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("offset", [[0.0, 0.0, 0.0], [4.0, 0.0, 0.0], [-4.0, 0.0, 1.0], [0.0, -8.0, 0.0]])
 def test_the_projection_of_ccnn_is_that_of_a_general_solver(offset: list[float]) -> None:
-    """KL(p || q) + 2 * sum of xi over 6 places, 2 labels of 3 classes and the background, solved in p and xi."""
+    """KL(p || q) + 2 * sum of xi over 6 places, the background, 2 labels and an ignored class, solved in p and xi."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(4, 6, generator=generator).double() + torch.tensor([*offset, 3.0]).double()[:, None]
-    labels = torch.tensor([True, True, True, False])
-    q = logits.softmax(dim=0).numpy()
+    logits = torch.randn(5, 6, generator=generator).double() + torch.tensor([*offset, 3.0, -1.0]).double()[:, None]
+    labels = torch.tensor([1, 1, 1, -1, 0])
+    possible = [0, 1, 2, 4]
+    q = logits.softmax(dim=0).numpy()[possible]
 
     def objective(x: np.ndarray) -> float:
-        p = x[:18].reshape(3, 6)
-        return float((p * np.log(p / q[:3])).sum() / 6 + 2 * x[18:].sum())
+        p = x[:24].reshape(4, 6)
+        return float((p * np.log(p / q)).sum() / 6 + 2 * x[24:].sum())
 
     def share(k: int, x: np.ndarray) -> float:
         return float(x[6 * k : 6 * k + 6].mean())
 
     constraints = [
-        {"type": "eq", "fun": lambda x: x[:18].reshape(3, 6).sum(axis=0) - 1},
-        {"type": "ineq", "fun": lambda x: share(1, x) - 0.05 + x[18]},
-        {"type": "ineq", "fun": lambda x: share(2, x) - 0.05 + x[19]},
+        {"type": "eq", "fun": lambda x: x[:24].reshape(4, 6).sum(axis=0) - 1},
+        {"type": "ineq", "fun": lambda x: share(1, x) - 0.05 + x[24]},
+        {"type": "ineq", "fun": lambda x: share(2, x) - 0.05 + x[25]},
         {"type": "ineq", "fun": lambda x: share(0, x) - 0.3},
         {"type": "ineq", "fun": lambda x: 0.7 - share(0, x)},
     ]
-    start = np.concatenate([np.full(18, 1 / 3), np.zeros(2)])
-    bounds = [(1e-9, 1.0)] * 18 + [(0.0, 1.0)] * 2
+    start = np.concatenate([np.full(24, 1 / 4), np.zeros(2)])
+    bounds = [(1e-9, 1.0)] * 24 + [(0.0, 1.0)] * 2
     options = {"ftol": 1e-12, "maxiter": 500}
     solved = optimize.minimize(
         objective, start, bounds=bounds, constraints=constraints, method="SLSQP", options=options
     )
     assert solved.success
     ours = projected(logits, labels).numpy()
-    np.testing.assert_allclose(ours[:3], solved.x[:18].reshape(3, 6), atol=2e-4)
+    np.testing.assert_allclose(ours[possible], solved.x[:24].reshape(4, 6), atol=2e-4)
     assert not ours[3].any()
 
 
@@ -181,10 +184,11 @@ def test_the_projection_of_ccnn_satisfies_its_constraints(maps: torch.Tensor, la
     bias = ccnn.constraint_bias(logits, labels)
     p = (logits + bias[:, :, None]).softmax(dim=1)
     shares = p.mean(dim=2)
-    assert not shares[~labels].any()
+    assert not shares[labels == -1].any() and shares[labels == 0].all()
+    assert not bias[labels == 0].any()
     assert ((shares[:, 0] > 0.3 - 0.01) & (shares[:, 0] < 0.7 + 0.01)).all()
     slack = bias[:, 1:] > ccnn.SLACK - 1e-3  # the price of the constraint is reached
-    assert ((shares[:, 1:] > 0.05 - 0.01) | slack | ~labels[:, 1:]).all()
+    assert ((shares[:, 1:] > 0.05 - 0.01) | slack | (labels[:, 1:] != 1)).all()
     assert ((bias[:, 1:] < 1e-3) | (shares[:, 1:] < 0.05 + 0.01)).all(), "no more than needed"
 
 
@@ -223,13 +227,13 @@ def test_the_losses_of_sec_against_loops(maps: torch.Tensor, labels: torch.Tenso
             ranked = sorted(of[c].ravel(), reverse=True)
             return sum(w * v for w, v in zip(weights, ranked, strict=True)) / sum(weights)
 
-        inside = [math.log(pooled(c, 0.996)) for c in range(1, 5) if labels[image, c]]
-        outside = [math.log(1 - max(probs[image, c].ravel())) for c in range(1, 5) if not labels[image, c]]
+        inside = [math.log(pooled(c, 0.996)) for c in range(1, 5) if labels[image, c] == 1]
+        outside = [math.log(1 - max(probs[image, c].ravel())) for c in range(1, 5) if labels[image, c] == -1]
         expanding.append(-np.mean(inside) - np.mean(outside) - math.log(pooled(0, 0.999)))
     log_probs = log_probabilities(maps)
     assert sec.seed_loss(log_probs, seeds.float()).item() == pytest.approx(np.mean(seeding), rel=1e-4)
     assert sec.expand_loss(log_probs.exp(), labels).item() == pytest.approx(np.mean(expanding), rel=1e-4)
-    wanted = torch.rand(3, 5, 5, 6, generator=torch.Generator().manual_seed(3)) * labels[:, :, None, None]
+    wanted = torch.rand(3, 5, 5, 6, generator=torch.Generator().manual_seed(3)) * (labels[:, :, None, None] == 1)
     wanted /= wanted.sum(dim=1, keepdim=True)
     q, f = wanted.numpy(), probs
     divergence = np.where(q > 0, q * np.log(np.where(q > 0, q, 1) / f), 0).sum(axis=1).mean()

@@ -65,9 +65,8 @@ class TrainingImages:
         self.boundaries: BoundaryNetwork | None = None
 
     def labels(self, images: Sequence[int]) -> Tensor:
-        """(B, C + 1) bool on the device: the labels of images, the background first, which is in every image."""
-        present = self.image_labels[list(images)] == PRESENT
-        return functional.pad(present, (1, 0), value=True).to(self.device)
+        """(B, C + 1) on the device: `image_labels` of images, the background first, which is present in every image."""
+        return functional.pad(self.image_labels[list(images)], (1, 0), value=PRESENT).to(self.device)
 
     def run_maps(self) -> list[Tensor]:
         """(K, h, w) maps of the labelled classes of each image by the run, averaged over the sizes of labels."""

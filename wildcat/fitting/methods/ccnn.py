@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wildcat.data.dataset import ABSENT, PRESENT
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.nn.segmenter import Segmenter, log_probabilities, segmentation_loss
 
@@ -31,7 +32,7 @@ def constrained_loss(maps: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         maps: (B, C, h, w) log-odds against the background.
-        labels: (B, C + 1) bool, the background first.
+        labels: (B, C + 1) of 1 present, 0 ignored, -1 absent, the background first.
     """
     with torch.no_grad():
         log_probs = log_probabilities(maps)
@@ -45,22 +46,25 @@ def constraint_bias(logits: Tensor, labels: Tensor, tolerance: float = TOLERANCE
 
     The projection minimises KL(p || q) + SLACK * sum of xi, with the mean share a_l of class l over the places:
     a_l = 0 for absent classes (bias minus infinity), a_l >= LEAST_CLASS - xi_l for labels, xi_l >= 0, and
-    BACKGROUND[0] <= a_0 <= BACKGROUND[1]. With one dual variable for each bound, p = softmax(logits + low - up), eq. 8;
-    the dual is minimised by projected gradient (accelerated, with restarts), 0 <= low <= SLACK for labels.
+    BACKGROUND[0] <= a_0 <= BACKGROUND[1]; ignored classes may have any share. With one dual variable for each bound,
+    p = softmax(logits + low - up), eq. 8; the dual is minimised by projected gradient (accelerated, with restarts),
+    0 <= low <= SLACK for labels.
 
     Args:
         logits: (B, C + 1, n), the background first.
-        labels: (B, C + 1) bool, the background always.
+        labels: (B, C + 1) of 1 present, 0 ignored, -1 absent; the background is always present.
         tolerance: of the shares.
 
     Returns:
         (B, C + 1).
     """
-    # only the K labels that the image with most labels has
-    order = labels.int().argsort(dim=1, descending=True, stable=True)[:, : int(labels.sum(dim=1).max())]  # (B, K)
-    present = labels.gather(1, order)
+    # only K classes, as many as are not absent in the image that has most of them
+    count = int((labels != ABSENT).sum(dim=1).max())
+    order = labels.argsort(dim=1, descending=True, stable=True)[:, :count]  # (B, K)
+    kept = labels.gather(1, order)
+    present, absent = kept == PRESENT, kept == ABSENT
     values = logits.gather(1, order[:, :, None].expand(-1, -1, logits.shape[2]))
-    values = values.masked_fill(~present[:, :, None], -torch.inf)
+    values = values.masked_fill(absent[:, :, None], -torch.inf)
     is_background = order == 0
     least = torch.where(is_background, BACKGROUND[0], LEAST_CLASS)
     # (B, K, 2): the bounds from below and above, and the highest dual variables
@@ -86,5 +90,5 @@ def constraint_bias(logits: Tensor, labels: Tensor, tolerance: float = TOLERANCE
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead = new + (momentum - 1) / following * (new - dual)
         dual, momentum = new, following
-    bias = (dual * signs).sum(dim=2).masked_fill(~present, -torch.inf)
+    bias = (dual * signs).sum(dim=2).masked_fill(absent, -torch.inf)
     return torch.full_like(logits[:, :, 0], -torch.inf).scatter(1, order, bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wildcat.data.dataset import PRESENT
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.nn.segmenter import Segmenter, image_scores
 
@@ -32,7 +33,8 @@ def image_loss(maps: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         maps: (B, C, h, w) log-odds against the background.
-        labels: (B, C + 1) bool, the background first.
+        labels: (B, C + 1) of 1 present, 0 ignored, -1 absent, the background first.
     """
     log_probs = image_scores(maps, SHARPNESS).log_softmax(dim=1)
-    return -((log_probs * labels).sum(dim=1) / labels.sum(dim=1)).mean()
+    present = labels == PRESENT
+    return -((log_probs * present).sum(dim=1) / present.sum(dim=1)).mean()

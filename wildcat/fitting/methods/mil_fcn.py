@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wildcat.data.dataset import PRESENT
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.nn.segmenter import Segmenter, log_probabilities
 
@@ -24,7 +25,8 @@ def mil_loss(maps: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         maps: (B, C, h, w) log-odds against the background.
-        labels: (B, C + 1) bool, the background first.
+        labels: (B, C + 1) of 1 present, 0 ignored, -1 absent, the background first.
     """
     highest = log_probabilities(maps).flatten(2).max(dim=-1).values  # (B, C + 1)
-    return -((highest * labels).sum(dim=1) / labels.sum(dim=1)).mean()
+    present = labels == PRESENT
+    return -((highest * present).sum(dim=1) / present.sum(dim=1)).mean()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wildcat.data.dataset import ABSENT, PRESENT
 from wildcat.fitting.labels import scaled_crf, small_image
 from wildcat.fitting.training_images import TrainingImages
 from wildcat.nn.segmenter import Segmenter, log_probabilities
@@ -30,16 +31,18 @@ def train(images: TrainingImages) -> Segmenter:
     seeds = [find_seeds(upsample_maps(maps, images.grid)) for maps in images.run_maps()]
     intensity = images.run.preprocess.intensity_range
     pixels = [torch.from_numpy(small_image(s.path, intensity, images.grid)).permute(2, 0, 1) for s in images.samples]
-    numbers = [torch.cat([torch.zeros(1, dtype=torch.int64), present + 1]) for present in images.present]
+    of_image = images.labels(range(len(images.samples))).cpu()
+    present = [(labels == PRESENT).nonzero()[:, 0] for labels in of_image]
+    possible = [(labels != ABSENT).nonzero()[:, 0] for labels in of_image]
 
     def loss(maps: Tensor, batch: Sequence[int], views: Sequence[int]) -> Tensor:
         axes = [images.cache.views[view] for view in views]
         log_probs, labels = log_probabilities(maps), images.labels(batch)
         pairs = list(zip(batch, axes, strict=True))
-        seeded = torch.stack([place_seeds(seeds[i], numbers[i], maps.shape[1]).flip(a) for i, a in pairs])
+        seeded = torch.stack([place_seeds(seeds[i], present[i], maps.shape[1]).flip(a) for i, a in pairs])
         wanted = torch.stack(
             [
-                sharpened(log_probs[row].detach().to(images.mask_device), pixels[i].flip(a), numbers[i], images.crf)
+                sharpened(log_probs[row].detach().to(images.mask_device), pixels[i].flip(a), possible[i], images.crf)
                 for row, (i, a) in enumerate(pairs)
             ]
         )
@@ -111,28 +114,28 @@ def expand_loss(probs: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         probs: (B, C + 1, h, w), the background first.
-        labels: (B, C + 1) bool.
+        labels: (B, C + 1) of 1 present, 0 ignored (in neither mean), -1 absent.
     """
     flat, scale = probs.flatten(2), PLACES / probs[0, 0].numel()
 
     def pooled(x: Tensor, decay: float) -> Tensor:
         return weighted_rank_pool(x, decay**scale).clamp(SMALLEST, 1 - SMALLEST)
 
-    classes, present = flat[:, 1:], labels[:, 1:]
+    classes, present, absent = flat[:, 1:], labels[:, 1:] == PRESENT, labels[:, 1:] == ABSENT
     image, label = present.nonzero(as_tuple=True)
     inside = flat.new_zeros(len(flat)).index_add(0, image, pooled(classes[image, label], DECAY).log())
     inside = inside / present.sum(dim=1).clamp_min(1)
-    outside = ((1 - pooled(classes, DECAY_ABSENT)).log() * ~present).sum(dim=1) / (~present).sum(dim=1).clamp_min(1)
+    outside = ((1 - pooled(classes, DECAY_ABSENT)).log() * absent).sum(dim=1) / absent.sum(dim=1).clamp_min(1)
     return -(inside + outside + pooled(flat[:, 0], DECAY_BACKGROUND).log()).mean()
 
 
 def sharpened(log_probs: Tensor, pixels: Tensor, numbers: Tensor, crf: CrfParams) -> Tensor:
-    """(C + 1, h, w) probabilities of an image after a dense CRF on the grid of the maps, for the labels of the image.
+    """(C + 1, h, w) probabilities of an image after a dense CRF on the grid of the maps; absent classes have 0.
 
     The paper's CRF has all classes; its time grows with their number. Settings are scaled to the grid, as in the paper.
 
     Args:
-        log_probs: (C + 1, h, w). pixels: (3, h, w) uint8. numbers: (K + 1,) of the labels, 0 for the background.
+        log_probs: (C + 1, h, w). pixels: (3, h, w) uint8. numbers: (K,) of the classes, 0 for the background.
     """
     probs = log_probs[numbers.to(log_probs.device)].softmax(dim=0)
     aligned = dense_crf(pixels.permute(1, 2, 0), probs, scaled_crf(crf, pixels[0].numel()))
