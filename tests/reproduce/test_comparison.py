@@ -26,7 +26,7 @@ from wildcat.reproduce import runner
 from wildcat.reproduce.comparison import Comparison, check_comparison, compare, method_config, summarize
 from wildcat.reproduce.experiments import Row
 from wildcat.reproduce.heads import compute_features, train_head
-from wildcat.reproduce.runner import run_cell
+from wildcat.reproduce.runner import CellSpec, run_cell
 from wildcat.settings import load_recipe
 from wildcat.train.feature_cache import cached_features
 
@@ -128,7 +128,7 @@ def test_features_are_computed_once_and_standardised_by_the_training_folds(
     monkeypatch.setattr(wildcat.train.feature_cache, "_compute_shards", never)
     folds = cross_validation(data, "train", 2)
     config = dataclasses.replace(config, train_split="fold1-train")
-    assert run_cell(Row("a", {}), config, "fold1-test", folds, tmp_path)["metrics"]["accuracy"] >= 0
+    assert run_cell(CellSpec(Row("a", {}), config, folds, "fold1-test"), tmp_path)["metrics"]["accuracy"] >= 0
     predictor = train_head(folds, config)
 
     def mean(split: str) -> torch.Tensor:

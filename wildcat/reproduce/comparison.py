@@ -30,6 +30,7 @@ from wildcat.reproduce.heads import check_head_weights, compute_features
 from wildcat.reproduce.runner import (
     RECIPE,
     SHARED,
+    CellSpec,
     available_metrics,
     changed_settings,
     plain_settings,
@@ -156,7 +157,7 @@ def compare(plan: Comparison, data: DataSet, out: Path, progress: Progress = SIL
         row = Row(name, method_settings(name), method=name)
         for fold in range(1, plan.folds + 1):
             config = replace(method_config(plan.config, name), train_split=f"fold{fold}-train")
-            records[name].append(run_cell(row, config, f"fold{fold}-test", folds, out))
+            records[name].append(run_cell(CellSpec(row, config, folds, f"fold{fold}-test"), out))
             progress.advance(len(folds.split(f"fold{fold}-test")), f"{name}, fold {fold}")
     summary = {**describe(plan, data, records), "features_seconds": round(seconds, 1), "notes": notes}
     summary |= summarize(plan, data, records)

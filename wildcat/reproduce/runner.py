@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
 import shlex
@@ -74,6 +73,45 @@ class Plan:
     title: str = ""
 
 
+class CellSpec(NamedTuple):
+    """What decides the record of a cell.
+
+    Attributes:
+        row: what is trained and how it is measured.
+        config: the settings of the training, the seed among them.
+        data, split: the networks are trained on the split of `config`, and measured on this one.
+        sizes, combine: see `Plan`.
+    """
+
+    row: Row
+    config: TrainConfig
+    data: DataSet
+    split: str
+    sizes: tuple[int, ...] = ()
+    combine: Combine = "linear"
+
+    def network(self) -> dict[str, Any]:
+        """What decides the weights."""
+        return {
+            "data": self.data.name,
+            "images": fingerprint(self.data.split(self.config.train_split), self.data.split(self.split)),
+            "test_split": self.split,
+            "config": {k: v for k, v in plain_settings(self.config).items() if k not in RESUMABLE},
+            "sizes": list(self.sizes),
+            "combine": self.combine if len(self.sizes) > 1 else None,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the record."""
+        row = self.row
+        measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
+        return self.network() | measured
+
+    def path(self, out: Path) -> Path:
+        """The file of the record."""
+        return out / "cells" / f"{_hash(self.identity())}.json"
+
+
 class Cell(NamedTuple):
     """A finished cell: its row and seed, its position in the experiment, and its record."""
 
@@ -87,7 +125,8 @@ class Cell(NamedTuple):
 def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT) -> Iterator[Cell]:
     """Run each cell that has no stored result, yield every cell, and write tables and plots after each row.
 
-    Cells whose network another process is training come last, when that process has finished them.
+    Cells whose network another process is training come last, when that process has finished them. A table has every
+    row whose cells are stored, whichever process ran them.
 
     Writes `OUT/EXPERIMENT-DATA.json`, `.csv`, `.md` and, for figures if matplotlib is installed, `.png`. Every cell
     uses the weights of the last epoch: nothing is chosen on the images that are measured.
@@ -101,27 +140,26 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
     rows = [row for row in experiment.rows if not lacking[row.name]]
     seeds = range(plan.config.seed, plan.config.seed + plan.seeds)
-    done: dict[tuple[str, int], dict[str, Any]] = {}
-    cells = list(enumerate(itertools.product(rows, seeds), start=1))
+    path = summary_path(plan, data, out)
+    specs = {(row.name, seed): cell_spec(plan, row, seed, data) for row in rows for seed in seeds}
+    paths = {key: spec.path(out) for key, spec in specs.items()}
+    yielded = set[tuple[str, int]]()
     for wait in (False, True):
-        for number, (row, seed) in cells:
-            if (row.name, seed) in done:
+        for number, key in enumerate(specs, start=1):
+            if key in yielded:
                 continue
-            config, (_, split) = cell_config(plan, row, seed, data), protocol(plan, data, seed)
             try:
-                record = run_cell(row, config, split, data, out, progress, plan.sizes, plan.combine, wait)
+                record = run_cell(specs[key], out, progress, wait)
             except BlockingIOError:
                 continue
-            done[row.name, seed] = record
-            yield Cell(row.name, seed, number, len(cells), record)
-            if all((row.name, one) in done for one in seeds):
-                whole = [r.name for r in rows if all((r.name, one) in done for one in seeds)]
-                records = {name: [done[name, one] for one in seeds] for name in whole}
+            yielded.add(key)
+            yield Cell(*key, number, len(specs), record)
+            whole = [row.name for row in rows if all(paths[row.name, seed].is_file() for seed in seeds)]
+            if key[0] in whole:
+                records = {name: [_read_cell(paths[name, seed]) for seed in seeds] for name in whole}
                 results = summarize_rows(experiment, records, lacking)
                 summary = {**describe(plan, experiment, data, records), "results": results}
-                path = summary_path(plan, data, out)
-                if len(whole) >= _rows_in(path):  # another process may be ahead
-                    write_tables(summary, records, path)
+                write_tables(summary, records, path)
 
 
 def needs(plan: Plan, row: Row, data: DataSet) -> str:
@@ -172,7 +210,7 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
                     f"{name}={getattr(plan.config, name)}: the rows of {plan.experiment} define {name}.",
                     f"Leave out --{name.replace('_', '-')}.",
                 )
-        cell_config(plan, row, plan.config.seed, data).validate()
+        cell_spec(plan, row, plan.config.seed, data).config.validate()
         if row.refine:
             check_extras(RefineConfig(**row.refine))
 
@@ -200,44 +238,24 @@ def protocol(plan: Plan, data: DataSet, seed: int) -> tuple[str, str]:
     return train_split, plan.test_split or ("val" if "val" in data.splits else "test")
 
 
-def cell_config(plan: Plan, row: Row, seed: int, data: DataSet) -> TrainConfig:
-    """The training settings of one cell."""
-    train_split, _ = protocol(plan, data, seed)
-    return replace(plan.config, seed=seed, train_split=train_split, val_split="none", **dict(row.settings or {}))
+def cell_spec(plan: Plan, row: Row, seed: int, data: DataSet) -> CellSpec:
+    """One cell of a plan."""
+    train_split, test_split = protocol(plan, data, seed)
+    settings = dict(row.settings or {})
+    config = replace(plan.config, seed=seed, train_split=train_split, val_split="none", **settings)
+    return CellSpec(row, config, data, test_split, plan.sizes, plan.combine)
 
 
-def run_cell(
-    row: Row,
-    config: TrainConfig,
-    split: str,
-    data: DataSet,
-    out: Path,
-    progress: Progress = SILENT,
-    sizes: tuple[int, ...] = (),
-    combine: Combine = "linear",
-    wait: bool = True,
-) -> dict[str, Any]:
-    """The record of a cell: read from its file, or trained with `config`, measured on `split` as `row` says and stored.
+def run_cell(spec: CellSpec, out: Path, progress: Progress = SILENT, wait: bool = True) -> dict[str, Any]:
+    """The record of a cell: read from its file, or trained, measured and stored.
 
     Args:
-        sizes, combine: see `Plan`.
         wait: for another process that trains the same network.
 
     Raises:
         BlockingIOError: without `wait`, another process trains the same network, or files cannot be locked here.
     """
-    settings = plain_settings(config)
-    network: dict[str, Any] = {  # what decides the weights
-        "data": data.name,
-        "images": fingerprint(data.split(config.train_split), data.split(split)),
-        "test_split": split,
-        "config": {k: v for k, v in settings.items() if k not in RESUMABLE},
-        "sizes": list(sizes),
-        "combine": combine if len(sizes) > 1 else None,
-    }
-    measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
-    identity = network | measured
-    path, name = out / "cells" / f"{_hash(identity)}.json", _hash(network)
+    path, name = spec.path(out), _hash(spec.network())
     if not path.is_file():
         claimed = claim(path.with_name(name), wait=False)
         if claimed is None and not wait:
@@ -247,31 +265,22 @@ def run_cell(
             claimed = claim(path.with_name(name), wait=True)  # None where files cannot be locked
         with claimed or contextlib.nullcontext():
             if not path.is_file():
-                record = _measure(row, config, split, data, out / "runs" / name, progress, sizes, combine)
+                record = _measure(spec, out / "runs" / name, progress)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, identity | record)
+                write_json(path, spec.identity() | record)
     return _read_cell(path)
 
 
-def _measure(
-    row: Row,
-    config: TrainConfig,
-    split: str,
-    data: DataSet,
-    folder: Path,
-    progress: Progress,
-    sizes: tuple[int, ...],
-    combine: Combine,
-) -> dict[str, Any]:
+def _measure(spec: CellSpec, folder: Path, progress: Progress) -> dict[str, Any]:
     """What the record of a cell says besides what it is; `folder` is for runs that are trained for it."""
+    row, config, data, split, sizes, combine = spec
     start = time.perf_counter()
     if config.tune == "head" and not row.refine:
         result = train_and_evaluate(
             data, config, split, progress, sizes, combine, MEASURES, crf=row.crf, localize=row.localize
         )
     else:
-        model = _trained_model(row, config, sizes, combine, data, folder, progress)
-        predictor = load(model, config.device, localize=row.localize)
+        predictor = load(_trained_model(spec, folder, progress), config.device, localize=row.localize)
         result = evaluate(predictor, data, split, crf=row.crf, progress=progress, measures=MEASURES)
     return {
         "metrics": table_metrics(result),
@@ -296,29 +305,13 @@ def _read_cell(path: Path) -> dict[str, Any]:
     return record
 
 
-def _rows_in(path: Path) -> int:
-    """How many rows of a table are measured."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["results"].values()
-        return sum(bool(row["metrics"]) for row in rows)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return 0
-
-
 def _hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _trained_model(
-    row: Row,
-    config: TrainConfig,
-    sizes: tuple[int, ...],
-    combine: Combine,
-    data: DataSet,
-    folder: Path,
-    progress: Progress,
-) -> Path:
+def _trained_model(spec: CellSpec, folder: Path, progress: Progress) -> Path:
     """Train once per input size, in run folders that are resumed after a kill, then refine; the model folder."""
+    row, config, data, _, sizes, combine = spec
     runs = [
         trained_run(replace(config, image_size=size), data, folder / str(size), progress)
         for size in sizes or (config.image_size,)
