@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from wildcat.data import cache
 from wildcat.data.cache import cache_limit, hold, make_room
 from wildcat.errors import ConfigError
 
@@ -96,3 +98,13 @@ def test_the_limit_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setenv("WILDCAT_CACHE_GB", wrong)
         with pytest.raises(ConfigError, match=f"WILDCAT_CACHE_GB={wrong}: give a number of gigabytes"):
             cache_limit()
+
+
+def test_a_folder_that_another_process_removes_meanwhile(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def removing(path: Path) -> int:
+        if path == folders[0]:
+            shutil.rmtree(path)
+        return 1
+
+    monkeypatch.setattr(cache, "_size", removing)
+    assert folders[0] not in cache.make_room(folders[0].parent, 0)

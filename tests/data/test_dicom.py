@@ -183,3 +183,8 @@ def test_damage_anywhere_is_an_image_error_or_an_image(tmp_path: Path) -> None:
             assert read_image(path).mode == "RGB"
         except ImageError as error:
             assert str(path) in error.message
+
+
+def test_a_rescale_that_changes_nothing(tmp_path: Path) -> None:
+    path = write_dicom(tmp_path / "a.dcm", VALUES, BitsStored=12, HighBit=11, RescaleSlope=1, RescaleIntercept=0)
+    assert greys(path) == (VALUES[0] * (255 / 4095)).round().tolist()

@@ -59,6 +59,8 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -
     image = read_image(path)
     assert np.array_equal(np.asarray(image), seen)
     assert np.array_equal(np.asarray(to_rgb(image)), seen), "a second call must not turn the image again"
+    with Image.open(path) as opened:
+        assert np.array_equal(np.asarray(to_rgb(opened)), seen)
 
 
 def test_jpeg_orientation(tmp_path: Path) -> None:

@@ -258,3 +258,34 @@ def test_names_of_splits() -> None:
     files = ["images/train/a.png", "images/val/test_1.png", "x/b.png"]
     assert path_splits(files) == ["train", "val", ""]
     assert path_splits(["annotations/instances_train.json"], own_names=True) == ["train"]
+
+
+@pytest.mark.parametrize("lay", LAYOUTS)
+def test_the_folder_that_one_is_in(
+    tmp_path: Path, lay: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path)
+    there = open_dataset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    here = open_dataset(".")
+    assert (here.classes, here.splits, here.task) == (there.classes, there.splits, there.task)
+    for split in there.splits:
+        assert label_matrix(here.split(split)).tolist() == label_matrix(there.split(split)).tolist()
+        assert [Path(str(s.path)).resolve() for s in here.split(split)] == [s.path for s in there.split(split)]
+
+
+@pytest.mark.parametrize("lay", [class_folders, voc_beside_images, yolo])
+def test_folders_that_are_links(tmp_path: Path, lay: Callable[[Path], None]) -> None:
+    lay(tmp_path / "real")
+    for folder in sorted(p for p in (tmp_path / "real").rglob("*") if p.is_dir()):
+        linked = tmp_path / "linked" / folder.relative_to(tmp_path / "real")
+        if any(p.is_file() for p in folder.iterdir()):
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            linked.symlink_to(folder)
+    for file in (tmp_path / "real").glob("*.*"):
+        (tmp_path / "linked" / file.name).symlink_to(file)
+    (tmp_path / "linked" / "itself").symlink_to("itself")
+    real, linked_data = open_dataset(tmp_path / "real"), open_dataset(tmp_path / "linked")
+    assert linked_data.classes == real.classes
+    for split in real.splits:
+        assert label_matrix(linked_data.split(split)).tolist() == label_matrix(real.split(split)).tolist()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from wildcat.data import loader
+from tests.scale.conftest import png, shard
+from wildcat.data import loader, open_dataset
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import decode_image
 from wildcat.data.images import Decoded, MaxDownscale
@@ -26,7 +29,7 @@ from wildcat.data.loader import (
     suggested_workers,
 )
 from wildcat.data.transforms import Preprocess
-from wildcat.errors import ImageError
+from wildcat.errors import DataError, ImageError, WildcatError
 
 PREPROCESS = Preprocess(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -129,12 +132,43 @@ def test_the_error_of_a_missing_image_keeps_its_message(samples: list[Sample], t
         list(load_batches(ImageDataset([gone], PREPROCESS), [[0]], workers=1))
 
 
+def test_the_error_of_a_missing_shard_keeps_its_message(tmp_path: Path) -> None:
+    members = {"0.png": png(0), "0.cls": b"a", "1.png": png(1), "1.cls": b"b"}
+    path = shard(tmp_path / "train-0.tar", members)
+    samples = open_dataset(tmp_path).split("train")
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        list(load_batches(ImageDataset(samples, PREPROCESS), [[0, 1]], workers=1))
+    assert "Traceback" not in caught.value.message and caught.value.hint
+
+
 class _LabelledWithPid(ImageDataset):
     """Its labels are the pid of the process that read the image."""
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | ImageError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | WildcatError:
         item = super().__getitem__(key)
-        return item if isinstance(item, ImageError) else (item[0], torch.tensor(os.getpid()))
+        return item if isinstance(item, WildcatError) else (item[0], torch.tensor(os.getpid()))
+
+
+UNCAUGHT = """
+import sys
+from pathlib import Path
+import numpy as np
+from wildcat.data import Sample
+from wildcat.data.loader import ImageDataset, load_batches
+from wildcat.data.transforms import Preprocess
+sample = Sample("bad", Path(sys.argv[1]), np.array([1], np.int8))
+batches = load_batches(ImageDataset([sample], Preprocess(32, (0.5,) * 3, (0.5,) * 3)), [[0], [0]], workers=1)
+next(batches)
+"""
+
+
+def test_a_program_that_fails_ends_with_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    done = subprocess.run(
+        [sys.executable, "-c", UNCAUGHT, tmp_path / "bad.png"], check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "ImageError" in done.stderr
 
 
 def test_workers_stay_alive_between_epochs(samples: list[Sample]) -> None:

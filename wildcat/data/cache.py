@@ -58,9 +58,12 @@ def make_room(root: Path, limit: int) -> list[Path]:
 
     Keeps folders that a process holds. Returns the removed folders.
     """
-    sizes = {path: _size(path) for path in root.iterdir() if path.is_dir()}
-    total, removed = sum(sizes.values()), []
-    for path in sorted(sizes, key=lambda folder: folder.stat().st_mtime):
+    sizes, used = {path: _size(path) for path in root.iterdir() if path.is_dir()}, {}
+    for path in sizes:
+        with contextlib.suppress(OSError):  # another process may have removed it
+            used[path] = path.stat().st_mtime
+    total, removed = sum(sizes[path] for path in used), []
+    for path in sorted(used, key=lambda folder: used[folder]):
         if total > limit and (lock := claim(path, wait=False)):
             with lock:
                 shutil.rmtree(path, ignore_errors=True)

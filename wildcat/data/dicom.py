@@ -101,7 +101,9 @@ class DicomImageFile(RangedImageFile):
 
 def _grey(values: NDArray[Any], attributes: Dataset, intensity: tuple[float, float] | None) -> Image.Image:
     """(H, W) stored values as 8 bits, see `DicomImageFile.displayed`."""
-    values = apply_modality_lut(values, attributes)
+    same = attributes.get("RescaleSlope") == 1 and attributes.get("RescaleIntercept") == 0
+    if not same or attributes.get("ModalityLUTSequence"):  # the rescaled values would be floats
+        values = apply_modality_lut(values, attributes)
     if intensity is not None:
         return _scaled(values, *intensity)
     if attributes.get("VOILUTSequence"):

@@ -321,11 +321,11 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensit
         allowed = max_downscale(size)
         factor = next((factor for factor in _JPEG_FACTORS if factor <= allowed), 1)
         image.draft(None, (width // factor, height // factor))
-    if intensity and _is_sixteen_bit_colour(image) and image.format == "TIFF":
+    # The other reader knows neither pages nor the orientation.
+    plain = image.format == "TIFF" and image.tell() == 0 and orientation_of(image) == 1
+    if intensity and _is_sixteen_bit_colour(image) and plain:
         image = _open_tiff(cast(Any, image).fp, name, bands=True)
     _check_colour(image, name, intensity)
-    if not isinstance(image, RangedImageFile):
-        image.load()
     rgb = _to_rgb(image, name, intensity)
     return rgb, size or rgb.size
 
@@ -333,6 +333,8 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensit
 def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
+    if not isinstance(image, RangedImageFile):
+        image.load()  # first: Pillow turns a TIFF upright in it
     orientation = orientation_of(image)
     if isinstance(image, RangedImageFile):
         rgb = image.displayed(intensity).convert("RGB")

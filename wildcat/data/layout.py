@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from wildcat.data.formats import skipped_note
 from wildcat.data.listing import list_images
-from wildcat.data.remote import is_hidden
+from wildcat.data.remote import is_folder, is_hidden, walk_files
 from wildcat.errors import DataError
 
 _SPLITS = {
@@ -114,7 +114,7 @@ def is_unlabelled(name: str) -> bool:
 def subfolders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, without those of the operating system, sorted by name."""
     with os.scandir(folder) as entries:  # `Path.is_dir` would ask the disk about every image
-        return sorted(folder / e.name for e in entries if not is_hidden(e.name) and e.is_dir())
+        return sorted(folder / e.name for e in entries if not is_hidden(e.name) and is_folder(e))
 
 
 def output_type(folder: Path) -> str:
@@ -157,7 +157,7 @@ def _is_below(path: str, folders: Iterable[str]) -> bool:
 
 def _relative(root: Path, paths: Iterable[Path]) -> list[str]:
     """Paths below `root` relative to it, with /; `Path.relative_to` takes minutes for a million."""
-    start = len(os.path.join(root, ""))  # noqa: PTH118  # the length with the separator
+    start = len(str(root / "x")) - 1  # with the separator; 0 for the folder "."
     return [str(path)[start:].replace(os.sep, "/") for path in paths]
 
 
@@ -206,7 +206,7 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
     """
     images, notes = find_images(root, suffix)
     images = [image for image in images if not _in_folders(image, TRUTH_FOLDERS)] or images
-    texts = [f for f in _relative(root, sorted(root.rglob(f"*{suffix}"))) if not re.search(r"(^|/)\.", f)]
+    texts = _relative(root, sorted(Path(f) for f in walk_files(str(root)) if f.lower().endswith(suffix)))
     splits = path_splits([*images, *texts])
     exact: dict[tuple[str, ...], str] = {}
     alone: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -251,7 +251,7 @@ def probe(root: Path, suffix: str, depth: int = 3, folders: int = 50, entries: i
             for entry in names:
                 if is_hidden(entry.name):
                     continue
-                if entry.is_dir():
+                if is_folder(entry):
                     if not any((Path(entry.path) / name).is_file() for name in _WRITTEN):
                         following.append(Path(entry.path))
                 elif entry.name.lower().endswith(suffix):

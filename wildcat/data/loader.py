@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import decode_image
 from wildcat.data.transforms import Preprocess, stack_images
 from wildcat.device import available_cores
-from wildcat.errors import ImageError
+from wildcat.errors import WildcatError
 from wildcat.progress import REPEATED
 
 
@@ -37,10 +39,10 @@ class Augment:
 Item = tuple[Tensor, Tensor]
 
 
-class ImageDataset(Dataset[Item | ImageError]):
+class ImageDataset(Dataset[Item | WildcatError]):
     """Samples as (image (3, S, S) float32, labels (C,) int8), looked up by (epoch, index).
 
-    An image that cannot be read is returned as its error: raised in a worker process it would lose its message.
+    What keeps an image from being read is returned: an error raised in a worker process would lose its message.
     """
 
     def __init__(self, samples: Sequence[Sample], preprocess: Preprocess, augment: Augment | None = None) -> None:
@@ -51,14 +53,14 @@ class ImageDataset(Dataset[Item | ImageError]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item | ImageError:
+    def __getitem__(self, key: tuple[int, int]) -> Item | WildcatError:
         epoch, index = key
         sample = self.samples[index]
         crop_scale = 1.0 if self.augment is None else self.augment.crop_scale
         try:
             max_downscale = partial(self.preprocess.max_downscale, crop_scale=crop_scale)
             image, size = decode_image(sample.path, max_downscale, self.preprocess.intensity_range)
-        except ImageError as error:
+        except WildcatError as error:
             return error
         if self.augment is None:
             tensor = self.preprocess(image)
@@ -105,6 +107,7 @@ class BatchLoader:
             generator=torch.Generator(),
             pin_memory=pin_memory,
         )
+        _loaders.add(self)
 
     def batches(self, batches: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images (B, 3, S, S), labels (B, C)) of each batch of indices, in order.
@@ -112,13 +115,28 @@ class BatchLoader:
         A new iteration ends the one before it, which may be unfinished.
 
         Raises:
-            ImageError: an image cannot be read.
+            ImageError, DataError: an image, or the shard that holds it, cannot be read.
         """
         self._keys[:] = [[(epoch, index) for index in batch] for batch in batches]
         for batch in self._loader:
-            if isinstance(batch, ImageError):
+            if isinstance(batch, WildcatError):
                 raise batch
             yield batch
+
+
+_loaders: weakref.WeakSet[BatchLoader] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers of loaders that something refers to at exit, such as the traceback of an uncaught error.
+
+    Otherwise `multiprocessing` waits forever: it asks each by one SIGTERM, see `_start_worker`. Registered after it, so
+    called before.
+    """
+    for loader in _loaders:
+        if (iterator := loader._loader._iterator) is not None:  # the workers are private in torch
+            cast(Any, iterator)._shutdown_workers()
 
 
 def load_batches(
@@ -128,10 +146,10 @@ def load_batches(
     return BatchLoader(images, min(workers, len(batches)), pin_memory).batches(batches, epoch)
 
 
-def _collate(items: list[Item | ImageError]) -> Item | ImageError:
+def _collate(items: list[Item | WildcatError]) -> Item | WildcatError:
     images, labels = [], []
     for item in items:
-        if isinstance(item, ImageError):
+        if isinstance(item, WildcatError):
             return item
         images.append(item[0])
         labels.append(item[1])

@@ -50,8 +50,8 @@ def is_url(path: str) -> bool:
 def expand_braces(text: str) -> list[str]:
     """Expand `{000..009}` and `{a,b}` as a shell does; a path that exists as it is written stays.
 
-    >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}/x")
-    (['s-08.tar', 's-09.tar', 's-10.tar'], ['a/x', 'b/x'])
+    >>> expand_braces("s-{08..10}.tar"), expand_braces("{0..10}")[-2:], expand_braces("{a,b}/x")
+    (['s-08.tar', 's-09.tar', 's-10.tar'], ['9', '10'], ['a/x', 'b/x'])
     """
     braces = _BRACES.search(text)
     if braces is None or (not is_url(text) and path_type(text)):
@@ -60,7 +60,8 @@ def expand_braces(text: str) -> list[str]:
         first, last = int(span[1]), int(span[2])
         if abs(last - first) >= _MAX_FILES:
             raise ConfigError(f"{text} stands for {abs(last - first) + 1:,} files.", "Name a smaller range, or a glob.")
-        width = max(len(span[1]), len(span[2])) if span[1].startswith("0") or span[2].startswith("0") else 0
+        padded = any(re.match(r"-?0[0-9]", end) for end in span.groups())
+        width = max(map(len, span.groups())) if padded else 0
         parts = [f"{n:0{width}d}" for n in range(first, last + 1) or range(first, last - 1, -1)]
     elif "," in braces[1]:
         parts = braces[1].split(",")
@@ -98,6 +99,14 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FOLDERS
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def walk_files(
     folder: str, skipped: Counter[str] | None = None, recursive: bool = True, parents: frozenset[str] = frozenset()
 ) -> Iterator[str]:
@@ -126,7 +135,7 @@ def walk_files(
         parents |= {real}
         try:
             with os.scandir(folder) as scanned:
-                entries = {entry.path: entry.is_dir() for entry in scanned}
+                entries = {entry.path: is_folder(entry) for entry in scanned}
         except OSError as error:
             raise DataError(
                 f"{folder} cannot be listed ({error.strerror or error}).", "Check that it exists and its permissions."

@@ -454,3 +454,27 @@ def test_split_columns_with_other_words(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).splits == ("train", "val", "test")
     lay(tmp_path, {"labels.csv": "image,labels,split\n0.jpg,a,default\n1.jpg,b,default\n"})
     assert open_dataset(tmp_path).splits == ("train", "val", "all")
+
+
+def test_an_image_in_two_splits(tmp_path: Path) -> None:
+    text = "image,labels,split\na.jpg,cat,train\nb.jpg,dog,train\nb.jpg,cat,test\n"
+    with pytest.raises(
+        DataError, match=r"line 4: image 'b.jpg' is in the split 'test', and in 'train' before \(1 rows"
+    ):
+        read_table(table(tmp_path, text))
+
+
+def test_one_odd_cell_does_not_drop_a_class(tmp_path: Path) -> None:
+    text = "image,cat,dog,cow,age,note\na.jpg,1,0,1,3,\nb.jpg,0,1,-1,12,x\nc.jpg,1,1,0,7,\n"
+    with pytest.raises(DataError, match="line 3: column 'cow': '-1' is not 1, 0 or empty"):
+        read_table(table(tmp_path, text))
+    data = read_table(table(tmp_path, text.replace("-1", "")))
+    assert data.classes == ("cat", "dog", "cow")
+    assert any("left out: 'age', 'note';" in note for note in data.notes)
+
+
+def test_labels_of_open_images_that_are_verified_as_absent(tmp_path: Path) -> None:
+    text = "ImageID,Source,LabelName,Confidence\na,x,/m/1,1\na,x,/m/2,0\nb,x,/m/2,1\nb,x,/m/1,0\nc,x,/m/1,0\n"
+    data = read_table(table(tmp_path, text), labels_column="LabelName", image_column="ImageID")
+    assert (data.classes, data.task) == (("/m/1", "/m/2"), "multilabel")
+    assert label_matrix(data.split("all")).tolist() == [[1, -1], [-1, 1], [-1, -1]]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.stats import trim_mean
 
 from wildcat.data.dataset import label_matrix
@@ -300,3 +301,24 @@ def test_a_devkit_whose_only_list_is_no_split(kit: Path) -> None:
     data = open_dataset(kit)
     assert data.splits == ("train", "val", "all")
     assert len(data.split("all")) == 6
+
+
+def test_own_classes_in_a_folder_with_the_name_of_a_devkit(kit: Path, tmp_path: Path) -> None:
+    devkit = tmp_path / "VOC2007"
+    shutil.copytree(kit, devkit)
+    for path in (devkit / "ImageSets" / "Main").glob("*_*.txt"):
+        path.unlink()
+    for path in (devkit / "Annotations").glob("*.xml"):
+        path.write_text(re.sub(r"<name>(\w+)</name>", "<name>my-\\1</name>", path.read_text()))
+    data = open_dataset(devkit)
+    assert data.classes and all(name.startswith("my-") for name in data.classes)
+    assert len(data.split("train"))
+
+
+def test_annotations_that_labelimg_has_marked_as_verified(tmp_path: Path) -> None:
+    for i in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+        box = "<xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax>"
+        objects = f"<object><name>{'ab'[i % 2]}</name><bndbox>{box}</bndbox></object>"
+        (tmp_path / f"{i}.XML").write_text(f'<annotation verified="yes">{objects}</annotation>')
+    assert open_dataset(tmp_path).classes == ("a", "b")

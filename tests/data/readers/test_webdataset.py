@@ -295,3 +295,20 @@ def test_commands_take_shards(
     flags = ["--split", "val", "--shard-rows", "4", "--out", str(tmp_path / "rows"), "--device", "cpu"]
     assert main(["predict", str(tmp_path / "run"), source, *flags]) == 0
     assert json.loads((tmp_path / "rows" / "summary.json").read_text())["rows"] == 10
+
+
+def test_json_of_other_things_beside_the_labels(tmp_path: Path) -> None:
+    members = {"a.png": png(0), "a.json": b'{"filename": "a"}', "a.cls": b"cat", "b.png": png(1), "b.cls": b"dog"}
+    shard(tmp_path / "train-0.tar", members)
+    data = open_dataset(tmp_path)
+    assert data.classes == ("cat", "dog")
+    del members["a.cls"]
+    shard(tmp_path / "train-0.tar", members)
+    with pytest.raises(DataError, match="it has none of labels, label, cls, class"):
+        open_dataset(tmp_path).split("train")
+
+
+def test_a_range_of_shards_is_padded_as_a_shell_does(tmp_path: Path) -> None:
+    for number in range(11):
+        shard(tmp_path / f"{number}.tar", {"a.png": png(number), "a.cls": b"cat" if number % 2 else b"dog"})
+    assert len(open_dataset(f"{tmp_path}/{{0..10}}.tar").split("all")) == 11

@@ -117,3 +117,12 @@ def test_label_files_of_other_images(tmp_path: Path) -> None:
     lay(tmp_path, "images/x{}.jpg", "labels/{}.txt", {"data.yaml": YAML})
     with pytest.raises(DataError, match="none of its 5 images has a label file"):
         open_dataset(tmp_path)
+
+
+def test_many_images_without_objects_come_first(tmp_path: Path) -> None:
+    lay(tmp_path, "images/{}.jpg", "labels/{}.txt", {"classes.txt": "cat\ndog\n"})
+    for i in range(30):
+        (tmp_path / "images" / f"0{i}.jpg").touch()
+        (tmp_path / "labels" / f"0{i}.txt").touch()
+    data = open_dataset(tmp_path)
+    assert (data.format, len(data.split("all"))) == ("yolo", 35)

@@ -65,9 +65,10 @@ def read_table(
 
     *Labels* have two layouts. A column of labels (`labels_column`; `labels`, `label` or a customary other name, or the
     only other column) holds all labels of an image, see `wildcat.data.labels.parse_labels`; classes are the labels
-    found, sorted. *One column per class*, if there is no such column: 1, true or yes is present, 0, false or no absent,
-    an empty cell ignored; classes are the columns, in their order. Columns with other values are left out if there are
-    at least two of classes. `classes` names the labels or columns to read, in their order; others are left out.
+    found, sorted; those of rows with 0 in a column `confidence` are absent (Open Images). *One column per class*, if
+    there is no such column: 1, true or yes is present, 0, false or no absent, an empty cell ignored; classes are the
+    columns, in their order. Columns of mostly other values are left out if there are at least two of classes. `classes`
+    names the labels or columns to read, in their order; others are left out.
 
     Task: unless `task` is given, a column of labels with exactly one in every row is multi-class (a note says so),
     anything else multi-label. A row without labels is a negative image, allowed in a multi-label table only.
@@ -78,7 +79,8 @@ def read_table(
     Raises:
         ConfigError: an unknown `task`.
         DataError: unreadable or empty table, unknown or unclear column, a cell that fits no layout, a missing image,
-            different labels in several rows of an image in a multi-class table, or a row without exactly one label.
+            different labels in several rows of an image in a multi-class table, different splits in any table, or a
+            row without exactly one label.
     """
     check_task(task)
     base, found = find_tables(path)
@@ -101,7 +103,7 @@ def read_table(
         table = table.keep([int(row) for row in np.flatnonzero(kept)])
         labels = labels[kept]
     one_each = labels_column is not None and bool(((labels == PRESENT).sum(axis=1) == 1).all())
-    table, images, labels = _join_rows(table, images, labels, task, one_each, notes)
+    table, images, labels = _join_rows(table, split_column, images, labels, task, one_each, notes)
     if task is None and labels_column is not None and ((labels == PRESENT).sum(axis=1) == 1).all():
         task = "multiclass"
         notes.append("Every row has exactly one label: read as multi-class (--data-option task=multilabel overrides).")
@@ -266,6 +268,12 @@ def _is_binary(table: Table, column: str) -> bool:
     return all(cell.lower() in _CELLS for cell in table.column(column)) and any(table.column(column))
 
 
+def _is_mostly_binary(table: Table, column: str) -> bool:
+    """Whether most of the cells of a column that say something say whether an image has a class."""
+    said = [cell.lower() for cell in table.column(column) if _CELLS.get(cell.lower()) != IGNORED]
+    return 2 * sum(cell in _CELLS for cell in said) > len(said)
+
+
 def _joined_labels(
     table: Table, column: str, separator: str | None, classes: Sequence[str] | None, notes: list[str]
 ) -> tuple[tuple[str, ...], NDArray[np.int8]]:
@@ -286,6 +294,11 @@ def _joined_labels(
     labels = np.full((len(found), len(names)), ABSENT, np.int8)
     for row, parts in enumerate(found):
         labels[row, [index[part] for part in parts if part in index]] = PRESENT
+    verified = next((c for c in table.columns if c.lower() == "confidence" and _is_binary(table, c)), None)
+    if verified is not None:  # Open Images: 0 says that the label was checked and is absent
+        absent = [row for row, cell in enumerate(table.column(verified)) if _CELLS[cell.lower()] == ABSENT]
+        labels[absent] = ABSENT
+        notes.append(f"{len(absent)} rows with {verified} 0 name absent labels.")
     return names, labels
 
 
@@ -298,9 +311,10 @@ def _one_hot_labels(
         table.check_column(name, "--classes")
     binary = [name for name in names if _is_binary(table, name)]
     if classes is None and 2 <= len(binary) < len(names):
-        left_out = ", ".join(repr(name) for name in names if name not in binary)
-        notes.append(f"Columns that hold no 1 and 0 are left out: {left_out}; --labels-column names labels.")
-        names = tuple(binary)
+        names = tuple(name for name in names if name in binary or _is_mostly_binary(table, name))
+        if left_out := [name for name in table.columns if name not in (*others, *names)]:
+            listed = ", ".join(map(repr, left_out))
+            notes.append(f"Columns that hold no 1 and 0 are left out: {listed}; --labels-column names labels.")
     labels = np.empty((len(table.rows), len(names)), np.int8)
     for row, cells in enumerate(table.rows):
         for position, name in enumerate(names):
@@ -317,12 +331,18 @@ def _one_hot_labels(
 
 
 def _join_rows(
-    table: Table, images: list[str], labels: NDArray[np.int8], task: Task | None, one_each: bool, notes: list[str]
+    table: Table,
+    split_column: str,
+    images: list[str],
+    labels: NDArray[np.int8],
+    task: Task | None,
+    one_each: bool,
+    notes: list[str],
 ) -> tuple[Table, list[str], NDArray[np.int8]]:
     """One row per image: the labels of several rows of an image are joined.
 
     Different labels of an image are a mistake if the task is multi-class, and if they are rare in a table of single
-    labels; otherwise the table lists each label of an image in a row of its own.
+    labels; otherwise the table lists each label of an image in a row of its own. Different splits always are.
     """
     first: dict[str, int] = {}
     rows: dict[int, int] = {}  # repeated row -> first row of the image
@@ -331,6 +351,15 @@ def _join_rows(
             rows[row] = first[image]
     if not rows:
         return table, images, labels
+    splits = table.column(split_column) if split_column in table.columns else [""] * len(images)
+    if moved := [row for row, main in rows.items() if splits[row] != splits[main]]:
+        row = moved[0]
+        raise table.error(
+            row,
+            f"image {images[row]!r} is in the split {splits[row]!r}, and in {splits[rows[row]]!r} before "
+            f"({len(moved)} rows repeat an image in another split).",
+            "An image is in one split: remove its other rows.",
+        )
     joined, different = labels.copy(), [row for row, main in rows.items() if (labels[row] != labels[main]).any()]
     if different and (task == "multiclass" or (one_each and task is None and len(different) <= 0.1 * len(first))):
         row = different[0]

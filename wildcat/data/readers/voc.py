@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -47,13 +48,13 @@ def recognise_voc(root: Path) -> bool:
     """Whether `root` holds a devkit, or XML annotations of VOC without lists of images."""
     if find_devkits(root) or not root.is_dir() or find_devkits(root, "Action"):
         return bool(find_devkits(root))
-    return next(map(_is_annotation, probe(root, ".xml")), False)
+    return any(map(_is_annotation, itertools.islice(probe(root, ".xml"), 20)))
 
 
 def _is_annotation(path: Path) -> bool:
     """Whether an XML is an annotation of VOC: objects, if any, have boxes (those of LabelMe have polygons)."""
     data = path.read_bytes()
-    return b"<annotation>" in data and (b"<bndbox>" in data or b"<object>" not in data)
+    return re.search(rb"<annotation[\s>]", data) is not None and (b"<bndbox>" in data or b"<object>" not in data)
 
 
 def choose_devkit(root: Path, year: int | None, lists: str = "Main") -> Path:
@@ -107,8 +108,8 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     and `val` are a fixed stratified 80/20. Images without an XML are left out. A devkit whose only list has the name
     of no split (`default.txt`) is split in the same way.
 
-    `classes` default to the 20 of VOC in a `VOC20xx` folder, elsewhere to those with class lists, sorted, or, without
-    any class list, to the names in the XML files.
+    `classes` default to those with class lists, sorted, or, without any class list, to the names in the XML files; in
+    a `VOC20xx` folder to the 20 of VOC, if these are among them.
 
     Raises:
         DataError: no devkit at `root`, several and no `year`; and, when a split is read, a list or annotation that is
@@ -121,11 +122,11 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     stems = {p.stem for p in main.glob("*.txt") if not p.name.startswith(".")}
     named = {stem for stem in stems if stem.rpartition("_")[0] and stem.rpartition("_")[2] in stems}
     class_lists = {stem for stem in named if _has_labels(main / f"{stem}.txt")}
-    if classes is None and re.fullmatch(r"VOC20\d\d", devkit.name):
-        classes = VOC_CLASSES
-    elif classes is None:
+    if classes is None:
         classes = sorted({stem.rpartition("_")[0] for stem in class_lists})
         classes = classes or sorted({o.name for p in devkit.glob("Annotations/*.xml") for o in read_objects(p)})
+        if re.fullmatch(r"VOC20\d\d", devkit.name) and set(classes) <= set(VOC_CLASSES):
+            classes = VOC_CLASSES
         if not classes:
             raise DataError(
                 f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in "

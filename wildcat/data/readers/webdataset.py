@@ -49,7 +49,11 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 from wildcat.files import making, writing
 
 CLASSES = "classes.txt"  # beside the shards: one class per line, in the order of label numbers, from 0
-LABEL_SUFFIXES = (".json", ".cls", ".txt")  # of the members with labels; the first that an image has is read
+LABEL_SUFFIXES = (
+    ".json",
+    ".cls",
+    ".txt",
+)  # of the members with labels; the first is read, without JSON that has none of `JSON_KEYS`
 JSON_KEYS = ("labels", "label", "cls", "class")  # hold the labels of a JSON object; "ignored" those that are unknown
 MAX_LABEL_BYTES = 1 << 20
 
@@ -216,21 +220,32 @@ def _read_shard(shard: str, skipped: Counter[str]) -> Iterator[_Labelled]:
     images, labels = _group_members(shard, skipped)
     with open_file(shard) as content:
         for key, image in images.items():
-            label = next((labels[key][s] for s in LABEL_SUFFIXES if s in labels.get(key, {})), None)
-            if label is None:
+            found = [labels[key][s] for s in LABEL_SUFFIXES if s in labels.get(key, {})]
+            if not found:
                 raise DataError(f"{image} has no labels.", f"Put {key}.json, {key}.cls or {key}.txt beside it.")
-            if label.size > MAX_LABEL_BYTES or label.error:
-                problem = label.error or f"has {label.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}"
-                raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
-            content.seek(label.start)
-            try:
-                yield _Labelled(image, *_parse(content.read(label.size), file_suffix(label.member)))
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{label} holds no labels: {error}.", 'Write {"labels": ["cat", "dog"]}.') from error
+            for label in found:
+                if label.size > MAX_LABEL_BYTES or label.error:
+                    problem = label.error or f"has {label.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}"
+                    raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
+                content.seek(label.start)
+                try:
+                    parsed = _parse(content.read(label.size), file_suffix(label.member))
+                except (KeyError, ValueError, RecursionError) as error:
+                    if isinstance(error, KeyError) and label is not found[-1]:  # JSON of other things than labels
+                        continue
+                    said = error.args[0] if isinstance(error, KeyError) else error
+                    raise DataError(f"{label} holds no labels: {said}.", 'Write {"labels": ["cat", "dog"]}.') from error
+                yield _Labelled(image, *parsed)
+                break
 
 
 def _parse(content: bytes, suffix: str) -> tuple[list[str], list[str], str]:
-    """Present and ignored labels of a member, and text that may hold several; ValueError or RecursionError if none."""
+    """Present and ignored labels of a member, and text that may hold several.
+
+    Raises:
+        KeyError: JSON without any of `JSON_KEYS`.
+        ValueError, RecursionError: no labels.
+    """
     text = content.decode("utf-8-sig").strip()
     if suffix != ".json":
         return ([normal_name(text)], [], "") if suffix == ".cls" and text else ([], [], text)
@@ -238,7 +253,7 @@ def _parse(content: bytes, suffix: str) -> tuple[list[str], list[str], str]:
     found = value if isinstance(value, dict) else {"labels": value}
     key = next((key for key in JSON_KEYS if key in found), None)
     if key is None:
-        raise ValueError(f"it has none of {', '.join(JSON_KEYS)}")
+        raise KeyError(f"it has none of {', '.join(JSON_KEYS)}")
     both = [v if isinstance(v, list) else [v] for v in (found[key], found.get("ignored", []))]
     for label in [*both[0], *both[1]]:
         if not isinstance(label, str | int) or isinstance(label, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +31,8 @@ def recognise_yolo(root: Path) -> bool:
     """Whether `root` is a folder in which most text files consist of lines of YOLO."""
     if not root.is_dir():
         return False
-    texts = [path for path in probe(root, ".txt") if path.name.lower() not in _OTHER_TEXTS]
-    starts = [_first_lines(path) for path in texts[:20]]
-    filled = [lines for lines in starts if lines]
+    texts = (path for path in probe(root, ".txt") if path.name.lower() not in _OTHER_TEXTS)
+    filled = list(itertools.islice(filter(None, map(_first_lines, itertools.islice(texts, 2000))), 20))
     return 2 * sum(all(_is_object(line.split()) for line in lines) for lines in filled) > len(filled)
 
 
