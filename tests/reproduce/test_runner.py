@@ -384,6 +384,25 @@ def test_invalid_plans(shapes: DataSet, change: dict[str, Any], sentence: str) -
         check_plan(plan, EXPERIMENTS["table6"], shapes)
 
 
+@pytest.mark.parametrize(
+    ("readers", "train_split", "test_split"),
+    [
+        (("train", "val", "trainval"), "trainval", None),  # measured on val
+        (("train",), "train", "val"),  # val is a tenth of train
+    ],
+)
+def test_images_are_not_used_for_training_and_for_testing(
+    shapes: DataSet, readers: tuple[str, ...], train_split: str, test_split: str | None
+) -> None:
+    both = (*shapes.split("train"), *shapes.split("val"))
+    data = dataclasses.replace(shapes, readers={n: shapes.readers.get(n, lambda: both) for n in readers}, _cache={})
+    plan = Plan("table7", dataclasses.replace(CONFIG, train_split=train_split), test_split=test_split)
+    with pytest.raises(
+        ConfigError, match=rf"share images, such as .+ for training and for testing.\n.*has {readers[0]}"
+    ):
+        check_plan(plan, EXPERIMENTS["table7"], data)
+
+
 def test_data_without_the_ground_truth(shapes: DataSet) -> None:
     bare = [dataclasses.replace(s, boxes=None) for s in shapes.split("val")]
     data = dataclasses.replace(shapes, name="tags", readers={"train": lambda: bare, "val": lambda: bare}, _cache={})

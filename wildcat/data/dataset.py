@@ -128,8 +128,7 @@ class DataSet:
         if val == "val" and "val" not in self.readers:
             return hold_out(self.split(train), HELD_OUT_FRACTION, self.classes)
         samples, val_samples = self.split(train), self.split(val)
-        files = {sample.path for sample in val_samples}
-        if shared := [sample.name for sample in samples if sample.path in files]:
+        if shared := shared_images(samples, val_samples):
             raise ConfigError(
                 f"--train-split {train} and --val-split {val} have {len(shared)} images in common, such as "
                 f"{shared[0]}: training images would choose the best epoch.",
@@ -185,6 +184,12 @@ class DataSet:
                 truth["mask_values"] = values if sample.mask_values is None else values[sample.mask_values]
             samples.append(replace(sample, labels=labels, **truth))
         return samples
+
+
+def shared_images(samples: Sequence[Sample], others: Sequence[Sample]) -> list[str]:
+    """Names of the samples whose image is one of `others` too."""
+    files = {sample.path for sample in others}
+    return [sample.name for sample in samples if sample.path in files]
 
 
 def check_learnable(data: DataSet, split: str, samples: Sequence[Sample]) -> list[str]:

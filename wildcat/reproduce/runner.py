@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from wildcat.config import TrainConfig
 from wildcat.data.cache import claim
-from wildcat.data.dataset import DataSet
+from wildcat.data.dataset import DataSet, shared_images
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
@@ -189,11 +189,6 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
     train_split, test_split = protocol(plan, data, plan.config.seed)
-    if train_split == test_split:
-        raise ConfigError(
-            f"the split {train_split!r} is used for training and for testing.",
-            "Give another --train-split or --test-split.",
-        )
     for metric, measured, truth, remedy in (
         ("point_ap", "points", "boxes", "data with boxes: VOC or COCO"),
         ("miou", "masks", "masks", "data with masks: VOC or COCO"),
@@ -202,6 +197,12 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
         if experiment.metrics[0] == metric and metric not in available_metrics(data, test_split):
             problem = f"{plan.experiment} measures {measured}, and {data.name} has no {truth}."
             raise DataError(problem, f"Give {remedy}.")
+    if shared := shared_images(data.split(train_split), data.split(test_split)):
+        raise ConfigError(
+            f"the splits {train_split!r} and {test_split!r} share images, such as {shared[0]}: they would be used for "
+            "training and for testing.",
+            f"Give a --train-split and a --test-split without common images; {data.name} has {', '.join(data.splits)}.",
+        )
     default = load_recipe(RECIPE)
     for row in (row for row in experiment.rows if not needs(plan, row, data)):
         for name in row.settings or ():
