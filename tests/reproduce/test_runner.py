@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.train.processes import run_processes
@@ -154,6 +156,28 @@ def test_a_table_is_written_and_a_second_run_reuses_its_cells(
     cells = list(run_cells(PLAN, shapes, tmp_path))
     assert [(cell.number, cell.total) for cell in cells] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert reproduce(PLAN, shapes, tmp_path)["results"] == summary["results"]
+
+
+def test_a_cell_is_run_again_if_task_weights_or_boxes_change(shapes: DataSet, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    os.utime(file, (0, 0))
+    row, config = EXPERIMENTS["table7"].rows[0], dataclasses.replace(CONFIG, weights=str(file))
+
+    def path(data: DataSet) -> Path:
+        return cell_spec(Plan("table7", config), row, 0, data).path(tmp_path)
+
+    def with_truth(**truth: Any) -> DataSet:
+        samples = [dataclasses.replace(sample, **truth) for sample in shapes.split("val")]
+        return dataclasses.replace(shapes, readers={**shapes.readers, "val": lambda: samples}, _cache={})
+
+    boxes = np.zeros((1, 4), np.float32)
+    data = [shapes, dataclasses.replace(shapes, task="multiclass"), with_truth(boxes=None), with_truth(boxes=boxes)]
+    data += [with_truth(boxes=boxes + 1), with_truth(box_difficult=np.ones(1, bool))]
+    before = [path(each) for each in data]
+    assert before == [path(each) for each in data] and len(set(before)) == len(data)
+    file.write_bytes(b"two")
+    assert not set(before) & {path(each) for each in data}
 
 
 def count_cells(root: Path, out: Path) -> int:

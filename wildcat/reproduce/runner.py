@@ -1,8 +1,9 @@
 """Run an experiment of the paper on any data and backbone, and report the paper's numbers beside the measured ones.
 
 An experiment is a grid of cells: one row of the table with one seed. The result of a cell is stored in `OUT/cells/`
-under a hash of everything that decides it: data, labels, split, settings, seed. A second run skips finished cells, and
-experiments share the cells they have in common. Processes with the same `OUT` share the cells among them. With
+under a hash of what decides it: names of images, labels, boxes, splits, settings, seed, file of weights. The content of
+images and masks is not read for the hash: after changing them, give another `OUT`. A second run skips finished cells,
+and experiments share the cells they have in common. Processes with the same `OUT` share the cells among them. With
 `tune=head` all cells use the same cached features.
 """
 
@@ -17,12 +18,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wildcat.config import TrainConfig
 from wildcat.data.cache import claim
-from wildcat.data.dataset import DataSet, shared_images
+from wildcat.data.dataset import DataSet, Sample, shared_images
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
@@ -94,8 +96,10 @@ class CellSpec(NamedTuple):
         """What decides the weights."""
         return {
             "data": self.data.name,
+            "task": self.data.task,
             "images": fingerprint(self.data.split(self.config.train_split), self.data.split(self.split)),
             "test_split": self.split,
+            "weights": _weights_digest(self.config.weights),
             "config": {k: v for k, v in plain_settings(self.config).items() if k not in RESUMABLE},
             "sizes": list(self.sizes),
             "combine": self.combine if len(self.sizes) > 1 else None,
@@ -105,7 +109,7 @@ class CellSpec(NamedTuple):
         """What decides the record."""
         row = self.row
         measured = {"measures": MEASURES, "crf": row.crf, "localize": row.localize, "refine": dict(row.refine)}
-        return self.network() | measured
+        return self.network() | measured | {"boxes": _boxes_digest(self.data.split(self.split))}
 
     def path(self, out: Path) -> Path:
         """The file of the record."""
@@ -308,6 +312,27 @@ def _read_cell(path: Path) -> dict[str, Any]:
 
 def _hash(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _weights_digest(weights: str) -> str | None:
+    """SHA-256 of a file of weights; None if `weights` is not a file."""
+    path = Path(weights)
+    return _file_digest(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@cache  # all cells have the same file
+def _file_digest(path: Path, modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _boxes_digest(samples: Sequence[Sample]) -> str:
+    """A digest of the boxes of the images, in order, with their classes and which are difficult."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        for values in (sample.boxes, sample.box_classes, sample.box_difficult):
+            digest.update(b"-" if values is None else f"{len(values)}:".encode() + values.tobytes())
+    return digest.hexdigest()
 
 
 def _trained_model(spec: CellSpec, folder: Path, progress: Progress) -> Path:
