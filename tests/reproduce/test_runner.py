@@ -400,6 +400,7 @@ def test_random_splits_of_scenes_by_seed(tmp_path: Path) -> None:
         ({"config": dataclasses.replace(CONFIG, num_maps=8)}, "num_maps=8: the rows of table6 define num_maps"),
         ({"test_split": "train"}, "used for training and for testing"),
         ({"config": dataclasses.replace(CONFIG, epochs=0)}, "epochs=0"),
+        ({"config": dataclasses.replace(CONFIG, weights=".")}, "weights=.: a run has a head already"),
     ],
 )
 def test_invalid_plans(shapes: DataSet, change: dict[str, Any], sentence: str) -> None:

@@ -39,7 +39,7 @@ from wildcat.models.run import RESUMABLE, Run, create_run, open_run
 from wildcat.predictor import load
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment
-from wildcat.reproduce.heads import train_and_evaluate
+from wildcat.reproduce.heads import check_head_weights, train_and_evaluate
 from wildcat.reproduce.tables import slug, summarize_rows, write_tables
 from wildcat.settings import load_recipe
 from wildcat.train.checkpoint import fingerprint
@@ -186,12 +186,14 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
     """Refuse a plan that cannot be run, before the first training.
 
     Raises:
-        ConfigError: no seed, or a setting that does not fit the data set or the way of training.
+        ConfigError: no seed, splits with common images, or a setting that does not fit the data set or the way of
+            training.
         DataError: the data lacks the ground truth that the experiment measures.
         MissingExtra: a row needs a package that is not installed.
     """
     if plan.seeds < 1:
         raise ConfigError(f"seeds={plan.seeds}: give at least 1; with 3 the standard deviation is meaningful.")
+    check_head_weights(plan.config)
     train_split, test_split = protocol(plan, data, plan.config.seed)
     for metric, measured, truth, remedy in (
         ("point_ap", "points", "boxes", "data with boxes: VOC or COCO"),
