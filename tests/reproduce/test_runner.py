@@ -21,6 +21,7 @@ from wildcat.data import DataSet, Sample, open_dataset, write_shapes
 from wildcat.data.cache import claim
 from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.errors import ConfigError, DataError, RunError
+from wildcat.progress import SILENT
 from wildcat.reproduce import experiments
 from wildcat.reproduce import runner as module
 from wildcat.reproduce.experiments import EXPERIMENTS, Row, find_experiment
@@ -353,6 +354,13 @@ def test_fine_tuning_stores_its_runs(shapes: DataSet, tmp_path: Path) -> None:
     assert {p.name for p in cell.iterdir()} == {"64", "96", "ensemble"}
     assert 0 <= summary["results"]["max"]["metrics"]["map"]["mean"] <= 1
     assert "every layer of test_resnet" in markdown(summary)
+
+
+def test_a_run_killed_during_creation_is_trained(shapes: DataSet, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, tune="all", backbone="test_resnet", weights="none", val_split="none")
+    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    (tmp_path / ".model.json.abcdefgh.part").touch()
+    assert len(module.trained_run(config, shapes, tmp_path, SILENT).history()) == 1
 
 
 def test_the_recorded_command_reproduces_the_plan() -> None:

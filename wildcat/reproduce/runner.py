@@ -35,7 +35,7 @@ from wildcat.fitting.methods import refine_method
 from wildcat.fitting.refine import check_extras, refine
 from wildcat.models.folder import Combine, open_model
 from wildcat.models.manifest import MANIFEST, versions
-from wildcat.models.run import RESUMABLE, Run, create_run, open_run
+from wildcat.models.run import RESUMABLE, Run, create_run, open_run, tidy_run
 from wildcat.predictor import load
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment
@@ -361,6 +361,7 @@ def _trained_model(spec: CellSpec, folder: Path, progress: Progress) -> Path:
 
 def trained_run(config: TrainConfig, data: DataSet, folder: Path, progress: Progress) -> Run:
     """The run in `folder`, trained, or resumed if it is there."""
+    tidy_run(folder)
     resume = (folder / MANIFEST).is_file()
     run = open_run(folder) if resume else create_run(folder, config, data)
     if not train(run, data, resume=resume, progress=progress).finished:
