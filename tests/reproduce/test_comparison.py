@@ -227,6 +227,13 @@ def test_few_images_are_not_tested() -> None:
     assert summary["metrics"] == ["accuracy", "class_mean_accuracy"], "the classes are not balanced"
 
 
+def test_two_folds_are_not_tested() -> None:
+    """Equal differences in both folds would give p = 0, and accuracies of few images are often equal."""
+    summary = summary_of({"weldon": [0.9, 0.8], "deepmil": [0.8, 0.7]})
+    assert summary["methods"]["deepmil"]["p"] is None
+    assert summary["recommendation"][0] == "Too few folds to tell differences from noise: give at least --folds 3."
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

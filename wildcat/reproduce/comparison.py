@@ -41,6 +41,7 @@ from wildcat.reproduce.tables import percent, spread
 from wildcat.settings import load_recipe, method_settings
 
 LEVEL = 0.05  # of significance
+TESTED_FOLDS = 3  # below which no difference is tested: two folds differ equally by chance too often
 TESTED = 2  # images of a class per fold, below which no difference is tested
 UNBALANCED = 1.5  # times the images of the smallest class, from which the mean over classes is shown beside accuracy
 SUMMARY = "comparison.json"
@@ -229,7 +230,12 @@ def shown_metrics(data: DataSet, split: str) -> list[str]:
 
 
 def untested_reason(plan: Comparison, data: DataSet) -> str:
-    """Why differences are not tested, "" if they are: too few images of a class, or of all if images have several."""
+    """Why differences are not tested, "" if they are.
+
+    Too few folds, or too few images of a class; if images have several classes, of every class.
+    """
+    if plan.folds < TESTED_FOLDS:
+        return f"Too few folds to tell differences from noise: give at least --folds {TESTED_FOLDS}."
     counts, needed = class_counts(data, plan.config.train_split), TESTED * plan.folds
     choose = min if data.task == "multiclass" else max
     name = choose(counts, key=lambda name: counts[name])
