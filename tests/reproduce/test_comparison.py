@@ -289,6 +289,15 @@ def test_rare_labels_of_multi_label_data_are_noted() -> None:
         check_comparison(Comparison(("weldon", "gap-a"), config, 7), only_rare)
 
 
+def test_a_fold_that_has_all_images_without_the_label_is_named() -> None:
+    samples = [Sample(str(i), Path(str(i)), np.array([1 if i else -1], np.int8)) for i in range(11)]
+    data = DataSet("toy", "csv", Path("toy"), ("dog",), "multilabel", {"train": lambda: samples})
+    config = dataclasses.replace(load_recipe("reproduce"), backbone="test_resnet", image_size=64)
+    says = r"all 8 images of train without fold 1 of toy have the same label .*\nAdd images without.*; or .* --folds\."
+    with pytest.raises(DataError, match=says):
+        check_comparison(Comparison(("weldon", "gap-a"), config), data)
+
+
 def test_an_interrupted_comparison_says_how_to_continue(
     squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,8 @@ def check_comparison(plan: Comparison, data: DataSet) -> list[str]:
     Raises:
         ConfigError: an unknown method, fewer than two, fewer than two folds, a method that does not fit the data, or a
             setting that a comparison decides.
-        DataError: there is nothing to learn, or a class has fewer images than there are folds.
+        DataError: there is nothing to learn, with or without one of the folds, or a class has fewer images than there
+            are folds.
     """
     config, folds = plan.config, plan.folds
     for name in plan.methods:
@@ -108,6 +109,12 @@ def check_comparison(plan: Comparison, data: DataSet) -> list[str]:
         )
     if rare:
         notes.append(f"{few(rare)}: fewer images than folds, so that a fold without any leaves the class out of mAP.")
+    parts = cross_validation(data, config.train_split, folds, config.seed)
+    for fold in range(1, folds + 1):
+        try:
+            check_learnable(data, f"{config.train_split} without fold {fold}", parts.split(f"fold{fold}-train"))
+        except DataError as error:
+            raise DataError(error.message, f"{error.hint.rstrip('.')}; or give another --folds.") from error
     smallest = len(samples) - -(-len(samples) // folds)
     backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
     for name in plan.methods:
