@@ -408,6 +408,7 @@ def test_random_splits_of_scenes_by_seed(tmp_path: Path) -> None:
         ({"config": dataclasses.replace(CONFIG, num_maps=8)}, "num_maps=8: the rows of table6 define num_maps"),
         ({"test_split": "train"}, "used for training and for testing"),
         ({"config": dataclasses.replace(CONFIG, epochs=0)}, "epochs=0"),
+        ({"config": dataclasses.replace(CONFIG, val_split="val")}, "val_split=val: no epoch is chosen"),
         ({"config": dataclasses.replace(CONFIG, weights=".")}, "weights=.: a run has a head already"),
     ],
 )
@@ -434,6 +435,15 @@ def test_images_are_not_used_for_training_and_for_testing(
         ConfigError, match=rf"share images, such as .+ for training and for testing.\n.*has {readers[0]}"
     ):
         check_plan(plan, EXPERIMENTS["table7"], data)
+
+
+def test_a_file_as_out_is_refused_before_training(
+    shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "train_and_evaluate", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="file cannot be written"):
+        reproduce(PLAN, shapes, tmp_path / "file")
 
 
 def test_data_without_the_ground_truth(shapes: DataSet) -> None:

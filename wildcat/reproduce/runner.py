@@ -28,7 +28,7 @@ from wildcat.data.dataset import DataSet, Sample, shared_images
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
-from wildcat.files import write_json
+from wildcat.files import write_json, writing
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
 from wildcat.fitting.methods import refine_method
@@ -138,9 +138,12 @@ def run_cells(plan: Plan, data: DataSet, out: Path, progress: Progress = SILENT)
     Raises:
         ConfigError: an unknown experiment, or settings out of range.
         DataError: the data lacks the ground truth that the experiment needs.
+        RunError: `out` cannot be written.
     """
     experiment = find_experiment(plan.experiment)
     check_plan(plan, experiment, data)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     lacking = {row.name: needs(plan, row, data) for row in experiment.rows}
     rows = [row for row in experiment.rows if not lacking[row.name]]
     seeds = range(plan.config.seed, plan.config.seed + plan.seeds)
@@ -210,6 +213,11 @@ def check_plan(plan: Plan, experiment: Experiment, data: DataSet) -> None:
             f"Give a --train-split and a --test-split without common images; {data.name} has {', '.join(data.splits)}.",
         )
     default = load_recipe(RECIPE)
+    if plan.config.val_split != default.val_split:
+        raise ConfigError(
+            f"val_split={plan.config.val_split}: no epoch is chosen: every cell is measured after the last one.",
+            "Leave out --val-split.",
+        )
     for row in (row for row in experiment.rows if not needs(plan, row, data)):
         for name in row.settings or ():
             if getattr(plan.config, name) != getattr(default, name):

@@ -54,7 +54,6 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def write_tables(summary: Mapping[str, Any], records: Records, path: Path) -> None:
     """Write the summary to `path` (.json), and beside it the cells as CSV, the table as Markdown and the plot."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, summary)
     write_bytes(path.with_suffix(".csv"), cells_csv(summary, records).encode())
     write_bytes(path.with_suffix(".md"), (markdown(summary) + "\n").encode())
