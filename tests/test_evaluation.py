@@ -31,6 +31,8 @@ from wildcat.evaluation import (
     strength_histogram,
     true_mask,
 )
+from wildcat.fitting.calibrate import fit_background
+from wildcat.fitting.choice import PLAIN, image_overlaps
 from wildcat.metrics import confusions_by_threshold, mean_iou
 from wildcat.models.member import Member
 from wildcat.nn.factory import create_model
@@ -162,6 +164,23 @@ def test_classes_that_only_one_has(shapes: DataSet) -> None:
     present = [value for value in list(whole["classification"]["ap"].values())[:4] if value is not None]
     assert result["classification"]["map"] == pytest.approx(np.mean(present))
     assert "triangle" not in result["segmentation"]["iou"]
+
+
+def test_the_mean_iou_is_over_the_classes_that_the_data_has(tmp_path: Path) -> None:
+    """The data has cat alone: dog, drawn on a cat, is a miss of cat, and no class with an IoU of 0."""
+    for name, values in (("truth", (1, 1, 0, 0)), ("image", (0, 0, 0, 0))):
+        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / f"{name}.png")
+    sample = Sample("image", tmp_path / "image.png", np.array([1], np.int8), mask=tmp_path / "truth.png")
+    data = DataSet("one", "csv", tmp_path, ("cat",), "multilabel", {"test": lambda: [sample]})
+    maps = np.array([[[9, 2, -9, -9]], [[-9, 5, -9, 0.7]]])
+    model = Scripted(("cat", "dog"), {"image.png": ((9, 9), maps)})
+    result = score(model, data, "test")
+    assert result["segmentation"]["iou"] == {"background": 0.5, "cat": 0.5, "dog": None}
+    assert result["segmentation"]["miou"] == 0.5
+    assert result["segmentation"]["hindsight"]["miou"] == pytest.approx((1 + 0.5) / 2), "above the dog of 0.7"
+    pairs = [(next(model.stream([sample.path])), dataclasses.replace(sample, labels=np.array([1, 0], np.int8)))]
+    assert fit_background(MaskParams(rule="score"), pairs)[1][0]["miou"] == 0.5
+    assert image_overlaps(pairs, MaskParams(rule="score"), PLAIN).tolist() == [[[1, 1, 0], [1, 1, 0], [2, 2, 0]]]
 
 
 def test_multiclass_data_with_other_classes(tmp_path: Path) -> None:

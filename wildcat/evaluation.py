@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_counts, label_matrix
 from wildcat.data.labels import name_key
 from wildcat.errors import DataError
 from wildcat.methods import no_maps
@@ -353,8 +353,21 @@ def thresholds_of(rule: BackgroundRule) -> tuple[float, ...]:
     return SCORES if rule == "score" else THRESHOLDS
 
 
+def measured_classes(samples: Sequence[Sample], true_pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(C+1,) bool, the classes that a mean IoU is over: the background, and those that somebody looked for.
+
+    These have a label that is not ignored, or pixels in a true mask.
+
+    Args:
+        true_pixels: (C+1,) in the true masks of the samples, background first.
+    """
+    return np.append(True, label_counts(samples).any(axis=0)) | (true_pixels > 0)
+
+
 def segmentation_report(tally: Tally, data: DataSet, split: str) -> dict[str, Any]:
     """IoU per class and its mean including the background, on the confusion of all pixels (VOC devkit; 255 ignored).
+
+    Both are over the `measured_classes`; pixels drawn as another class are still errors of their true class.
 
     `rule` and `threshold` are the background settings of the masks, see `MaskParams`. `calibration` describes the
     images that they were fitted on, and `measured` how many of those are in this split; None without calibration.
@@ -363,10 +376,11 @@ def segmentation_report(tally: Tally, data: DataSet, split: str) -> dict[str, An
     """
     if tally.confusion is None or tally.params is None:
         raise DataError("the split has no masks.", "Evaluate segmentation on data with masks.")
-    params = tally.params
+    params, counted = tally.params, measured_classes(data.split(split), tally.confusion.sum(axis=1))
+    iou = np.where(counted, class_iou(tally.confusion), np.nan)
     result: dict[str, Any] = {
-        "miou": _number(mean_iou(tally.confusion)),
-        "iou": _named(("background", *data.classes), class_iou(tally.confusion)),
+        "miou": _number(mean_iou(tally.confusion, counted)),
+        "iou": _named(("background", *data.classes), iou),
         "rule": params.rule,
         "threshold": None if params.threshold is None else round(params.threshold, 4),
         "crf": tally.crf,
@@ -378,7 +392,7 @@ def segmentation_report(tally: Tally, data: DataSet, split: str) -> dict[str, An
         result["calibration"] = {key: record[key] for key in ("data", "split", "images", "masks")}
         result["calibration"]["measured"] = measured_again(record, data, split)
     if tally.strengths is not None:
-        means = [mean_iou(confusion) for confusion in confusions_by_threshold(tally.strengths)]
+        means = [mean_iou(confusion, counted) for confusion in confusions_by_threshold(tally.strengths)]
         best = int(np.argmax(means)) if not np.isnan(means).any() else 0
         result["hindsight"] = {"threshold": thresholds_of(params.rule)[best], "miou": _number(means[best])}
     return result

@@ -39,7 +39,7 @@ def run(tiny: Path, tmp_path: Path) -> Path:
 class Knows:
     """Stands in for a predictor: the truth, coarse and with noise, its classes in another order than the data's."""
 
-    name, flip, has_maps = "knows", "none", True
+    name, flip, has_maps, task = "knows", "none", True, "multilabel"
 
     def __init__(self, data: DataSet, order: tuple[int, ...] = (3, 0, 4, 1, 2)) -> None:
         self.order = order
@@ -173,6 +173,25 @@ def test_without_masks_the_background_is_the_default(shapes: DataSet) -> None:
     assert record["masks"] == 0 and record["tried"] == []
     assert (record["choice"]["measure"], record["choice"]["images"]) == ("F1 of labels", 22)
     assert [(row["propagate"], row["crf"]) for row in record["choice"]["tried"]] == [(False, True)]
+
+
+def test_masks_without_a_known_pixel_leave_the_default_background(shapes: DataSet, tmp_path: Path) -> None:
+    Image.new("L", (64, 48), 255).save(tmp_path / "unknown.png")
+    some = [dataclasses.replace(s, mask=tmp_path / "unknown.png") for s in shapes.split("train")[:2]]
+    data = dataclasses.replace(shapes, readers={"train": lambda: some, "val": shapes.readers["val"]}, _cache={})
+    for crf in (False, None):
+        params, record = calibrate(Knows(data), data, crf=crf)  # type: ignore[arg-type]
+        assert (params.rule, params.score, record["tried"], record["crf"]) == ("score", 0.0, [], False)
+        json.dumps(record, allow_nan=False)
+
+
+def test_the_default_background_suits_the_task_of_the_model(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(s, mask=None) for s in shapes.split("train")]
+    data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
+    model = Knows(data)
+    model.task = "multiclass"
+    params, _ = calibrate(model, data, crf=False)  # type: ignore[arg-type]
+    assert params.rule == "constant"
 
 
 class KnowsBoundaries(Knows):

@@ -22,6 +22,7 @@ from wildcat.evaluation import (
     THRESHOLDS,
     mask_confusion,
     match_classes,
+    measured_classes,
     strength_histogram,
     true_mask,
 )
@@ -109,7 +110,7 @@ def calibrate(
         progress.advance()
     gates, f1 = fit_gates(np.stack(probs), labels)
     prior = (labels == PRESENT).mean(axis=0)
-    default = replace(default_mask_params(data.task), gate=tuple(map(float, gates)), superpixels=superpixels)
+    default = replace(default_mask_params(predictor.task), gate=tuple(map(float, gates)), superpixels=superpixels)
     bounded = any(prediction.boundaries is not None for prediction, _ in pairs)
     options = possible_steps(propagate, crf, bounded, crf_params)
     steps, params, fitted = choose_masks(options, default, pairs, bool(masked), progress)
@@ -203,7 +204,8 @@ def fit_background(
 ) -> tuple[MaskParams, list[dict[str, Any]]]:
     """`params` with the background of the highest mean IoU on images with masks, and the IoU of each one tried.
 
-    Without images `params` is returned unchanged. Of equally good backgrounds the nearest to the default is chosen.
+    Without a pixel of known class `params` is returned unchanged. Of equally good backgrounds the nearest to the
+    default is chosen.
 
     Args:
         steps: how masks are drawn; unless `from_histograms`, they are drawn for each background.
@@ -228,13 +230,17 @@ def fit_background(
         for rule in FITTED_RULES:
             histograms = _histograms(replace(params, rule=rule), with_masks, progress)
             confusions = [*confusions, *confusions_by_threshold(reduce(np.add, histograms))]
-    tried = [
-        {"rule": p.rule, "threshold": round(p.threshold or 0.0, 4), "miou": round(mean_iou(confusion), 6)}
+    true_pixels = confusions[0].sum(axis=1)
+    if not true_pixels.any():
+        return params, []
+    counted = measured_classes([sample for _, sample in with_masks], true_pixels)
+    tried: list[dict[str, Any]] = [
+        {"rule": p.rule, "threshold": round(p.threshold or 0.0, 4), "miou": round(mean_iou(confusion, counted), 6)}
         for p, confusion in zip(candidates, confusions, strict=True)
     ]
     default = params.threshold or 0.0
     off = [(p.rule != params.rule, abs((p.threshold or 0.0) - default)) for p in candidates]
-    best = min(range(len(tried)), key=lambda k: (-round(mean_iou(confusions[k]), 6), *off[k]))
+    best = min(range(len(tried)), key=lambda k: (-tried[k]["miou"], *off[k]))
     return candidates[best], tried
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import IGNORED, PRESENT, Sample
-from wildcat.evaluation import mask_confusion, true_mask
+from wildcat.evaluation import mask_confusion, measured_classes, true_mask
 from wildcat.prediction import Prediction
 from wildcat.progress import SILENT, Progress
 from wildcat.regions.crf import CrfParams
@@ -74,13 +74,17 @@ def thinned(values: Sequence[Value], most: int) -> Sequence[Value]:
 def image_overlaps(
     pairs: Pairs, params: MaskParams, steps: MaskSteps, progress: Progress = SILENT
 ) -> NDArray[np.int64]:
-    """(N, 3, C+1) pixels of each image by class: of both masks, of the predicted one, of the true one."""
+    """(N, 3, C+1) pixels of each image by class: of both masks, of the predicted one, of the true one.
+
+    Classes outside `measured_classes` have none, so that a mean IoU is not over them.
+    """
     found = []
     for prediction, sample in pairs:
         confusion = mask_confusion(prediction, true_mask(prediction, sample), steps.crf, params, steps.propagate)
         found.append(np.stack([np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1)]))
         progress.advance()
-    return np.stack(found)
+    pixels = np.stack(found)
+    return pixels * measured_classes([sample for _, sample in pairs], pixels[:, 2].sum(axis=0))
 
 
 def overlap_miou(overlaps: NDArray[Any]) -> NDArray[np.float64]:

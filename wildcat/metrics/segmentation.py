@@ -61,15 +61,18 @@ def class_iou(confusion: ArrayLike) -> NDArray[np.float64]:
     return iou
 
 
-def mean_iou(confusion: ArrayLike) -> float:
+def mean_iou(confusion: ArrayLike, counted: ArrayLike | None = None) -> float:
     """Mean of `class_iou` over the classes that occur in target or prediction (VOC `VOCevalseg.m`); nan without one.
 
-    `confusion` is the (C, C) matrix of the whole data set; the mean of per-image or per-batch values differs from it.
+    Args:
+        confusion: (C, C) of the whole data set; the mean of per-image or per-batch values differs from it.
+        counted: (C,) bool, the classes to average over; None: all.
 
     >>> round(mean_iou([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), 4)
     0.775
     """
     iou = class_iou(confusion)
+    iou = iou if counted is None else iou[np.asarray(counted, dtype=bool)]
     known = iou[~np.isnan(iou)]
     return float(known.mean()) if len(known) else float("nan")
 
