@@ -17,7 +17,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
 
 from tests.counting import CountingProgress
-from wildcat.cli.evaluate import evaluation_table
+from wildcat.cli.evaluate import evaluation_table, save_curves
 from wildcat.data import open_dataset, write_shapes
 from wildcat.data.dataset import DataSet, Sample, Task
 from wildcat.data.images import read_mask
@@ -28,12 +28,15 @@ from wildcat.evaluation import (
     THRESHOLDS,
     evaluate,
     match_classes,
+    measure,
+    pointing_report,
     strength_histogram,
+    summarize,
     true_mask,
 )
 from wildcat.fitting.calibrate import fit_background
 from wildcat.fitting.choice import PLAIN, image_overlaps
-from wildcat.metrics import confusions_by_threshold, mean_iou
+from wildcat.metrics import confusions_by_threshold, mean_iou, pointing_average_precision, pointing_game
 from wildcat.models.member import Member
 from wildcat.nn.factory import create_model
 from wildcat.prediction import Prediction
@@ -158,9 +161,9 @@ def test_classes_that_only_one_has(shapes: DataSet) -> None:
         "The model does not know 'triangle'",
     ]
     result = score(model, shapes, "val")
-    for measure, key in (("classification", "ap"), ("pointing", "ap")):
-        assert list(result[measure][key].values())[:4] == list(whole[measure][key].values())[:4]
-        assert result[measure][key]["cube"] is None
+    for part, key in (("classification", "ap"), ("pointing", "ap")):
+        assert list(result[part][key].values())[:4] == list(whole[part][key].values())[:4]
+        assert result[part][key]["cube"] is None
     present = [value for value in list(whole["classification"]["ap"].values())[:4] if value is not None]
     assert result["classification"]["map"] == pytest.approx(np.mean(present))
     assert "triangle" not in result["segmentation"]["iou"]
@@ -256,6 +259,67 @@ def test_sure_predictions_are_still_ranked(tmp_path: Path) -> None:
     result = score(Scripted(data.classes, said, "multiclass"), data, "test", variant="plain")["classification"]
     assert list(result["ap"].values()) == [1.0, 1.0]
     assert result["roc_auc"] == 1.0
+
+
+def test_a_multiclass_model_is_ranked_by_probability_whatever_the_data(tmp_path: Path) -> None:
+    """The raw scores of 1.png are all higher, its probability of a is lower; both show a, and only 0.png is located."""
+    said = {"0.png": ((2, 0), np.eye(4)[[0, 0], None]), "1.png": ((9, 9), np.eye(4)[[3, 3], None])}
+    boxes = [np.array([[0, 0, 20, 100]], np.float32)] * 2
+    for task, row in (("multiclass", [1, -1]), ("multilabel", [1, 0])):
+        labels = np.array([row, row], np.int8)
+        classes = [np.array([0])] * 2
+        data = table(tmp_path, labels, task, boxes=boxes, box_classes=classes)  # type: ignore[arg-type]
+        result = score(Scripted(data.classes, said, "multiclass"), data, "test", variant="plain")
+        assert result["pointing"]["ap"]["a"] == pytest.approx(0.5), "the hit is ranked first"
+    data = table(tmp_path, np.array([[1, -1], [-1, -1]], np.int8), "multilabel")
+    model = Scripted(data.classes, said, "multiclass")
+    assert score(model, data, "test")["classification"]["ap"]["a"] == 1
+    save_curves(tmp_path / "curves.csv", measure(model, data, "test"), data, "test")  # type: ignore[arg-type]
+    assert (tmp_path / "curves.csv").read_text().splitlines()[1].startswith('"a",1.000000,1.000000,0.880')
+
+
+def test_pointing_equals_the_metrics_of_each_class() -> None:
+    rng = np.random.default_rng(6)
+    samples = []
+    for i in range(40):
+        count = int(rng.integers(0, 5))
+        corner = rng.uniform(0, 80, (count, 2))
+        samples.append(
+            Sample(
+                str(i),
+                Path(f"{i}.png"),
+                np.zeros(6, np.int8),
+                boxes=np.hstack([corner, corner + 20]).astype(np.float32),
+                box_classes=rng.integers(0, 5, count),
+                box_difficult=rng.random(count) < 0.4 if i % 3 else None,
+            )
+        )
+    points, scores = rng.uniform(0, 100, (40, 6, 2)), rng.normal(size=(40, 6)).round(1)
+    report = pointing_report(points, scores, samples, "abcdef", "voc10")
+    inside, pairs = 0.0, 0
+    for c in range(6):
+        boxes, ignored = [], []
+        for s in samples:
+            assert s.boxes is not None and s.box_classes is not None
+            hard = np.zeros(len(s.boxes), bool) if s.box_difficult is None else s.box_difficult
+            boxes.append(s.boxes[(s.box_classes == c) & ~hard])
+            ignored.append(bool((s.box_classes == c).any()) and not len(boxes[-1]))
+        expected = pointing_average_precision(points[:, c], scores[:, c], boxes, 18, ignored=ignored)
+        assert report["ap"]["abcdef"[c]] == (None if np.isnan(expected) else expected)
+        if present := sum(len(b) > 0 for b in boxes):
+            inside += present * pointing_game(points[:, c], boxes, 15)
+            pairs += present
+    assert report["ap"]["f"] is None and report["pointing_game"] == pytest.approx(inside / pairs)
+
+
+def test_points_are_kept_only_where_boxes_are_measured(shapes: DataSet) -> None:
+    model = knows_all(shapes, "val")
+    assert len(measure(model, shapes, "val").points) == 12  # type: ignore[arg-type]
+    tally = measure(model, shapes, "val", measures=("classification",))  # type: ignore[arg-type]
+    assert not tally.points and "notes" not in summarize(tally, shapes, "val", "voc10")
+    bare = [dataclasses.replace(s, boxes=None) for s in shapes.split("val")]
+    data = dataclasses.replace(shapes, readers={"val": lambda: bare}, _cache={})
+    assert not measure(model, data, "val").points  # type: ignore[arg-type]
 
 
 def test_difficult_objects_by_hand(tmp_path: Path) -> None:

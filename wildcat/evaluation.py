@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wildcat.data.dataset import PRESENT, DataSet, Sample, describe_labels, few, label_counts, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, Sample, Task, describe_labels, few, label_counts, label_matrix
 from wildcat.data.labels import name_key
 from wildcat.errors import DataError
 from wildcat.methods import no_maps
@@ -26,11 +26,11 @@ from wildcat.metrics import (
     mean_iou,
     multiclass_accuracy,
     overlap_confusion,
-    pointing_average_precision,
-    pointing_game,
+    point_hits,
     roc_auc,
     strength_counts,
 )
+from wildcat.metrics.classification import check_no_nan, curve_area, curve_of_hits
 from wildcat.metrics.wsol import NO_COUNTS
 from wildcat.models.calibration import Calibration, measured_again
 from wildcat.nn.heads.background import softmax_logits
@@ -50,6 +50,8 @@ MEASURES = ("classification", "pointing", "localization", "segmentation")  # eac
 SCORES = tuple(i / 4 for i in range(-24, 25))
 THRESHOLDS = (0.01, *(i / 20 for i in range(1, 20)))
 
+NO_BOXES = np.zeros((0, 4), dtype=np.float32)
+
 
 @dataclass
 class Tally:
@@ -60,13 +62,15 @@ class Tally:
 
     Attributes:
         scores: index in the split -> (C,) scores.
-        points: index -> (C, 2) points (x, y); empty if the model has no class maps.
+        points: index -> (C, 2) points (x, y); empty if pointing is not measured.
         confusion: (C+1, C+1) pixels of all masks, rows true, columns predicted; None if segmentation is not measured.
         strengths: histogram for masks at other thresholds, see `strength_histogram`; None if it is not available.
         params: settings of the predicted masks; in a multi-class model its thresholds vary by image.
         crf, propagated: whether they were sharpened by a CRF, and spread up to boundaries.
         calibration: the model's calibration, or None.
         localization: counts of heatmaps against true boxes and masks; None if localization is not measured.
+        task: of the model; None if it is not known, it is then the data's.
+        has_maps: whether the model has class maps.
     """
 
     scores: dict[int, NDArray[np.float32]] = field(default_factory=dict)
@@ -78,10 +82,16 @@ class Tally:
     propagated: bool = False
     calibration: Calibration | None = None
     localization: LocalizationCounts | None = None
+    task: Task | None = None
+    has_maps: bool = True
 
     def score_matrix(self) -> NDArray[np.float32]:
         """(N, C) scores in the order of the split."""
         return np.stack([self.scores[i] for i in range(len(self.scores))])
+
+    def exclusive(self, data: DataSet) -> bool:
+        """Whether the classes exclude each other, in the model or in the data: scores compare only within an image."""
+        return "multiclass" in (self.task, data.task)
 
     def merge(self, other: Tally) -> Tally:
         """The union of both.
@@ -101,6 +111,8 @@ class Tally:
             self.propagated or other.propagated,
             self.calibration or other.calibration,
             self.localization.merge(other.localization or NO_COUNTS) if self.localization else other.localization,
+            self.task or other.task,
+            self.has_maps and other.has_maps,
         )
 
 
@@ -158,7 +170,8 @@ def measure(
     indices = share_of(len(samples)) if shared else range(len(samples))
     if predictions is None:
         predictions = predictor.stream([samples[i].path for i in indices], modalities=False)
-    tally = Tally()
+    with_points = with_boxes and "pointing" in measures
+    tally = Tally(task=predictor.task, has_maps=predictor.has_maps)
     needs_truth = with_masks and ("localization" in measures or "segmentation" in measures)
     if "localization" in measures and (with_masks or with_boxes):
         tally.localization = NO_COUNTS
@@ -167,12 +180,13 @@ def measure(
     progress.start("evaluating", len(samples))
     for i, prediction in zip(indices, predictions, strict=True):
         tally.scores[i] = prediction.class_scores
-        if prediction.has_maps:
+        if with_points:
             tally.points[i] = np.asarray(list(prediction.points.values()))
         truth = true_mask(prediction, samples[i]) if needs_truth else None
         if tally.localization is not None:
             size = (prediction.height, prediction.width)
-            boxes = [_boxes_of(samples[i], c)[0] for c in range(len(data.classes))] if with_boxes else None
+            easy = easy_boxes(samples[i]) if with_boxes else {}
+            boxes = [easy.get(c, NO_BOXES) for c in range(len(data.classes))] if with_boxes else None
             tally.localization = tally.localization.merge(localization_counts(prediction.maps, size, boxes, truth))
         if tally.confusion is not None and truth is not None:
             tally.confusion += mask_confusion(prediction, truth, crf)
@@ -193,17 +207,21 @@ def summarize(
     """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
     samples = data.split(split)
     scores = tally.score_matrix()
+    ranked: NDArray[np.floating[Any]] = scores
+    if tally.exclusive(data) and len(data.classes) > 1:
+        # as their probabilities rank them, also where those are rounded to 1
+        ranked = softmax_logits(torch.from_numpy(scores).double()).numpy()
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
     notes = describe_labels(data, split, samples)
-    if samples and not tally.points:
+    if not tally.has_maps:
         notes.append(no_maps("The model").message)
     if notes:
         result["notes"] = notes
     if "classification" in measures:
-        result["classification"] = classification_report(scores, samples, data, variant)
-    if "pointing" in measures and tally.points and all(s.boxes is not None for s in samples):
+        result["classification"] = classification_report(scores, ranked, samples, data, variant)
+    if "pointing" in measures and tally.points:
         points = np.stack([tally.points[i] for i in range(len(samples))])
-        result["pointing"] = pointing_report(points, scores, samples, data.classes, variant)
+        result["pointing"] = pointing_report(points, ranked, samples, data.classes, variant)
     if tally.localization is not None:
         result["localization"] = tally.localization.metrics()
     if tally.confusion is not None:
@@ -221,9 +239,11 @@ def match_classes(predictor: Predictor, data: DataSet) -> DataSet:
         DataError: no class in common.
     """
     by_key = {name_key(name): name for name in predictor.classes}
-    spelled = {c: by_key.get(name_key(c), c) for c in data.classes if c not in predictor.classes}
-    names = {c: name for c, name in spelled.items() if name not in data.classes}
-    common = [c for c in predictor.classes if c in {names.get(c, c) for c in data.classes}]
+    known, given = set(predictor.classes), set(data.classes)
+    spelled = {c: by_key.get(name_key(c), c) for c in data.classes if c not in known}
+    names = {c: name for c, name in spelled.items() if name not in given}
+    here = {names.get(c, c) for c in data.classes}
+    common = [c for c in predictor.classes if c in here]
     if not common:
         raise DataError(
             f"{predictor.name} and {data.name} have no class in common: the model has {few(predictor.classes)}, the "
@@ -231,25 +251,27 @@ def match_classes(predictor: Predictor, data: DataSet) -> DataSet:
             "Evaluate on data with the classes the model was trained on.",
         )
     notes = [f"{data.name} writes the model's class {new!r} as {old!r}." for old, new in names.items() if new != old]
-    if lacking := [c for c in predictor.classes if c not in common]:
+    if lacking := [c for c in predictor.classes if c not in here]:
         notes.append(f"{data.name} lacks {few(lacking)}: the metrics are over the other {len(common)} classes.")
-    if unknown := [c for c in data.classes if names.get(c, c) not in common]:
+    if unknown := [c for c in data.classes if names.get(c, c) not in known]:
         images = " and their images" if data.task == "multiclass" else ""
         notes.append(f"The model does not know {few(unknown)}: these labels{images} are left out.")
     return replace(data.for_classes(predictor.classes, names), notes=(*data.notes, *notes))
 
 
 def classification_report(
-    scores: NDArray[np.float32], samples: Sequence[Sample], data: DataSet, variant: ApVariant
+    scores: NDArray[np.float32],
+    ranked: NDArray[np.floating[Any]],
+    samples: Sequence[Sample],
+    data: DataSet,
+    variant: ApVariant,
 ) -> dict[str, Any]:
     """AP per class and its mean; for multi-class data also accuracy, its mean over classes, and ROC AUC.
 
-    Images of multi-class data are ranked by probability: their scores are comparable only within an image. The log-odds
-    rank in the same way, where probabilities are rounded to 1.
+    Args:
+        scores: (N, C). ranked: the same, comparable between images: the log-odds of classes that exclude each other.
     """
     labels = label_matrix(samples)
-    exclusive = data.task == "multiclass" and scores.shape[1] > 1
-    ranked = softmax_logits(torch.from_numpy(scores).double()).numpy() if exclusive else scores
     mean, per_class = mean_average_precision(ranked, labels, variant)
     report: dict[str, Any] = {"map": _number(mean), "ap": _named(data.classes, per_class), "variant": variant}
     if data.task == "multiclass":
@@ -263,7 +285,7 @@ def classification_report(
 
 def pointing_report(
     points: NDArray[np.float64],
-    scores: NDArray[np.float32],
+    ranked: NDArray[np.floating[Any]],
     samples: Sequence[Sample],
     classes: Sequence[str],
     variant: ApVariant,
@@ -271,23 +293,29 @@ def pointing_report(
     """Pointwise localization AP per class and its mean (Oquab et al., CVPR 2015), and the pointing game's accuracy.
 
     Args:
-        points: (N, C, 2) of (x, y) in original pixels. scores: (N, C).
+        points: (N, C, 2) of (x, y) in original pixels. ranked: (N, C), as in `classification_report`.
 
     An image whose objects of a class are all difficult is ignored for that class; if it has others too, a point on a
     difficult one is a miss.
     """
-    average_precisions, hits, pairs = [], 0.0, 0
-    for c in range(len(classes)):
-        boxes, ignored = zip(*(_boxes_of(s, c) for s in samples), strict=True)
-        average_precisions.append(
-            pointing_average_precision(
-                points[:, c], scores[:, c], boxes, POINT_TOLERANCE, variant, ignored=np.asarray(ignored)
-            )
-        )
-        present = [i for i, b in enumerate(boxes) if len(b)]
-        if present:
-            hits += pointing_game(points[present, c], [boxes[i] for i in present], GAME_TOLERANCE) * len(present)
-            pairs += len(present)
+    check_no_nan("scores", ranked)
+    # Most images show few of many classes: one pass over the boxes, instead of one for each class.
+    shown: list[dict[int, NDArray[np.float32]]] = [{} for _ in classes]
+    for i, sample in enumerate(samples):
+        for c, boxes in easy_boxes(sample).items():
+            shown[c][i] = boxes
+    average_precisions, hits, pairs = [], 0, 0
+    for c, boxes_of in enumerate(shown):
+        known = np.ones(len(samples), dtype=bool)
+        known[[i for i, boxes in boxes_of.items() if not len(boxes)]] = False
+        present = [i for i, boxes in boxes_of.items() if len(boxes)]
+        found, boxes_of_present = points[present, c], [boxes_of[i] for i in present]
+        inside = np.zeros(len(samples), dtype=bool)
+        inside[present] = point_hits(found, boxes_of_present, POINT_TOLERANCE)
+        curve = curve_of_hits(ranked[known, c].astype(np.float64), inside[known], len(present))
+        average_precisions.append(curve_area(curve, variant))
+        hits += int(point_hits(found, boxes_of_present, GAME_TOLERANCE).sum())
+        pairs += len(present)
     values = np.asarray(average_precisions)
     return {
         "map": None if np.isnan(values).all() else float(np.nanmean(values)),
@@ -402,13 +430,12 @@ def _sum(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> NDArray[np
     return a if b is None else b if a is None else a + b
 
 
-def _boxes_of(sample: Sample, c: int) -> tuple[NDArray[np.float32], bool]:
-    """The boxes of a class that are not difficult, and whether it has only difficult ones."""
+def easy_boxes(sample: Sample) -> dict[int, NDArray[np.float32]]:
+    """Present class -> its boxes that are not difficult, (0, 4) if all are difficult; a DataError without boxes."""
     if sample.boxes is None or sample.box_classes is None:
         raise DataError(f"{sample.name} has no boxes.", "Evaluate pointing on data with boxes.")
-    of_class = sample.box_classes == c
-    easy = of_class if sample.box_difficult is None else of_class & ~sample.box_difficult
-    return sample.boxes[easy], bool(of_class.any() and not easy.any())
+    easy = np.ones(len(sample.boxes), dtype=bool) if sample.box_difficult is None else ~sample.box_difficult
+    return {int(c): sample.boxes[easy & (sample.box_classes == c)] for c in np.unique(sample.box_classes)}
 
 
 def _named(classes: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:

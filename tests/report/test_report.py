@@ -192,6 +192,14 @@ def test_examples_are_the_highest_and_lowest_ranked_images(tmp_path: Path, task:
         assert (gallery.counts[name, "hit"], gallery.counts[name, "hit predicted"]) == (len(present), found)
 
 
+def test_a_multiclass_model_is_ranked_by_probability_on_multilabel_data(tmp_path: Path) -> None:
+    data = make_data(tmp_path, ["x", "y", "z"], located=False)
+    cards = stored(report(tmp_path, data, FakePredictor(["x", "y", "z"], "multiclass")))["cards"]
+    for name in data.classes:
+        ranks = [-card["probability"] for card in cards if (card["class_name"], card["kind"]) == (name, "hit")]
+        assert len(ranks) > 4 and ranks == sorted(ranks)
+
+
 def test_ignored_labels_are_neither_hits_nor_false_positives(tmp_path: Path) -> None:
     data, model = make_data(tmp_path, ["x"], count=1), FakePredictor(["x"])
     sample = data.split("val")[0]

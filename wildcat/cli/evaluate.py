@@ -68,7 +68,7 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
 
     labels = label_matrix(data.split(split))
     scores = tally.score_matrix()
-    ranked = score_probabilities(scores, data.task) if data.task == "multiclass" else scores
+    ranked = score_probabilities(scores, "multiclass") if tally.exclusive(data) else scores
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     if path.suffix == ".csv":
         rows = [

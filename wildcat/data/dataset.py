@@ -146,9 +146,8 @@ class DataSet:
             names: name of a class here -> its name in `classes`; others have the same name. Several may become one.
         """
         target = tuple(classes)
-        index = [
-            target.index(name) if name in target else -1 for name in ((names or {}).get(c, c) for c in self.classes)
-        ]
+        position = {name: i for i, name in enumerate(target)}
+        index = [position.get((names or {}).get(c, c), -1) for c in self.classes]
         if index == list(range(len(target))) and len(index) == len(self.classes):
             return replace(self, classes=target) if target != self.classes else self
         readers = {split: partial(self._translated, split, index, len(target)) for split in self.readers}

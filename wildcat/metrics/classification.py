@@ -7,7 +7,7 @@ the order of the sort).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -230,7 +230,7 @@ def class_indices(name: str, values: NDArray[np.generic], num_classes: int) -> N
     return flat
 
 
-def check_no_nan(name: str, values: NDArray[np.float64]) -> None:
+def check_no_nan(name: str, values: NDArray[np.floating[Any]]) -> None:
     """Refuse NaN, whose place in a ranking is undefined.
 
     Raises:

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from wildcat._version import __version__
-from wildcat.data.dataset import PRESENT, DataSet, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, Task, label_matrix
 from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes
 from wildcat.files import next_free, remove_leftovers, write_bytes, writing
@@ -125,7 +125,8 @@ def report_split(
         ConfigError: `max_mb` is too small for the page without images.
     """
     data = match_classes(predictor, data)
-    gallery = Gallery(data.classes, data.task, examples, max_mb)
+    ranking: Task = "multiclass" if "multiclass" in (predictor.task, data.task) else "multilabel"
+    gallery = Gallery(data.classes, ranking, examples, max_mb)
     check_target(path)
     samples = data.split(split)
     scores: list[NDArray[np.float32]] = []
@@ -142,7 +143,8 @@ def report_split(
     if data.task == "multiclass":
         truth = (labels == PRESENT).argmax(axis=1)
         confusion = confusion_table(confusion_matrix(truth, ranked.argmax(axis=1), len(data.classes)))
-        ranked = score_probabilities(ranked, data.task)
+    if ranking == "multiclass":
+        ranked = score_probabilities(ranked, ranking)
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     facts = {"Data": f"{data.name}, {split}: {len(samples):,} images, {len(data.classes):,} classes"}
     context = {
