@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,14 @@ from wildcat.data.images import read_mask
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import SCORES, THRESHOLDS
 from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, fit_gates
-from wildcat.models.calibration import Calibration, fitted_samples, read_calibration, write_calibration
+from wildcat.models.calibration import (
+    Calibration,
+    fitted_samples,
+    measured_again,
+    read_calibration,
+    weights_digest,
+    write_calibration,
+)
 from wildcat.models.folder import open_model, write_ensemble
 from wildcat.models.run import open_run
 from wildcat.prediction import Prediction
@@ -348,6 +356,20 @@ def test_other_weights_need_another_calibration(run: Path) -> None:
         read_calibration(run, classes)
 
 
+def test_models_written_inside_a_model_folder_leave_it_calibrated(run: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    write_ensemble(both, [open_model(run), open_model(run)], None, {})
+    for folder in (run, both):
+        classes = open_model(folder).classes
+        write_calibration(folder, classes, MaskParams(), FITTED)
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("model.safetensors"))]
+        assert weights_digest(folder) == hashlib.sha256(" ".join(digests).encode()).hexdigest()
+        for inside in ("backup", ".refined.abcdefgh.part/base", "members/1/refined", "refined/base"):
+            (folder / inside).mkdir(parents=True)
+            (folder / inside / "model.safetensors").write_bytes(b"other")
+        assert read_calibration(folder, classes) is not None
+
+
 def test_an_ensemble_can_be_calibrated(run: Path, shapes: DataSet, tmp_path: Path) -> None:
     folder = tmp_path / "both"
     write_ensemble(folder, [open_model(run), open_model(run)], None, {})
@@ -388,6 +410,13 @@ def test_evaluating_fitted_images_prints_a_note(run: Path, shapes: DataSet, caps
     assert json.loads(capsys.readouterr().out)["split"] == "val"
     assert main(["evaluate", str(run), str(shapes.root), "--device", "cpu"]) == 0
     assert "masks were fitted on 10 of the images evaluated here" in capsys.readouterr().out
+
+
+def test_the_split_of_a_calibration_may_lack_in_other_data_of_the_same_name(shapes: DataSet) -> None:
+    other = dataclasses.replace(shapes, readers={"test": shapes.readers["val"]}, _cache={})
+    for split in ("val", "train", "fold1"):
+        assert measured_again({"data": "shapes", "split": split}, other, "test") == 0
+    assert measured_again({"data": "shapes", "split": "test"}, other, "test") == len(other.split("test"))
 
 
 def test_a_missing_train_split_is_an_error(run: Path, shapes: DataSet, capsys: pytest.CaptureFixture[str]) -> None:

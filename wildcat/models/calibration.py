@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wildcat.data.dataset import DataSet, Sample
-from wildcat.errors import ConfigError, RunError
+from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.files import read_json, remove_leftovers, write_json
 from wildcat.models.manifest import SCHEMA, timestamp, versions
 from wildcat.regions.crf import CrfParams
@@ -140,17 +140,26 @@ def fitted_samples(data: DataSet, split: str) -> tuple[Sample, ...]:
 
 
 def measured_again(record: Mapping[str, Any], data: DataSet, split: str) -> int:
-    """How many images of a split a calibration was fitted on: mask metrics on them are optimistic."""
-    if record["data"] != data.name or record["split"] not in (*data.readers, "val"):
+    """How many images of a split a calibration was fitted on: mask metrics on them are optimistic.
+
+    0 if the data has no such split: it is another data set of the same name.
+    """
+    if record["data"] != data.name:
         return 0
-    fitted = {sample.name for sample in fitted_samples(data, record["split"])}
+    try:
+        fitted = {sample.name for sample in fitted_samples(data, record["split"])}
+    except DataError:
+        return 0
     return sum(sample.name in fitted for sample in data.split(split))
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 over all weights in a model folder, including those of its members or its base."""
+    """SHA-256 over all weights of a model, with its members and bases, without other models inside its folder."""
+    parts = (".", "base", "members/*", "members/*/base")
     digests = []
-    for path in sorted(path for path in folder.rglob("*.safetensors") if path.stem in WEIGHT_FILES):
+    for path in sorted(path for part in parts for path in folder.glob(f"{part}/*.safetensors")):
+        if path.stem not in WEIGHT_FILES:
+            continue
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
