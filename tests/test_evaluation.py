@@ -161,6 +161,8 @@ def test_classes_that_only_one_has(shapes: DataSet) -> None:
         "The model does not know 'triangle'",
     ]
     result = score(model, shapes, "val")
+    assert tuple(result["notes"]) == data.notes[-3:]
+    assert "notes" not in score(model, data, "val"), "these are matched already, and have their notes"
     for part, key in (("classification", "ap"), ("pointing", "ap")):
         assert list(result[part][key].values())[:4] == list(whole[part][key].values())[:4]
         assert result[part][key]["cube"] is None
@@ -184,6 +186,16 @@ def test_the_mean_iou_is_over_the_classes_that_the_data_has(tmp_path: Path) -> N
     pairs = [(next(model.stream([sample.path])), dataclasses.replace(sample, labels=np.array([1, 0], np.int8)))]
     assert fit_background(MaskParams(rule="score"), pairs)[1][0]["miou"] == 0.5
     assert image_overlaps(pairs, MaskParams(rule="score"), PLAIN).tolist() == [[[1, 1, 0], [1, 1, 0], [2, 2, 0]]]
+
+
+def test_classes_without_a_mask_value_are_named(tmp_path: Path) -> None:
+    """Of a model's 300 classes the last ones have no value in a mask."""
+    Image.fromarray(np.array([[1, 2]], np.uint8)).save(tmp_path / "mask.png")
+    Image.new("RGB", (2, 1)).save(tmp_path / "image.png")
+    sample = Sample("image", tmp_path / "image.png", np.array([1, 1, -1], np.int8), mask=tmp_path / "mask.png")
+    data = DataSet("big", "csv", tmp_path, ("c5", "c280", "c290"), "multilabel", {"test": lambda: [sample]})
+    model = Scripted([f"c{i}" for i in range(300)], {"image.png": (np.zeros(300), np.zeros((300, 1, 2)))})
+    assert score(model, data, "test")["notes"][1] == "A mask holds 254 classes: the pixels of 'c280' are ignored."
 
 
 def test_multiclass_data_with_other_classes(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.regions.crf import CrfParams
-from wildcat.regions.masks import BackgroundRule, MaskParams, strongest_class
+from wildcat.regions.masks import HIGHEST_PNG_LABEL, BackgroundRule, MaskParams, strongest_class
 from wildcat.train.distributed import gather, share_of, world_size
 
 POINT_TOLERANCE = 18  # pixels that a point may lie outside a box (Oquab et al., CVPR 2015; paper, section 4.3)
@@ -137,16 +137,16 @@ def evaluate(
 
     Returns:
         `{"data", "split", "images", "classification": {...}, "pointing": {...}, "localization": {...},
-        "segmentation": {...}}`, plain values ready for JSON. Classes are the model's, see `match_classes`; `notes` says
-        why a metric means little.
+        "segmentation": {...}}`, plain values ready for JSON. Classes are the model's; `notes` has those of
+        `match_classes`, and says why a metric means little.
 
     Raises:
         DataError: the data set has none of the model's classes.
         ImageError: an image cannot be read.
     """
-    data = match_classes(predictor, data)
-    tally = measure(predictor, data, split, crf, progress, predictions, measures)
-    return summarize(tally, data, split, variant, measures)
+    matched = match_classes(predictor, data)
+    tally = measure(predictor, matched, split, crf, progress, predictions, measures)
+    return summarize(tally, matched, split, variant, measures, matched.notes[len(data.notes) :])
 
 
 def measure(
@@ -202,9 +202,14 @@ def measure(
 
 
 def summarize(
-    tally: Tally, data: DataSet, split: str, variant: ApVariant, measures: Collection[str] = MEASURES
+    tally: Tally,
+    data: DataSet,
+    split: str,
+    variant: ApVariant,
+    measures: Collection[str] = MEASURES,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compute the metrics from the tally of a whole split; returns what `evaluate` returns."""
+    """Compute the metrics from the tally of a whole split; returns what `evaluate` returns, its `notes` after these."""
     samples = data.split(split)
     scores = tally.score_matrix()
     ranked: NDArray[np.floating[Any]] = scores
@@ -212,9 +217,11 @@ def summarize(
         # as their probabilities rank them, also where those are rounded to 1
         ranked = softmax_logits(torch.from_numpy(scores).double()).numpy()
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
-    notes = describe_labels(data, split, samples)
+    notes = [*notes, *describe_labels(data, split, samples)]
     if not tally.has_maps:
         notes.append(no_maps("The model").message)
+    if tally.confusion is not None and (unmasked := _without_mask_value(data, samples)):
+        notes.append(f"A mask holds {HIGHEST_PNG_LABEL} classes: the pixels of {few(unmasked)} are ignored.")
     if notes:
         result["notes"] = notes
     if "classification" in measures:
@@ -424,6 +431,12 @@ def segmentation_report(tally: Tally, data: DataSet, split: str) -> dict[str, An
         best = int(np.argmax(means)) if not np.isnan(means).any() else 0
         result["hindsight"] = {"threshold": thresholds_of(params.rule)[best], "miou": _number(means[best])}
     return result
+
+
+def _without_mask_value(data: DataSet, samples: Sequence[Sample]) -> list[str]:
+    """The present classes for whose pixels a true mask has no value, see `DataSet.for_classes`."""
+    images = label_counts(samples)[0, HIGHEST_PNG_LABEL:]
+    return [name for name, count in zip(data.classes[HIGHEST_PNG_LABEL:], images, strict=True) if count]
 
 
 def _sum(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None) -> NDArray[np.int64] | None:

@@ -284,8 +284,13 @@ def test_classes_in_another_order_and_data_that_lack_one(tmp_path: Path, capsys:
         command("evaluate", out, write("other.csv", "even", "dark"), "--split", "val", "--json", "--device", "cpu") == 0
     )
     printed = capsys.readouterr()
-    assert json.loads(printed.out)["classification"]["ap"]["red"] is None
+    result = json.loads(printed.out)
+    assert result["classification"]["ap"]["red"] is None
     assert "lacks 'red'" in printed.err and "does not know 'even'" in printed.err
+    assert "lacks 'red'" in result["notes"][0] and "does not know 'even'" in result["notes"][1]
+    assert command("evaluate", out, tmp_path / "other.csv", "--split", "val", "--device", "cpu") == 0
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("lacks 'red'") == 1
 
 
 def test_one_class_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,7 @@ def run_evaluate(command: Evaluate) -> int:
         predictor = load_model(command, command.run)
         if command.crf:
             require_maps(predictor)
+        read_notes = len(data.notes)
         data = match_classes(predictor, data)
         if first := rank() == 0:
             device = predictor.device.type + (f" on {world_size()} processes" if world_size() > 1 else "")
@@ -50,7 +51,8 @@ def run_evaluate(command: Evaluate) -> int:
         with ProgressBar() if first else nullcontext(SILENT) as progress:
             tally = measure(predictor, data, split, progress=progress)
     if first:
-        result = summarize(tally, data, split, command.ap)
+        notes = data.notes[read_notes:] if command.json else ()  # `describe` printed them above the table
+        result = summarize(tally, data, split, command.ap, notes=notes)
         print(json.dumps(result, ensure_ascii=False) if command.json else evaluation_table(result), flush=True)
         if command.curves is not None:
             save_curves(command.curves, tally, data, split)
