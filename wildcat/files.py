@@ -88,13 +88,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, hint: str) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, also one that an editor saved with a byte order mark.
 
     Raises:
         RunError: it is missing, cannot be read or is not JSON; with `hint`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise RunError(f"there is no file {path}.", hint) from error
     except (OSError, ValueError, RecursionError) as error:

@@ -363,7 +363,7 @@ def test_bad_input_is_one_sentence(tiny: Path, shapes: DataSet, cascade: Path, t
     with pytest.raises(DataError, match="no image to train on has the label 'square', so it has no proposals"):
         refine(run, without, tmp_path / "out", QUICK, device="cpu")
     assert not (tmp_path / "out").exists()
-    for name, spoil in (("verifier.safetensors", None), ("model.json", '"crops": 0')):
+    for name, spoil in (("verifier.safetensors", None), ("model.json", '"crops": 1')):
         copy = Path(shutil.copytree(cascade, tmp_path / name))
         if spoil is None:
             (copy / name).unlink()

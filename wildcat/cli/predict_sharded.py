@@ -157,7 +157,7 @@ def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
     return {
         "run": absolute_run(command.run),
         "weights": weights_digest(run) if run.is_dir() else command.run,
-        "thresholds": json.loads(calibration.read_text("utf-8")).get("gate") if calibration.is_file() else None,
+        "thresholds": json.loads(calibration.read_text("utf-8-sig")).get("gate") if calibration.is_file() else None,
         "sources": list(command.paths),
         "split": command.split,
         "limit": command.limit,

@@ -93,7 +93,7 @@ def published_files(folder: Path) -> dict[str, bytes | Path]:
         if any(fnmatch(name, pattern) for pattern in MODEL_FILES):
             found[name] = path
             if path.name == MANIFEST:
-                manifest = _without_paths(json.loads(path.read_text(encoding="utf-8")))
+                manifest = _without_paths(json.loads(path.read_text(encoding="utf-8-sig")))
                 found[name] = (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
             elif path.name == CONFIG:
                 config = read_config(path)

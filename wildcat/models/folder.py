@@ -39,7 +39,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors
@@ -165,7 +165,7 @@ class Model:
             return next((m.cascade_settings for m in self.members if m.kind == "cascade"), None)
         try:
             crops, weight = int(self.manifest["crops"]), float(self.manifest["weight"])
-            if crops < 1 or not 0 <= weight <= 1:
+            if crops < 2 or not 0 <= weight <= 1:
                 raise ValueError(f"crops={crops}, weight={weight}")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise RunError(
@@ -205,7 +205,9 @@ def open_model(folder: Path) -> Model:
     else:
         try:
             count, combine = len(manifest["members"]), manifest["combine"]
-        except (KeyError, TypeError) as error:
+            if combine not in get_args(Combine):
+                raise ValueError(f"combine={combine!r} is none of {', '.join(get_args(Combine))}")
+        except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
         members = tuple(open_model(folder / "members" / str(number)) for number in range(1, count + 1))
         check_members(members)

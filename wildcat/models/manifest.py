@@ -96,7 +96,7 @@ def recorded_data(folder: Path) -> RecordedData:
     """The data that a model was trained on, of an ensemble that of its first member; empty if none is recorded."""
     for path in (folder / part / MANIFEST for part in ("", "base", "members/1", "members/1/base")):
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))["data"]
+            data = json.loads(path.read_text(encoding="utf-8-sig"))["data"]
             return RecordedData(str(data["source"]), data.get("format"), tuple(map(str, data.get("options", ()))))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
@@ -106,7 +106,7 @@ def recorded_data(folder: Path) -> RecordedData:
 def kind_of(folder: Path) -> Kind | None:
     """The kind of model in a folder; None if it holds none, or its manifest cannot be read."""
     try:
-        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["kind"]
+        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8-sig"))["kind"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return kind if kind in get_args(Kind) else None
