@@ -328,6 +328,14 @@ def test_the_best_class_is_filtered_even_below_the_minimum() -> None:
     np.testing.assert_array_equal(result.argmax(axis=0), 2)
 
 
+def test_a_high_minimum_leaves_each_pixel_a_class() -> None:
+    """Of one pixel only classes below the minimum are possible."""
+    prior = np.zeros((3, 1, 2))
+    prior[:, 0, 0], prior[:, 0, 1] = (1, 0, 0), (0, 0.5, 0.5)
+    result = dense_crf(np.zeros((1, 2, 3), np.uint8), prior, CrfParams(min_probability=0.6))
+    np.testing.assert_allclose(result.sum(axis=0), 1, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (12, 16)])
 def test_uniform_and_thin_images(size: tuple[int, int]) -> None:
     image = np.full((*size, 3), 77, np.uint8)

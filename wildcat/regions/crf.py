@@ -52,8 +52,8 @@ class CrfParams:
         smoothness_sigma: its standard deviation in pixels.
         normalization: what a kernel is divided by: "symmetric" (the root of its row sum on both sides, pydensecrf's
             default), "after" or "before" (the row sum on one side), "none" (weights then multiply plain sums).
-        min_probability: a class whose probability is below this at every pixel is left out and returned as 0. It
-            could not win at any pixel, and it changes the other classes by at most this much.
+        min_probability: a class whose probability is below this, and below 1 / C, at every pixel is left out and
+            returned as 0. It could not win at any pixel, and it changes the other classes by at most this much.
 
     Raises:
         ConfigError: a value is out of range.
@@ -141,7 +141,8 @@ def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Array, params: C
         result = prior.reshape(classes, -1)
         if filters:
             highest = result.amax(dim=1)
-            present = highest >= highest.max().clamp(max=params.min_probability)
+            # each pixel has a class of at least 1 / C
+            present = highest >= highest.max().clamp(max=min(params.min_probability, 1 / classes))
             chosen = result[present]
             result = torch.zeros_like(result)
             result[present] = _mean_field(chosen.div_(chosen.sum(dim=0)), filters, params.iterations)
