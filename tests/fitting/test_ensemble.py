@@ -234,6 +234,10 @@ def test_runs_that_cannot_be_combined(runs: list[Model], shapes: DataSet, tmp_pa
     others = DataSet("other", "folder", tmp_path, ("x",), "multilabel", {})
     with pytest.raises(DataError, match="other classes"):
         create_ensemble(tmp_path / "a", runs, "linear", others)
+    unknown = [replace(s, labels=np.zeros(5, np.int8)) for s in shapes.split("val")]
+    nothing = replace(shapes, readers={"val": lambda: unknown}, _cache={})
+    with pytest.raises(DataError, match="all labels of val of shapes are ignored"):
+        create_ensemble(tmp_path / "a", runs, "linear", nothing, "val", device="cpu")
     assert not (tmp_path / "a").exists()
 
 
@@ -248,6 +252,7 @@ def change_manifest(folder: Path, **entries: Any) -> None:
         (lambda d: (d / MANIFEST).write_text("{"), "damaged"),
         (lambda d: change_manifest(d, schema=9), "layout version 9"),
         (lambda d: change_manifest(d, members=7), "damaged"),
+        (lambda d: change_manifest(d, combine="Linear"), "damaged .*'Linear' is none of linear, average"),
         (lambda d: change_manifest(d, classes=["x", "y"]), "names other classes"),
         (lambda d: (d / COMBINATION).write_bytes(b"half"), "damaged or missing"),
         (lambda d: (d / COMBINATION).unlink(), "damaged or missing"),

@@ -50,7 +50,7 @@ def create_ensemble(
     Raises:
         RunError: the folder exists, or the runs differ in classes, or the cascades in crops or weight.
         ConfigError: a linear combination without data, or a strength out of range.
-        DataError: the data has other classes than the runs.
+        DataError: the data has other classes than the runs, or no label that is not ignored.
     """
     check_members(members)
     refuse_taken(folder)
@@ -67,12 +67,18 @@ def create_ensemble(
     networks = [Member(run.load_model(), run.preprocess) for run in runs]
     predictor = Predictor("members", networks, runs[0].classes, runs[0].task, device)
     samples = training_samples(members, data, split)
+    labels = label_matrix(samples)
+    if not labels.any():
+        raise DataError(
+            f"all labels of {split} of {data.name} are ignored: there is nothing to train the combination on.",
+            "Give a split with labels, or --combine average.",
+        )
     scores = []
     progress.start("scoring", len(samples))
     for images, outputs in predictor.outputs([s.path for s in samples]):
         scores.append(outputs.member_scores)
         progress.advance(len(images))
-    fitted = fit_combination(np.concatenate(scores), label_matrix(samples), runs[0].task, strength)
+    fitted = fit_combination(np.concatenate(scores), labels, runs[0].task, strength)
     record = {"data": data.name, "split": split, "images": len(samples), "strength": strength}
     return write_ensemble(folder, members, fitted, record)
 
