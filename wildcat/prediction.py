@@ -209,6 +209,7 @@ class Prediction:
 
         Raises:
             ConfigError: no such class, NaN or infinite maps or scores, or `propagate` without boundaries.
+            ShapeError: `params` has gates for another number of classes.
         """
         params, class_maps = self.mask_params(params), self.maps
         gates = params.gates(len(self.classes))

@@ -293,6 +293,11 @@ def test_one_gate_per_class() -> None:
         select_classes(np.ones((3, 1, 1)), np.array([0.2, 0.7, 0.5]), (0.1, 0.8))
     with pytest.raises(ConfigError, match=r"gate=\(0\.5, 1\.5\)"):
         MaskParams(gate=(0.5, 1.5))
+    for gate in ([0.25, 0.5], np.array([0.25, 0.5])):
+        assert MaskParams(gate=gate).gates(2) == (0.25, 0.5)  # type: ignore[arg-type]
+    for gates in ((0.1,), (0.1, 0.2, 0.3)):
+        with pytest.raises(ShapeError, match=f"{len(gates)} gates for 2 classes"):
+            MaskParams(gate=gates).gates(2)
 
 
 def test_zero_probabilities_draw_nothing_and_gate_0_draws_everything() -> None:

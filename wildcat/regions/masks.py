@@ -65,7 +65,9 @@ class MaskParams:
     superpixels: bool = False
 
     def __post_init__(self) -> None:
-        if not all(0 <= gate <= 1 for gate in self.gates(1)):
+        if np.ndim(self.gate):
+            object.__setattr__(self, "gate", tuple(map(float, np.asarray(self.gate))))
+        if not all(0 <= gate <= 1 for gate in np.atleast_1d(self.gate)):
             raise ConfigError(f"gate={self.gate}: give probabilities in [0, 1].", "0 draws every class.")
         if self.rule not in get_args(BackgroundRule):
             choices = get_args(BackgroundRule)
@@ -79,8 +81,12 @@ class MaskParams:
             raise ConfigError(f"exponent={self.exponent}: give a number above 0.", "4 is usual.")
 
     def gates(self, count: int) -> tuple[float, ...]:
-        """The gate of each of `count` classes."""
-        return self.gate if isinstance(self.gate, tuple) else (self.gate,) * count
+        """The gate of each of `count` classes; a ShapeError if there are gates for another number of classes."""
+        if not isinstance(self.gate, tuple):
+            return (self.gate,) * count
+        if len(self.gate) != count:
+            raise ShapeError(f"{len(self.gate)} gates for {count} classes.", "Give one value, or one per class.")
+        return self.gate
 
     def with_threshold(self, threshold: float) -> MaskParams:
         """The same gates and rule with another `threshold`.
