@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -18,10 +19,11 @@ from PIL import Image
 
 from tests.counting import CountingProgress
 from wildcat.cli import main
+from wildcat.cli.calibrate import calibration_table, choice_lines
 from wildcat.data import DataSet
 from wildcat.data.dataset import Sample, Task
 from wildcat.data.images import read_mask
-from wildcat.errors import ConfigError, DataError, RunError
+from wildcat.errors import ConfigError, DataError, RunError, ShapeError
 from wildcat.evaluation import SCORES, THRESHOLDS
 from wildcat.fitting.calibrate import CRF_SCORES, CRF_THRESHOLDS, GATES, PRIOR_IMAGES, calibrate, fit_gates
 from wildcat.models.calibration import (
@@ -33,6 +35,7 @@ from wildcat.models.calibration import (
     write_calibration,
 )
 from wildcat.models.folder import open_model, write_ensemble
+from wildcat.models.manifest import kind_of, recorded_data
 from wildcat.models.run import open_run
 from wildcat.prediction import Prediction
 from wildcat.predictor import load
@@ -202,6 +205,39 @@ def test_the_default_background_suits_the_task_of_the_model(shapes: DataSet) -> 
     assert params.rule == "constant"
 
 
+def test_one_image_without_a_mask_gives_no_error(shapes: DataSet) -> None:
+    bare = [dataclasses.replace(next(s for s in shapes.split("train") if 1 in s.labels), mask=None)]
+    data = dataclasses.replace(shapes, readers={"train": lambda: bare, "val": shapes.readers["val"]}, _cache={})
+    _, record = calibrate(Knows(data), data)  # type: ignore[arg-type]
+    json.dumps(record, allow_nan=False)
+    assert record["choice"]["tried"][0]["error"] is None
+    assert choice_lines(record)[1].endswith("± -")
+
+
+def test_the_table_counts_the_images_of_large_data() -> None:
+    """One image in 30,000 has the class: less than 1e-4 of them."""
+    labels = np.full((30_000, 1), -1, np.int8)
+    labels[0] = 1
+    samples = [Sample(str(i), Path(str(i)), row) for i, row in enumerate(labels)]
+    data = DataSet("large", "csv", Path(), ("a",), "multilabel", {"train": lambda: samples, "val": lambda: samples})
+    _, record = calibrate(Certain(), data, crf=False)  # type: ignore[arg-type]
+    content = {**record, "gate": {"a": 0.5}, "background": {"rule": "score", "score": 0.0}}
+    assert calibration_table(content, Path("run"), "large").splitlines()[1].split()[:2] == ["a", "1"]
+
+
+class Certain:
+    """Stands in for a predictor of one class."""
+
+    name, flip, has_maps, task, classes = "certain", "none", True, "multilabel", ("a",)
+
+    def stream(self, images: Iterable[Path], **_: Any) -> Iterator[Prediction]:
+        one = Prediction(
+            "", 1, 1, ("a",), "multilabel", np.ones(1, np.float32), np.ones((1, 1, 1), np.float32), None, Path()
+        )
+        for _image in images:
+            yield one
+
+
 class KnowsBoundaries(Knows):
     """Also knows where the mask changes."""
 
@@ -346,6 +382,16 @@ def test_a_damaged_file_is_one_sentence(run: Path, spoil: Callable[[Path], objec
     assert load(run, "cpu", calibrated=False).classes == classes
 
 
+def test_files_that_an_editor_saved_with_a_byte_order_mark_are_read(run: Path) -> None:
+    write_calibration(run, open_run(run).classes, MaskParams(gate=0.25), FITTED)
+    data = recorded_data(run)
+    for name in ("calibration.json", "model.json"):
+        (run / name).write_bytes(codecs.BOM_UTF8 + (run / name).read_bytes())
+    calibration = load(run, "cpu").calibration
+    assert calibration is not None and calibration.params.gates(5) == (0.25,) * 5
+    assert (kind_of(run), recorded_data(run)) == ("run", data) and data.source
+
+
 def test_other_weights_need_another_calibration(run: Path) -> None:
     classes = open_run(run).classes
     write_calibration(run, classes, MaskParams(), FITTED)
@@ -446,6 +492,13 @@ def test_the_likeliest_of_exclusive_classes_is_always_drawn() -> None:
     assert prediction([0.1, 0.0], maps, "multiclass", (0.9, 0.9)).mask().tolist() == [[1, 1, 0, 0]]
     assert prediction([0.1, 0.0], maps, "multiclass", (0.9, 0.3)).mask().tolist() == [[1, 1, 2, 2]]
     assert prediction([0.1, 0.0], maps, "multilabel", (0.9, 0.9)).mask().tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+def test_gates_of_another_number_of_classes_are_refused(task: Task) -> None:
+    for gates in ((0.1,), (0.1,) * 9):
+        with pytest.raises(ShapeError, match=f"{len(gates)} gates for 2 classes"):
+            prediction([4, 4], np.ones((2, 1, 4)), task).mask(params=MaskParams(gate=gates))
 
 
 def test_a_class_that_is_the_background() -> None:

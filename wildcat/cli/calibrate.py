@@ -89,7 +89,8 @@ def choice_lines(record: Mapping[str, Any]) -> list[str]:
     where = f"the {choice['measure']} on {choice['images']} images of {record['split']}"
     lines = [f"masks: {steps_name(record)} (gain in {where} over the choice before, ± standard error)"]
     for row in choice["tried"]:
-        lines.append(f"{'':7}{steps_name(row):25}{100 * row['gain']:>+6.1f} ± {100 * row['error']:.1f}")
+        error = "-" if row["error"] is None else f"{100 * row['error']:.1f}"
+        lines.append(f"{'':7}{steps_name(row):25}{100 * row['gain']:>+6.1f} ± {error}")
     return lines
 
 

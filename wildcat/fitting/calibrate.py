@@ -122,7 +122,7 @@ def calibrate(
         "propagate": steps.propagate,
         "crf": bool(steps.crf),
         "flip": predictor.flip,
-        "prior": {c: round(float(v), 4) for c, v in zip(data.classes, prior, strict=True)},
+        "prior": {c: float(v) for c, v in zip(data.classes, prior, strict=True)},
         "f1": {c: round(float(v), 4) for c, v in zip(data.classes, f1, strict=True)},
         **fitted,
     }

@@ -144,14 +144,16 @@ def choose(measured: Mapping[MaskSteps, NDArray[Any]], compare: Compare) -> tupl
         compare: the gain of one over another, and its standard error.
 
     Returns:
-        The chosen steps, and for each of the others `propagate`, `crf`, `gain` over the choice so far, `error`.
+        The chosen steps, and for each of the others `propagate`, `crf`, `gain` over the choice so far, and `error`,
+        None if one image gives none.
     """
     chosen, *others = measured
     tried = []
     for steps in others:
         gain, error = compare(measured[chosen], measured[steps])
+        known_error = round(error, 6) if np.isfinite(error) else None
         tried.append(
-            {"propagate": steps.propagate, "crf": bool(steps.crf), "gain": round(gain, 6), "error": round(error, 6)}
+            {"propagate": steps.propagate, "crf": bool(steps.crf), "gain": round(gain, 6), "error": known_error}
         )
         if len(measured[steps]) >= FEWEST and gain > NOISE * error:
             chosen = steps
