@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,8 +18,9 @@ import wildcat
 from tests.killing import Job, kill_commands, record, soak_kills
 from tests.scale.conftest import png, shard
 from wildcat.cli import main
-from wildcat.models.calibration import write_calibration
+from wildcat.models.calibration import CALIBRATION, write_calibration
 from wildcat.models.run import open_run
+from wildcat.predictor import Predictor
 from wildcat.regions.masks import MaskParams
 from wildcat.scale.rows import read_rows
 
@@ -177,6 +179,63 @@ def test_resume_refuses_what_would_mix_two_sets_of_rows(
     assert predict(*line, *change(folder), "--resume") == 1
     assert says in capsys.readouterr().err
     assert files_in(tmp_path / "out") == before
+
+
+def test_a_complete_folder_refuses_added_images_and_stays_complete(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.png").write_bytes(png(i))
+    line = (tiny, folder, "--out", out, "--shard-rows", 2)
+    assert predict(*line) == 0
+    before = files_in(out)
+    (folder / "4.png").write_bytes(png(4))
+    assert predict(*line, "--resume") == 1
+    output = capsys.readouterr().err
+    assert "complete with 4 rows, and the sources have more" in output and "restore the sources" in output
+    assert files_in(out) == before
+    (folder / "4.png").unlink()
+    (out / "shard-00001.jsonl").unlink()
+    assert predict(*line, "--resume") == 0
+    assert files_in(out) == before
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+def test_a_command_that_fails_before_its_first_shard_can_be_corrected(
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], resume: Sequence[str]
+) -> None:
+    (tmp_path / "v.mp4").touch()
+    flags = ("--out", tmp_path / "out", "--shard-rows", 100, *resume)
+    assert predict(tiny, images / "in", tmp_path / "v.mp4", *flags) == 2
+    assert "v.mp4 is a video" in capsys.readouterr().err
+    assert predict(tiny, images / "in", *flags) == 0
+
+
+def test_an_interruption_before_the_first_shard_leaves_a_linked_folder_empty(
+    tiny: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    line = (tiny, images / "in", "--out", tmp_path / "out", "--shard-rows", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "forward", Mock(side_effect=KeyboardInterrupt))
+        assert predict(*line) == 130
+    assert "Nothing was written: give the same command again." in capsys.readouterr().err
+    assert not list((tmp_path / "disk").iterdir())
+    assert predict(*line) == 0
+
+
+def test_a_damaged_calibration_is_one_sentence_before_ray_starts(
+    tiny: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(tiny, tmp_path / "run"))
+    (run / CALIBRATION).write_text("{")
+    assert predict(run, images / "in", "--out", tmp_path / "out", "--engine", "ray") == 1
+    output = capsys.readouterr().err
+    assert f"{CALIBRATION} is damaged" in output and "wildcat calibrate" in output and "Traceback" not in output
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_refuses_other_thresholds(

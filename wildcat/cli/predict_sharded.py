@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -81,9 +80,9 @@ def run_sharded(command: ShardedCommand) -> int:
     shards = split_shards(images, rows)
 
     def hint() -> str:
-        if folder.discard_unused():
-            return "Nothing was written: give the same command again."
-        return "Then give the same command with --resume; shards that are written stay."
+        if folder.started:
+            return "Then give the same command with --resume; shards that are written stay."
+        return "Nothing was written: give the same command again."
 
     with resume_hint(hint), ProgressBar() as progress:
         if predictor is not None:
@@ -149,15 +148,16 @@ def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[Imag
 
 def plan_of(command: ShardedCommand, rows: int) -> dict[str, Any]:
     """Everything that decides the rows; a resumed command must have the same."""
-    from wildcat.models.calibration import CALIBRATION, weights_digest
+    from wildcat.models.calibration import read_calibration, weights_digest
+    from wildcat.models.folder import open_model
     from wildcat.models.hub import model_folder
 
     run = model_folder(command.run)
-    calibration = run / CALIBRATION  # its thresholds decide the labels and boxes of the rows
+    calibration = read_calibration(run, open_model(run).classes) if run.is_dir() else None
     return {
         "run": absolute_run(command.run),
         "weights": weights_digest(run) if run.is_dir() else command.run,
-        "thresholds": json.loads(calibration.read_text("utf-8-sig")).get("gate") if calibration.is_file() else None,
+        "thresholds": calibration and calibration.record["gate"],  # they decide the labels and boxes of the rows
         "sources": list(command.paths),
         "split": command.split,
         "limit": command.limit,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from wildcat.scale.rows import NumberedImage, Row, encode_rows, predict_rows, re
 
 MANIFEST, SUMMARY = "manifest.json", "summary.json"
 
+OTHER_IMAGES = "Images were added, removed or renamed: restore the sources, or give another --out."
 LISTED_ERRORS = 20  # in summary.json; every unreadable image also has its row
 
 
@@ -79,10 +80,16 @@ def split_shards(images: Iterable[ImageLocation], rows: int) -> Iterator[Shard]:
 class ShardFolder:
     """An output folder, new or to be resumed. Only one command at a time may write into it.
 
+    It stays empty until the first shard is written, so that the same one can be given again after an error before that.
+
     Args:
         folder: created if it does not exist.
         plan: everything that decides the rows: model, sources, settings, rows of a shard, and "format".
         resume: accept a folder that another command has started with the same plan.
+
+    Attributes:
+        started: whether it has a manifest, which is written before the first shard.
+        complete_rows: how many it had when it was last complete; None: it never was.
 
     Raises:
         RunError: the folder is not empty and not to be resumed, has another plan, is damaged or cannot be written.
@@ -94,10 +101,10 @@ class ShardFolder:
         self.format: ShardFormat = self.plan["format"]
         if self.format == "parquet":
             import_parquet()
-        started = (folder / MANIFEST).is_file()
-        if started and not resume:
+        self.started = (folder / MANIFEST).is_file()
+        if self.started and not resume:
             refuse_existing(folder, f"Add --resume to continue, or give another --out, such as {next_free(folder)}.")
-        if started:
+        if self.started:
             self._check_plan()
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,16 +112,10 @@ class ShardFolder:
                 for name in (MANIFEST, SUMMARY, "shard-*"):
                     for left in folder.glob(f".{name}.*{PART}"):
                         left.unlink(missing_ok=True)
-        if not started:
+            tempfile.TemporaryFile(dir=folder).close()  # a folder that is read-only fails here, not after a shard
+        if not self.started:
             refuse_existing(folder)
-            write_json(folder / MANIFEST, {"schema": SCHEMA, **self.plan, "versions": versions()})
-
-    def discard_unused(self) -> bool:
-        """Remove the folder if it has no shard yet, so that the same one can be given again; whether it had none."""
-        unused = [path.name for path in self.folder.iterdir()] == [MANIFEST]
-        if unused:
-            shutil.rmtree(self.folder)
-        return unused
+        self.complete_rows = self._rows_when_complete()
 
     def path_of(self, number: int) -> Path:
         """The file of a shard."""
@@ -124,10 +125,16 @@ class ShardFolder:
         """The errors of a shard that exists, one per row, empty for a prediction; None: it has to be written.
 
         Raises:
-            RunError: the file holds other images, or is damaged.
+            RunError: the file holds other images, or is damaged; or the folder was complete without the images.
         """
         path = self.path_of(shard.number)
         if not path.is_file():
+            if self.complete_rows is not None and shard.images[-1].number >= self.complete_rows:
+                raise RunError(
+                    f"{self.folder} was started with other images: it was complete with {self.complete_rows} rows, "
+                    f"and the sources have more now.",
+                    OTHER_IMAGES,
+                )
             return None
         try:
             rows = read_rows(path)
@@ -139,17 +146,20 @@ class ShardFolder:
             raise RunError(
                 f"{self.folder} was started with other images: {path.name} ({len(names)} rows) does not hold the "
                 f"{len(expected)} images from {expected[0]} on.",
-                "Images were added, removed or renamed: restore the sources, or give another --out.",
+                OTHER_IMAGES,
             )
         return errors
 
     def write(self, shard: Shard, rows: Iterable[Row]) -> list[str]:
-        """Write a shard atomically; the errors of its rows, empty for a prediction.
+        """Write a shard atomically, and the manifest before the first; the errors of its rows, empty for a prediction.
 
         Raises:
             RunError: the file cannot be written.
         """
         found = list(rows)
+        if not self.started:
+            write_json(self.folder / MANIFEST, {"schema": SCHEMA, **self.plan, "versions": versions()})
+            self.started = True
         write_bytes(self.path_of(shard.number), encode_rows(found, self.format))
         return [row.error for row in found]
 
@@ -157,17 +167,19 @@ class ShardFolder:
         """Write summary.json.
 
         Raises:
-            RunError: the folder has rows of images that the sources do not have, or was complete without some.
+            RunError: the folder has rows of images that the sources do not have.
         """
-        path = self.folder / SUMMARY
-        before = read_json(path, "Delete it and continue with --resume.") if path.is_file() else None
-        changed = isinstance(before, dict) and before.get("rows") != summary.rows
-        if changed or len(list(self.folder.glob("shard-*"))) > summary.shards:
+        if self.complete_rows not in (None, summary.rows) or len(list(self.folder.glob("shard-*"))) > summary.shards:
             raise RunError(
-                f"{self.folder} was started with other images: the sources have {summary.rows} now.",
-                "Images were added or removed: restore the sources, or give another --out.",
+                f"{self.folder} was started with other images: the sources have {summary.rows} now.", OTHER_IMAGES
             )
-        write_json(path, asdict(summary))
+        write_json(self.folder / SUMMARY, asdict(summary))
+
+    def _rows_when_complete(self) -> int | None:
+        path = self.folder / SUMMARY
+        summary = read_json(path, "Delete it and continue with --resume.") if path.is_file() else None
+        rows = summary.get("rows") if isinstance(summary, dict) else None
+        return rows if isinstance(rows, int) else None
 
     def _check_plan(self) -> None:
         path = self.folder / MANIFEST
