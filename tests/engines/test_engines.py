@@ -319,6 +319,18 @@ def test_a_damaged_or_swapped_graph_is_exported_again(
     torch.testing.assert_close(engine.features(images()), backbone(images()).detach(), rtol=1e-3, atol=1e-3)
 
 
+def test_an_engine_opens_without_a_cache_that_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "file" / "cache"))
+    made: list[int] = []
+    trace = graph_cache.trace
+    monkeypatch.setattr(graph_cache, "trace", lambda *a: made.append(1) or trace(*a))
+    open_engine("onnx", "fp32", network(0).backbone, SIZE, CPU)
+    assert len(made) == 1 and "fp32.onnx cannot be written" in caplog.text
+
+
 def test_a_swapped_int8_graph_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path))
     for made in (model, network(1)):

@@ -77,6 +77,19 @@ def test_without_images_engines_are_only_timed(tiny: Path, capsys: pytest.Captur
     assert made == {16: True, 32: False}
 
 
+def test_a_cache_that_cannot_be_written_leaves_out_int8_alone(
+    tiny: Path, shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WILDCAT_CACHE", str(tmp_path / "file" / "cache"))
+    flags = ["--split", "train", "--rounds", "1", "--batch-size", "4", "--device", "cpu", "--json"]
+    assert main(["bench", str(tiny), str(shapes.root), *flags]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {"onnx fp32", "openvino fp32"} <= set(result["engines"])
+    assert {"onnx int8", "openvino int8"} <= set(result["left_out"])
+    assert "int8.npy cannot be written" in result["left_out"]["onnx int8"]
+
+
 def row(speedup: float, error: float) -> dict[str, float]:
     return {"speedup": speedup, "score_error": error, "same_class": 1.0, "same_point": 1.0}
 

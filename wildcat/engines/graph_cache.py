@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import io
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from torch import Tensor
 
 from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.engines.onnx_graph import quantize, trace
-from wildcat.errors import EngineError
+from wildcat.errors import EngineError, RunError
 from wildcat.files import remove_leftovers, write_bytes, write_json, writing
 from wildcat.nn.backbones import Backbone
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2  # version of the cache: graphs of another version are not found
 
@@ -49,20 +52,24 @@ def graph_folder(backbone: Backbone, size: int) -> Path:
 def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
     """The serialised graph of a backbone at an image size, from the cache or exported (always with `again`).
 
+    A cache that cannot be written is logged.
+
     Raises:
         MissingExtra, EngineError: see `wildcat.engines.onnx_graph.trace`.
-        RunError: it cannot be written.
     """
     path, limit = graph_folder(backbone, size) / "fp32.onnx", cache_limit()
     with _held(path.parent):
-        if path.is_file() and not again:
+        if not again and path.is_file():
             return path.read_bytes()
         graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        write_bytes(path, graph)
-        make_room(path.parent.parent, limit)
+        try:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path)
+            write_bytes(path, graph)
+            make_room(path.parent.parent, limit)
+        except RunError as error:
+            log.warning("%s The graph is exported each time; set WILDCAT_CACHE to a folder for it.", error.message)
     return graph
 
 
@@ -92,6 +99,7 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
 
     Raises:
         ConfigError, EngineError, MissingExtra: see `wildcat.engines.onnx_graph.quantize`.
+        RunError: the cache cannot be written.
     """
     folder = graph_folder(backbone, size)
     with _held(folder):

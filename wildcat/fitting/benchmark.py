@@ -18,7 +18,7 @@ from wildcat.device import machine
 from wildcat.engines import PRECISIONS, calibrate_int8
 from wildcat.engines.graph_cache import package_version
 from wildcat.engines.onnx_graph import probe
-from wildcat.errors import ConfigError, EngineError, MissingExtra
+from wildcat.errors import ConfigError, EngineError, MissingExtra, RunError
 from wildcat.models.manifest import versions
 from wildcat.models.member import Member, Outputs
 from wildcat.predictor import Predictor
@@ -80,7 +80,7 @@ def bench_engines(
             if precision == "int8" and images and name == "onnx":  # both runtimes take the same graph
                 calibrate(predictor, images, batch_size)
             ready[label] = _with_engine(predictor, name, precision)
-        except (EngineError, MissingExtra) as error:
+        except (EngineError, MissingExtra, RunError) as error:  # RunError: the cache cannot be written
             left_out[label] = error.one_line
     compared = _evenly(images, COMPARED)
     rows: dict[str, dict[str, Any]] = {label: {} for label in ready}
@@ -139,7 +139,7 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
     """Create int8 graphs for every member with at most 200 of the images, evenly spaced; returns their number.
 
     Raises:
-        ConfigError, EngineError, MissingExtra: see `wildcat.engines.calibrate_int8`.
+        ConfigError, EngineError, MissingExtra, RunError: see `wildcat.engines.calibrate_int8`.
         ImageError: an image cannot be read.
     """
     chosen = _evenly(images, CALIBRATION)
