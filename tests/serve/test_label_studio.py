@@ -93,7 +93,11 @@ def send(
 ) -> list[httpx.Response]:
     async def run() -> list[httpx.Response]:
         async with connect(client.limits, label_studio=client, **({"model": model} if model else {})) as service:
-            return [await service.request(method, path, json=body) for method, path, body in requests]
+            kind = {"content-type": "application/json"}  # httpx encodes no lone surrogates, which JSON can escape
+            return [
+                await service.request(method, path, content=json.dumps(body), headers=kind)
+                for method, path, body in requests
+            ]
 
     return asyncio.run(run())
 
@@ -353,6 +357,29 @@ def test_a_task_that_fails_does_not_fail_the_others(
     lines = [record.message for record in caplog.records]
     assert len(lines) == 2 and lines[0].startswith("Label Studio: task 8: the image is at http://example.com, but")
     assert lines[1].startswith("Label Studio: task 10: ") and "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("/moved", 502), ("s3://bucket/\udcff.png", 502), ("/data/\udcff.png", 502), ("/crash", 500)],
+)
+def test_a_task_that_cannot_be_foreseen_does_not_fail_the_others(
+    connect: Connect, server: Server, monkeypatch: pytest.MonkeyPatch, address: str, status: int
+) -> None:
+    server.answers["/moved"] = (302, {"Location": "http://[bad/x"}, b"")
+    fetch = LabelStudio.fetch
+    monkeypatch.setattr(
+        LabelStudio, "fetch", lambda self, url, task: {}[url] if url == "/crash" else fetch(self, url, task)
+    )
+    first, second = predict(connect, server, "/data/upload/1/a.png", address).json()["results"]
+    assert first["result"] and second == []
+    response = predict(connect, server, address)
+    assert response.status_code == status and response.json()["detail"].startswith("task 7: ")
+
+
+def test_a_request_of_more_tasks_than_the_queue_is_predicted(connect: Connect, server: Server) -> None:
+    response = predict(connect, server, *["/data/upload/1/a.png"] * 16, limits=Limits(queue=2))
+    assert all(response.json()["results"])
 
 
 def test_a_batch_is_bounded_and_stops_with_its_client(

@@ -28,7 +28,7 @@ from wildcat.serve.middleware import SecurityMiddleware, error_response, split_u
 from wildcat.serve.responses import AnnotationQuery, MapQuery, PredictQuery, annotation_zip, draw_map, prediction_json
 from wildcat.serve.service import Service
 from wildcat.serve.task_images import LabelStudio
-from wildcat.serve.uploads import FIELD, FORMATS, RequestError, try_later
+from wildcat.serve.uploads import FIELD, FORMATS, UNEXPECTED, RequestError, try_later
 from wildcat.viz.colors import MARK_COLORS, encode_colormaps
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -284,5 +284,4 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected_error(_: Request, __: Exception) -> Response:  # the server logs it
-        message = "an unexpected error occurred; the log of the service has the details."
-        return error_response(RequestError(500, message))
+        return error_response(RequestError(500, UNEXPECTED))

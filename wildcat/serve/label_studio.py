@@ -19,7 +19,7 @@ from wildcat.export.label_studio import Control, annotate, read_controls, task_s
 from wildcat.serve.middleware import split_url
 from wildcat.serve.service import Service, until_disconnect
 from wildcat.serve.task_images import LabelStudio
-from wildcat.serve.uploads import RequestError, upload_name
+from wildcat.serve.uploads import UNEXPECTED, RequestError, upload_name
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Backend:
 
     def __init__(self, server: LabelStudio, service: Service, classes: Sequence[str], model: str) -> None:
         self.server, self.service, self.classes, self.model = server, service, classes, model
-        self.images = asyncio.Semaphore(MOST_IMAGES)
+        self.images = asyncio.Semaphore(min(MOST_IMAGES, service.limits.queue))
         self.warned: set[str] = set()
 
     async def setup(self, request: Request) -> dict[str, Any]:
@@ -131,6 +131,9 @@ class Backend:
             except WildcatError as error:
                 status = error.status if isinstance(error, RequestError) else 422
                 return RequestError(status, f"task {shown(number)}: {error.message}", error.hint)
+            except Exception:  # the group would cancel the other tasks
+                log.exception("Label Studio: task %s", shown(number))
+                return RequestError(500, f"task {shown(number)}: {UNEXPECTED}")
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(attempt(task)) for task in tasks]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import Collection
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wildcat.errors import WildcatError
@@ -34,11 +35,12 @@ SECURITY_HEADERS = {
 DRAIN_SECONDS = 5.0
 
 
-def error_response(error: WildcatError) -> JSONResponse:
+def error_response(error: WildcatError) -> Response:
     """JSON with `detail` and `hint`; status 422 unless the error has its own."""
     status, retry_after = (error.status, error.retry_after) if isinstance(error, RequestError) else (422, None)
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
-    return JSONResponse({"detail": error.message, "hint": error.hint}, status, headers)
+    content = json.dumps({"detail": error.message, "hint": error.hint})  # escapes lone surrogates, unlike JSONResponse
+    return Response(content, status, headers, "application/json")
 
 
 class SecurityMiddleware:

@@ -81,7 +81,7 @@ class LabelStudio:
         """
         parts = split_url(address)
         if parts.scheme in CLOUD:
-            location = base64.urlsafe_b64encode(address.encode()).decode()
+            location = base64.urlsafe_b64encode(address.encode(errors="replace")).decode()
             return self._read(f"{self.url}/tasks/{task}/presign/?fileuri={location}")
         if (parts.scheme or parts.netloc) and not self._is_own(parts):
             raise self._elsewhere(
@@ -122,7 +122,7 @@ class LabelStudio:
                     else:
                         self._check_status(response, url)
                         return self._content(response, start)
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:  # ValueError: a redirect to no valid URL
             if isinstance(error, (requests.Timeout, TimeoutError)) or self._left(start) <= 0:
                 raise self.timed_out() from error
             raise RequestError(

@@ -16,6 +16,7 @@ from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_by
 from wildcat.errors import ImageError, WildcatError
 
 FIELD = "image"  # name of the file in the form
+UNEXPECTED = "an unexpected error occurred; the log of the service has the details."
 CURL_HINT = f"Example: curl -F {FIELD}=@dog.jpg"
 
 # Pillow's decoders that uploads may reach; the others are rarely used, or start programs (EPS).
