@@ -224,6 +224,11 @@ def test_annotations_equal_the_export(connect: Connect, predictor: Predictor, tm
         assert sent[entry] == path.read_bytes(), entry
 
 
+@pytest.mark.parametrize("name", [".", "..", "a/.", ".png", "a."])
+def test_names_of_dots_are_annotated(connect: Connect, name: str) -> None:
+    assert post(connect, "/annotations?format=coco", **upload(name=name)).status_code == 200
+
+
 def test_model_hides_its_path(connect: Connect) -> None:
     response = get(connect, "/model")
     facts = response.json()
@@ -267,6 +272,7 @@ def test_openapi_describes_every_route(connect: Connect) -> None:
         ("/predict?threshold=much", 422, "threshold=much"),
         ("/predict?threshold=nan", 422, "threshold"),
         ("/predict?threshold=inf", 422, "threshold"),
+        ("/predict?save=masks&threshold=1e39", 422, "1e+39"),
         ("/predict?cells=-1", 422, "cells=-1"),
         ("/predict?url=http://127.0.0.1/a.png", 422, "url"),
         ("/map?kind=../../etc/passwd", 422, "kind"),

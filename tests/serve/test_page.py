@@ -58,6 +58,8 @@ def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
     """The URLs of services: of the plain model, of a calibrated one, and behind proxies."""
     running, found = [], {}
     plain = create_app(predictor, hosts=LOOPBACK)
+    numbered = calibrated(predictor, MaskParams(gate=1.0))
+    numbered.classes = ("5", "7", "3")
     for name, app in {
         "plain": plain,
         "walled": create_app(walled(predictor), hosts=LOOPBACK),
@@ -65,6 +67,7 @@ def addresses(predictor: Predictor) -> Iterator[dict[str, str]]:
         "superpixels": create_app(calibrated(predictor, SUPERPIXELS), hosts=LOOPBACK),
         "ranged": create_app(ranged("0,4095"), hosts=LOOPBACK),
         "calibrated": create_app(calibrated(predictor, GATES), hosts=LOOPBACK),
+        "numbered": create_app(numbered, hosts=LOOPBACK),
         "stripped": behind_proxy(plain, prefix="/below"),
         "kept": create_app(predictor, hosts=LOOPBACK, root_path="/wildcat"),
         "other host": behind_proxy(plain, host=b"localhost"),
@@ -395,6 +398,16 @@ def test_an_upload_is_not_dropped_by_a_setting_of_the_mask(
     page.uncheck("#crf")
     page.evaluate("() => window.answer()")
     wait_for(page, "next.png, 96")
+
+
+def test_the_most_probable_class_is_shown_first_if_none_is_predicted(
+    visit: Visit, addresses: dict[str, str], photo: Path
+) -> None:
+    """Objects of JavaScript list names that are numbers in the order of the numbers."""
+    page, _ = visit(addresses["numbered"])
+    upload(page, photo)
+    assert page.locator(".row bdi").all_text_contents() == ["7", "5", "3"]
+    assert page.inner_text("#caption").startswith("7")
 
 
 def test_superpixels_are_drawn_by_the_service(

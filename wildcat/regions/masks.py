@@ -48,7 +48,7 @@ class MaskParams:
             with class maps divided by their maximum. "power": its score is (1 - highest class map)^`exponent` (Ahn
             and Kwak, CVPR 2018), which differs from a constant only under a CRF. "trained": the background is a class
             that was present in every training image, compared by softmax of the raw maps (Pinheiro, CVPR 2015).
-        score: any number, in the unit of the maps; higher draws less.
+        score: any number from -1e30 to 1e30, in the unit of the maps; higher draws less.
         constant: between 0 and 1, in the literature 0.15 to 0.3; higher draws less.
         exponent: above 0, in the literature 4 and more; higher draws more.
         superpixels: average the probabilities over superpixels of the image first, see `wildcat.regions.superpixels`.
@@ -73,8 +73,8 @@ class MaskParams:
             choices = get_args(BackgroundRule)
             hint = did_you_mean(str(self.rule), choices) or f"Choose one of: {', '.join(choices)}."
             raise ConfigError(f"rule={self.rule!r} is unknown.", hint)
-        if not math.isfinite(self.score):
-            raise ConfigError(f"score={self.score}: give a number.", "0 is usual.")
+        if not abs(self.score) <= 1e30:  # maps are float32; true of NaN as well
+            raise ConfigError(f"score={self.score}: give a number between -1e30 and 1e30.", "0 is usual.")
         if not 0 < self.constant < 1:
             raise ConfigError(f"constant={self.constant}: give a number between 0 and 1.", "0.2 is usual.")
         if not 0 < self.exponent < float("inf"):

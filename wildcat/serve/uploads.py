@@ -74,11 +74,11 @@ async def read_form(request: Request) -> tuple[bytes, str]:
 def upload_name(name: str | None) -> str:
     """Last component of a client's file name, at most 200 characters: used as a label, never as a path.
 
-    >>> upload_name("C:\\\\images/../dog.jpg"), upload_name(None)
-    ('dog.jpg', 'image')
+    >>> upload_name("C:\\\\images/../dog.jpg"), upload_name(None), upload_name(".")
+    ('dog.jpg', 'image', 'image')
     """
     last = (name or "").replace("\\", "/").rsplit("/", 1)[-1].replace("\0", "")
-    return last.encode("utf-8", "backslashreplace").decode()[-200:] or "image"
+    return last.encode("utf-8", "backslashreplace").decode()[-200:] if last.strip(".") else "image"
 
 
 def open_image(content: bytes, max_pixels: int) -> Image.Image:

@@ -204,8 +204,10 @@
   };
 
   // --- the list of classes ---
+  // sorted here: objects list keys such as "7" before others
+  const listedClasses = () => Object.keys(row.cells.classes).sort((a, b) => row.scores[b] - row.scores[a]);
   const createClassList = () => {
-    const names = Object.keys(row.cells.classes).sort((a, b) => row.scores[b] - row.scores[a]), all = model.classes.length;
+    const names = listedClasses(), all = model.classes.length;
     find("#classes-note").textContent = names.length < all ? `The ${names.length} most probable of ${number(all)}.`
       : row.labels.length ? "" : "No class is predicted.";
     find("#classes").replaceChildren(...names.map((name, i) => {
@@ -268,7 +270,7 @@
       resetThreshold();
       photo.alt = `${row.image}: ${row.labels.join(", ") || "no class is predicted"}`;
       resetRefinement();
-      selected = shown = row.labels[0] ?? Object.keys(row.cells.classes)[0];
+      selected = shown = row.labels[0] ?? listedClasses()[0];
       document.body.classList.add("has-image");
       find("#drop strong").textContent = "Another image:";
       find("#drop span").textContent = "drop, paste or choose a file";
