@@ -20,6 +20,7 @@ from wildcat.data import remote as places
 from wildcat.data.image_ref import ImageLocation, load_image
 from wildcat.data.remote import expand_braces
 from wildcat.errors import ConfigError, DataError, ImageError
+from wildcat.scale import inputs
 from wildcat.scale.inputs import find_sources, list_images, load_cells
 
 fsspec = pytest.importorskip("fsspec")
@@ -303,6 +304,33 @@ def test_a_store_that_hesitates_is_asked_again(memory: Any, monkeypatch: pytest.
     with pytest.raises(DataError, match=r"cannot be read .the store is busy.") as caught:
         load_image(one)
     assert not isinstance(caught.value, ImageError)  # not the image's fault: the command stops, and can go on
+
+
+def test_a_server_that_does_not_say_the_size(memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    memory.pipe("/a.png", png(1))
+    memory.pipe("/s.tar", shard(tmp_path / "s.tar", {"b.png": png(2)}).read_bytes())
+    monkeypatch.setattr(type(memory), "size", lambda *_: None)
+    (one,) = listed("memory://a.png")
+    assert same(load_image(one), png(1))
+    with pytest.raises(DataError, match=r"the server of memory:///?s\.tar does not say its size"):
+        listed("memory://s.tar")
+    monkeypatch.setattr(stored, "MAX_BYTES", 50)
+    with pytest.raises(ImageError, match="has 51 bytes; the limit is 50"):
+        load_image(one)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("https://host/0000.parquet?download=true", "table"),
+        ("https://host/s.tar?sig=a/b.png#c", "tar"),
+        ("http://host/a.png?name=s.tar", "image"),
+        ("s3://bucket/a?b.tar", "tar"),  # a character of the name there
+    ],
+)
+def test_a_query_does_not_hide_the_type_of_a_source(monkeypatch: pytest.MonkeyPatch, text: str, kind: str) -> None:
+    monkeypatch.setattr(inputs, "path_type", lambda _: "file")
+    assert find_sources([text]) == [(text, kind)]
 
 
 def test_unknown_and_uninstalled_stores(monkeypatch: pytest.MonkeyPatch) -> None:

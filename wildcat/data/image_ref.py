@@ -105,8 +105,9 @@ class ImageLocation(ImageRef):
                     raise DataError(f"{folder} has vanished.", "Restore it, then continue with --resume.") from None
                 raise
         size = file_size(self.file) if self.size < 0 else self.size
-        check_size(self.name, size)
-        content = read_range(self.file, self.start, size)
+        check_size(self.name, size or 0)
+        content = read_range(self.file, self.start, MAX_BYTES + 1 if size is None else size)
+        check_size(self.name, len(content))
         return decode_bytes(content, self.name, max_downscale, intensity, page=self.page)
 
 
@@ -246,7 +247,7 @@ def read_open_file(image: ImageInput | FileInput) -> ImageInput:
 
 
 def check_size(name: str, size: int) -> None:
-    """Refuse an image file of more than `MAX_BYTES` bytes before reading it."""
+    """Refuse an image file of more than `MAX_BYTES` bytes."""
     if size > MAX_BYTES:
         raise ImageError(f"{name} has {size:,} bytes; the limit is {MAX_BYTES:,} bytes.", "Save a smaller image.")
 

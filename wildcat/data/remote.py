@@ -157,9 +157,10 @@ def open_file(path: str) -> IO[bytes]:
     return _request(path, "open", "rb")  # type: ignore[no-any-return]
 
 
-def file_size(path: str) -> int:
-    """Bytes of a file; a DataError if there is no such file."""
-    return int(_request(path, "size"))
+def file_size(path: str) -> int | None:
+    """Bytes of a file, None if its server does not say; a DataError if there is no such file."""
+    size = _request(path, "size")
+    return None if size is None else int(size)
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
@@ -168,11 +169,13 @@ def read_range(path: str, start: int, length: int) -> bytes:
 
 
 def file_name(path: str) -> str:
-    """The last component of a path or URL.
+    """The last component of a path or URL, without the query of an http(s) URL.
 
-    >>> file_name("s3://bucket/a/b.jpg"), file_name("a/b/")
-    ('b.jpg', 'b')
+    >>> file_name("s3://bucket/a/b.jpg"), file_name("a/b/"), file_name("https://host/c.tar?key=d/e")
+    ('b.jpg', 'b', 'c.tar')
     """
+    if path.lower().startswith(("http://", "https://")):
+        path = re.split("[?#]", path, maxsplit=1)[0]
     return path.replace(os.sep, "/").rstrip("/").rpartition("/")[2]
 
 

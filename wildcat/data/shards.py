@@ -50,9 +50,11 @@ def list_members(
         skipped: counts all other members by their type.
 
     Raises:
-        DataError: the shard is missing, cut or damaged; what was listed before is sound.
+        DataError: the shard is missing, cut, damaged or of unknown size; what was listed before is sound.
     """
     total = file_size(shard)
+    if total is None:
+        raise DataError(f"the server of {shard} does not say its size.", "Download the shard and give the file.")
     with open_file(shard) as raw:
         try:
             with tarfile.open(fileobj=_Headers(raw), mode="r:") as file:
