@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wildcat.data import FORMATS, open_dataset, write_shapes
+from wildcat.data.labels import parse_names
 from wildcat.data.readers.scene15 import SCENE_CLASSES
 from wildcat.data.registry import describe_tree, list_datasets
 from wildcat.errors import ConfigError, DataError
@@ -153,6 +154,8 @@ def test_classes_are_chosen_in_every_format(tmp_path: Path) -> None:
     assert any("ignored" in note for note in data.notes)
     with pytest.raises(DataError, match=r"--classes.*no folder .w."):
         open_dataset(root, classes=["w", "x"])
+    with pytest.raises(ConfigError, match=r"--classes gone.txt: there is no such file"):
+        parse_names("gone.txt")
     voc = open_dataset(write_shapes(tmp_path / "voc", train=4, val=2, size=(32, 32)))
     chosen = open_dataset(voc.root, classes=["ring", "disc"])
     assert (chosen.format, chosen.splits, chosen.classes) == ("voc", voc.splits, ("ring", "disc"))

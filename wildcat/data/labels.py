@@ -18,6 +18,7 @@ from wildcat.errors import ConfigError, DataError
 # Cells of a missing value, as pandas, R, SQL and Excel write it. Lower-case "none" is a name people give to a class.
 NO_LABEL = frozenset({"", "nan", "NaN", "NAN", "None", "NULL", "null", "<NA>", "N/A", "n/a", "#N/A", "[]", "{}"})
 
+CLASSES_HINT = "Write --classes a,b or give a .txt file, one per line."
 WHOLE = "none"  # the separator that keeps every cell as one name
 _CERTAIN = re.compile(r"[;|\n\t]")  # no name of a class holds these
 _LIKELY = (",", "#", "/", "+", "&", " ")  # separate labels only where the other cells of the column confirm it
@@ -65,20 +66,22 @@ def parse_names(text: str) -> tuple[str, ...]:
     """Class names from `a,b`, a name with a comma in double quotes, or from a .txt file with one per line.
 
     Raises:
-        ConfigError: no name, or one twice.
+        ConfigError: no name, one twice, or a .txt file that does not exist.
 
     >>> parse_names('cat, "crane, bird"')
     ('cat', 'crane, bird')
     """
     path = Path(text).expanduser()
-    if path.suffix == ".txt" and path.is_file():
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise ConfigError(f"--classes {text}: there is no such file.", CLASSES_HINT)
         found = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     else:
         found = next(csv.reader([text], skipinitialspace=True), [])
     names = [name for name in map(normal_name, found) if name]
     if not names or len(set(names)) < len(names):
         problem = f"{Counter(names).most_common(1)[0][0]!r} is named twice" if names else "it names no class"
-        raise ConfigError(f"--classes {text}: {problem}.", "Write --classes a,b or give a .txt file, one per line.")
+        raise ConfigError(f"--classes {text}: {problem}.", CLASSES_HINT)
     return tuple(names)
 
 

@@ -301,6 +301,7 @@ MISTAKES = [
     ("image,labels\na.jpg,\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 0 labels", "1 of 2 rows"], "multilabel"),
     ("image,labels\na.jpg,x;y\nb.jpg,y\n", {"task": "multiclass"}, ["line 2: 2 labels"], "multilabel"),
     ("image,labels\na.jpg,cat\nb.jpg,dgo\n", {"classes": ["cat", "dog"]}, ["--classes", "'dog'"], "did you mean dgo?"),
+    ("image,labels\na.jpg,cat\nb.jpg,disc\n", {"classes": ["cat", "xyz"]}, ["--classes", "'xyz'"], "are cat, disc."),
     ('image,labels\na.jpg,x\nb.jpg,"[[""y""]]"\n', {}, ["line 3", "a list within a list"], "--separator none"),
     ('image,labels\na.jpg,x\nb.jpg,"{""y"": 2}"\n', {}, ["line 3", "an object without"], "--separator none"),
     ('image,labels\na.jpg,z\nb.jpg,"x,y"\n', {}, ["line 3", "'x,y' may be one name or several"], "--separator ,"),

@@ -286,8 +286,9 @@ def _joined_labels(
     names = tuple(occurring if classes is None else classes)
     left_out = [name for name in occurring if name not in names]
     for name in names:
-        if name not in occurring and (near := did_you_mean(name, left_out)):
-            raise DataError(f"--classes names {name!r}, which is no label in {table.path}.", near)
+        if name not in occurring:
+            hint = did_you_mean(name, left_out) or f"Its labels are {', '.join(occurring[:20])}."
+            raise DataError(f"--classes names {name!r}, which is no label in {table.path}.", hint)
     if left_out:
         notes.append(f"Labels that are not in --classes are left out: {', '.join(map(repr, left_out[:5]))}.")
     index = {name: position for position, name in enumerate(names)}
