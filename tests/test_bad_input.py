@@ -97,7 +97,7 @@ def test_a_missing_folder(refused: Refused, tmp_path: Path, tiny: Path) -> None:
         told = refused(*command, tmp_path / "pest", names=tmp_path / "pest")
         assert "did you mean pets" in told.lower()
     told = refused("predict", tiny, tmp_path / "pest", names=tmp_path / "pest")
-    assert "did you mean pets" in told.lower()
+    assert f"Did you mean {tmp_path / 'pets'}?" in told
 
 
 def test_an_empty_class(refused: Refused, tmp_path: Path) -> None:

@@ -432,7 +432,7 @@ def test_unknown_models_are_named_with_a_suggestion(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(RunError, match="there is no model folder") as caught:
         load(tmp_path / "rum")
-    assert caught.value.hint == "did you mean run?"
+    assert caught.value.hint == f"did you mean {tmp_path / 'run'}?"
     with pytest.raises(RunError, match=r"it has no model\.json"):
         load(tmp_path / "run")
 

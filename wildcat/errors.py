@@ -6,6 +6,7 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -131,13 +132,17 @@ def known_error(error: BaseException) -> WildcatError | None:
     return out_of_memory(error)
 
 
-def did_you_mean(value: str, allowed: Iterable[str]) -> str:
+def did_you_mean(value: str, allowed: Iterable[str], folder: Path | None = None) -> str:
     """`"did you mean X?"` for the most similar allowed names, or an empty string.
 
-    >>> did_you_mean("resnet5", ["resnet50", "lite0"])
-    'did you mean resnet50?'
+    Args:
+        folder: of files with these names; each is given with its path.
+
+    >>> did_you_mean("resnet5", ["resnet50", "lite0"]), did_you_mean("mien", ["mine"], Path("runs"))
+    ('did you mean resnet50?', 'did you mean runs/mine?')
     """
     choices = list(allowed)
     lowered = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(value.lower(), list(lowered), n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(lowered[name] for name in near)}?" if near else ""
+    names = [str(folder / lowered[name]) if folder else lowered[name] for name in near]
+    return f"did you mean {' or '.join(names)}?" if near else ""

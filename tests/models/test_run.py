@@ -118,7 +118,7 @@ def test_not_a_run_folder(run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         open_run(tmp_path / "runn")
     assert caught.value.message == f"there is no model folder {tmp_path / 'runn'}."
-    assert caught.value.hint == "did you mean run?"
+    assert caught.value.hint == f"did you mean {tmp_path / 'run'}?"
     for name, what in ((CONFIG, "run"), (MANIFEST, "model")):
         (run.folder / name).rename(run.folder / "away")
         with pytest.raises(RunError, match=rf"is not a {what} folder: it has no {re.escape(name)}"):

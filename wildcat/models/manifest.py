@@ -51,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        near = did_you_mean(folder.name, _siblings(folder))
+        near = did_you_mean(folder.name, _siblings(folder), folder.parent)
         raise RunError(f"there is no model folder {folder}.", near or "Give a folder that wildcat train wrote.")
     if not path.is_file():
         old = [name for name in ("run.json", "ensemble.json", "refined.json") if (folder / name).is_file()]

@@ -72,7 +72,8 @@ def _sources_at(path: str) -> Iterator[InputSource]:
         names = [] if is_url(path) or not folder.is_dir() else [path.name for path in folder.iterdir()]
         raise DataError(
             f"{path} does not exist.",
-            did_you_mean(file_name(path), names) or "Give an image, a folder, a glob in quotes, a .tar or a .parquet.",
+            did_you_mean(file_name(path), names, folder)
+            or "Give an image, a folder, a glob in quotes, a .tar or a .parquet.",
         )
 
 
