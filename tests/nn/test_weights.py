@@ -101,6 +101,12 @@ def test_files_that_hold_no_weights(tmp_path: Path, network: nn.Module) -> None:
     cut.write_bytes(cut.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"cut.safetensors is not a readable file of weights"):
         create_backbone("test_resnet", weights=str(cut))
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(99))
+    (tmp_path / "settings.json").write_text("{}")
+    for name in ("photo.jpg", "settings.json"):
+        with pytest.raises(RunError, match="weights: it holds something other than named tensors") as caught:
+            create_backbone("test_resnet", weights=str(tmp_path / name))
+        assert caught.value.hint.startswith("Give a .safetensors or .pth file")
     with pytest.raises(RunError, match=r"there is no file of weights imagent"):
         create_backbone("test_resnet", weights="imagent")
 

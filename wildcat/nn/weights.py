@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,9 @@ def _timm_key(key: str, places: list[str]) -> str:
     return ".".join([places[index], names[parts[2]], *parts[3:]])
 
 
+OTHERS = "it holds something other than named tensors"
+
+
 def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     """Backbone weights from a file, without the classifier that may come along.
 
@@ -101,10 +105,14 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
             for wrapper in ("state_dict", "model"):
                 state = state.get(wrapper, state) if isinstance(state, dict) else state
             if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-                raise ValueError("it holds something other than named tensors")
+                raise ValueError(OTHERS)
     except Exception as error:  # readers raise anything on damaged files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path} is not a readable file of weights: {reason}.") from error
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the code that a file holds
+            reason = OTHERS
+        raise RunError(
+            f"{path} is not a readable file of weights: {reason}.", "Give a .safetensors or .pth file of a state_dict."
+        ) from error
     wanted = set(network.state_dict())
     classifier = set(timm_classifier_keys(network))
     return {k: v for k, v in state.items() if k in wanted or k.rsplit(".", 1)[0] not in classifier}
