@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wildcat.config import FLIP_VIEWS, EngineName, Flip, Localize, Precision
+from wildcat.config import FLIP_VIEWS, MOST, EngineName, Flip, Localize, Precision
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import (
     FileInput,
@@ -394,15 +394,17 @@ def load(
     Raises:
         RunError: no such folder or model, or the folder is damaged, or its calibration is of other weights; or
             `propagate` for a model without boundaries; or the hub refuses access or cannot be reached.
-        ConfigError: a size or a tile below 32 pixels, an output stride the backbone does not support, sizes for an
-            ensemble, a precision the engine does not have, an engine other than torch for a refined model, a beam
-            search with several networks or tiles, or a cascade with tiles or a beam search.
+        ConfigError: a size or a tile below 32 pixels, a size above 16,384, an output stride the backbone does not
+            support, sizes for an ensemble, a precision the engine does not have, an engine other than torch for a
+            refined model, a beam search with several networks or tiles, or a cascade with tiles or a beam search.
         EngineError: the engine cannot run the network here, or there is no int8 graph yet.
         MissingExtra: the weights of a packaged model, or the engine, are not installed.
     """
     name = str(source)
     if small := [size for size in sizes if size < 32]:
         raise ConfigError(f"sizes={small[0]}: give at least 32 pixels.", "224 to 560 are usual.")
+    if large := [size for size in sizes if size > MOST["image_size"]]:
+        raise ConfigError(f"sizes={large[0]}: give at most {MOST['image_size']:,} pixels.", "224 to 560 are usual.")
     classes: Sequence[str]
     task: Task
     combination, calibration, cascade = None, None, None

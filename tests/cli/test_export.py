@@ -114,12 +114,12 @@ def test_the_network_is_exported_as_onnx(run: Path, tmp_path: Path, capsys: pyte
         (("--with-processing", "--tile", "512"), "--with-processing excludes --tile 512"),
         (("photo.jpg",), "takes no images, and got photo.jpg"),
         (("--precision", "bf16"), "--engine torch --precision bf16 cannot be used with --format onnx"),
-        (("--sizes", "64,96"), "one ONNX file holds one network"),
+        (("--sizes", "64,96"), "one ONNX file holds one network at one size.\n  Give one of the sizes alone."),
     ):
         assert command(*line, "--out", tmp_path / "x.onnx", *wrong) == 2
         assert said in capsys.readouterr().err
     assert command("export", run, "--format", "coco", "--out", tmp_path / "coco") == 2
-    assert "Name images" in capsys.readouterr().err
+    assert "Name images, folders of images, or globs in quotes.\n" in capsys.readouterr().err
     assert [f.name for f in tmp_path.iterdir()] == ["tiny.onnx"]
 
 

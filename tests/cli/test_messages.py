@@ -77,6 +77,7 @@ def test_other_commands_name_their_flags(tiny: Path, shapes: Path, capsys: pytes
         ("predict", tiny, shapes, "--tile", 5): "--tile 5: give a side of at least",
         ("predict", tiny, shapes, "--device", "tpu"): "--device tpu: this machine has no such device.",
         ("evaluate", tiny, shapes, "--sizes", "20"): "--sizes 20: give at least 32 pixels.",
+        ("evaluate", tiny, shapes, "--sizes", "64,200000"): "--sizes 200000: give at most 16,384 pixels.",
         ("refine", tiny, shapes, "--out", "new", "--epochs", 0): "--epochs 0: give at least 1.",
         ("serve", tiny, "--port", 70000): "--port 70000: give a number from 1 to 65535",
     }.items():
@@ -110,7 +111,7 @@ def test_the_memory_hint_names_flags_of_the_command(
     assert command("evaluate", tiny, shapes, "--device", "cpu") == 1
     assert "--" not in capsys.readouterr().err.partition("Close other programs")[2]
     assert command("predict", tiny, shapes / "JPEGImages", "--device", "cpu") == 1
-    assert "reduce --batch-size or --workers" in capsys.readouterr().err
+    assert "reduce --batch-size." in capsys.readouterr().err, "--workers is for --engine ray alone"
     assert command("train", shapes, "--out", tmp_path / "run", *TINY) == 1
     assert "reduce --batch-size or --workers" in capsys.readouterr().err
 

@@ -151,7 +151,9 @@ def test_a_graph_that_differs_is_not_written(tmp_path: Path) -> None:
 
 def several(tmp_path: Path) -> None:
     p = predictor()
-    export_onnx(Predictor("both", [*p.members, *p.members], CLASSES, "multilabel", "cpu"), tmp_path / "model.onnx")
+    export_onnx(
+        Predictor("both", [*p.members, *predictor().members], CLASSES, "multilabel", "cpu"), tmp_path / "model.onnx"
+    )
 
 
 def tiled(tmp_path: Path) -> None:

@@ -268,3 +268,4 @@ def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None
         "(OSError: We couldn't connect to 'https://huggingface.co')."
     )
     assert "take lite0" in caught.value.hint
+    assert "--weights none --tune all" in caught.value.hint, "--tune head and last refuse none"

@@ -338,9 +338,14 @@ def test_unknown_and_uninstalled_stores(monkeypatch: pytest.MonkeyPatch) -> None
         listed("s4://bucket/a.tar")
     assert "s3" in caught.value.hint
     known = importlib.import_module("fsspec.registry").known_implementations
-    monkeypatch.setitem(known, "cloud", {"class": "no_such_fs.Cloud", "err": "Install cloudfs to use it"})
-    with pytest.raises(ConfigError, match=r"cloud:// needs a package") as caught:
-        listed("cloud://bucket/a.tar")
-    assert caught.value.hint == "Type: pip install cloudfs"
+    for text, packages in (
+        ("Install cloudfs to use it", "cloudfs"),
+        ("Install the cloudfs package to use it", "cloudfs"),
+        ('It requires "requests" and "aiohttp" to be installed', "requests aiohttp"),
+    ):
+        monkeypatch.setitem(known, "cloud", {"class": "no_such_fs.Cloud", "err": text})
+        with pytest.raises(ConfigError, match=r"cloud:// needs a package") as caught:
+            listed("cloud://bucket/a.tar")
+        assert caught.value.hint == f"Type: pip install {packages}"
     with pytest.raises(DataError, match=r"memory://gone\.tar does not exist"):
         listed("memory://gone.tar")

@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(arguments: list[str]) -> int:
     """Run a command and print errors that the user can fix as one sentence; returns the exit code."""
+    command = None
     try:
         command = parse(arguments)
         if not isinstance(command, Serve):  # which answers larger images with a status of their own
@@ -125,6 +126,8 @@ def run_command(arguments: list[str]) -> int:
             message, hint = with_flags(message, names), with_flags(hint, names)
         elif isinstance(known, OutOfMemory):
             fixed = {"batch_size"} if kind is Train and "--resume" in hint else set()  # in a run that has begun
+            if isinstance(command, Predict) and command.engine != "ray":
+                fixed = {"workers"}
             less = [name for name in ("batch_size", "workers") if name in names - fixed]
             remedy = f", or reduce {' or '.join(map(flag, less))}" if less else ""
             hint = hint.replace(MEMORY_HINT, f"Close other programs{remedy}.")

@@ -200,10 +200,11 @@ def _file_system(path: str) -> tuple[Any, str]:
         system, key = fsspec.core.url_to_fs(path)
     except ImportError as error:
         text = known_implementations.get(scheme, {}).get("err", "")
-        package = re.search(r'(?:[Ii]nstall|requires) "?([\w-]+)', text)
+        quoted, other = re.findall(r'"([\w-]+)"', text), re.findall(r"(?:[Ii]nstall|requires) (?:the )?([\w-]+)", text)
+        packages = " ".join(quoted or other[:1])
         raise ConfigError(
             f"{scheme}:// needs a package that is not installed: {error}.",
-            f"Type: pip install {package[1]}" if package else "Install it with pip.",
+            f"Type: pip install {packages}" if packages else "Install it with pip.",
         ) from error
     except ValueError as error:
         raise ConfigError(

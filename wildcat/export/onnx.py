@@ -44,10 +44,13 @@ def export_onnx(predictor: Predictor, path: str | Path, with_processing: bool = 
     """
     path = Path(path)
     if len(predictor.members) > 1:
+        networks = len({id(member.model) for member in predictor.members})
         raise ConfigError(
             f"{predictor.name} runs {len(predictor.members)} networks or sizes; one ONNX file holds one network at one "
             "size.",
-            f"Export one at a time: a member of an ensemble ({predictor.name}/members/1), or one of --sizes.",
+            f"Export a member at a time: {predictor.name}/members/1."
+            if networks > 1
+            else "Give one of the sizes alone.",
         )
     if predictor.cascade is not None:
         raise ConfigError(

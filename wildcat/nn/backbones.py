@@ -158,7 +158,7 @@ def create_backbone(name: str, weights: str = "imagenet", output_stride: int = 3
         raise RunError(
             f"the ImageNet weights of {name} could not be fetched ({type(error).__name__}: {reason}).",
             "Give a file (--weights FILE.safetensors), take lite0 (its weights come with the package), "
-            "or start from scratch (--weights none).",
+            "or start from scratch (--weights none --tune all).",
         ) from error
     if weights == "imagenet" and embedded:
         weights_here = {k: v for k, v in embedded_weights(name, network).items() if not k.startswith("classifier.")}

@@ -47,9 +47,7 @@ def find_sources(texts: Sequence[str]) -> list[InputSource]:
         DataError: a source that does not exist, or a glob without a match.
     """
     if not texts:
-        raise ConfigError(
-            "no images are given.", "Name images, folders of images, globs in quotes, tar shards or tables."
-        )
+        raise ConfigError("no images are given.", "Name images, folders of images, or globs in quotes.")
     found = [source for text in texts for part in expand_braces(text) for source in _sources_at(local_path(part))]
     return list(dict.fromkeys(found))
 
@@ -72,8 +70,7 @@ def _sources_at(path: str) -> Iterator[InputSource]:
         names = [] if is_url(path) or not folder.is_dir() else [path.name for path in folder.iterdir()]
         raise DataError(
             f"{path} does not exist.",
-            did_you_mean(file_name(path), names, folder)
-            or "Give an image, a folder, a glob in quotes, a .tar or a .parquet.",
+            did_you_mean(file_name(path), names, folder) or "Give an image, a folder, or a glob in quotes.",
         )
 
 
