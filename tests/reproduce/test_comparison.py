@@ -310,3 +310,5 @@ def test_an_interrupted_comparison_says_how_to_continue(
     assert "interrupted. Give the same command again: it continues where it was." in capsys.readouterr().err
     assert main(line) == 130
     assert "Give the same command" not in capsys.readouterr().err
+    assert main([*line, "--out", str(squares)]) == 1, "a folder of other files"
+    assert f"{squares} exists and is never overwritten." in capsys.readouterr().err

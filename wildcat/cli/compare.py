@@ -23,7 +23,7 @@ from wildcat.cli.options import (
     open_data,
 )
 from wildcat.config import TrainConfig
-from wildcat.files import next_free
+from wildcat.files import next_free, refuse_existing
 from wildcat.settings import load_recipe
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Compare(DataCommand):
     folds: int = 5
     """Number of parts of the training images; each is measured once, after training on the others."""
     out: Path | None = None
-    """Folder for comparison.json and the finished folds; those that are there already are not run again."""
+    """New folder for comparison.json and the finished folds, or that of an earlier comparison, whose folds are not run
+    again."""
     json: bool = False
     """Print one JSON object instead of a table."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: load_recipe("reproduce"))
@@ -60,10 +61,12 @@ def run_compare(command: Compare) -> int:
     from wildcat.device import choose_device
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import ProgressBar
-    from wildcat.reproduce.comparison import Comparison, check_comparison, compare, joined
+    from wildcat.reproduce.comparison import SUMMARY, Comparison, check_comparison, compare, joined
 
     config = command.config
     config.validate()
+    if command.out and not any((command.out / name).exists() for name in (SUMMARY, "cells")):
+        refuse_existing(command.out)  # such as the folder of the images
     check_backbone_name(config.backbone)
     methods = tuple(name.strip() for name in command.methods.split(",") if name.strip())
     plan = Comparison(methods, config, command.folds)
