@@ -499,6 +499,23 @@ def test_a_split_of_a_data_set(tiny: Path, shapes: Path, tmp_path: Path) -> None
     assert [r["image"] for r in rows_of(tmp_path / "out")] == expected
 
 
+def test_how_a_data_set_is_read_needs_a_split(
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one its masks and other files would be taken for images."""
+    out = ("--out", tmp_path / "out")
+    for line in (
+        ("predict", tiny, shapes, "--format", "coco"),
+        ("predict", tiny, shapes, "--separator", "|", "--shard-rows", 5, *out),
+        ("rank", tiny, shapes, "--data-option", "task=multilabel"),
+        ("export", tiny, shapes, "--data-format", "voc", "--format", "coco", *out),
+    ):
+        assert command(*line) == 2
+        said = f"{line[3]} {line[4]} is for a data set, and no split is given.\n  Add --split, such as val."
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_split_is_read_as_the_run_has_read_it(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,8 +66,10 @@ def test_a_loss_that_diverges_names_the_setting_and_writes_nothing(tiny: Path, s
         ({"tune": "last"}, "tune='last': give segmenter or all"),
         ({"tune_epochs": 0}, "tune_epochs=0: give at least 1"),
         ({"tune_lr": 0.0}, "tune_lr=0.0: give a number above 0"),
+        ({"tune_epochs": 9}, "tune_epochs=9 has no effect without tune='all'"),
+        ({"boundary_epochs": 9}, "boundary_epochs=9 has no effect without propagate=True"),
     ],
 )
-def test_settings_out_of_range_are_named(settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range_or_without_their_step_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RefineConfig(**settings).validate()  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ def export_annotations(command: Export) -> int:
     check_amounts(command.batch_size, command.limit)
     flags = {field.name: getattr(command, field.name) for field in fields(ReaderCommand)}
     data = DataCommand(format=command.data_format, **flags)
-    images = find_images(command.paths, command.split, command.limit, data, run=command.run)
+    images = find_images(command.paths, command.split, command.limit, data, run=command.run, format="--data-format")
     predictor = load_model(command, command.run)
     require_maps(predictor)
     written, regions = 0, 0

@@ -6,10 +6,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wildcat.cli.options import DataCommand, note_dark, open_data
+from wildcat.cli.options import DataCommand, data_flags, note_dark, open_data
 from wildcat.errors import ConfigError, DataError, ImageError, WildcatError
 
 if TYPE_CHECKING:
@@ -32,6 +33,13 @@ def check_amounts(batch_size: int, limit: int, top_k: int = 0) -> None:
         raise ConfigError(f"top_k={top_k}: give at least 1, or 0 for all classes.")
 
 
+def refuse_reading(data: DataCommand, format: str = "--format") -> None:
+    """Refuse flags that say how a data set is read, where no split of one is given."""
+    if words := data_flags(replace(data, max_pixels=None)):
+        name = format if words[0] == "--format" else words[0]
+        raise ConfigError(f"{name} {words[1]} is for a data set, and no split is given.", "Add --split, such as val.")
+
+
 def split_samples(paths: Sequence[str], split: str, data: DataCommand, run: str | Path | None) -> tuple[Sample, ...]:
     """The samples of a split of the one data set that `paths` must name, read as for `run`, see `open_data`."""
     if len(paths) != 1:
@@ -46,6 +54,7 @@ def find_images(
     data: DataCommand,
     every: float | None = None,
     run: str | Path | None = None,
+    format: str = "--format",
 ) -> list[tuple[Path | ImageRef, str]]:
     """The images of a command line, each once, with the relative path that names its output files.
 
@@ -54,6 +63,7 @@ def find_images(
             without any, as the data that the model `run` was trained on.
         limit: maximum number of images; 0: all.
         every: seconds between the frames of videos, which are images then; None: videos are refused.
+        format: the flag that gives the format of `data`.
     """
     from wildcat.data.remote import is_url
     from wildcat.data.video import VideoFrame, list_frames
@@ -66,6 +76,7 @@ def find_images(
             path = sample.path
             found[path] = path.name if isinstance(path, Path) else sample.name.replace(".tar#", "/")
     else:
+        refuse_reading(data, format)
         for source in find_sources(paths):
             if source.kind == "video" and every is not None:
                 try:

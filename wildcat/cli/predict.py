@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from wildcat.cli.images import check_amounts, find_images, predict_each
+from wildcat.cli.images import check_amounts, find_images, predict_each, refuse_reading
 from wildcat.cli.options import load_model, require_maps
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
 from wildcat.errors import ConfigError, install_extra, unknown_class
@@ -168,6 +168,8 @@ def check_flags(command: Predict, sharded: bool) -> None:
         reason, hint = "needs output in shards.", "Add --shard-rows 1000 --out DIR."
     if flag := next((flag for flag, given in refused.items() if given), None):
         raise ConfigError(f"{flag} {reason}", hint)
+    if command.split is None:
+        refuse_reading(replace(command, classes="", image_column=None))
 
 
 def named_classes(text: str, classes: Sequence[str]) -> tuple[str, ...]:

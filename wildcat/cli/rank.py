@@ -60,7 +60,7 @@ def run_rank(command: Rank) -> int:
             raise ConfigError(f"{command.out}: a ranking is written as {' or '.join(SUFFIXES)}.")
         check_target(command.out)
     images = dict(find_images(command.paths, command.split, command.limit, command, run=command.run))
-    labelled = dict(find_images(command.labelled, None, 0, command)) if command.labelled else {}
+    labelled = dict(find_images(command.labelled, None, 0, DataCommand())) if command.labelled else {}
     sizes, stride = parse_sizes(command.sizes), command.output_stride
     predictor = load(command.run, command.device, command.flip, sizes, output_stride=stride)
     names = {str(image): name for image, name in images.items()}

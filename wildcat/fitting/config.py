@@ -64,7 +64,7 @@ class RefineConfig:
         """Check every value.
 
         Raises:
-            ConfigError: a value is out of range.
+            ConfigError: a value is out of range, or is for a step that is not chosen.
         """
         self.check_method()
         self.size_factors()
@@ -82,6 +82,15 @@ class RefineConfig:
         for name in ("confidence", "label_margin", "weight_decay"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ConfigError(f"{name}={getattr(self, name)}: give a number of at least 0.")
+        for step, chosen, names in (
+            ("tune='all'", self.tune == "all", ("tune_epochs", "tune_lr")),
+            ("propagate=True", self.propagate, ("confidence", "boundary_epochs", "boundary_lr")),
+        ):
+            for name in names:
+                if not chosen and getattr(self, name) != getattr(RefineConfig, name):
+                    raise ConfigError(
+                        f"{name}={getattr(self, name)} has no effect without {step}.", f"Add {step}, or leave it out."
+                    )
 
     def check_method(self) -> None:
         """Refuse an unknown method, and settings that the method does not use.
