@@ -46,7 +46,7 @@ def argument_row(action: argparse.Action) -> str:
         text, default = text[: found.start()], found[2] if found[2] is not None else found[1]
     metavar = str(action.metavar or "").replace("{None}|", "")
     flag = " ".join([*action.option_strings, metavar] if action.option_strings else [metavar or action.dest])
-    if default in ("None", "False", "", "''"):
+    if default in ("None", "False", "True", "", "''"):
         default = ""
     elif default not in ("required", "repeatable"):
         default = f"`{default}`"

@@ -81,6 +81,14 @@ def test_each_command_explains_itself(name: str, capsys: pytest.CaptureFixture[s
     assert "STR" not in text.split("options")[0]  # positional arguments are called what they are
 
 
+def test_the_help_tells_optional_arguments_from_required_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    usage = {"methods": "[NAME]", "backbones": "[TEXT]", "datasets": "[NAME]", "export": "[PATH...]", "rank": "PATH..."}
+    for name, argument in usage.items():
+        assert command(name, "--help") == 0
+        text = capsys.readouterr().out
+        assert f" {argument}" in text.partition("\n\n")[0] and "(default: )" not in text
+
+
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert command() == 0
     assert "train" in capsys.readouterr().out

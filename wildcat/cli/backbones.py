@@ -16,7 +16,7 @@ from wildcat.errors import ConfigError, did_you_mean
 class Backbones(Command):
     """List the backbones that `train --backbone` accepts, or check one."""
 
-    pattern: Positional[Annotated[str, arg(metavar="TEXT")]] = ""
+    pattern: Positional[Annotated[str, arg(metavar="[TEXT]", help_behavior_hint="")]] = ""
     """Show only names that contain this text; * matches any text."""
     check: Annotated[str, arg(metavar="NAME")] = ""
     """Build this backbone without weights, run it on an image of --image-size and print the size of its map."""

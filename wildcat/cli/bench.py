@@ -18,7 +18,7 @@ class Bench(ViewCommand, DataCommand):
     """Time the engines that can run a model here, compare their outputs with torch's, and create int8 graphs."""
 
     run: Model
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="[PATH...]", help_behavior_hint="")]] = ()
     """Typical images, folders or globs; with --split, one data set. A few hundred are best: int8 is calibrated with
     them, and scores are compared on them. Without any, engines are only timed."""
     split: str | None = None

@@ -19,7 +19,7 @@ class Datasets(Command):
 
     action: Positional[Literal["list", "fetch"]] = "list"
     """list, or fetch a public data set."""
-    name: Positional[Annotated[str, arg(metavar="NAME")]] = ""
+    name: Positional[Annotated[str, arg(metavar="[NAME]", help_behavior_hint="")]] = ""
     """Data set to download, such as VOC2007."""
     to: Path | None = None
     """Target folder; it may hold other data sets."""

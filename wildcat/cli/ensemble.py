@@ -16,7 +16,7 @@ from wildcat.cli.options import DataCommand, describe, open_data
 class Ensemble(DataCommand):
     """Combine several runs, such as one per input size, into one model. A cascade among them keeps its second stage."""
 
-    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...")]]
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...", help_behavior_hint="(required)")]]
     """Run folders or cascades, or hf://user/name, trained on the same data; at least two."""
     out: Path
     """New model folder; never overwritten."""

@@ -18,7 +18,7 @@ class Export(ModelCommand, ReaderCommand):
     """Export the model as ONNX, or its predictions as COCO, YOLO, Pascal VOC or Label Studio annotations."""
 
     run: Model
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]] = ()
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="[PATH...]", help_behavior_hint="")]] = ()
     """Images, folders of images, or globs; with --split, one data set. None for onnx."""
     format: str
     """onnx: the network; annotations: coco (run lengths), coco-polygons, yolo (boxes), yolo-segment (outlines), voc,

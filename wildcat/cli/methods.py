@@ -22,7 +22,7 @@ class Methods(Command):
     """List the methods of `train --method` and `refine --method`: what each gives, its paper, and its result where one
     was measured."""
 
-    name: Positional[Annotated[str, arg(metavar="NAME")]] = ""
+    name: Positional[Annotated[str, arg(metavar="[NAME]", help_behavior_hint="")]] = ""
     """Show only this method, with its settings."""
 
 

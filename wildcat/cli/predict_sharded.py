@@ -31,7 +31,7 @@ class ShardedCommand(BoxCommand, DataCommand):
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or a packaged model such as imagenet-lite0."""
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...", help_behavior_hint="(required)")]]
     """Images, folders of images, or globs; with --split, one data set. With --shard-rows also tar shards, Parquet
     tables and addresses such as s3://bucket/shard-{000..099}.tar."""
     out: Path | None = None

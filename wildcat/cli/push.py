@@ -27,7 +27,7 @@ class Push(ImageCommand):
     """Its name on the hub; a wildcat model that is already there gets a new commit."""
     license: str | None = None
     """Licence of the model for its card, such as apache-2.0."""
-    metrics: tuple[Path, ...] = ()
+    metrics: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Files with the output of wildcat evaluate --json, for the card."""
     image: Path | None = None
     """Publish this image with the heatmap of its likeliest class, for the card."""

@@ -21,7 +21,7 @@ class Rank(ViewCommand, DataCommand):
     """Choose the images to label next: where a model is unsure or contradicts itself, or that are unlike the others."""
 
     run: Model
-    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...")]]
+    paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...", help_behavior_hint="(required)")]]
     """Images without labels: files, folders, or globs; with --split, one data set."""
     by: Literal["uncertainty", "disagreement", "novelty"] = "uncertainty"
     """uncertainty: of the predicted probabilities; disagreement: between the networks of an ensemble, between several
