@@ -363,7 +363,11 @@ def test_a_damaged_history_is_named_on_resume(refused: Refused, shapes: Path, ru
 def test_an_output_that_cannot_be_written(refused: Refused, tmp_path: Path, shapes: Path, run: Path) -> None:
     (tmp_path / "file").write_text("a folder cannot be made below a file")
     out = tmp_path / "file" / "out"
-    refused("train", shapes, "--out", out, *LINE, names=f"{out} cannot be written")
+    said = refused("train", shapes, "--out", out, *LINE, names=f"{out} cannot be written: Not a directory")
+    assert "A part of this path is a file, not a folder; give another path." in said
+    curves = tmp_path / "file" / "pr.csv"
+    said = refused("evaluate", run, shapes, "--curves", curves, names=f"{curves} cannot be written")
+    assert "A part of this path is a file" in said and "images of" not in said, "nothing was computed"
     refused("predict", run, shapes / "JPEGImages", "--out", out, names=f"{out} cannot be written")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,12 @@ from wildcat.errors import RunError
 
 PART = ".part"  # suffix of the hidden temporary files and folders
 LEFT_ALONE = 3600.0  # seconds for which a temporary file may belong to a command that is still running
+_REMEDIES = {
+    errno.ENOENT: "A folder of this path does not exist; create it.",
+    errno.ENOTDIR: "A part of this path is a file, not a folder; give another path.",
+    errno.EEXIST: "A part of this path is a file, not a folder; give another path.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+}
 
 
 @contextlib.contextmanager
@@ -27,8 +35,18 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"{path} cannot be written: {error.strerror or error}.",
-            "Check the free space and the permissions there.",
+            _REMEDIES.get(error.errno or 0, "Check the free space and the permissions there."),
         ) from error
+
+
+def make_parent(path: Path) -> None:
+    """Create the folder that a file will be written to, and those around it.
+
+    Raises:
+        RunError: they cannot be created.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -51,21 +69,31 @@ def write_bytes(path: Path, content: bytes) -> None:
 def making(folder: Path) -> Iterator[Path]:
     """Write a folder atomically: the temporary folder it yields is renamed at the end, or removed on an error.
 
+    A folder that exists cannot always be replaced (the working directory, a mount point): the temporary folder is made
+    inside, and at the end its entries are moved one by one.
+
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
     refuse_existing(folder)
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
+        target = folder.resolve()  # a symbolic link stays
+        exists = target.exists()
+        draft = target / "new" if exists else target
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(draft)
+        temporary = Path(tempfile.mkdtemp(dir=draft.parent, prefix=f".{draft.name}.", suffix=PART))
     try:
         yield temporary
+        refuse_existing(folder)  # another command may have written it
         with writing(folder):
-            temporary.chmod(0o755)
-            if folder.exists():  # it is empty; not every system can rename onto a folder
-                folder.rmdir()
-            temporary.replace(folder)
+            if exists:
+                for entry in temporary.iterdir():
+                    entry.replace(target / entry.name)
+                temporary.rmdir()
+            else:
+                temporary.chmod(0o755)
+                temporary.replace(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -102,7 +130,7 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def refuse_existing(folder: Path, hint: str = "") -> None:
-    """Refuse to overwrite a folder.
+    """Refuse to overwrite a folder. Temporary files and folders of `making` and `write_bytes` do not count.
 
     Args:
         hint: what to do instead; by default it suggests the first free name.
@@ -110,7 +138,7 @@ def refuse_existing(folder: Path, hint: str = "") -> None:
     Raises:
         RunError: the folder exists and is not empty, or is a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not fnmatch(p.name, f".*{PART}") for p in folder.iterdir())):
         raise RunError(
             f"{folder} exists and is never overwritten.",
             hint or f"Give another --out, for example {next_free(folder)}.",
@@ -119,9 +147,11 @@ def refuse_existing(folder: Path, hint: str = "") -> None:
 
 def next_free(path: Path) -> Path:
     """The first of folder-2, folder-3, ... that does not exist; of a file the first of file-2.html, file-3.html, ..."""
-    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name, "")
+    if path.name in ("", ".."):  # the working directory, or one above
+        path = path.resolve()
+    stem, suffix = (path.stem, path.suffix) if path.is_file() else (path.name or "out", "")  # "/" has no name
     number = 2
-    while (candidate := path.with_name(f"{stem}-{number}{suffix}")).exists():
+    while (candidate := path.parent / f"{stem}-{number}{suffix}").exists():
         number += 1
     return candidate
 

@@ -374,10 +374,14 @@ def test_json_is_one_object_with_the_figures_of_the_models_own_scores(
     assert result == evaluate(predictor, open_dataset(shapes), "val", "plain")
 
 
-def test_the_table_has_the_same_figures(tiny: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_same_figures(
+    tiny: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("evaluate", tiny, shapes, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert command("evaluate", tiny, shapes) == 0
+    curves = tmp_path / "new" / "pr.csv"
+    assert command("evaluate", tiny, shapes, "--curves", curves) == 0
+    assert curves.read_text().startswith("class,recall,precision,threshold\n")
     text = capsys.readouterr().out
     (disc,) = [line.split() for line in text.splitlines() if line.startswith("disc")]
     expected = [result["classification"]["ap"]["disc"], result["pointing"]["ap"]["disc"]]

@@ -645,12 +645,33 @@ def test_folders_are_not_overwritten_and_appear_atomically(tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     with ANNOTATION_FORMATS["yolo"](tmp_path / "out", CLASSES) as writer:  # an empty folder is fine
         writer.add(prediction(), "a.png")
-        assert list((tmp_path / "out").iterdir()) == []
+        assert [f for f in (tmp_path / "out").iterdir() if not f.name.startswith(".")] == []
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["data.yaml", "images", "labels"]
     before = {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()}
     with pytest.raises(RunError, match="never overwritten") as caught:
         ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES)
     assert "out-2" in caught.value.hint
     assert {f: f.read_bytes() for f in (tmp_path / "out").rglob("*") if f.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_replaced_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {f.name for f in write(tmp_path / "expected", "coco", [prediction()]).iterdir()}
+    for name in ("here", "empty", "link"):
+        (tmp_path / name).symlink_to("empty") if name == "link" else (tmp_path / name).mkdir()
+    (tmp_path / "dangling").symlink_to("new")
+    (tmp_path / "here" / ".new.12345678.part").mkdir()  # of a command that was killed a moment ago
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (Path(), tmp_path / "link", tmp_path / "dangling"):
+        assert {f.name for f in write(out, "coco", [prediction()]).iterdir()} - {".new.12345678.part"} == expected
+    assert Path.cwd() == tmp_path / "here" and (tmp_path / "link").is_symlink()
+
+
+def test_two_commands_do_not_mix_their_files(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RunError, match="never overwritten"), ANNOTATION_FORMATS["coco"](tmp_path / "out", CLASSES) as w:
+        w.add(prediction(), "a.png")
+        write(tmp_path / "out", "voc", [prediction()])
+    assert not list((tmp_path / "out").glob(".*")) and (tmp_path / "out" / "Annotations").is_dir()
 
 
 def test_the_same_predictions_give_the_same_bytes(tmp_path: Path) -> None:

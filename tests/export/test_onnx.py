@@ -181,6 +181,7 @@ def existing(tmp_path: Path) -> None:
         (beamed, ConfigError, r"with_processing=True excludes localize='beam-search'"),
         (existing, RunError, r"model.onnx exists and is never overwritten"),
         (lambda folder: export_onnx(predictor(), folder / "model"), ConfigError, r"Give a name such as .*model\.onnx"),
+        (lambda _: export_onnx(predictor(), ""), ConfigError, r"Give a name such as model\.onnx"),
     ],
 )
 def test_invalid_exports_are_refused(

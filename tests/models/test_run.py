@@ -105,13 +105,27 @@ def test_creating_and_loading_do_not_change_the_random_state(run: Run, shapes: D
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_next_free(tmp_path: Path) -> None:
+def test_next_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("run", "run-2", "run-4"):
         (tmp_path / name).mkdir()
     assert next_free(tmp_path / "run") == tmp_path / "run-3"
     for name in ("v1.onnx", "v1-2.onnx"):
         (tmp_path / name).touch()
     assert next_free(tmp_path / "v1.onnx") == tmp_path / "v1-3.onnx"
+    (tmp_path / "run" / "below").mkdir()
+    for place, path in (("run", "."), ("run", ""), ("run/below", "..")):
+        monkeypatch.chdir(tmp_path / place)
+        assert next_free(Path(path)) == tmp_path / "run-3"
+    assert not next_free(Path("/")).exists()
+
+
+def test_a_run_in_the_working_directory(tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert create_run(Path(), CONFIGURATION, shapes).classes == shapes.classes
+    with pytest.raises(RunError, match="never overwritten") as caught:
+        create_run(Path(), CONFIGURATION, shapes)
+    assert f"for example {tmp_path / 'here-2'}" in caught.value.hint
 
 
 def test_not_a_run_folder(run: Run, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ class Evaluate(MetricsCommand):
 def run_evaluate(command: Evaluate) -> int:
     """wildcat evaluate; under torchrun the processes share the images, and the first one prints the result."""
     from wildcat.evaluation import match_classes, measure, summarize
+    from wildcat.files import make_parent
     from wildcat.progress import SILENT, ProgressBar
     from wildcat.train.distributed import process_group, rank, world_size
     from wildcat.viz.curves import SUFFIXES
@@ -39,6 +40,8 @@ def run_evaluate(command: Evaluate) -> int:
         raise ConfigError(f"{command.curves}: curves are written as .csv, or drawn as {drawn}.")
     data = open_data(command, command.data, command.run)
     split = evaluation_split(command.split, data)
+    if command.curves is not None:
+        make_parent(command.curves)
     with process_group():
         predictor = load_model(command, command.run)
         if command.crf:

@@ -25,7 +25,7 @@ from torch import Tensor
 from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.engines.onnx_graph import quantize, trace
 from wildcat.errors import EngineError, RunError
-from wildcat.files import remove_leftovers, write_bytes, write_json, writing
+from wildcat.files import make_parent, remove_leftovers, write_bytes, write_json
 from wildcat.nn.backbones import Backbone
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,7 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
             return path.read_bytes()
         graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
         try:
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            make_parent(path)
             remove_leftovers(path)
             write_bytes(path, graph)
             make_room(path.parent.parent, limit)

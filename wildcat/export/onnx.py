@@ -13,7 +13,7 @@ from wildcat.config import Flip
 from wildcat.engines.onnx_graph import describe, trace
 from wildcat.errors import ConfigError
 from wildcat.export.onnx_processing import add_processing
-from wildcat.files import refuse_existing, remove_leftovers, write_bytes, writing
+from wildcat.files import make_parent, refuse_existing, remove_leftovers, write_bytes
 from wildcat.models.member import Member
 from wildcat.prediction import default_mask_params
 from wildcat.predictor import Predictor
@@ -61,7 +61,8 @@ def export_onnx(predictor: Predictor, path: str | Path, with_processing: bool = 
         setting = f"localize={predictor.localize!r}" if predictor.tile is None else f"tile={predictor.tile}"
         raise ConfigError(f"with_processing=True excludes {setting}.", "Leave one of them out.")
     if path.suffix != ".onnx":
-        raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {path.with_suffix('.onnx')}.")
+        example = path / "model.onnx" if path.is_dir() else path.with_suffix(".onnx")
+        raise ConfigError(f"{path} does not end in .onnx.", f"Give a name such as {example}.")
     refuse_existing(path)
     preprocess = predictor.preprocess
     outputs = OUTPUTS if predictor.has_maps else OUTPUTS[:1]
@@ -84,8 +85,7 @@ def export_onnx(predictor: Predictor, path: str | Path, with_processing: bool = 
             "flip": predictor.flip,
         },
     )
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     remove_leftovers(path)
     write_bytes(path, model.SerializeToString())
     return path

@@ -18,7 +18,16 @@ from wildcat.data.video import VideoFrame
 from wildcat.errors import ConfigError, MissingExtra, did_you_mean
 from wildcat.export.geo import georeference, write_geo_mask, write_polygons
 from wildcat.export.video import OverlayVideo
-from wildcat.files import file_name, file_names, free_name, refuse_existing, write_bytes, write_json, writing
+from wildcat.files import (
+    file_name,
+    file_names,
+    free_name,
+    make_parent,
+    refuse_existing,
+    write_bytes,
+    write_json,
+    writing,
+)
 from wildcat.prediction import Prediction
 from wildcat.regions.masks import write_mask
 from wildcat.viz.colors import apply_colormap, class_palette, unit_range
@@ -216,9 +225,7 @@ class PredictionWriter:
 
     def _made(self, relative: str) -> str:
         """The path of a file in the folder, after making the folders around it."""
-        path = self.folder / relative
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(self.folder / relative)
         return relative
 
 

@@ -28,7 +28,7 @@ from wildcat._version import __version__
 from wildcat.data.dataset import PRESENT, DataSet, Task, label_matrix
 from wildcat.errors import ConfigError, RunError
 from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes
-from wildcat.files import next_free, remove_leftovers, write_bytes, writing
+from wildcat.files import make_parent, next_free, remove_leftovers, write_bytes
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.hub import model_folder
 from wildcat.models.manifest import kind_of
@@ -246,8 +246,7 @@ def _write(
                 f"Give at least {1.2 * size + 0.01:.2f}.",
             )
         page = render(count)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     remove_leftovers(path)
     write_bytes(path, page)
     return ReportFile(path, len(page), count, len(ranked) - count)
