@@ -201,6 +201,45 @@ def test_rings_turn_as_rfc_7946_says(tmp_path: Path) -> None:
             assert (area > 0) == (number == 0), "outer rings counterclockwise, holes clockwise"
 
 
+def geometries(tmp_path: Path, crs: str, transform: Any) -> list[Any]:
+    """Of two regions, of columns 2 to 17 and of column 20, in a mask of 6 x 22 pixels."""
+    from wildcat.export.geo import Georeference, write_polygons
+
+    mask = np.zeros((6, 22), np.int64)
+    mask[1:5, 2:18], mask[2:4, 4:7], mask[1:5, 20] = 1, 0, 2
+    where = Georeference(rasterio.CRS.from_string(crs), transform)
+    write_polygons(tmp_path / "a.geojson", mask, where, {1: {"class": "a"}, 2: {"class": "b"}})
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    return [f["geometry"] for f in sorted(features, key=lambda f: str(f["properties"]["class"]))]
+
+
+def test_the_antimeridian_cuts_a_region_in_two(tmp_path: Path) -> None:
+    across, beside = geometries(tmp_path, "EPSG:32660", rasterio.transform.from_origin(620_000, 7_000_000, 4000, 1000))
+    assert (across["type"], beside["type"]) == ("MultiPolygon", "Polygon")
+    areas = [0.0, 0.0]
+    for rings in across["coordinates"]:
+        for number, ring in enumerate(rings):
+            x, y = np.asarray(ring).T
+            area = (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2
+            assert (area > 0) == (number == 0) and (np.sign(x) == np.sign(x[0])).all()
+            areas[int(x[0] < 0)] += area
+    assert min(areas) > 0.005, "square degrees on both sides"
+    assert len(beside["coordinates"]) == 1
+
+
+def test_a_region_off_the_earth_has_no_geometry(tmp_path: Path) -> None:
+    seen = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +ellps=WGS84"
+    beyond, inside = geometries(tmp_path, seen, rasterio.transform.from_origin(-10_000_000, 0, 500_000, 100_000))
+    assert beyond is None and inside["type"] == "Polygon"
+
+
+@pytest.mark.parametrize("system", ['LOCAL_CS["site grid", UNIT["metre", 1]]', "IAU_2015:49900"])
+def test_a_coordinate_system_without_a_place_on_earth_is_refused(tmp_path: Path, scene: Path, system: str) -> None:
+    path = write_tif(tmp_path / "a.tif", block(1, 1), photometric="RGB", crs=rasterio.CRS.from_user_input(system))
+    with pytest.raises(DataError, match=r"a\.tif has a coordinate system that does not map to WGS 84"):
+        check_georeferenced([scene, path])
+
+
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_images_without_a_georeference(scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = write_tif(tmp_path / "plain.tif", block(1, 1), photometric="RGB", crs=None, transform=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def georeference(path: object) -> Georeference | None:
 
 
 def check_georeferenced(images: Iterable[object]) -> None:
-    """Refuse images without a georeference where polygons are asked for.
+    """Refuse images without a place on Earth where polygons are asked for.
 
     Raises:
         DataError: names the first one.
@@ -55,11 +56,27 @@ def check_georeferenced(images: Iterable[object]) -> None:
     """
     _import_rasterio()
     for image in images:
-        if georeference(image) is None:
+        where = georeference(image)
+        if where is None or not _maps_to_wgs84(where.crs):
+            reason = (
+                "has no georeference (coordinate system and affine transform)"
+                if where is None
+                else "has a coordinate system that does not map to WGS 84, such as a local grid"
+            )
             raise DataError(
-                f"{image} has no georeference (coordinate system and affine transform), so its polygons have no place.",
+                f"{image} {reason}, so its polygons have no place.",
                 "Leave polygons out of --save; wildcat export --format coco-polygons writes them in pixels.",
             )
+
+
+def _maps_to_wgs84(crs: Any) -> bool:
+    from rasterio.warp import transform  # noqa: PLC0415  # optional
+
+    try:
+        transform(crs, WGS84, [math.nan], [math.nan])  # any number may lie outside of the projection
+    except Exception:  # rasterio has no public class for the errors of GDAL
+        return False
+    return True
 
 
 def has_geo_keys(path: object) -> bool:
@@ -96,22 +113,35 @@ def write_polygons(
 ) -> None:
     """Write the regions of an (H, W) mask, without 0, as GeoJSON polygons in WGS 84; atomic.
 
+    The antimeridian cuts a region into a MultiPolygon. A region that reaches off the Earth, in the image of a
+    geostationary satellite, has the geometry null, GeoJSON's mark for features without a place.
+
     Args:
         properties: label -> the properties of its polygons.
     """
     _import_rasterio()
     from rasterio.features import shapes  # noqa: PLC0415  # optional
-    from rasterio.warp import transform_geom  # noqa: PLC0415  # optional
 
     found = shapes(mask.astype(np.int32), mask=mask > 0, connectivity=4, transform=where.transform)
-    features = []
-    for shape, label in found:
-        rings = transform_geom(where.crs, WGS84, shape, precision=_DECIMALS)["coordinates"]
-        rings = [_turned(ring, counterclockwise=number == 0) for number, ring in enumerate(rings)]
-        geometry = {"type": "Polygon", "coordinates": rings}
-        features.append({"type": "Feature", "properties": dict(properties[int(label)]), "geometry": geometry})
+    features = [
+        {"type": "Feature", "properties": dict(properties[int(label)]), "geometry": _to_wgs84(shape, where.crs)}
+        for shape, label in found
+    ]
     text = json.dumps({"type": "FeatureCollection", "features": features}, ensure_ascii=False)
     write_bytes(path, text.encode(errors="backslashreplace") + b"\n")
+
+
+def _to_wgs84(polygon: Mapping[str, Any], crs: Any) -> dict[str, Any] | None:
+    """A polygon as a geometry of RFC 7946; None if a point of it is not on Earth."""
+    from rasterio.warp import transform_geom  # noqa: PLC0415  # optional
+
+    try:
+        shape = transform_geom(crs, WGS84, polygon, precision=_DECIMALS)
+    except Exception:  # as above
+        return None
+    parts = shape["coordinates"] if shape["type"] == "MultiPolygon" else [shape["coordinates"]]
+    turned = [[_turned(ring, counterclockwise=n == 0) for n, ring in enumerate(rings)] for rings in parts]
+    return {"type": shape["type"], "coordinates": turned if shape["type"] == "MultiPolygon" else turned[0]}
 
 
 def _turned(ring: Sequence[Sequence[float]], counterclockwise: bool) -> list[Sequence[float]]:
