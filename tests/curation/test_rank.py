@@ -122,6 +122,18 @@ def test_the_command_prints_and_writes_a_ranking(
     assert named == {path.name for path in images[2:5]}
 
 
+def test_labelled_images_are_recognised_by_any_path_and_not_counted(
+    tiny: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images[0].parent)
+    (tmp_path / "link.jpg").symlink_to(images[1])
+    known = ("--by", "novelty", "--labelled", images[0].name, "--labelled", tmp_path / "link.jpg")
+    out = tmp_path / "new" / "next.jsonl"
+    assert command("rank", tiny, *images[:6], *known, "--limit", 2, "--out", out) == 0
+    files = {json.loads(line)["file"] for line in out.read_text(encoding="utf-8").splitlines()}
+    assert files == {str(path) for path in images[2:4]}
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [

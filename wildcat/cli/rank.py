@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from wildcat.cli.images import check_amounts, find_images, skipping
 from wildcat.cli.options import DataCommand, Model, ViewCommand, parse_sizes
 from wildcat.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wildcat.data.image_ref import ImageRef
 
 SUFFIXES = (".csv", ".jsonl")
 
@@ -36,7 +39,7 @@ class Rank(ViewCommand, DataCommand):
     out: Path | None = None
     """File to write: .csv, or .jsonl with one JSON object per line; without it, they are printed."""
     limit: int = 0
-    """Consider this many images at most; 0: all."""
+    """Consider this many images at most, without those that are labelled; 0: all."""
     batch_size: int = 8
     """Images per forward pass."""
     json: bool = False
@@ -48,7 +51,7 @@ def run_rank(command: Rank) -> int:
     from wildcat.curation.page import csv_table
     from wildcat.curation.rank import check_criterion, rank_images
     from wildcat.data.images import shown
-    from wildcat.files import write_bytes
+    from wildcat.files import make_parent, write_bytes
     from wildcat.predictor import load
     from wildcat.progress import ProgressBar
     from wildcat.report import check_target
@@ -59,13 +62,15 @@ def run_rank(command: Rank) -> int:
         if command.out.suffix not in SUFFIXES:
             raise ConfigError(f"{command.out}: a ranking is written as {' or '.join(SUFFIXES)}.")
         check_target(command.out)
-    images = dict(find_images(command.paths, command.split, command.limit, command, run=command.run))
+        make_parent(command.out)
+    images = dict(find_images(command.paths, command.split, 0, command, run=command.run))
     labelled = dict(find_images(command.labelled, None, 0, DataCommand())) if command.labelled else {}
+    known = {resolved(image) for image in labelled}
+    candidates = [image for image in images if resolved(image) not in known][: command.limit or None]
     sizes, stride = parse_sizes(command.sizes), command.output_stride
     predictor = load(command.run, command.device, command.flip, sizes, output_stride=stride)
     names = {str(image): name for image, name in images.items()}
-    with ProgressBar() as progress, skipping(len(images) + len(labelled), progress) as skip:
-        candidates = [image for image in images if image not in labelled]
+    with ProgressBar() as progress, skipping(len(candidates) + len(labelled), progress) as skip:
         chosen = rank_images(
             predictor, candidates, command.by, command.count, [*labelled], command.batch_size, skip, progress
         )
@@ -85,3 +90,8 @@ def run_rank(command: Rank) -> int:
         for row in rows:
             print(f"{row['rank']:>6}  {row[command.by]:>12.4f}  {shown(row['image'])}")
     return 0 if rows else 1
+
+
+def resolved(image: Path | ImageRef) -> Path | ImageRef:
+    """The image by the one absolute path of its file without symbolic links."""
+    return image.resolve() if isinstance(image, Path) else image
