@@ -13,9 +13,10 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tests.cli.conftest import command
+from wildcat.curation.audit import Audit
 from wildcat.curation.copies import near_duplicates, read_images
-from wildcat.curation.labels import judge_labels, label_quality
-from wildcat.data.dataset import Sample
+from wildcat.curation.labels import Judgement, judge_labels, label_quality
+from wildcat.data.dataset import DataSet, Sample
 from wildcat.data.readers.synthetic import write_shapes
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -54,6 +55,17 @@ def test_altered_copies_are_found_and_other_images_are_not(tmp_path: Path) -> No
     assert across == dict.fromkeys(altered, "original.png")
     assert {names[i] for p in pairs for i in p[:2]} == {"original.png", *altered}
     assert [p.similarity for p in pairs] == sorted((p.similarity for p in pairs), reverse=True)
+
+
+def test_equal_images_have_a_similarity_of_1_even_without_any_detail(tmp_path: Path) -> None:
+    images = [scene(i) for i in range(20)] + [Image.new("RGB", (9, 9), "black"), Image.linear_gradient("L")]
+    samples = []
+    for name in (f"{copy}{i}.png" for copy in "ab" for i in range(len(images))):
+        images[int(name[1:-4])].save(tmp_path / name)
+        samples.append(Sample(name, tmp_path / name, np.ones(1, np.int8)))
+    samples.append(Sample("missing.png", tmp_path / "missing.png", np.ones(1, np.int8)))
+    pairs = near_duplicates(read_images(samples)[0], ["all"] * len(samples), 1)
+    assert sorted(pair[:2] for pair in pairs) == [(i + len(images), i) for i in range(len(images))]
 
 
 def test_near_duplicates_match_a_loop_over_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +124,17 @@ def test_quality_worked_by_hand() -> None:
     assert exclusive[0] == pytest.approx([0.3, 1.0])
 
 
+def test_an_image_without_known_labels_gets_no_advice() -> None:
+    labels = np.asarray([[0, 0], [1, 0]], np.int8)
+    samples = tuple(Sample(name, Path(name), row) for name, row in zip("ab", labels, strict=True))
+    probs = np.asarray([[0.9, 0.9], [0.1, 0.5]], np.float32)
+    judgement = Judgement(label_quality(labels, probs, "multilabel"), np.zeros((2, 2), bool))
+    data = DataSet("d", "csv", Path(), ("x", "y"), "multilabel", {})
+    audit = Audit(data, samples, ("all", "all"), {}, [], (0, 1), probs, judgement, [])
+    assert [audit.doubtful(i) for i in (0, 1)] == [([], []), ([0], [])]
+    assert [row["image"] for row in audit.suspects()] == ["b", "a"]
+
+
 @pytest.fixture(scope="module")
 def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 and 10 images; one of val is a copy of one of train, one is cut off."""
@@ -165,6 +188,18 @@ def test_the_command_writes_tables_and_a_page(
     assert "exists and is never overwritten" in capsys.readouterr().err
 
 
+def test_a_method_without_class_maps_writes_the_tables(
+    devkit: Path, weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("cleanlab", reason="needs cleanlab (the extra audit)")
+    out = tmp_path / "audit"
+    head = ("--head", "netvlad", "--num-maps", "1", "--head-size", "4")
+    assert command("audit", devkit, "--json", "--out", out, *small(weights), *head) == 0
+    suspects = sum(row["suspect"] for row in json.loads(capsys.readouterr().out)["suspects"])
+    assert len(list(csv.DictReader((out / "suspects.csv").open(encoding="utf-8")))) == 39
+    assert f"40, {suspects} with a suspect label" in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_exclusive_classes_and_hostile_names(weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("cleanlab", reason="needs cleanlab (the extra audit)")
     for number, name in enumerate(("a&<b>", "c;d", "e")):
@@ -201,6 +236,8 @@ def test_without_cleanlab_it_says_what_to_install(
         (("--folds", "1"), 2, "--folds 1: 39 of 40 images can be read; give 2 to that number."),
         (("--folds", "40"), 2, "--folds 40: 39 of 40 images can be read"),
         (("--splits", "train,vla"), 1, "has no split 'vla'"),
+        (("--out", "new", "--max-mb", "600"), 2, "--max-mb 600: give megabytes above 0 and up to 500."),
+        (("--out", "new", "--examples", "-1"), 2, "--examples -1: give 0 or more."),
         (("--limit", "-1"), 2, "--limit -1: give at least 0."),
         (("--tune", "all"), 2, "--tune all: an audit trains heads on cached features."),
         (("--train-split", "val"), 2, "--train-split val: an audit divides its images into folds."),
@@ -210,7 +247,7 @@ def test_without_cleanlab_it_says_what_to_install(
 def test_wrong_settings_are_refused(
     devkit: Path,
     weights: str,
-    flags: tuple[str, str],
+    flags: tuple[str, ...],
     code: int,
     message: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -218,4 +255,5 @@ def test_wrong_settings_are_refused(
 ) -> None:
     monkeypatch.setattr("wildcat.curation.audit.require_cleanlab", lambda: None)
     assert command("audit", devkit, *small(weights), *flags) == code
-    assert message in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert message in said.err and "pairs of similar images" not in said.out

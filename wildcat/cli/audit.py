@@ -51,6 +51,7 @@ def run_audit(command: Audit) -> int:
     from wildcat.files import refuse_existing
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import ProgressBar
+    from wildcat.report import Gallery
     from wildcat.reproduce.heads import check_head_weights
     from wildcat.reproduce.runner import changed_settings, setting_flags
 
@@ -70,6 +71,7 @@ def run_audit(command: Audit) -> int:
         raise ConfigError(f"limit={command.limit}: give at least 0.")
     if command.out:
         refuse_existing(command.out)
+        Gallery((), "multilabel", command.examples, command.max_mb)  # refuses limits out of range
     data = open_data(command, command.data)
     splits = [name.strip() for name in command.splits.split(",") if name.strip()]
     samples, names = audited_images(data, splits)

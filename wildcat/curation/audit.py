@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wildcat.config import TrainConfig
 from wildcat.curation.copies import SIMILARITY, Duplicate, near_duplicates, read_images
 from wildcat.curation.labels import Judgement, judge_labels, require_cleanlab
-from wildcat.data.dataset import PRESENT, DataSet, Sample, check_learnable, label_matrix
+from wildcat.data.dataset import IGNORED, PRESENT, DataSet, Sample, check_learnable, label_matrix
 from wildcat.data.transforms import parse_range
 from wildcat.errors import ConfigError, ImageError
 from wildcat.fitting.levels import outputs_from_features
@@ -61,8 +61,13 @@ class Audit:
         return [self._suspect(i) for i in self.judgement.ranking()]
 
     def doubtful(self, i: int) -> tuple[list[int], list[int]]:
-        """Classes to remove from, and to add to, the labels of the i-th readable image; never both empty."""
+        """Classes to remove from, and to add to, the labels of the i-th readable image.
+
+        Both are empty only where all labels are ignored.
+        """
         labels = self.samples[self.readable[i]].labels
+        if (labels == IGNORED).all():
+            return [], []
         classes = np.flatnonzero(self.judgement.suspect[i]).tolist()
         if not classes:
             classes = [int(self.judgement.quality[i].argmin())]

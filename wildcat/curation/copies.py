@@ -29,6 +29,7 @@ SIDE = 16  # pixels of the thumbnails that are compared
 ENOUGH = 4 * SIDE  # pixels of the shorter side that are decoded at least
 BLOCK = 512  # images compared with all others at a time
 SIMILARITY = 0.8
+ROUNDING = 1e-5  # of the cosine similarity of two equal images in float32
 
 
 class Duplicate(NamedTuple):
@@ -45,10 +46,10 @@ def read_images(
     """Decode every image to its end.
 
     Returns:
-        (N, 2, SIDE * (SIDE - 1) * 2) differences of each image and of its mirror image, zeros for those that cannot be
-        read; and index -> error of those.
+        (N, 2, D) differences of each image and of its mirror image, see `pixel_differences`, zeros for those that
+        cannot be read; and index -> error of those.
     """
-    found = np.zeros((len(samples), 2, 2 * SIDE * (SIDE - 1)), np.float32)
+    found = np.zeros((len(samples), 2, 2 * SIDE * (SIDE - 1) + 1), np.float32)
     errors: dict[int, ImageError] = {}
 
     def read(index: int) -> None:
@@ -68,11 +69,16 @@ def read_images(
 
 
 def pixel_differences(image: Image.Image) -> NDArray[np.float32]:
-    """(2, D) differences between neighbouring pixels of an image's thumbnail and of its mirror image, of length 1."""
+    """(2, D) differences between neighbouring pixels of an image's thumbnail and of its mirror image, of length 1.
+
+    The last is 1 for an image of one colour, which has no differences, so that such images are copies of each other.
+    """
     grey = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
     rows = [np.concatenate([np.diff(x, axis=axis).ravel() for axis in (0, 1)]) for x in (grey, grey[:, ::-1])]
     values = np.stack(rows)
-    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6))
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    flat = (length == 0).astype(np.float32)
+    return np.concatenate([values / (length + flat), flat], axis=1)
 
 
 def near_duplicates(
@@ -101,6 +107,6 @@ def near_duplicates(
         for found in (np.where(same, alike, -2), np.where(same, -2, alike)):
             best = found.argmax(axis=1)
             values = found[np.arange(stop - start), best]
-            rows = np.flatnonzero(values >= similarity)
+            rows = np.flatnonzero(values >= similarity - ROUNDING)
             pairs += [Duplicate(start + int(i), int(best[i]), float(min(values[i], 1.0))) for i in rows]
     return sorted(pairs, key=lambda pair: (-pair.similarity, pair.image, pair.original))

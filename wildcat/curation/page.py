@@ -54,7 +54,7 @@ def write_audit(audit: Audit, folder: Path, config: TrainConfig, examples: int =
             doubts += [(audit.data.classes[c], "add") for c in add]
             gallery.add(prediction, audit.samples[audit.readable[i]], doubts)
         facts = {
-            "Images": f"{len(audit.samples):,}, {gallery.images:,} with a suspect label",
+            "Images": f"{len(audit.samples):,}, {audit.judgement.suspect.any(axis=1).sum():,} with a suspect label",
             "Predictions": f"{len(audit.heads)} folds, {config.backbone} at {config.image_size} px",
         }
         title = f"Audit of {audit.data.name}"
@@ -78,9 +78,12 @@ def _cell(value: object) -> object:
 
 
 def suspect_predictions(audit: Audit, config: TrainConfig) -> Iterator[tuple[Prediction, int]]:
-    """The predictions of the images with a suspect label by the head that has not seen them, and their positions."""
+    """The predictions of the images with a suspect label by the head that has not seen them, and their positions.
+
+    Nothing of heads without class maps, which the page could not draw.
+    """
     for head, places in audit.heads:
-        chosen = [i for i in places if audit.judgement.suspect[i].any()]
+        chosen = [i for i in places if head.has_maps and audit.judgement.suspect[i].any()]
         samples = [audit.samples[audit.readable[i]] for i in chosen]
         yield from zip(predictions_from_features(head, samples, config.amp, config.flip), chosen, strict=True)
 
