@@ -358,11 +358,11 @@ def test_voc_is_read_as_a_devkit(tmp_path: Path) -> None:
 
 
 def test_voc_files_follow_the_devkit(tmp_path: Path) -> None:
-    folder = write(tmp_path / "out", "voc", [prediction(path="x\x07\udce9.png")])
+    folder = write(tmp_path / "o\x07\udce9", "voc", [prediction(path="x\x07\udce9.png")])
     root = ElementTree.parse(folder / "Annotations" / "p0.xml").getroot()
     assert root.findtext("filename") == "p0.png" and (folder / "JPEGImages" / "p0.png").is_file()
     assert [root.findtext(f"size/{t}") for t in ("width", "height", "depth")] == ["90", "60", "3"]
-    assert root.findtext("path") == "x??.png"
+    assert (root.findtext("path"), root.findtext("folder")) == ("x??.png", "o??")
     objects = read_mask(folder / "SegmentationObject" / "p0.png")
     with Image.open(folder / "SegmentationClass" / "p0.png") as image:
         assert image.mode == "P"
@@ -389,6 +389,11 @@ def test_voc_holds_254_classes_and_254_objects(tmp_path: Path) -> None:
     ANNOTATION_FORMATS["voc"](tmp_path / "out", [str(i) for i in range(254)])
     with pytest.raises(ConfigError, match="'a/b' cannot name"):
         ANNOTATION_FORMATS["voc"](tmp_path / "out", ["cat", "a/b"])
+    with pytest.raises(ConfigError, match="'background' has the name of label 0"):
+        ANNOTATION_FORMATS["voc"](tmp_path / "out", ["background", "cat"])
+    with pytest.raises(ConfigError, match=r"cannot name the file .*: File name too long") as caught:
+        ANNOTATION_FORMATS["voc"](tmp_path / "out", ["cat", "x" * 250]).__enter__()
+    assert "coco" in caught.value.hint and not list(tmp_path.iterdir())
     maps = np.full((3, 40, 40), -1, np.float32)
     maps[0, ::2, ::2] = 1  # 400 single cells
     p = prediction(40, 40, class_maps=maps)

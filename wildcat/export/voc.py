@@ -18,7 +18,7 @@ from wildcat.regions.masks import HIGHEST_PNG_LABEL
 from wildcat.viz.colors import class_palette
 
 SPLIT = "train"  # the only split; `wildcat train` holds out a part of it for validation
-IGNORED_INDEX = 255
+BACKGROUND, IGNORED_INDEX = "background", 255  # of the masks: the name of label 0, and the label of ignored pixels
 
 
 class VocWriter(AnnotationWriter):
@@ -30,7 +30,7 @@ class VocWriter(AnnotationWriter):
     of the XML file; from the 255th on they are ignored (255) in `SegmentationObject`.
 
     Raises:
-        ConfigError: more than 254 classes, or a class name that cannot be a file name.
+        ConfigError: more than 254 classes, one called background, or one whose name cannot be a file name.
     """
 
     image_folder: ClassVar[str] = "JPEGImages"
@@ -43,8 +43,10 @@ class VocWriter(AnnotationWriter):
             )
         wrong = [c for c in classes if not c.isprintable() or "/" in c or "\\" in c or c != c.strip() or not c]
         if wrong:
+            raise _refused(wrong[0])
+        if BACKGROUND in classes:
             raise ConfigError(
-                f"class {wrong[0]!r} cannot name the file ImageSets/Main/<class>_{SPLIT}.txt.",
+                f"class {BACKGROUND!r} has the name of label 0 in the masks of VOC.",
                 "Choose --format coco, which allows any name.",
             )
         super().__init__(folder, classes, *args, **kwargs)
@@ -56,6 +58,14 @@ class VocWriter(AnnotationWriter):
             (self.partial / name).mkdir(parents=True)
         for name in ("SegmentationClass", "SegmentationObject"):
             (self.partial / name).mkdir()
+        for name in self.classes:
+            try:  # systems differ in which names they allow, and in whether "Cat" and "cat" are the same
+                self._class_list(name).touch(exist_ok=False)
+            except OSError as error:
+                raise _refused(name, f": {error.strerror or error}") from error
+
+    def _class_list(self, name: str) -> Path:
+        return self.partial / "ImageSets" / "Main" / f"{name}_{SPLIT}.txt"
 
     def _write(self, image: ExportedImage, instances: Sequence[Instance]) -> None:
         objects = np.zeros((image.height, image.width), dtype=np.uint8)
@@ -73,8 +83,7 @@ class VocWriter(AnnotationWriter):
 
     def _annotation(self, image: ExportedImage, instances: Sequence[Instance]) -> ElementTree.Element:
         root = ElementTree.Element("annotation")
-        source = "".join(c if c.isprintable() else "?" for c in image.source)  # XML cannot hold control characters
-        _add_texts(root, {"folder": self.folder.name, "filename": image.file, "path": source})
+        _add_texts(root, {"folder": self.folder.resolve().name, "filename": image.file, "path": image.source})
         _add_texts(ElementTree.SubElement(root, "source"), {"database": "Unknown", "annotation": "wildcat"})
         _add_texts(ElementTree.SubElement(root, "size"), {"width": image.width, "height": image.height, "depth": 3})
         _add_texts(root, {"segmented": 1})
@@ -92,13 +101,20 @@ class VocWriter(AnnotationWriter):
         lists = {f"ImageSets/{name}/{SPLIT}.txt": ids for name in ("Main", "Segmentation")}
         for name in self.classes:
             rows = (f"{stem} {1 if name in present else -1:2d}\n" for stem, present in self.present)
-            lists[f"ImageSets/Main/{name}_{SPLIT}.txt"] = "".join(rows)
+            self._class_list(name).write_text("".join(rows), encoding="utf-8", newline="\n")
         colors = class_palette(256).tolist()
-        labels = {"background": 0, **self.labels}
+        labels = {BACKGROUND: 0, **self.labels}
         rows = (f"{name}:{','.join(map(str, colors[label]))}::\n" for name, label in labels.items())
         lists["labelmap.txt"] = "".join(["# label:color_rgb:parts:actions\n", *rows])
         for path, text in lists.items():
             (self.partial / path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _refused(name: str, reason: str = "") -> ConfigError:
+    return ConfigError(
+        f"class {name!r} cannot name the file ImageSets/Main/<class>_{SPLIT}.txt{reason}.",
+        "Choose --format coco, which allows any name.",
+    )
 
 
 def _save_indexed(path: Path, values: NDArray[np.uint8]) -> None:
@@ -108,5 +124,5 @@ def _save_indexed(path: Path, values: NDArray[np.uint8]) -> None:
 
 
 def _add_texts(parent: ElementTree.Element, texts: Mapping[str, object]) -> None:
-    for tag, text in texts.items():
-        ElementTree.SubElement(parent, tag).text = str(text)
+    for tag, text in texts.items():  # XML cannot hold control characters, and UTF-8 no lone surrogates
+        ElementTree.SubElement(parent, tag).text = "".join(c if c.isprintable() else "?" for c in str(text))
