@@ -287,6 +287,23 @@ def test_the_mask_contains_a_class_below_one_half_if_its_gate_is_lower() -> None
     assert (shown[:, :30, 3] == 255).all() and (shown[:, 30:, 3] == 0).all()
 
 
+def test_a_mask_of_more_classes_than_a_png_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = tuple(f"c{i:03}" for i in range(300))
+    labels = np.append(np.arange(1, 301), [0] * 20).reshape(16, 20)
+    monkeypatch.setattr(Prediction, "mask", lambda _: labels)
+    image, maps = Image.new("RGB", (20, 16)), np.zeros((300, 1, 1), np.float32)
+    prediction = Prediction("", 20, 16, classes, "multilabel", np.zeros(300, np.float32), maps, None, image)
+    thumbnail = make_thumbnail(prediction, None, classes)
+    assert [name for name, _ in thumbnail.legend] == list(classes[:254]) and thumbnail.mask is not None
+    assert ((decoded(thumbnail.mask)[..., 3] > 0) == ((labels > 0) & (labels <= 254))).all()
+    Image.fromarray(np.full((16, 20), 255, np.uint8)).save(tmp_path / "ignored.png")
+    sample = Sample("a", tmp_path / "a.jpg", np.ones(300, np.int8), mask=tmp_path / "ignored.png")
+    labels[:] = 255
+    thumbnail = make_thumbnail(prediction, sample, classes)
+    assert [name for name, _ in thumbnail.legend] == ["c254"] and thumbnail.truth is not None
+    assert (decoded(thumbnail.truth) == [160, 160, 160, 255]).all()
+
+
 # --- metrics ---
 
 

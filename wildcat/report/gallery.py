@@ -20,6 +20,7 @@ from wildcat.errors import ConfigError
 from wildcat.evaluation import POINT_TOLERANCE
 from wildcat.metrics import point_hits
 from wildcat.prediction import OPACITY, Prediction
+from wildcat.regions.masks import HIGHEST_PNG_LABEL
 from wildcat.viz.colors import MARK_COLORS, unit_range
 
 # hit: the class is present, highest scores first. miss: present, lowest scores first. false positive: absent, highest
@@ -213,8 +214,9 @@ def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Seque
     true_mask = None if sample is None else sample.read_mask()
     truth = None if true_mask is None else _shrink_mask(true_mask.astype(np.int64))
     in_mask = {prediction.classes[i - 1] for i in np.unique(mask).tolist() if i > 0}
-    in_truth = set() if truth is None else {classes[i - 1] for i in np.unique(truth).tolist() if 0 < i <= len(classes)}
-    names = [name for name in classes if name in in_mask | in_truth]
+    labels = () if truth is None else np.unique(truth).tolist()
+    in_truth = {classes[i - 1] for i in labels if 0 < i <= len(classes) and i != 255}
+    names = [name for name in classes if name in in_mask | in_truth][:HIGHEST_PNG_LABEL]
     colors = {name: MARK_COLORS[i % len(MARK_COLORS)] for i, name in enumerate(names)}
     name, present = Path(prediction.path).name or "unnamed image", None
     if sample is not None:
@@ -226,7 +228,7 @@ def make_thumbnail(prediction: Prediction, sample: Sample | None, classes: Seque
         size=(prediction.width, prediction.height),
         src=encode_image(prediction.load_image()),
         mask=_encode_mask(mask, prediction.classes, colors) if in_mask else None,
-        truth=None if truth is None else _encode_mask(truth, classes, colors),
+        truth=None if truth is None else _encode_mask(truth, classes, colors, is_truth=True),
         legend=tuple((printable(c), f"#{bytes(color).hex()}") for c, color in colors.items()),
         predicted=tuple((printable(c), round(prediction.probabilities[c], 3)) for c in prediction.labels[:12]),
         present=present,
@@ -297,12 +299,18 @@ def _shrink_mask(mask: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.asarray(small)
 
 
-def _encode_mask(mask: NDArray[np.integer], classes: Sequence[str], colors: dict[str, tuple[int, int, int]]) -> str:
-    """Data URL of a PNG of a mask (0 background, i + 1 = classes[i], 255 ignored); the background is transparent."""
+def _encode_mask(
+    mask: NDArray[np.integer], classes: Sequence[str], colors: dict[str, tuple[int, int, int]], is_truth: bool = False
+) -> str:
+    """Data URL of a PNG of a mask (0 background, i + 1 = classes[i], in a true mask 255 ignored).
+
+    The background and classes without a color are transparent.
+    """
     index_of, palette = np.zeros(max(256, len(classes) + 1), np.uint8), np.zeros((256, 3), np.uint8)
-    index_of[255], palette[255] = 255, IGNORED_COLOR
     for index, (name, color) in enumerate(colors.items(), 1):
         index_of[classes.index(name) + 1], palette[index] = index, color
+    if is_truth:
+        index_of[255], palette[255] = 255, IGNORED_COLOR
     image = Image.fromarray(index_of[mask])
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
