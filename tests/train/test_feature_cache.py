@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,6 +226,38 @@ def test_a_damaged_cache_is_computed_again(
     after, passes = computed(samples, cache)
     assert passes == 5
     assert torch.equal(after.batch(range(5)), before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a list of the open files, and names of any bytes")
+def test_shards_keep_no_file_open(
+    computed: Callable[..., tuple[Features, int]],
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "not unicode \udcff"
+    monkeypatch.setattr(wildcat.train.feature_cache, "SHARD", 1)
+    for passes in (5, 0):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        features, passed = computed(samples, folder)
+        assert len(list(Path("/proc/self/fd").iterdir())) - before <= len(features.locks) < 5
+        assert passed == passes and len(list(folder.rglob("*.f16"))) == 5
+
+
+def test_a_shortage_of_files_is_not_taken_for_damage(
+    computed: Callable[..., tuple[Features, int]],
+    samples: list[Sample],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    computed(samples, cache)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        computed(samples, cache)
 
 
 def test_other_weights_and_other_preprocessing_are_other_features(

@@ -8,12 +8,12 @@ which is written last. Later runs read the images that are there and compute the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -237,12 +237,15 @@ def _read_shards(folder: Path, row_shape: tuple[int, ...]) -> dict[str, Location
         try:
             content: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
             keys, shape = [str(key) for key in content["images"]], (len(content["images"]), *row_shape)
-            if tuple(content["shape"]) != shape or data.stat().st_size != 2 * int(np.prod(shape)):
+            size = int(np.prod(shape))
+            if tuple(content["shape"]) != shape or data.stat().st_size != 2 * size:
                 continue
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
-                shard = torch.from_numpy(np.memmap(data, dtype=np.float16, mode="r", shape=shape))
-        except (OSError, ValueError, KeyError, TypeError):
+            # np.memmap would keep a file descriptor per shard, of which systems allow as few as 256
+            name: Any = os.fsencode(data)  # torch refuses a str that is not Unicode
+            shard = torch.from_file(name, shared=False, size=size, dtype=torch.float16).view(shape)
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            if any(os.strerror(code) in str(error) for code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)):
+                raise  # a shortage, not damage
             continue
         found.update((key, (shard, row)) for row, key in enumerate(keys))
     return found
