@@ -110,6 +110,14 @@ def remove_leftovers(path: Path, seconds: float = LEFT_ALONE) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with its content; where it is a symbolic link or a mount point, the content alone."""
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))

@@ -170,6 +170,20 @@ def test_after_a_failed_start_the_same_folder_takes_other_settings(
         assert "--resume" not in capsys.readouterr().err and not out.exists()
 
 
+def test_after_a_failed_start_a_symbolic_link_can_be_given_again(
+    tiny: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "link"
+    out.symlink_to(tmp_path / "disk")
+    assert command("train", shapes, "--out", out, "--epochs", 1, *TINY, "--lr", "1e30") == 1
+    assert "Try --lr" in capsys.readouterr().err and out.is_symlink() and not list(out.iterdir())
+    monkeypatch.setattr("wildcat.predictor.Predictor.forward", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    line = ("predict", tiny, shapes / "JPEGImages", "--out", out, "--shard-rows", 5, "--device", "cpu")
+    assert command(*line) == 1
+    assert "give the same command again" in capsys.readouterr().err and out.is_symlink() and not list(out.iterdir())
+
+
 def test_a_run_that_saved_nothing_is_started_again_with_other_settings(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,8 +87,7 @@ def with_local_weights(command: Train) -> Train:
 def train_command(command: Train) -> int:
     """The command in one process."""
     from wildcat.device import choose_device
-    from wildcat.models.manifest import MANIFEST
-    from wildcat.models.run import check_resumable, create_run, discard_unused, is_unused
+    from wildcat.models.run import check_resumable, create_run, discard_unused
     from wildcat.progress import ProgressBar, stop_code
     from wildcat.train.distributed import broadcast_from_first, launch_name, rank, shared_errors, world_size
     from wildcat.train.loggers import logging_to
@@ -119,14 +120,7 @@ def train_command(command: Train) -> int:
     note_amp(config.amp, device)
     print(f"{'Continuing' if resume else 'Writing'} {command.out}", flush=True)
     note_device(device.type, config.device == "auto" and config.tune == "all" and not resume)
-
-    def hint() -> str:
-        if not (command.out / MANIFEST).is_file():
-            return f"{command.out} no longer exists: start the training again."
-        if is_unused(command.out):
-            return f"Nothing was saved yet: start the training again; {command.out} is free."
-        return resume_text(command, settings)
-
+    hint = partial(resume_text, command, settings)
     try:
         with (
             resume_hint(hint),
@@ -136,7 +130,8 @@ def train_command(command: Train) -> int:
             outcome = train(run, data, resume=resume, progress=progress)
     except BaseException:  # before the first save: the same --out can be used again
         if rank() == 0:
-            discard_unused(command.out)
+            with contextlib.suppress(OSError):  # the error in hand is the one to report
+                discard_unused(command.out)
         raise
     if not outcome.finished:
         print(f"Stopped after {outcome.epochs_done} epochs; everything is saved. {hint()}", file=sys.stderr)
@@ -205,14 +200,19 @@ def run_to_resume(command: Train) -> Run | None:
 
 
 def resume_text(command: Train, recorded: TrainConfig) -> str:
-    """How to continue the run with its settings, with as many processes, and with the device and workers of `command`.
+    """How to continue the run with its settings, as many processes, and the device and workers of `command`.
 
     Args:
         recorded: the settings in the run folder.
     """
-    from wildcat.models.run import RESUMABLE, resume_words
+    from wildcat.models.manifest import MANIFEST
+    from wildcat.models.run import RESUMABLE, is_unused, resume_words
     from wildcat.train.distributed import local_size, world_size
 
+    if not (command.out / MANIFEST).is_file():
+        return f"{command.out} no longer exists: start the training again."
+    if is_unused(command.out):
+        return f"Nothing was saved yet: start the training again; {command.out} is free."
     if world_size() > local_size():  # how machines find each other is not known here
         return "Resume by the same torchrun commands with --resume."
     words = resume_words(command.out, command.data)

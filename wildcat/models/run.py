@@ -37,7 +37,7 @@ from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet, Task, check_learnable
 from wildcat.data.transforms import Preprocess, parse_range
 from wildcat.errors import ConfigError, RunError
-from wildcat.files import next_free, refuse_existing, remove_leftovers, write_bytes, writing
+from wildcat.files import next_free, refuse_existing, remove_folder, remove_leftovers, write_bytes, writing
 from wildcat.models.manifest import MANIFEST, RESTORE, kind_of, read_manifest, write_manifest
 from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.nn.factory import check_fits, model_from_config
@@ -182,7 +182,7 @@ def discard_unused(folder: Path) -> bool:
     """Remove a run folder that `is_unused`, so that the same --out can be given again; whether it was."""
     unused = is_unused(folder)
     if unused:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     return unused
 
 
