@@ -6,19 +6,24 @@ import ast
 import errno
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import wildcat.train.loop
 from tests.cli.conftest import command
 from tests.conftest import TINY
 from wildcat.cli import COMMANDS
 from wildcat.cli.options import flag, flag_names
 from wildcat.cli.train import note_device
 from wildcat.config import TrainConfig
-from wildcat.errors import ConfigError, EngineError, known_error
+from wildcat.data import open_dataset
+from wildcat.errors import ConfigError, EngineError, RunError, known_error
+from wildcat.models.run import open_run
+from wildcat.progress import Progress
 from wildcat.settings import from_dict
 from wildcat.train import distributed
 from wildcat.train.loop import Trainer
@@ -198,6 +203,29 @@ def test_a_run_that_saved_nothing_is_started_again_with_other_settings(
     assert f"Writing {out}" in capsys.readouterr().out
     text = (out / "config.yaml").read_text()
     assert "batch_size: 4\n" in text and "num_maps: 2\n" in text and "epochs: 1\n" in text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_a_run_is_left_alone_while_another_process_trains_in_it(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even before it has saved anything."""
+    out, train = tmp_path / "run", wildcat.train.loop.train
+    line = ("train", shapes, "--out", out, "--epochs", 1, *TINY)
+    codes = []
+
+    class Rival(Progress):
+        def start(self, task: str, total: int | None, done: int = 0) -> None:
+            if not codes:
+                codes.append(command(*line, "--resume"))
+                with pytest.raises(RunError, match="another process trains in"):
+                    train(open_run(out), open_dataset(shapes))
+
+    monkeypatch.setattr(
+        "wildcat.train.loop.train", lambda run, data, resume, progress: train(run, data, resume, Rival())
+    )
+    assert command(*line) == 0
+    assert codes == [1] and f"another process trains in {out}." in capsys.readouterr().err
 
 
 def test_the_hint_resumes_the_very_same_run(

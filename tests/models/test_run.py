@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +29,10 @@ from wildcat.models.run import (
     Run,
     check_resumable,
     create_run,
+    discard_unused,
     load_state,
     load_weights,
+    locked,
     open_run,
     save_state,
     save_weights,
@@ -215,6 +220,24 @@ def test_settings_that_may_change_on_resume(run: Run) -> None:
     with pytest.raises(RunError, match="classes 5 -> 5 of other names"):
         check_resumable(run, CONFIGURATION, "shapes", (*run.classes[1:], "star"))
     check_resumable(run, CONFIGURATION, "shapes", run.classes[::-1])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")
+def test_one_process_at_a_time_has_a_run_folder(run: Run) -> None:
+    files = content(run.folder)
+    with locked(run.folder):
+        for change in (discard_unused, tidy_run):
+            with pytest.raises(RunError, match="another process trains in "):
+                change(run.folder)
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+    assert content(run.folder) == files
+    try:
+        tidy_run(run.folder)
+        assert discard_unused(run.folder), "a worker that outlives its trainer has no lock"
+    finally:
+        worker.kill()
+        worker.join()
 
 
 # --- weights and state ----------------------------------------------------------------------------------------------

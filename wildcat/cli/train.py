@@ -26,6 +26,7 @@ from wildcat.cli.options import (
     resume_hint,
 )
 from wildcat.config import TrainConfig
+from wildcat.errors import RunError
 from wildcat.methods import METHODS
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def train_command(command: Train) -> int:
             outcome = train(run, data, resume=resume, progress=progress)
     except BaseException:  # before the first save: the same --out can be used again
         if rank() == 0:
-            with contextlib.suppress(OSError):  # the error in hand is the one to report
+            with contextlib.suppress(OSError, RunError):  # the error in hand is the one to report
                 discard_unused(command.out)
         raise
     if not outcome.finished:

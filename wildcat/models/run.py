@@ -19,9 +19,11 @@ import dataclasses
 import io
 import json
 import math
+import os
 import reprlib
 import shlex
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +45,9 @@ from wildcat.nn.backbones import Backbone, create_backbone
 from wildcat.nn.factory import check_fits, model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.settings import config_text, read_config
+
+if sys.platform != "win32":
+    import fcntl
 
 CONFIG, WEIGHTS, STATE, METRICS = "config.yaml", "model.safetensors", "state.pt", "metrics.jsonl"
 LOGS = ("metrics.csv", "tensorboard", "wandb")  # of `wildcat.train.loggers`
@@ -178,11 +183,40 @@ def is_unused(folder: Path) -> bool:
     return folder.is_dir() and {p.name for p in folder.iterdir()} <= {CONFIG, MANIFEST, *LOGS}
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in a run folder, or removing it, until the block ends.
+
+    The lock is on its config.yaml, which stays as it was created; without this file, and where files cannot be locked,
+    there is none.
+
+    Raises:
+        RunError: another process trains in the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        if sys.platform != "win32":
+            try:
+                file = stack.enter_context((folder / CONFIG).open("r+b", buffering=0))
+                os.register_at_fork(after_in_child=file.close)  # workers may outlive a process that was killed
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                hint = f"Wait until it has ended, or give another --out (for example {next_free(folder)})."
+                raise RunError(f"another process trains in {folder}.", hint) from error
+            except OSError:  # there is no such file, or the file system has no locks
+                pass
+        yield
+
+
 def discard_unused(folder: Path) -> bool:
-    """Remove a run folder that `is_unused`, so that the same --out can be given again; whether it was."""
-    unused = is_unused(folder)
-    if unused:
-        remove_folder(folder)
+    """Remove a run folder that `is_unused`, so that the same --out can be given again; whether it was.
+
+    Raises:
+        RunError: another process trains in the folder.
+    """
+    with locked(folder):
+        unused = is_unused(folder)
+        if unused:
+            remove_folder(folder)
     return unused
 
 
@@ -195,8 +229,11 @@ def tidy_run(folder: Path) -> None:
     """Remove the half-written files of a training that was killed, before it is resumed.
 
     A config without a manifest is removed as well: the run was killed while it was created.
+
+    Raises:
+        RunError: another process trains in the folder.
     """
-    with writing(folder):
+    with locked(folder), writing(folder):
         for name in (CONFIG, MANIFEST, WEIGHTS, STATE, METRICS):
             remove_leftovers(folder / name, seconds=0)
         if folder.is_dir() and [p.name for p in folder.iterdir()] == [CONFIG]:

@@ -22,11 +22,12 @@ import torch
 from timm.utils import ModelEmaV3  # type: ignore[attr-defined]  # timm does not list what it exports
 from torch import Tensor, nn
 
+from wildcat.config import TrainConfig
 from wildcat.data.dataset import PRESENT, DataSet, label_counts
 from wildcat.data.loader import batch_indices
 from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
-from wildcat.models.run import WEIGHTS, Run, load_weights
+from wildcat.models.run import WEIGHTS, Run, load_weights, locked
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
@@ -76,7 +77,8 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     Raises:
         TrainingError: the loss or the weights are not finite.
         ImageError: an image cannot be read.
-        RunError: the state to resume from is damaged, or belongs to other images or labels.
+        RunError: the state to resume from is damaged, or belongs to other images or labels; another process trains in
+            the run folder.
         DataError: the processes read different images.
         ConfigError: more processes than images in a batch, or than GPUs.
     """
@@ -96,9 +98,11 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     if len(set(distributed.gather(data_fingerprint))) > 1:
         raise DataError("the processes read different images or labels.", "Give every machine the same data.")
     multiclass = data.task == "multiclass"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), contextlib.ExitStack() as stack:
         torch.manual_seed(config.seed)
         with distributed.shared_errors():
+            if distributed.rank() == 0:
+                stack.enter_context(locked(run.folder))
             parent = parent_run(run)
             model = model_from_config(config, len(run.classes), weights="none" if parent else None)
             if parent is not None:
@@ -116,14 +120,7 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
                 continue
             batches = create_batches(stage.config, model, samples, val_samples, run.preprocess, progress)
             if from_scratch and stage.first_epoch == 0:
-                with distributed.shared_errors():
-                    batches.estimate_batchnorm(model)
-                    if config.standardize:
-                        model.standardize(*batches.channel_statistics(model))
-                    model.fit(partial(batches.labelled_features, model), config.seed)
-                    model.initialise(frequencies, multiclass)
-                    if config.class_pool != "mean" and config.num_maps > 1:
-                        start_at_clusters(model, partial(batches.labelled_features, model), config.seed)
+                fit_to_data(model, batches, config, frequencies, multiclass)
             trainer = Trainer(stage, multiclass, model, batches, frequencies, progress, checkpoint)
             progress.start("training", total, trainer.images_done())
             with interruptible() as interrupted:
@@ -134,6 +131,18 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     metric = None if position.best_epoch < 0 or not position.best_key else position.best_key[0]
     finished = position.epoch >= plan[-1].stop_epoch
     return Outcome(finished, position.epoch, position.best_epoch, metric_name(multiclass), metric)
+
+
+def fit_to_data(model: Wildcat, batches: Batches, config: TrainConfig, frequencies: Tensor, multiclass: bool) -> None:
+    """Give the layers after the backbone, and its batch normalisation, the values from which training starts."""
+    with distributed.shared_errors():
+        batches.estimate_batchnorm(model)
+        if config.standardize:
+            model.standardize(*batches.channel_statistics(model))
+        model.fit(partial(batches.labelled_features, model), config.seed)
+        model.initialise(frequencies, multiclass)
+        if config.class_pool != "mean" and config.num_maps > 1:
+            start_at_clusters(model, partial(batches.labelled_features, model), config.seed)
 
 
 class Trainer:
