@@ -210,16 +210,18 @@ def test_a_damaged_history(run: Run) -> None:
 
 
 def test_settings_that_may_change_on_resume(run: Run) -> None:
-    check_resumable(run, replace(CONFIGURATION, device="cuda", workers=7), "shapes", run.classes)
+    check_resumable(run, replace(CONFIGURATION, device="cuda", workers=7), "shapes", run.classes, "multilabel")
     with pytest.raises(RunError) as caught:
-        check_resumable(run, replace(CONFIGURATION, lr=0.5, seed=3), "here", run.classes)
+        check_resumable(run, replace(CONFIGURATION, lr=0.5, seed=3), "here", run.classes, "multilabel")
     assert "--lr default -> 0.5; --seed 0 -> 3." in caught.value.message
     assert f"wildcat train here --out {run.folder} --resume" in caught.value.hint
     with pytest.raises(RunError, match="classes 5 -> 4"):
-        check_resumable(run, CONFIGURATION, "shapes", run.classes[:4])
+        check_resumable(run, CONFIGURATION, "shapes", run.classes[:4], "multilabel")
     with pytest.raises(RunError, match="classes 5 -> 5 of other names"):
-        check_resumable(run, CONFIGURATION, "shapes", (*run.classes[1:], "star"))
-    check_resumable(run, CONFIGURATION, "shapes", run.classes[::-1])
+        check_resumable(run, CONFIGURATION, "shapes", (*run.classes[1:], "star"), "multilabel")
+    check_resumable(run, CONFIGURATION, "shapes", run.classes[::-1], "multilabel")
+    with pytest.raises(RunError, match="task multilabel -> multiclass"):
+        check_resumable(run, CONFIGURATION, "shapes", run.classes, "multiclass")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are not locked there")

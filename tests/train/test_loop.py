@@ -435,6 +435,12 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path, shapes: DataSet) -> No
         train(run, other, resume=True)
 
 
+def test_data_of_another_task_is_refused(tmp_path: Path, shapes: DataSet) -> None:
+    run = create_run(tmp_path / "run", SMALL, shapes)
+    with pytest.raises(RunError, match="shapes is multiclass, "):
+        train(run, replace(shapes, task="multiclass"))
+
+
 @pytest.mark.parametrize("tune", ["all", "head"])
 def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes: DataSet, tune: Tune) -> None:
     first = create_run(tmp_path / "first", SMALL, shapes)

@@ -108,7 +108,7 @@ def train_command(command: Train) -> int:
         run = None  # it saved nothing: start it again, with other settings if they are given
     resume, settings = run is not None, config
     if run is not None:
-        check_resumable(run, config, source, data.classes)
+        check_resumable(run, config, source, data.classes, data.task)
         settings, run = run.config, dataclasses.replace(run, config=config)
     else:
         run = broadcast_from_first(

@@ -301,7 +301,7 @@ def _read_preprocess(entry: Any, image_size: int, folder: Path) -> Preprocess:
     return Preprocess(size, mean, std, interpolation, intensity)
 
 
-def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[str, ...]) -> None:
+def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[str, ...], task: Task) -> None:
     """Refuse to resume a run with settings or data that would change its result.
 
     Raises:
@@ -314,6 +314,8 @@ def check_resumable(run: Run, config: TrainConfig, source: str, classes: tuple[s
     if set(classes) != set(run.classes):
         same = len(classes) == len(run.classes)
         changed.append(f"classes {len(run.classes)} -> {len(classes)}{' of other names' if same else ''}")
+    if task != run.task:
+        changed.append(f"task {run.task} -> {task}")
     if changed:
         raise RunError(
             f"{run.folder} was begun with other settings: {'; '.join(changed)}.",

@@ -92,6 +92,8 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
         )
     if set(data.classes) != set(run.classes):
         raise RunError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was created with.")
+    if data.task != run.task:
+        raise RunError(f"{data.name} is {data.task}, {run.folder} is {run.task}.", "Give the data as the run read it.")
     data = data.for_classes(run.classes)  # they may be in another order
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     data_fingerprint = fingerprint(samples, val_samples)
