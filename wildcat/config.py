@@ -6,6 +6,7 @@ import math
 import reprlib
 import typing
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 from wildcat.errors import ConfigError, did_you_mean
@@ -214,6 +215,12 @@ class TrainConfig:
         would. Where the maps compete, the highest receives it: all of it with max, nearly all with lse and softmax.
         """
         return self.num_maps if self.class_pool == "mean" else 1
+
+    @property
+    def parent(self) -> Path | None:
+        """The run folder that `weights` names; None if it names none."""
+        folder = Path(self.weights)
+        return folder if self.weights not in ("imagenet", "none") and folder.is_dir() else None
 
     def validate(self) -> None:
         """Check every value and how they fit each other.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import wildcat.train.checkpoint
 import wildcat.train.loop
+from wildcat.cli import parse
 from wildcat.config import TrainConfig
 from wildcat.data.dataset import DataSet
 from wildcat.errors import RunError
@@ -150,6 +151,20 @@ def test_random_weights_and_runs_have_one_stage(tmp_path: Path) -> None:
     for settings in ({"weights": "none"}, {"weights": str(tmp_path)}, {"head_epochs": 0}, {"tune": "head"}):
         (stage,) = stages(replace(TrainConfig(), **settings))
         assert stage.config.tune == settings.get("tune", "all") and stage.stop_epoch == 20
+
+
+def test_folders_named_as_the_words_for_weights_are_not_taken_for_runs(
+    tmp_path: Path, shapes: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("imagenet", "none"):
+        (tmp_path / name).mkdir()
+    assert len(stages(TrainConfig())) == 2
+    assert train(create_run(tmp_path / "run", replace(SMALL, weights="none", epochs=1), shapes), shapes).finished
+    config = parse(["train", "shapes", "--out", "other", "--weights", "imagenet"]).config
+    assert (config.weights, config.parent) == ("imagenet", None)
+    (tmp_path / "imagenet" / "config.yaml").write_text("backbone: lite1\n")
+    assert parse(["train", "shapes", "--out", "other", "--weights", "imagenet"]).config == config
 
 
 def test_every_step_counts(tmp_path: Path, shapes: DataSet, weights: str) -> None:

@@ -191,8 +191,9 @@ def _train_defaults(flags: Sequence[str]) -> Train:
         config = read_config(settings)
     if given.recipe:
         config = load_recipe(given.recipe, config)
-    if given.weights and not given.resume and (parent := Path(given.weights) / "config.yaml").is_file():
-        network = read_config(parent)
+    parent = TrainConfig(weights=given.weights).parent if given.weights and not given.resume else None
+    if parent and (parent / "config.yaml").is_file():
+        network = read_config(parent / "config.yaml")
         config = dataclasses.replace(config, **{name: getattr(network, name) for name in NETWORK_SETTINGS})
     if given.method:
         config = dataclasses.replace(config, **method_settings(given.method))

@@ -132,7 +132,7 @@ def create_run(
             f"background=True is for independent classes; those of {data.name} exclude each other.", "Leave it out."
         )
     refuse_taken(folder)
-    if Path(config.weights).is_dir() and set(start := open_run(Path(config.weights)).classes) == set(data.classes):
+    if config.parent and set(start := open_run(config.parent).classes) == set(data.classes):
         data = data.for_classes(start)
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     check_learnable(data, config.train_split, samples)

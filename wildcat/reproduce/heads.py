@@ -84,7 +84,7 @@ def check_head_weights(config: TrainConfig) -> None:
     Raises:
         ConfigError: names the run.
     """
-    if Path(config.weights).is_dir() or config.weights.startswith(SCHEME):
+    if config.parent or config.weights.startswith(SCHEME):
         raise ConfigError(
             f"weights={config.weights}: a run has a head already.", "Give imagenet, or a file of backbone weights."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from wildcat.config import TrainConfig
@@ -26,7 +25,7 @@ def stages(config: TrainConfig) -> list[Stage]:
     then fine-tuning: Kumar et al., ICLR 2022). A network that starts from random weights has no features worth that,
     one that starts from a run has its head, and a training of the head alone needs nothing else: these have one stage.
     """
-    has_head = config.tune == "head" or config.weights == "none" or Path(config.weights).is_dir()
+    has_head = config.tune == "head" or config.weights == "none" or config.parent
     if has_head or not config.head_epochs:
         return [Stage(config, 0, config.epochs)]
     of_head = replace(config, tune="head", epochs=config.head_epochs)
@@ -40,8 +39,8 @@ def parent_run(run: Run) -> Run | None:
     Raises:
         RunError: the other run has other classes.
     """
-    folder = Path(run.config.weights)
-    if not folder.is_dir():
+    folder = run.config.parent
+    if folder is None:
         return None
     parent = open_run(folder)
     if parent.classes != run.classes:
