@@ -231,7 +231,7 @@ def test_a_run_that_starts_from_another_has_its_network(shapes: Path, tmp_path: 
     config = read_config(tmp_path / "second" / "config.yaml")
     assert (config.backbone, config.pooling, config.num_maps) == ("test_resnet", "weldon", 1)
     assert config.tune == "head", "the rest is that of the recipe"
-    assert command(*line, "--out", tmp_path / "third", "--num-maps", 2) == 1, "flags override it, and are refused here"
+    assert command(*line, "--out", tmp_path / "third", "--num-maps", 2) == 2, "flags override it, and are refused here"
     again = (
         "train",
         shapes,

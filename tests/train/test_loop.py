@@ -27,8 +27,8 @@ from wildcat.data.readers.voc import read_voc
 from wildcat.device import choose_device
 from wildcat.errors import ConfigError, ImageError, RunError, TrainingError
 from wildcat.models.manifest import MANIFEST
-from wildcat.models.run import STATE, WEIGHTS, Run, create_run, load_state
-from wildcat.nn.factory import create_model
+from wildcat.models.run import STATE, WEIGHTS, Run, create_run, load_state, save_weights
+from wildcat.nn.factory import create_model, model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train.batches import Batch, ImageBatches
@@ -458,6 +458,23 @@ def test_training_goes_on_from_the_network_of_another_run(tmp_path: Path, shapes
     (first.folder / MANIFEST).write_text(json.dumps(other))
     with pytest.raises(RunError, match=r"first was trained on other classes"):
         train(create_run(tmp_path / "third", still, shapes), shapes)
+
+
+def test_weights_of_another_size_or_head_name_the_settings(tmp_path: Path, shapes: DataSet) -> None:
+    """A transformer has a position for each patch."""
+    config = replace(SMALL, backbone="test_vit", image_size=160, epochs=1)
+    first = create_run(tmp_path / "first", config, shapes)
+    save_weights(model_from_config(config, len(shapes.classes)), first.folder / WEIGHTS)
+    for change, theirs in (({"image_size": 96}, "image_size=160"), ({"num_maps": 3}, "num_maps=2")):
+        other = replace(config, weights=str(first.folder), **change)
+        with pytest.raises(
+            ConfigError, match=f"first has {theirs}; its weights do not fit .*\nGive {theirs}"
+        ) as caught:
+            train(create_run(tmp_path / theirs, other, shapes), shapes)
+        assert f"{next(iter(change))}={next(iter(change.values()))}." in caught.value.message
+    (first.folder / WEIGHTS).write_bytes(b"")
+    with pytest.raises(RunError, match="damaged or half-written"):
+        train(create_run(tmp_path / "damaged", other, shapes), shapes)
 
 
 # --- a background that is in every image ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,7 +99,9 @@ def assert_same(one: Run, other: Run) -> None:
     assert [name for name in last if not torch.equal(last[name], other_last[name])] == []
     assert best == other_best
     assert history == other_history
-    assert [line["epoch"] for line in history] == list(range(1, stages(one.config)[-1].stop_epoch + 1)), "no line twice"
+    assert [line["epoch"] for line in history] == list(
+        range(1, stages(one.config, one.has_parent)[-1].stop_epoch + 1)
+    ), "no line twice"
 
 
 def interrupted(run: Run, data: DataSet, *stops: Interrupter) -> Outcome:
@@ -145,11 +148,11 @@ def test_the_head_is_trained_first_and_stays_usable(tmp_path: Path, shapes: Data
     assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
 
 
-def test_random_weights_and_runs_have_one_stage(tmp_path: Path) -> None:
-    assert [stage.config.tune for stage in stages(TrainConfig())] == ["head", "all"]
-    assert [stage.config.tune for stage in stages(TrainConfig(tune="last"))] == ["head", "last"]
-    for settings in ({"weights": "none"}, {"weights": str(tmp_path)}, {"head_epochs": 0}, {"tune": "head"}):
-        (stage,) = stages(replace(TrainConfig(), **settings))
+def test_random_weights_and_runs_have_one_stage() -> None:
+    assert [stage.config.tune for stage in stages(TrainConfig(), has_parent=False)] == ["head", "all"]
+    assert [stage.config.tune for stage in stages(TrainConfig(tune="last"), has_parent=False)] == ["head", "last"]
+    for settings in ({"weights": "none"}, {"weights": "a run"}, {"head_epochs": 0}, {"tune": "head"}):
+        (stage,) = stages(replace(TrainConfig(), **settings), has_parent=settings.get("weights") == "a run")
         assert stage.config.tune == settings.get("tune", "all") and stage.stop_epoch == 20
 
 
@@ -159,8 +162,8 @@ def test_folders_named_as_the_words_for_weights_are_not_taken_for_runs(
     monkeypatch.chdir(tmp_path)
     for name in ("imagenet", "none"):
         (tmp_path / name).mkdir()
-    assert len(stages(TrainConfig())) == 2
-    assert train(create_run(tmp_path / "run", replace(SMALL, weights="none", epochs=1), shapes), shapes).finished
+    run = create_run(tmp_path / "run", replace(SMALL, weights="none", epochs=1), shapes)
+    assert not run.has_parent and train(run, shapes).finished
     config = parse(["train", "shapes", "--out", "other", "--weights", "imagenet"]).config
     assert (config.weights, config.parent) == ("imagenet", None)
     (tmp_path / "imagenet" / "config.yaml").write_text("backbone: lite1\n")
@@ -238,6 +241,23 @@ def test_a_finished_run_stays_finished(tmp_path: Path, shapes: DataSet, weights:
 def test_resuming_before_anything_was_saved_starts(tmp_path: Path, shapes: DataSet, weights: str) -> None:
     run = create_run(tmp_path / "run", replace(SMALL, tune="head", weights=weights), shapes)
     assert train(run, shapes, resume=True).finished
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("run", 1), ("file", STEPS + 2)])
+def test_a_saved_state_needs_no_initial_weights(
+    tmp_path: Path, shapes: DataSet, weights: str, kind: str, steps: int
+) -> None:
+    start = Path(shutil.copy(weights, tmp_path / "start.safetensors"))
+    if kind == "run":
+        start = tmp_path / "parent"
+        train(create_run(start, replace(SMALL, weights="none", epochs=1), shapes), shapes)
+    config = replace(SMALL, weights=str(start))
+    through, run = (create_run(tmp_path / name, config, shapes) for name in ("through", "run"))
+    assert train(through, shapes).finished
+    assert not train(run, shapes, progress=Interrupter(step=steps)).finished
+    start.rename(tmp_path / "elsewhere")
+    assert train(open_run(run.folder), shapes, resume=True).finished
+    assert_same(run, through)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
                        preprocess: size, mean, std, interpolation and intensity_range of its input
                        data: source, reader options, name, format and number of images of the training data
                        launch: the torchrun launch that created it, or ""
+                       has_parent: whether it starts from the weights of another run, which may be gone later
     model.safetensors  the best weights so far
     state.pt           the state of the training, from which it resumes exactly
     metrics.jsonl      one line per epoch
@@ -65,6 +66,11 @@ class Run:
     task: Task
     preprocess: Preprocess
     manifest: Mapping[str, Any]
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether the run starts from the weights of another run."""
+        return bool(self.manifest.get("has_parent", self.config.parent))
 
     def load_model(self, output_stride: int | None = None) -> Wildcat:
         """Build the network and load the best weights; on the CPU, in evaluation mode.
@@ -157,6 +163,7 @@ def create_run(
                 "images": {"train": len(samples), "val": len(val_samples)},
             },
             launch=launch,
+            has_parent=config.parent is not None,
         )
     return open_run(folder)
 

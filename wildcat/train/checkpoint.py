@@ -146,15 +146,13 @@ class Checkpoint:
             write_history(self.run.folder / METRICS, self.history)
 
     def restore(self) -> None:
-        """Load the state in the run folder; without one, training starts at the beginning.
+        """Load the state in the run folder.
 
         Raises:
             RunError: the state is damaged, or belongs to another network, other images or other labels.
         """
         path = self.run.folder / STATE
-        state = broadcast_from_first(lambda: load_state(path) if path.is_file() else None)
-        if state is None:
-            return
+        state = broadcast_from_first(lambda: load_state(path))
         missing = {"model", "optimizer", "generators", "position", "data"} - state.keys()
         if missing:
             raise RunError(f"{path} is damaged: it has no {', '.join(sorted(missing))}.", "Give another --out.")

@@ -27,13 +27,13 @@ from wildcat.data.dataset import PRESENT, DataSet, label_counts
 from wildcat.data.loader import batch_indices
 from wildcat.device import bf16_is_native, choose_device
 from wildcat.errors import ConfigError, DataError, RunError, TrainingError
-from wildcat.models.run import WEIGHTS, Run, load_weights, locked
+from wildcat.models.run import STATE, Run, locked
 from wildcat.nn.factory import model_from_config
 from wildcat.nn.model import Wildcat
 from wildcat.progress import SILENT, Progress, interruptible
 from wildcat.train import distributed
 from wildcat.train.batches import Batch, Batches, create_batches, parallel_network, set_training_mode
-from wildcat.train.checkpoint import Checkpoint, Position, fingerprint
+from wildcat.train.checkpoint import Checkpoint, fingerprint
 from wildcat.train.map_seeds import start_at_clusters
 from wildcat.train.optim import (
     balancing_weights,
@@ -47,7 +47,7 @@ from wildcat.train.optim import (
     validation_metric,
     with_background,
 )
-from wildcat.train.stages import Stage, parent_run, stages
+from wildcat.train.stages import Stage, load_parent, parent_run, stages
 
 SAVE_SECONDS = 5.0  # epochs shorter than this are saved together: a head on cached features takes a moment per epoch
 
@@ -100,22 +100,24 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     if len(set(distributed.gather(data_fingerprint))) > 1:
         raise DataError("the processes read different images or labels.", "Give every machine the same data.")
     multiclass = data.task == "multiclass"
+    # A state holds everything: the weights that the training started from may be gone.
+    resume = distributed.broadcast_from_first(lambda: resume and (run.folder / STATE).is_file())
     with torch.random.fork_rng(), contextlib.ExitStack() as stack:
         torch.manual_seed(config.seed)
         with distributed.shared_errors():
             if distributed.rank() == 0:
                 stack.enter_context(locked(run.folder))
-            parent = parent_run(run)
-            model = model_from_config(config, len(run.classes), weights="none" if parent else None)
+            parent = None if resume else parent_run(run)
+            model = model_from_config(config, len(run.classes), weights="none" if parent or resume else None)
             if parent is not None:
-                load_weights(model, parent.folder / WEIGHTS)
+                load_parent(model, parent, config)
         model = model.to(device).to(memory_format=torch.channels_last)
         frequencies = class_frequencies(*torch.from_numpy(label_counts(samples)))
         checkpoint = Checkpoint(run, model, data_fingerprint)
         if resume:
             checkpoint.restore()
-        from_scratch = parent is None and checkpoint.position == Position()
-        plan = stages(config)
+        from_scratch = parent is None and not resume
+        plan = stages(config, run.has_parent)
         total = plan[-1].stop_epoch * len(samples)
         for stage in plan:
             if checkpoint.position.epoch >= stage.stop_epoch:

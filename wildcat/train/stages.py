@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from wildcat.config import TrainConfig
-from wildcat.errors import RunError
-from wildcat.models.run import Run, open_run
+from wildcat.errors import ConfigError, RunError
+from wildcat.methods import NETWORK_SETTINGS
+from wildcat.models.run import WEIGHTS, Run, load_weights, open_run
+from wildcat.nn.model import Wildcat
 
 
 class Stage(NamedTuple):
@@ -18,14 +20,17 @@ class Stage(NamedTuple):
     stop_epoch: int
 
 
-def stages(config: TrainConfig) -> list[Stage]:
+def stages(config: TrainConfig, has_parent: bool) -> list[Stage]:
     """The head on cached features, then the layers that `config.tune` names.
+
+    Args:
+        has_parent: whether the training starts from the weights of another run.
 
     A head that is fitted first does not push the pretrained features away from where they generalise (linear probing,
     then fine-tuning: Kumar et al., ICLR 2022). A network that starts from random weights has no features worth that,
     one that starts from a run has its head, and a training of the head alone needs nothing else: these have one stage.
     """
-    has_head = config.tune == "head" or config.weights == "none" or config.parent
+    has_head = config.tune == "head" or config.weights == "none" or has_parent
     if has_head or not config.head_epochs:
         return [Stage(config, 0, config.epochs)]
     of_head = replace(config, tune="head", epochs=config.head_epochs)
@@ -49,3 +54,19 @@ def parent_run(run: Run) -> Run | None:
             "Start from a run with the same classes, or from imagenet.",
         )
     return parent
+
+
+def load_parent(model: Wildcat, parent: Run, config: TrainConfig) -> None:
+    """Load the weights of the run that a training starts from.
+
+    Raises:
+        RunError: they are missing or damaged.
+        ConfigError: they do not fit a network of these settings.
+    """
+    try:
+        load_weights(model, parent.folder / WEIGHTS)
+    except RunError as error:
+        parent.load_model()  # raises if the run itself is damaged
+        names = [k for k in (*NETWORK_SETTINGS, "image_size") if getattr(parent.config, k) != getattr(config, k)]
+        theirs, ours = (", ".join(f"{k}={getattr(c, k)}" for k in names) for c in (parent.config, config))
+        raise ConfigError(f"{parent.folder} has {theirs}; its weights do not fit {ours}.", f"Give {theirs}.") from error
