@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import command
 from tests.conftest import TINY
+from wildcat.data.dataset import Sample
+from wildcat.models.run import Run
+from wildcat.train.loggers import LOGGERS, CsvLogger
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -66,6 +71,28 @@ def test_wandb_offline_writes_a_run(tmp_path: Path, shapes_folder: Path, monkeyp
     (log,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     assert log.stat().st_size > 1000
     assert len(list(log.parent.rglob("*.png"))) == 2
+
+
+def test_heatmaps_are_of_the_labelled_class_whatever_the_order_of_the_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        Image.new("RGB", (40, 40), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    csv = tmp_path / "tags.csv"
+    flags = ("--epochs", 1, *TINY, "--separator", "none")
+    csv.write_text("image,labels\n" + "".join(f"{i}.png,{'dark' if i < 6 else 'light'}\n" for i in range(12)))
+    assert command("train", csv, "--out", tmp_path / "first", *flags, "--classes", "dark,light") == 0
+    logged = []
+
+    class Spy(CsvLogger):
+        def __init__(self, run: Run, images: Sequence[Sample] = ()) -> None:
+            super().__init__(run, images)
+            logged.extend((run.classes[int(sample.labels.argmax())], int(sample.path.stem) < 6) for sample in images)
+
+    monkeypatch.setitem(LOGGERS, "csv", Spy)
+    line = ("train", csv, *flags, "--log", "csv", "--classes", "light,dark", "--weights", tmp_path / "first")
+    assert command(*line, "--out", tmp_path / "second") == 0
+    assert logged and all((name == "dark") == dark for name, dark in logged)
 
 
 @pytest.mark.parametrize(

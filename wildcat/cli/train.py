@@ -114,6 +114,8 @@ def train_command(command: Train) -> int:
         run = broadcast_from_first(
             lambda: create_run(command.out, config, data, source, reader_options(command), launch_name())
         )
+    data = data.for_classes(run.classes)  # the order of the labels of images whose heatmaps are logged
+    samples, val_samples = data.training_split(config.train_split, config.val_split)
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     images = f"{len(samples)} images to train on, {len(val_samples)} to choose the best epoch"
     describe(data, images, f"{device.type}{processes}")
