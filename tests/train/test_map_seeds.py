@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wildcat.nn.factory import create_model
+from wildcat.nn.heads.descriptor import cluster_centres
 from wildcat.train.map_seeds import SPREAD, discriminants, start_at_clusters
 
 DIMENSIONS = 96  # features of test_resnet
@@ -50,6 +51,13 @@ def test_the_mean_of_the_maps_stays() -> None:
     again = discriminants(rows, 4, seed=0)
     assert torch.equal(weight, again[0])
     assert torch.equal(offset, again[1])
+
+
+def test_any_seed_of_a_run_is_a_seed_of_the_clusters() -> None:
+    rows = torch.randn(60, 7, generator=torch.Generator().manual_seed(1))
+    one, other = (discriminants(rows, 4, seed) for seed in (5, 2**62 + 5))
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(cluster_centres(rows, 4, 5), cluster_centres(rows, 4, 2**62 + 5))
 
 
 def test_classes_without_images_keep_their_weights() -> None:

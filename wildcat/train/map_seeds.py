@@ -57,7 +57,7 @@ def start_at_clusters(model: Wildcat, images: Labelled, seed: int = 0) -> None:
 def discriminants(regions: Tensor, clusters: int, seed: int) -> tuple[Tensor, Tensor]:
     """(N, D) features of regions -> (M, D) weights and (M,) offsets of maps of M clusters, see `start_at_clusters`."""
     directions = functional.normalize(regions, dim=1).double().numpy()
-    centres, assigned = kmeans2(directions, clusters, minit="++", seed=seed, missing="warn")
+    centres, assigned = kmeans2(directions, clusters, minit="++", seed=seed % 2**32, missing="warn")
     assigned = torch.from_numpy(assigned)
     centres = torch.stack([regions[assigned == m].mean(dim=0) for m in range(clusters)]).nan_to_num()
     weight = centres - centres.mean(dim=0)

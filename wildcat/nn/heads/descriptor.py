@@ -147,7 +147,7 @@ def sample_regions(
 
 def cluster_centres(rows: Tensor, clusters: int, seed: int) -> Tensor:
     """(N, D) -> (K, D) by k-means from random rows; a cluster that loses its rows keeps its last centre."""
-    centres, _ = kmeans2(rows.double().numpy(), clusters, minit="points", seed=seed, missing="warn")
+    centres, _ = kmeans2(rows.double().numpy(), clusters, minit="points", seed=seed % 2**32, missing="warn")
     return torch.from_numpy(centres).to(rows.dtype)
 
 
