@@ -73,6 +73,7 @@ def test_defaults_are_valid_and_the_papers() -> None:
     [
         ({"kmax": 1.5}, "kmax=1.5: give an int (a count of regions) or a float in (0, 1] (a proportion); did you mean"),
         ({"kmax": 0}, "kmax=0"),
+        ({"kmin": 1e308}, "kmin=1e+308: give an int (a count of regions) or a float in (0, 1] (a proportion)."),
         ({"kmin": -1}, "kmin=-1"),
         ({"kmin": math.nan}, "kmin=nan"),
         ({"alpha": -0.1}, "alpha=-0.1"),

@@ -344,7 +344,7 @@ def check_regions(name: str, k: Regions | None) -> None:
     if name == "kmin" and k == 0:
         return
     if math.isnan(k) or not 0 < k <= 1:
-        guess = f"; did you mean {_proportion(k):g} or {math.ceil(k)}?" if math.isfinite(k) and k > 1 else "."
+        guess = f"; did you mean {_proportion(k):g} or {math.ceil(k)}?" if 1 < k < 1e6 else "."
         raise ConfigError(f"{name}={k:g}: {allowed}{guess}")
 
 
