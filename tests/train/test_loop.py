@@ -233,9 +233,9 @@ def step_once(run: Run, data: DataSet, groups: list[slice], multiclass: bool) ->
     if multiclass:
         labels = (2 * torch.eye(5, dtype=torch.int8) - 1)[torch.tensor([0, 1, 1, 1, 4, 4, 3, 2])]
     batches = ImageBatches(run.config, samples, (), run.preprocess, torch.device("cpu"))
-    frequencies = class_frequencies((labels > 0).sum(dim=0), (labels < 0).sum(dim=0))
+    counts = torch.stack([(labels > 0).sum(dim=0), (labels < 0).sum(dim=0)])
     stage, checkpoint = Stage(run.config, 0, run.config.epochs), Checkpoint(run, model, "")
-    trainer = Trainer(stage, multiclass, model, batches, frequencies, SILENT, checkpoint)
+    trainer = Trainer(stage, multiclass, model, batches, counts, SILENT, checkpoint)
     trainer.set_learning_rate()
     images = torch.stack([run.preprocess(read_image(s.path)) for s in samples])
     loss, count = trainer.take_step([Batch(images[part], labels[part], len(labels[part])) for part in groups])

@@ -114,14 +114,20 @@ def test_class_frequencies_leave_ignored_labels_out() -> None:
 
 
 def test_balancing_weights() -> None:
-    frequencies = torch.tensor([0.5, 0.1, 0.001])
-    np.testing.assert_allclose(balancing_weights(frequencies, multiclass=False), [1, 9, 100], rtol=1e-5)
-    exclusive = torch.tensor([0.5, 0.3, 0.2])
-    weights = balancing_weights(exclusive, multiclass=True)
-    np.testing.assert_allclose(weights * exclusive, 1 / 3, rtol=1e-6)  # every class counts as much
-    assert (weights * exclusive).sum().item() == pytest.approx(1)  # and an image counts 1 on average
-    rare = balancing_weights(torch.tensor([0.9999, 0.0001]), multiclass=True)
+    def weights_of(present: list[int], multiclass: bool, images: int = 10**6) -> torch.Tensor:
+        counts = torch.tensor(present)
+        return balancing_weights(counts, images - counts, multiclass)
+
+    np.testing.assert_allclose(weights_of([500_000, 100_000, 1000], multiclass=False), [1, 9, 100], rtol=1e-4)
+    present = [500_000, 300_000, 200_000]
+    weights = weights_of(present, multiclass=True)
+    np.testing.assert_allclose(weights * torch.tensor(present), 1e6 / 3, rtol=1e-4)  # every class counts as much
+    rare = weights_of([999_900, 100], multiclass=True)
     assert float(rare[1] / rare[0]) == pytest.approx(100)
+    for counts in (present, [6, 3, 1], [6, 4, 0, 0, 0]):
+        weights = weights_of(counts, multiclass=True, images=sum(counts))
+        mean = (weights * torch.tensor(counts)).sum() / sum(counts)
+        assert float(mean) == pytest.approx(1), "an image counts 1 on average, whatever classes have none"
 
 
 # --- learning rates -------------------------------------------------------------------------------------------------

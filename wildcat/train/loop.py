@@ -112,7 +112,7 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
             if parent is not None:
                 load_parent(model, parent, config)
         model = model.to(device).to(memory_format=torch.channels_last)
-        frequencies = class_frequencies(*torch.from_numpy(label_counts(samples)))
+        counts = torch.from_numpy(label_counts(samples))
         checkpoint = Checkpoint(run, model, data_fingerprint)
         if resume:
             checkpoint.restore()
@@ -124,8 +124,8 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
                 continue
             batches = create_batches(stage.config, model, samples, val_samples, run.preprocess, progress)
             if from_scratch and stage.first_epoch == 0:
-                fit_to_data(model, batches, config, frequencies, multiclass)
-            trainer = Trainer(stage, multiclass, model, batches, frequencies, progress, checkpoint)
+                fit_to_data(model, batches, config, class_frequencies(*counts), multiclass)
+            trainer = Trainer(stage, multiclass, model, batches, counts, progress, checkpoint)
             progress.start("training", total, trainer.images_done())
             with interruptible() as interrupted:
                 stage_finished = trainer.run_epochs(interrupted)
@@ -158,7 +158,7 @@ class Trainer:
         multiclass: bool,
         model: Wildcat,
         batches: Batches,
-        frequencies: Tensor,
+        counts: Tensor,  # (2, C), see `label_counts`
         progress: Progress,
         checkpoint: Checkpoint,
     ) -> None:
@@ -184,7 +184,7 @@ class Trainer:
         self.loss_function = multiclass_loss if multiclass else multilabel_loss
         self.class_weights: Tensor | None = None
         if self.config.balance:
-            weights = balancing_weights(frequencies, multiclass)
+            weights = balancing_weights(counts[0], counts[1], multiclass)
             if self.config.background:
                 weights = torch.cat([weights, weights.new_ones(1)])
             self.class_weights = weights.to(self.device)

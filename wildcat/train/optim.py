@@ -77,15 +77,16 @@ def class_frequencies(present: Tensor, absent: Tensor) -> Tensor:
     return (present + 1) / (present + absent + 2)
 
 
-def balancing_weights(frequencies: Tensor, multiclass: bool) -> Tensor:
-    """(C,) frequencies -> (C,) loss weights with which rare classes count as much as common ones.
+def balancing_weights(present: Tensor, absent: Tensor, multiclass: bool) -> Tensor:
+    """(C,) images with and without each class -> (C,) loss weights that make rare classes count as much as common ones.
 
     Multi-class: inverse frequency, at most `MOST_WEIGHT` times that of the most common class, with mean one over the
     images. Multi-label: absent / present, at most `MOST_WEIGHT`.
     """
+    frequencies = class_frequencies(present, absent)
     if multiclass:
         inverse = (1 / frequencies).clamp(max=MOST_WEIGHT / float(frequencies.max()))
-        return inverse / (inverse * frequencies).sum()
+        return inverse * present.sum() / (inverse * present).sum()
     return ((1 - frequencies) / frequencies).clamp(max=MOST_WEIGHT)
 
 
