@@ -34,7 +34,8 @@ def split_backbone(backbone: Backbone, image_size: int) -> tuple[FirstStages, La
     """The same backbone in two parts, which share its layers; in evaluation mode, for square images of `image_size`.
 
     The last stage is what follows the last map of twice the final resolution, as timm's `feature_info` lists them: for
-    lite2 76 % of the weights, for ResNet-50 64 %.
+    lite2 76 % of the weights, for ResNet-50 64 %. Where nothing but pooling follows, as in VGG, it is what follows the
+    map before that.
 
     Raises:
         ConfigError: the network has no such stages, or its code cannot be traced.
@@ -43,10 +44,9 @@ def split_backbone(backbone: Backbone, image_size: int) -> tuple[FirstStages, La
     last = max((stage["reduction"] for stage in stages), default=0)
     cuts = [stage["module"] for stage in stages if stage["reduction"] < last]
     refused = ConfigError(f"{backbone.name} cannot be cut before its last stage.", "Give --tune all, or --tune head.")
-    if not cuts:
-        raise refused
     try:
-        first, rest = _cut(backbone.network, cuts[-1])
+        parts = (_cut(backbone.network, cut) for cut in reversed(cuts))
+        first, rest = next((first, rest) for first, rest in parts if any(True for _ in rest.parameters()))
         layers = (
             FirstStages(backbone.name, _Network(backbone.network, first), backbone.multiple).eval(),
             LastStage(backbone, rest).eval(),
@@ -54,9 +54,11 @@ def split_backbone(backbone: Backbone, image_size: int) -> tuple[FirstStages, La
         images = torch.randn(1, 3, image_size, image_size, device=next(backbone.parameters()).device)
         with torch.no_grad():
             expected, features = backbone.eval()(images), layers[0](images)
-            if features.ndim != 4 or not torch.allclose(layers[1](features), expected, atol=1e-4, rtol=1e-3):
+            if not isinstance(features, Tensor) or features.ndim != 4:  # HRNet's stages have several maps
                 raise refused
-    except (TraceError, TypeError, NotImplementedError, LookupError) as error:
+            if not torch.allclose(layers[1](features), expected, atol=1e-4, rtol=1e-3):
+                raise refused
+    except (TraceError, TypeError, NotImplementedError, LookupError, StopIteration) as error:
         raise refused from error
     return layers
 
