@@ -92,8 +92,6 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
         )
     if set(data.classes) != set(run.classes):
         raise RunError(f"{data.name} has other classes than {run.folder}.", "Give the data the run was created with.")
-    if data.task != run.task:
-        raise RunError(f"{data.name} is {data.task}, {run.folder} is {run.task}.", "Give the data as the run read it.")
     data = data.for_classes(run.classes)  # they may be in another order
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     data_fingerprint = fingerprint(samples, val_samples)
@@ -105,6 +103,10 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     with torch.random.fork_rng(), contextlib.ExitStack() as stack:
         torch.manual_seed(config.seed)
         with distributed.shared_errors():
+            if data.task != run.task:
+                raise RunError(
+                    f"{data.name} is {data.task}, {run.folder} is {run.task}.", "Give the data as it was read."
+                )
             if distributed.rank() == 0:
                 stack.enter_context(locked(run.folder))
             parent = None if resume else parent_run(run)
