@@ -21,7 +21,7 @@ from typing import Any
 from wildcat.config import ShardFormat
 from wildcat.data.image_ref import ImageLocation
 from wildcat.errors import RunError
-from wildcat.files import PART, next_free, read_json, refuse_existing, remove_folder, write_bytes, write_json, writing
+from wildcat.files import PART, next_free, read_json, refuse_existing, write_bytes, write_json, writing
 from wildcat.models.manifest import RESTORE, versions
 from wildcat.prediction import SCHEMA
 from wildcat.predictor import Predictor
