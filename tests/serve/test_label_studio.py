@@ -362,6 +362,7 @@ def test_a_task_that_fails_does_not_fail_the_others(
 @pytest.mark.parametrize(
     ("address", "status"),
     [("/moved", 502), ("s3://bucket/\udcff.png", 502), ("/data/\udcff.png", 502), ("/crash", 500)],
+    ids=["moved", "bucket", "data", "crash"],  # processes of tests send each other names in UTF-8
 )
 def test_a_task_that_cannot_be_foreseen_does_not_fail_the_others(
     connect: Connect, server: Server, monkeypatch: pytest.MonkeyPatch, address: str, status: int
