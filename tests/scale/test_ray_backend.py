@@ -120,6 +120,20 @@ def test_what_is_listed_before_an_error_of_the_sources_is_predicted(images: Path
     assert [shard.number for shard in chunk] == list(range(len(chunk))) and len(chunk) > 3
 
 
+def test_a_stop_while_ray_starts_is_an_interruption(
+    tiny: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    line = ["predict", str(tiny), str(images), "--out", str(tmp_path / "out"), "--engine", "ray", "--device", "cpu"]
+    assert main(line) == 143
+    assert "wildcat: interrupted. Nothing was written: give the same command again." in capsys.readouterr().err
+
+
 # --- with Ray ---------------------------------------------------------------------------------------------------------
 
 

@@ -160,10 +160,15 @@ def ray_started(workers: int) -> Iterator[None]:
         return
     local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(available_cores(), workers)}
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False if local else None, **local)
-    if threading.current_thread() is threading.main_thread():  # Ray has set its own, which exits
-        signal.signal(signal.SIGTERM, handler)
     try:
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False if local else None, **local)
+        except SystemExit:  # from the handler of SIGTERM that Ray sets
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)
+            raise
+        if threading.current_thread() is threading.main_thread():  # Ray's would exit
+            signal.signal(signal.SIGTERM, handler)
         yield
     finally:
         ray.shutdown()
