@@ -213,8 +213,8 @@ def origin_of(parts: SplitResult) -> tuple[str, str, int | None]:
 
 
 def _path(url: str) -> str:
-    """The path of a URL for a message: its query may hold a credential."""
-    return shown(split_url(url).path)
+    """The path of a URL for a message, in Unicode: its query may hold a credential."""
+    return shown(split_url(url).path).encode(errors="backslashreplace").decode()
 
 
 def connect(url: str, limits: Limits) -> LabelStudio:
