@@ -397,7 +397,8 @@ def test_what_has_no_ground_truth_is_left_out(
     (tmp_path / "tags.csv").write_text("\n".join(lines))
     assert command("evaluate", tiny, tmp_path / "tags.csv", "--split", "all", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert set(result) == {"data", "split", "images", "classification"}
+    assert set(result) == {"data", "split", "images", "classification", "notes"}
+    assert result["notes"] == ["tags lacks 'square': the metrics are over the other 4 classes."]
     assert result["images"] == 4
     assert result["classification"]["ap"] == {"cross": 1.0, "disc": None, "ring": None, "square": None, "triangle": 1.0}
     assert command("evaluate", tiny, tmp_path / "tags.csv", "--split", "all") == 0

@@ -234,6 +234,7 @@ def test_one_process_at_a_time_has_a_run_folder(run: Run) -> None:
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         worker.start()
     assert content(run.folder) == files
+    time.sleep(2)  # until the worker has closed its copy of the file
     try:
         tidy_run(run.folder)
         assert discard_unused(run.folder), "a worker that outlives its trainer has no lock"

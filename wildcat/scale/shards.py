@@ -159,8 +159,13 @@ class ShardFolder:
         found = list(rows)
         if not self.started:
             write_json(self.folder / MANIFEST, {"schema": SCHEMA, **self.plan, "versions": versions()})
-            self.started = True
-        write_bytes(self.path_of(shard.number), encode_rows(found, self.format))
+        try:
+            write_bytes(self.path_of(shard.number), encode_rows(found, self.format))
+        except RunError:
+            if not self.started:
+                (self.folder / MANIFEST).unlink(missing_ok=True)
+            raise
+        self.started = True
         return [row.error for row in found]
 
     def complete(self, summary: Summary) -> None:
