@@ -311,6 +311,7 @@ SECTIONS: dict[str, dict[str, tuple[str, Callable[[Result], str]]]] = {
         "engine-accuracy.json": ("Accuracy of the engines", speed_tables.engine_accuracy),
         "cold-start.json": ("Cold start", speed_tables.cold_start),
         "predict-throughput.json": ("Prediction throughput", speed_tables.predict_throughput),
+        "predict-throughput-avx2.json": ("Prediction throughput without AVX-512", speed_tables.predict_throughput),
         "serve-load.json": ("Service under load", speed_tables.serve_load),
         "serve-load-224.json": ("Service under load, 224 px", speed_tables.serve_load),
         "serve-load-448.json": ("Service under load, 448 px", speed_tables.serve_load),
