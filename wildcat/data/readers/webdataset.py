@@ -49,11 +49,7 @@ from wildcat.errors import ConfigError, DataError, did_you_mean
 from wildcat.files import making, writing
 
 CLASSES = "classes.txt"  # beside the shards: one class per line, in the order of label numbers, from 0
-LABEL_SUFFIXES = (
-    ".json",
-    ".cls",
-    ".txt",
-)  # of the members with labels; the first is read, without JSON that has none of `JSON_KEYS`
+LABEL_SUFFIXES = (".json", ".cls", ".txt")  # of the members with labels; the first that holds labels is read
 JSON_KEYS = ("labels", "label", "cls", "class")  # hold the labels of a JSON object; "ignored" those that are unknown
 MAX_LABEL_BYTES = 1 << 20
 
