@@ -89,10 +89,6 @@ class Tally:
         """(N, C) scores in the order of the split."""
         return np.stack([self.scores[i] for i in range(len(self.scores))])
 
-    def exclusive(self, data: DataSet) -> bool:
-        """Whether the classes exclude each other, in the model or in the data: scores compare only within an image."""
-        return "multiclass" in (self.task, data.task)
-
     def merge(self, other: Tally) -> Tally:
         """The union of both.
 
@@ -213,7 +209,7 @@ def summarize(
     samples = data.split(split)
     scores = tally.score_matrix()
     ranked: NDArray[np.floating[Any]] = scores
-    if tally.exclusive(data) and len(data.classes) > 1:
+    if ranking_task(tally.task, data) == "multiclass" and len(data.classes) > 1:
         # as their probabilities rank them, also where those are rounded to 1
         ranked = softmax_logits(torch.from_numpy(scores).double()).numpy()
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
@@ -264,6 +260,15 @@ def match_classes(predictor: Predictor, data: DataSet) -> DataSet:
         images = " and their images" if data.task == "multiclass" else ""
         notes.append(f"The model does not know {few(unknown)}: these labels{images} are left out.")
     return replace(data.for_classes(predictor.classes, names), notes=(*data.notes, *notes))
+
+
+def ranking_task(model_task: Task | None, data: DataSet) -> Task:
+    """Multi-class if the classes exclude each other in the model or in the data: scores compare only within an image.
+
+    Args:
+        model_task: None if it is not known.
+    """
+    return "multiclass" if "multiclass" in (model_task, data.task) else "multilabel"
 
 
 def classification_report(

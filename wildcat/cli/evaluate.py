@@ -65,6 +65,7 @@ def run_evaluate(command: Evaluate) -> int:
 def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
     """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf)."""
     from wildcat.data.dataset import label_matrix
+    from wildcat.evaluation import ranking_task
     from wildcat.files import write_bytes
     from wildcat.metrics import precision_recall_curve
     from wildcat.prediction import score_probabilities
@@ -73,7 +74,7 @@ def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
 
     labels = label_matrix(data.split(split))
     scores = tally.score_matrix()
-    ranked = score_probabilities(scores, "multiclass") if tally.exclusive(data) else scores
+    ranked = score_probabilities(scores, "multiclass") if ranking_task(tally.task, data) == "multiclass" else scores
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     if path.suffix == ".csv":
         rows = [

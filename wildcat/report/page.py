@@ -25,9 +25,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from wildcat._version import __version__
-from wildcat.data.dataset import PRESENT, DataSet, Task, label_matrix
+from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, RunError
-from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes
+from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes, ranking_task
 from wildcat.files import make_parent, next_free, remove_leftovers, write_bytes
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.hub import model_folder
@@ -125,7 +125,7 @@ def report_split(
         ConfigError: `max_mb` is too small for the page without images.
     """
     data = match_classes(predictor, data)
-    ranking: Task = "multiclass" if "multiclass" in (predictor.task, data.task) else "multilabel"
+    ranking = ranking_task(predictor.task, data)
     gallery = Gallery(data.classes, ranking, examples, max_mb)
     check_target(path)
     samples = data.split(split)
