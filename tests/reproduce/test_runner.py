@@ -334,6 +334,19 @@ def test_the_cascade_is_on_the_network_of_pronet(
     assert not needs(Plan("table2", CONFIG), cascade, shapes)
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("NetVLAD", 64, "netvlad computes 64 clusters, and there are 12 training images"),
+        ("MOP CNN", 96, "mop-cnn computes 100 clusters, and there are 12 training images"),
+    ],
+)
+def test_a_method_that_needs_more_images_is_left_out(shapes: DataSet, name: str, size: int, reason: str) -> None:
+    row = next(row for row in EXPERIMENTS["table2"].rows if row.name == name)
+    plan = Plan("table2", dataclasses.replace(CONFIG, image_size=size))
+    assert needs(plan, row, shapes) == f"more or larger images ({reason})"
+
+
 def test_points_of_a_beam_search(shapes: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {row.name: row for row in EXPERIMENTS["table8"].rows}
     short = (rows["GAP, architecture (a)"], rows["WSLocalization"])
@@ -497,7 +510,10 @@ def test_all_tables_for_which_there_is_ground_truth(
     }
     monkeypatch.setattr(experiments, "EXPERIMENTS", one_row)
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
-    command = ["reproduce", "all", "--data", str(tmp_path / "labels.csv"), "--seeds", "1", "--out", str(tmp_path)]
+    command = ["reproduce", "all", "--data", str(tmp_path / "labels.csv"), "--seeds", "1"]
+    assert main([*command, "--out", str(tmp_path)]) == 1, "a folder of other files"
+    assert f"{tmp_path} exists and is never overwritten." in capsys.readouterr().err
+    command += ["--out", str(tmp_path / "out")]
     assert main([*command, *flags]) == 0
     said = capsys.readouterr().out
     assert "Left out: table8 measures points, and labels has no boxes." in said

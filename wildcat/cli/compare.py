@@ -23,7 +23,7 @@ from wildcat.cli.options import (
     open_data,
 )
 from wildcat.config import TrainConfig
-from wildcat.files import next_free, refuse_existing
+from wildcat.files import next_free
 from wildcat.settings import load_recipe
 
 if TYPE_CHECKING:
@@ -61,12 +61,13 @@ def run_compare(command: Compare) -> int:
     from wildcat.device import choose_device
     from wildcat.nn.backbones import check_backbone_name
     from wildcat.progress import ProgressBar
-    from wildcat.reproduce.comparison import SUMMARY, Comparison, check_comparison, compare, joined
+    from wildcat.reproduce.comparison import Comparison, check_comparison, compare, joined
+    from wildcat.reproduce.runner import check_out
 
     config = command.config
     config.validate()
-    if command.out and not any((command.out / name).exists() for name in (SUMMARY, "cells")):
-        refuse_existing(command.out)  # such as the folder of the images
+    if command.out:
+        check_out(command.out)
     check_backbone_name(config.backbone)
     methods = tuple(name.strip() for name in command.methods.split(",") if name.strip())
     plan = Comparison(methods, config, command.folds)

@@ -49,9 +49,10 @@ def run_reproduce(command: Reproduce) -> int:
     from wildcat.device import choose_device
     from wildcat.errors import DataError
     from wildcat.reproduce.experiments import EXPERIMENTS, find_experiment
-    from wildcat.reproduce.runner import Plan, check_plan, protocol
+    from wildcat.reproduce.runner import Plan, check_out, check_plan, protocol
 
     command.config.validate()
+    check_out(command.out)
     names = [*EXPERIMENTS] if command.experiment == "all" else [command.experiment]
     find_experiment(names[0])
     data = open_data(command, command.data)

@@ -28,7 +28,7 @@ from wildcat.data.dataset import DataSet, Sample, shared_images
 from wildcat.device import machine
 from wildcat.errors import ConfigError, DataError, RunError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
-from wildcat.files import write_json, writing
+from wildcat.files import refuse_existing, write_json, writing
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
 from wildcat.fitting.methods import refine_method
@@ -36,6 +36,8 @@ from wildcat.fitting.refine import check_extras, refine
 from wildcat.models.folder import Combine, open_model
 from wildcat.models.manifest import MANIFEST, versions
 from wildcat.models.run import RESUMABLE, Run, create_run, open_run, tidy_run
+from wildcat.nn.backbones import create_backbone
+from wildcat.nn.factory import check_fits
 from wildcat.predictor import load
 from wildcat.progress import SILENT, Progress
 from wildcat.reproduce.experiments import MEASURED, Experiment, Row, find_experiment
@@ -177,7 +179,31 @@ def needs(plan: Plan, row: Row, data: DataSet) -> str:
         return "a single input size"
     if row.refine and data.task == "multiclass" and not refine_method(row.refine["method"]).multiclass:
         return "classes that do not exclude each other"
+    train_split, _ = protocol(plan, data, plan.config.seed)
+    settings = replace(plan.config, image_size=min(plan.sizes or (plan.config.image_size,)), **row.settings)
+    misfit = _misfit(settings, len(data.classes), len(data.split(train_split))) if settings.head else ""
+    return misfit and f"more or larger images ({misfit.rstrip('.')})"
+
+
+@cache  # plans are checked more than once
+def _misfit(config: TrainConfig, num_classes: int, images: int) -> str:
+    """Why the head of these settings cannot be trained on so few images or cells; "" if it can."""
+    backbone = create_backbone(config.backbone, "none", config.output_stride, config.image_size)
+    try:
+        check_fits(config, num_classes, backbone, images)
+    except ConfigError as error:
+        return error.message
     return ""
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder of other files, such as the images, for tables and cells.
+
+    Raises:
+        RunError: the folder is not empty and has no cells.
+    """
+    if not (out / "cells").exists():
+        refuse_existing(out)
 
 
 def summary_path(plan: Plan, data: DataSet, out: Path) -> Path:
