@@ -12,7 +12,7 @@ import torch
 import wildcat.device
 from wildcat.data.loader import suggested_workers
 from wildcat.device import (
-    PASSES,
+    CONCURRENT_BATCHES,
     available_cores,
     bf16_is_native,
     choose_device,
@@ -92,13 +92,13 @@ def _four_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_four_threads")
 def test_batches_are_computed_at_the_same_time_and_returned_in_order() -> None:
-    together = threading.Barrier(PASSES, timeout=30)  # broken unless all passes wait at once
+    together = threading.Barrier(CONCURRENT_BATCHES, timeout=30)  # broken unless all passes wait at once
 
     def function(batch: int) -> int:
         together.wait()
         return batch
 
-    assert list(map_batches(function, range(2 * PASSES))) == list(range(2 * PASSES))
+    assert list(map_batches(function, range(2 * CONCURRENT_BATCHES))) == list(range(2 * CONCURRENT_BATCHES))
 
 
 @pytest.mark.usefixtures("_four_threads")
@@ -131,10 +131,10 @@ def test_few_batches_are_read_ahead_and_none_after_an_error() -> None:
     found = map_batches(function, endless())
     for number in range(1, 20):
         assert next(found) == number
-        assert read <= number + PASSES
+        assert read <= number + CONCURRENT_BATCHES
     with pytest.raises(ValueError, match="batch 20"):
         next(found)
-    assert read <= 20 + PASSES
+    assert read <= 20 + CONCURRENT_BATCHES
     assert list(map_batches(function, [])) == []
 
 

@@ -29,7 +29,7 @@ from wildcat.config import Architecture
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, decode_bytes, full_size
 from wildcat.data.transforms import Preprocess
-from wildcat.device import PASSES, cpu_has_bf16
+from wildcat.device import CONCURRENT_BATCHES, cpu_has_bf16
 from wildcat.errors import ConfigError, EngineError, ImageError, RunError
 from wildcat.files import file_name
 from wildcat.models.member import Member
@@ -243,7 +243,7 @@ def test_a_list_or_tuple_gives_a_list_in_order(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
-AHEAD = PASSES + 2  # batches: those that are computed, the next one, and two that are read
+AHEAD = CONCURRENT_BATCHES + 2  # batches: those that are computed, the next one, and two that are read
 
 
 def test_an_iterator_gives_an_iterator_that_reads_few_images_ahead(predictor: Predictor) -> None:

@@ -267,8 +267,12 @@ class TrainConfig:
                 f"architecture={self.architecture}, pooling={self.pooling}.",
                 "Leave out background=True, or give architecture=a and pooling=wildcat.",
             )
+        if self.tune != "all" and self.weights == "none":
+            raise ConfigError(
+                f"tune={self.tune} with weights=none would train on the features of a random network.",
+                "Give weights=imagenet, or tune=all.",
+            )
         _check_method(self)
-        _check_frozen(self)
 
 
 def _check_method(config: TrainConfig) -> None:
@@ -284,15 +288,6 @@ def _check_method(config: TrainConfig) -> None:
                 "replaces.",
                 f"Give {name}={value}, or leave head={config.head} out.",
             )
-
-
-def _check_frozen(config: TrainConfig) -> None:
-    """Refuse settings that mean nothing where a part of the backbone is frozen."""
-    if config.tune != "all" and config.weights == "none":
-        raise ConfigError(
-            f"tune={config.tune} with weights=none would train on the features of a random network.",
-            "Give weights=imagenet, or tune=all.",
-        )
 
 
 MOST = {

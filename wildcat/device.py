@@ -20,7 +20,7 @@ CGROUP = Path("/sys/fs/cgroup")  # CPU limits of the container of this process (
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"}  # of processors that compute in bfloat16
 EMULATING = ("AVX512_CORE", "AVX512_CORE_VNNI")  # limits of oneDNN's instructions under which it emulates bfloat16
-PASSES = 4  # most batches that `map_batches` computes at the same time: each needs its own memory
+CONCURRENT_BATCHES = 4  # most batches that `map_batches` computes at the same time: each needs its own memory
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -157,13 +157,13 @@ def map_batches(function: Callable[[Batch], Result], batches: Iterable[Batch]) -
 
 def _mapped(function: Callable[[Batch], Result], source: Iterator[Batch]) -> Iterator[Result]:
     threads = torch.get_num_threads()
-    first = list(itertools.islice(source, min(threads, PASSES)))
+    first = list(itertools.islice(source, min(threads, CONCURRENT_BATCHES)))
     if len(first) < 2:
         yield from map(function, itertools.chain(first, source))
         return
     waiting: deque[Future[Result]] = deque()
     share = threads // len(first)
-    with ThreadPoolExecutor(len(first), "wildcat-pass", torch.set_num_threads, (share,)) as pool:
+    with ThreadPoolExecutor(len(first), "wildcat-batch", torch.set_num_threads, (share,)) as pool:
         try:
             for batch in itertools.chain(first, source):
                 waiting.append(pool.submit(function, batch))

@@ -39,6 +39,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """Turn what missing or wrong values in a file raise into a RunError that names `path`."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged ({type(error).__name__}: {str(error)[:200]}).", hint) from error
+
+
 def make_parent(path: Path) -> None:
     """Create the folder that a file will be written to, and those around it.
 

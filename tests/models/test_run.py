@@ -190,13 +190,6 @@ def test_another_layout_names_the_version_that_wrote_it(run: Run) -> None:
     assert caught.value.hint == "It was written by wildcat 7.1: use that one."
 
 
-def test_a_folder_of_an_older_version_says_so(run: Run) -> None:
-    (run.folder / MANIFEST).rename(run.folder / "run.json")
-    with pytest.raises(RunError) as caught:
-        open_run(run.folder)
-    assert caught.value.hint == "Its run.json is of an older version of wildcat: train again."
-
-
 def test_a_damaged_history(run: Run) -> None:
     write_history(run.folder / METRICS, [{"epoch": 1}, {"epoch": 2}])
     assert run.history() == [{"epoch": 1}, {"epoch": 2}]

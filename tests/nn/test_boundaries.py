@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wildcat.errors import ConfigError, ShapeError
+from wildcat.errors import ShapeError
 from wildcat.nn.backbones import create_backbone
 from wildcat.nn.boundaries import BoundaryNetwork
 
@@ -44,5 +44,3 @@ def test_gradients_stop_at_the_levels_measurement() -> None:
 def test_wrong_levels() -> None:
     with pytest.raises(ShapeError, match=r"\(3,\) channels, the network takes \(4,\)"):
         BoundaryNetwork([4])([torch.zeros(1, 3, 4, 4)])
-    with pytest.raises(ConfigError, match="at least one level"):
-        BoundaryNetwork([])

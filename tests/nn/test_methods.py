@@ -313,6 +313,9 @@ def test_sizes_and_classes_that_a_head_cannot_have() -> None:
         create_model("test_resnet", 3, pretrained=False, head="netvald")
     with pytest.raises(ConfigError, match="head_size=3: wsddn has no size"):
         create_model("test_resnet", 3, pretrained=False, head="wsddn", head_size=3)
+    for head in ("netvlad", "rrsvm"):
+        with pytest.raises(ConfigError, match=f"head_size=-1: give .* of {head} itself"):
+            create_model("test_resnet", 3, pretrained=False, head=head, head_size=-1)
     with pytest.raises(ConfigError, match="there is one class"):
         create_model("test_resnet", 1, pretrained=False, head="wsddn")
     with pytest.raises(

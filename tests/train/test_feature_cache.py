@@ -147,7 +147,7 @@ def test_batches_side_by_side_share_the_cores_and_keep_their_order(
                 assert seen == {("MainThread", 1)}
     finally:
         torch.set_num_threads(before)
-    assert ("wildcat-pass", 1) in seen, "four at a time, of the five"
+    assert ("wildcat-batch", 1) in seen, "four at a time, of the five"
     for view in (0, 1):
         one, several = (features.batch(range(5), [view] * 5) for features in found.values())
         torch.testing.assert_close(one, several, rtol=2e-3, atol=1e-4)

@@ -3,7 +3,6 @@
 <cache>/engines/<digest>/fp32.onnx   the backbone at one image size
                          int8.onnx   the same, quantised
                          int8.npy    one of its calibration images, for the comparison
-                         int8.json   the number of calibration images, and versions
 <cache>/engines/<digest>.lock        held while in use; the least recently used are removed, see `wildcat.data.cache`
 """
 
@@ -15,7 +14,7 @@ import importlib.metadata
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.engines.onnx_graph import quantize, trace
 from wildcat.errors import EngineError, RunError
-from wildcat.files import make_parent, remove_leftovers, write_bytes, write_json
+from wildcat.files import make_parent, remove_leftovers, write_bytes
 from wildcat.nn.backbones import Backbone
 
 log = logging.getLogger(__name__)
@@ -33,20 +32,18 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # version of the cache: graphs of another version are not found
 
 
-def digest(backbone: Backbone, size: int) -> str:
-    """Key of a graph: the network's structure and weights, the image size, and the versions of the exporter."""
+def graph_folder(backbone: Backbone, size: int) -> Path:
+    """The folder with the graphs of a network at an image size.
+
+    Its name is a digest of the network's structure and weights, the size, and the versions of the exporter.
+    """
     found = hashlib.sha256()
     versions = {name: package_version(name) for name in ("torch", "onnx", "onnxscript")}
     found.update(json.dumps([FORMAT, size, versions, repr(backbone)]).encode())
     for name, values in backbone.state_dict().items():
         found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         found.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:32]
-
-
-def graph_folder(backbone: Backbone, size: int) -> Path:
-    """The folder with the graphs of a network at an image size."""
-    return cache_folder() / "engines" / digest(backbone, size)
+    return cache_folder() / "engines" / found.hexdigest()[:32]
 
 
 def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
@@ -58,7 +55,7 @@ def fp32_graph(backbone: Backbone, size: int, again: bool = False) -> bytes:
         MissingExtra, EngineError: see `wildcat.engines.onnx_graph.trace`.
     """
     path, limit = graph_folder(backbone, size) / "fp32.onnx", cache_limit()
-    with _held(path.parent):
+    with hold(path.parent) or contextlib.nullcontext():
         if not again and path.is_file():
             return path.read_bytes()
         graph: bytes = trace(backbone, size, ["features"]).SerializeToString()
@@ -80,7 +77,7 @@ def int8_graph(backbone: Backbone, size: int) -> tuple[bytes, Tensor]:
     """
     folder = graph_folder(backbone, size)
     try:
-        with _held(folder):
+        with hold(folder) or contextlib.nullcontext():
             image = torch.from_numpy(np.load(folder / "int8.npy").astype(np.float32))
             return (folder / "int8.onnx").read_bytes(), image
     except (OSError, ValueError, EOFError) as error:
@@ -101,21 +98,13 @@ def calibrate_int8(backbone: Backbone, size: int, images: Iterable[Tensor]) -> i
         RunError: the cache cannot be written.
     """
     folder = graph_folder(backbone, size)
-    with _held(folder):
+    with hold(folder) or contextlib.nullcontext():
         graph, count, first = quantize(fp32_graph(backbone, size), images)
         array = io.BytesIO()
         np.save(array, first.numpy().astype(np.float16))
         write_bytes(folder / "int8.npy", array.getvalue())
         write_bytes(folder / "int8.onnx", graph)
-        write_json(folder / "int8.json", {"images": count, "onnxruntime": package_version("onnxruntime")})
     return count
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Keep other processes from removing the graphs of a network while they are read or written."""
-    with hold(folder) or contextlib.nullcontext():
-        yield
 
 
 def package_version(package: str) -> str:

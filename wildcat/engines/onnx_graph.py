@@ -109,13 +109,7 @@ def check(model: onnx.ModelProto, network: nn.Module, size: int) -> None:
 
 
 def session_of(model: bytes, threads: int = 0, device: str = "cpu") -> onnxruntime.InferenceSession:
-    """An onnxruntime session; 0 threads: its default.
-
-    Raises:
-        MissingExtra: onnxruntime is not installed.
-    """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise MissingExtra("onnxruntime", "export")
+    """An onnxruntime session; 0 threads: its default."""
     import onnxruntime  # noqa: PLC0415  # optional
 
     options = onnxruntime.SessionOptions()
@@ -164,28 +158,13 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
         raise MissingExtra("onnxruntime", "export")
     import onnx  # noqa: PLC0415  # optional
     from onnxruntime.quantization import (  # noqa: PLC0415
-        CalibrationDataReader,
         CalibrationMethod,
         QuantFormat,
         QuantType,
         quantize_static,
     )
 
-    count, first = 0, Tensor()
-
-    class ImageDataset(CalibrationDataReader):  # type: ignore[misc]  # untyped
-        def __init__(self) -> None:
-            self.batches: Iterator[Tensor] = iter(images)
-
-        def get_next(self) -> dict[str, Any] | None:
-            nonlocal count, first
-            batch = next(self.batches, None)
-            if batch is None:
-                return None
-            first = batch[:1].clone() if count == 0 else first
-            count += len(batch)
-            return {"images": batch.numpy()}
-
+    reader = _Calibration(images)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(graph)
@@ -194,7 +173,7 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
                 quantize_static(
                     source,
                     target,
-                    ImageDataset(),
+                    reader,
                     quant_format=QuantFormat.QDQ,
                     per_channel=True,
                     activation_type=QuantType.QUInt8,
@@ -204,19 +183,30 @@ def quantize(graph: bytes, images: Iterable[Tensor]) -> tuple[bytes, int, Tensor
         except WildcatError:  # an image that cannot be read
             raise
         except Exception as error:  # onnxruntime raises many types, also without any image
-            if count < FEWEST:
-                raise _too_few(count) from error
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise EngineError(
-                f"this network cannot be quantised: {reason}.", "Use --precision bf16 or fp32."
-            ) from error
-        if count < FEWEST:
-            raise _too_few(count)
+            if reader.count >= FEWEST:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise EngineError(
+                    f"this network cannot be quantised: {reason}.", "Use --precision bf16 or fp32."
+                ) from error
+        if reader.count < FEWEST:
+            raise ConfigError(
+                f"{reader.count} images are too few to calibrate int8 with.",
+                f"Give at least {FEWEST}; a few hundred are usual.",
+            )
         quantised = onnx.load(target)
-    return quantised.SerializeToString(), count, first
+    return quantised.SerializeToString(), reader.count, reader.first
 
 
-def _too_few(count: int) -> ConfigError:
-    return ConfigError(
-        f"{count} images are too few to calibrate int8 with.", f"Give at least {FEWEST}; a few hundred are usual."
-    )
+class _Calibration:
+    """A CalibrationDataReader of onnxruntime, which counts the images and keeps the first."""
+
+    def __init__(self, images: Iterable[Tensor]) -> None:
+        self.batches, self.count, self.first = iter(images), 0, Tensor()
+
+    def get_next(self) -> dict[str, Any] | None:
+        batch = next(self.batches, None)
+        if batch is None:
+            return None
+        self.first = batch[:1].clone() if self.count == 0 else self.first
+        self.count += len(batch)
+        return {"images": batch.numpy()}

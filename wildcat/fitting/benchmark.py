@@ -6,19 +6,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wildcat.config import EngineName, Precision
 from wildcat.data.image_ref import ImageInput, load_image
 from wildcat.device import machine
 from wildcat.engines import PRECISIONS, calibrate_int8
 from wildcat.engines.graph_cache import package_version
 from wildcat.engines.onnx_graph import probe
 from wildcat.errors import ConfigError, EngineError, MissingExtra, RunError
+from wildcat.fitting.choice import thinned
 from wildcat.models.manifest import versions
 from wildcat.models.member import Member, Outputs
 from wildcat.predictor import Predictor
@@ -79,10 +80,12 @@ def bench_engines(
         try:
             if precision == "int8" and images and name == "onnx":  # both runtimes take the same graph
                 calibrate(predictor, images, batch_size)
-            ready[label] = _with_engine(predictor, name, precision)
+            other = copy(predictor)
+            other.use_engine(name, precision)
+            ready[label] = other
         except (EngineError, MissingExtra, RunError) as error:  # RunError: the cache cannot be written
             left_out[label] = error.one_line
-    compared = _evenly(images, COMPARED)
+    compared = thinned(images, COMPARED)  # lists are often sorted by class
     rows: dict[str, dict[str, Any]] = {label: {} for label in ready}
     if compared:
         progress.start("comparing scores and points", len(ready))
@@ -91,8 +94,8 @@ def bench_engines(
             outputs[label] = [found for _, found in other.outputs(compared, batch_size=batch_size)]
             progress.advance()
         rows = {label: _differences(found, outputs[REFERENCE]) for label, found in outputs.items()}
-    inputs = _batch(predictor.members, _evenly(images, batch_size), batch_size)
-    runs = {label: _runner(other, inputs) for label, other in ready.items()}
+    inputs = _batch(predictor.members, thinned(images, batch_size), batch_size)
+    runs = {label: partial(other.forward, inputs, modalities=False) for label, other in ready.items()}
     timed = speedups(time_in_turn(runs, rounds, progress=progress), REFERENCE, batch_size)
     return {
         "engines": {label: timed[label] | rows[label] for label in ready},
@@ -129,12 +132,6 @@ def engine_versions() -> dict[str, str]:
     return {name: version for name, version in found.items() if version != "none"}
 
 
-def _with_engine(predictor: Predictor, name: EngineName, precision: Precision) -> Predictor:
-    other = copy(predictor)
-    other.use_engine(name, precision)
-    return other
-
-
 def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: int = 8) -> int:
     """Create int8 graphs for every member with at most 200 of the images, evenly spaced; returns their number.
 
@@ -142,7 +139,7 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
         ConfigError, EngineError, MissingExtra, RunError: see `wildcat.engines.calibrate_int8`.
         ImageError: an image cannot be read.
     """
-    chosen = _evenly(images, CALIBRATION)
+    chosen = thinned(images, CALIBRATION)
     for member in predictor.members:
 
         def batches(member: Member = member) -> Iterator[Tensor]:
@@ -155,22 +152,12 @@ def calibrate(predictor: Predictor, images: Sequence[ImageInput], batch_size: in
     return len(chosen)
 
 
-def _evenly(images: Sequence[ImageInput], most: int) -> list[ImageInput]:
-    """At most `most` of the images, evenly spaced: lists are often sorted by class."""
-    count = min(most, len(images))
-    return [images[i * len(images) // count] for i in range(count)]
-
-
 def _batch(members: Sequence[Member], paths: Sequence[ImageInput], batch_size: int) -> list[Tensor]:
     """One batch for each member: of the images, repeated if they are too few, or of random ones."""
     if not paths:
         return [probe(member.preprocess.size, batch_size) for member in members]
     read = [load_image(paths[i % len(paths)], members[0].preprocess.intensity_range) for i in range(batch_size)]
     return [torch.stack([member.preprocess(image) for image in read]) for member in members]
-
-
-def _runner(predictor: Predictor, images: Sequence[Tensor]) -> Callable[[], object]:
-    return lambda: predictor.forward(images, modalities=False)
 
 
 def _differences(found: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[str, float]:

@@ -184,11 +184,8 @@ def fit_gates(probs: NDArray[np.float32], labels: NDArray[np.int8]) -> tuple[NDA
         drawn[t] = hits[t] + (above & (labels == ABSENT)).sum(axis=0)
     present = (labels == PRESENT).sum(axis=0)
     weight = PRIOR_IMAGES / max(1, present.sum())
-    joined = (
-        2
-        * (hits + weight * hits.sum(axis=1, keepdims=True))
-        / (drawn + weight * drawn.sum(axis=1, keepdims=True) + present + weight * max(1, present.sum()))
-    )
+    all_hits, all_drawn = (counts + weight * counts.sum(axis=1, keepdims=True) for counts in (hits, drawn))
+    joined = 2 * all_hits / (all_drawn + present + weight * max(1, present.sum()))
     best = np.abs(GATES - 0.5)[:, None] + 2 * (joined < joined.max(axis=0) - 1e-9)
     chosen = best.argmin(axis=0)
     columns = np.arange(probs.shape[1])

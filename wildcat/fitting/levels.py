@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS, Flip
-from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample
 from wildcat.data.loader import epoch_order
 from wildcat.device import bf16_is_native
@@ -23,7 +22,7 @@ from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.segmenter import Segmenter
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.train.feature_cache import Features, cached_features, feature_workers
+from wildcat.train.feature_cache import Features, cached_features
 
 BATCH = 32  # images per pass of a head
 MEASURED = 64  # images for the mean and standard deviation of the levels
@@ -72,8 +71,6 @@ class LevelCache:
             samples,
             run.preprocess,
             run.config.flip,
-            cache_folder() / "features",
-            feature_workers(device.type),
             progress=progress,
             amp=run.config.amp,
         )
@@ -96,10 +93,8 @@ def outputs_from_features(
         amp, flip: as in `wildcat.train.feature_cache.cached_features`; mirrored views are averaged.
         progress: advanced by the number of views of images for each network.
     """
-    folder = cache_folder() / "features"
-    workers = feature_workers(predictor.device.type)
     features = [
-        cached_features(m.model.backbone, samples, m.preprocess, flip, folder, workers, progress=progress, amp=amp)
+        cached_features(m.model.backbone, samples, m.preprocess, flip, progress=progress, amp=amp)
         for m in predictor.members
     ]
     for start in range(0, len(samples), BATCH):

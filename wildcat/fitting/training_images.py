@@ -101,9 +101,8 @@ class TrainingImages:
             maps = self.member.scores_and_maps(levels[-1]).class_maps if segmenter is None else segmenter(levels)
             return (maps,)
 
-        return mean_over_views(self.run.config.flip, compute)[0][0][self.present[index].to(self.device)].to(
-            self.mask_device
-        )
+        (mean,) = mean_over_views(self.run.config.flip, compute)
+        return mean[0, self.present[index].to(self.device)].to(self.mask_device)
 
     def train_segmenter(self, loss: Loss, task: str = "segmenter", prior_sharpness: float | None = None) -> Segmenter:
         """Train a new segmenter, see `wildcat.fitting.levels.fit`; it is in evaluation mode."""

@@ -49,11 +49,11 @@ from numpy.typing import NDArray
 from wildcat.data.dataset import Task
 from wildcat.data.transforms import Preprocess
 from wildcat.errors import RunError
-from wildcat.files import making, write_bytes, writing
+from wildcat.files import making, reading, write_bytes, writing
 from wildcat.models.calibration import Calibration, write_calibration
 from wildcat.models.cascade import Cascade
 from wildcat.models.manifest import MANIFEST, RESTORE, Kind, read_manifest, write_manifest
-from wildcat.models.run import WEIGHTS, Run, copy_run, load_weights, open_run, refuse_taken, save_weights
+from wildcat.models.run import WEIGHTS, Run, copy_run, load_weights, open_run, save_weights
 from wildcat.nn.boundaries import BoundaryNetwork
 from wildcat.nn.model import Transfer, Wildcat
 from wildcat.nn.segmenter import Segmenter
@@ -163,28 +163,20 @@ class Model:
         """
         if self.kind != "cascade":
             return next((m.cascade_settings for m in self.members if m.kind == "cascade"), None)
-        try:
+        with reading(self.folder / MANIFEST, RESTORE):
             crops, weight = int(self.manifest["crops"]), float(self.manifest["weight"])
             if crops < 2 or not 0 <= weight <= 1:
                 raise ValueError(f"crops={crops}, weight={weight}")
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise RunError(
-                f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
-            ) from error
         return crops, weight
 
     def _network_sizes(self) -> tuple[tuple[int, ...], int, float | None]:
         """Channels of the levels, width and prior of the segmenter, from the manifest of a refined model."""
-        try:
+        with reading(self.folder / MANIFEST, RESTORE):
             channels, width = tuple(int(c) for c in self.manifest["channels"]), int(self.manifest["width"])
-            prior = self.manifest.get("prior_sharpness")  # absent from models without one
+            prior = self.manifest["prior_sharpness"]
             prior = None if prior is None else float(prior)
             if min(*channels, width) < 1 or not (prior is None or 0 < prior < float("inf")):
                 raise ValueError("channels below 1, or no positive prior_sharpness")
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise RunError(
-                f"{self.folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE
-            ) from error
         return channels, width, prior
 
 
@@ -203,12 +195,10 @@ def open_model(folder: Path) -> Model:
     elif kind in ("refined", "cascade"):
         runs = (open_run(folder / BASE),)
     else:
-        try:
+        with reading(folder / MANIFEST, RESTORE):
             count, combine = len(manifest["members"]), manifest["combine"]
             if combine not in get_args(Combine):
                 raise ValueError(f"combine={combine!r} is none of {', '.join(get_args(Combine))}")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}).", RESTORE) from error
         members = tuple(open_model(folder / "members" / str(number)) for number in range(1, count + 1))
         check_members(members)
         runs = tuple(member.runs[0] for member in members)
@@ -262,8 +252,6 @@ def write_ensemble(
     Raises:
         RunError: the folder exists and is not empty, or cannot be written.
     """
-    check_members(members)
-    refuse_taken(folder)
     with making(folder) as unfinished:
         with writing(folder):
             for number, member in enumerate(members, 1):

@@ -54,11 +54,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         near = did_you_mean(folder.name, _siblings(folder), folder.parent)
         raise RunError(f"there is no model folder {folder}.", near or "Give a folder that wildcat train wrote.")
     if not path.is_file():
-        old = [name for name in ("run.json", "ensemble.json", "refined.json") if (folder / name).is_file()]
-        hint = f"Its {old[0]} is of an older version of wildcat: train again." if old else ""
         raise RunError(
             f"{folder} is not a model folder: it has no {MANIFEST}.",
-            hint or "Give the folder named with --out in wildcat train.",
+            "Give the folder named with --out in wildcat train.",
         )
     manifest = read_json(path, RESTORE)
     if not isinstance(manifest, dict):
@@ -106,10 +104,10 @@ def recorded_data(folder: Path) -> RecordedData:
 def kind_of(folder: Path) -> Kind | None:
     """The kind of model in a folder; None if it holds none, or its manifest cannot be read."""
     try:
-        kind = json.loads((folder / MANIFEST).read_text(encoding="utf-8-sig"))["kind"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        kind: Kind = read_manifest(folder)["kind"]
+    except RunError:
         return None
-    return kind if kind in get_args(Kind) else None
+    return kind
 
 
 def versions() -> dict[str, str]:

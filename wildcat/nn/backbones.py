@@ -251,11 +251,8 @@ def _multiple(network: Backbone, stride: int) -> int:
     running = 0
     for multiple in MULTIPLES:
         # sides that leave remainders after each halving
-        lower, upper = ((200, 225), (191, 255))
-        sides = (
-            *(next_multiple(side, multiple) for side in lower),
-            *(max(1, side // multiple) * multiple for side in upper),
-        )
+        sides = [next_multiple(side, multiple) for side in (200, 225)]
+        sides += [max(1, side // multiple) * multiple for side in (191, 255)]
         if all(_covers(network, side, stride) for side in sides):
             return multiple
         if not running and all(_grid(network, side, side) for side in sides):

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wildcat.errors import ConfigError
 from wildcat.nn.segmenter import LevelScale, check_levels, measure_levels, output_level
 
 WIDTH, GROUPS = 32, 4  # channels and normalisation groups of each branch, as in the paper
@@ -28,8 +27,6 @@ class BoundaryNetwork(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        if not channels:
-            raise ConfigError("channels=(): give those of at least one level.")
         self.channels = tuple(channels)
         self.scales: Sequence[LevelScale] = nn.ModuleList(LevelScale(c) for c in channels)  # type: ignore[assignment]
         self.branches = nn.ModuleList(

@@ -111,6 +111,8 @@ def create_model(
 def _with_head(name: str, backbone: Backbone, num_classes: int, size: int) -> Wildcat:
     """The network of a head; `size` 0: the head's own."""
     module = import_module(f"wildcat.nn.heads.{name.replace('-', '_')}")
+    if size < 0:
+        raise ConfigError(f"head_size={size}: give a whole number of at least 1, or 0 for the size of {name} itself.")
     if size and not module.SIZE:
         raise ConfigError(f"head_size={size}: {name} has no size.", "Leave head_size out.")
     network: Wildcat = module.create(backbone, num_classes, size or module.SIZE)

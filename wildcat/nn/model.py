@@ -39,7 +39,7 @@ class Wildcat(nn.Module):
     Attributes:
         backbone: images (B, 3, H, W) -> features (B, D, h, w).
         transfer: features (B, D, h, w) -> maps (B, C*M, h, w); map index = c*M + m.
-        class_pool: maps (B, C*M, h, w) -> class maps (B, C, h, w), eq. 1; None: the mean.
+        class_pool: maps (B, C*M, h, w) -> class maps (B, C, h, w), eq. 1.
         pool: class maps (B, C, h, w) -> scores (B, C), eq. 3 or another layer with `offset_gain`,
             see `wildcat.nn.pooling.SpatialPool`.
         has_maps: whether there are class maps, from which points, boxes and masks follow.

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wildcat.errors import ConfigError, ShapeError
+from wildcat.errors import ShapeError
 from wildcat.nn.heads import log_sum_exp_pool
+from wildcat.nn.model import StandardizingLayer
 
 T = TypeVar("T")
 
@@ -44,10 +45,6 @@ class Segmenter(nn.Module):
         self, channels: Sequence[int], num_classes: int, width: int = WIDTH, prior_sharpness: float | None = None
     ) -> None:
         super().__init__()
-        if not channels or num_classes < 1 or width < 1:
-            raise ConfigError(
-                f"channels={tuple(channels)}, num_classes={num_classes}, width={width}: give at least one of each."
-            )
         self.channels, self.prior_sharpness = tuple(channels), prior_sharpness
         self.scales: Sequence[LevelScale] = nn.ModuleList(LevelScale(c) for c in channels)  # type: ignore[assignment]
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, kernel_size=1) for c in channels)
@@ -80,19 +77,15 @@ class Segmenter(nn.Module):
         measure_levels(self.scales, levels)
 
 
-class LevelScale(nn.Module):
+class LevelScale(StandardizingLayer):
     """Fixed per-channel standardisation of a level, `(x - mean) / std`."""
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
+        self.register_statistics(channels)
 
     def forward(self, level: Tensor) -> Tensor:
-        return (level - self.mean[:, None, None]) / self.std[:, None, None]
+        return self.standardized(level)
 
 
 @torch.no_grad()

@@ -101,11 +101,11 @@ def check_comparison(plan: Comparison, data: DataSet) -> list[str]:
     if rare and (data.task == "multiclass" or len(rare) == len(counts)):
         choose = min if data.task == "multiclass" else max
         name = choose(rare, key=lambda rare_name: counts[rare_name])
-        fewer = f"Give --folds {counts[name]}, or a" if counts[name] > 1 else "A"
+        remedy = "add images of it, or leave it out with --classes."
         raise DataError(
             f"class {name!r} has {counts[name]} image{'s' * (counts[name] != 1)} in {config.train_split}, fewer than "
             f"the {folds} folds.",
-            f"{fewer}dd images of it, or leave it out with --classes.",
+            f"Give --folds {counts[name]}, or {remedy}" if counts[name] > 1 else remedy.capitalize(),
         )
     if rare:
         notes.append(f"{few(rare)}: fewer images than folds, so that a fold without any leaves the class out of mAP.")

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from wildcat.config import FLIP_VIEWS, Flip, Localize, TrainConfig
-from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import DataSet, Sample, cross_validation, label_matrix
 from wildcat.data.image_ref import ImageRef, LoadedImage, load_image
 from wildcat.data.images import IntensityRange
@@ -32,7 +31,7 @@ from wildcat.nn.backbones import create_backbone
 from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
-from wildcat.train.feature_cache import cached_features, feature_workers
+from wildcat.train.feature_cache import cached_features
 from wildcat.train.loop import train
 
 
@@ -95,15 +94,13 @@ def compute_features(samples: Sequence[Sample], config: TrainConfig, progress: P
     device = choose_device(config.device)
     backbone = create_backbone(config.backbone, config.weights, config.output_stride, config.image_size)
     backbone = backbone.eval().to(device).to(memory_format=torch.channels_last)
-    workers = feature_workers(device.type) if config.workers < 0 else config.workers
     progress.start("features", len(samples) * len(FLIP_VIEWS[config.flip]))
     cached_features(
         backbone,
         samples,
         preprocess_of(config, backbone),
         config.flip,
-        cache_folder() / "features",
-        workers,
+        workers=config.workers,
         progress=progress,
         amp=config.amp,
     )

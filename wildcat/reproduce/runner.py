@@ -26,9 +26,9 @@ from wildcat.config import TrainConfig
 from wildcat.data.cache import claim
 from wildcat.data.dataset import DataSet, Sample, shared_images
 from wildcat.device import machine
-from wildcat.errors import ConfigError, DataError, RunError
+from wildcat.errors import ConfigError, DataError
 from wildcat.evaluation import POINT_TOLERANCE, evaluate
-from wildcat.files import refuse_existing, write_json, writing
+from wildcat.files import reading, refuse_existing, write_json, writing
 from wildcat.fitting.config import RefineConfig
 from wildcat.fitting.ensemble import create_ensemble
 from wildcat.fitting.methods import refine_method
@@ -338,11 +338,9 @@ def plain_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _read_cell(path: Path) -> dict[str, Any]:
-    try:
+    with reading(path, "Delete the file: the cell is run again."):
         record = dict(json.loads(path.read_text(encoding="utf-8")))
         record["metrics"], record["seconds"], record["versions"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error!r}).", "Delete the file: the cell is run again.") from error
     return record
 
 

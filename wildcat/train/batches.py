@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from wildcat.config import FLIP_VIEWS, Flip, TrainConfig
-from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import Sample, label_matrix
 from wildcat.data.loader import Augment, BatchLoader, ImageDataset, batch_indices, epoch_order, suggested_workers
 from wildcat.data.transforms import Preprocess
@@ -29,7 +28,7 @@ from wildcat.train.batchnorm import (
     synchronize_batchnorm,
 )
 from wildcat.train.distributed import data_parallel, local_size, rank, share_of, world_size
-from wildcat.train.feature_cache import Features, cached_features, feature_workers
+from wildcat.train.feature_cache import Features, cached_features
 
 STATISTICS_IMAGES = 256  # training images on which the statistics of the features are measured
 VAL_BATCH = 64  # cached features scored together
@@ -153,14 +152,11 @@ class FeatureBatches:
         if config.tune == "last":
             self.frozen, self.rest = split_backbone(model.backbone, preprocess.size)
         self.frozen.requires_grad_(False)
-        device = next(model.parameters()).device
-        workers = feature_workers(device.type, local_size()) if config.workers < 0 else config.workers
         progress.start("features", len(samples) * len(FLIP_VIEWS[config.flip]) + len(val_samples))
 
         def features_of(part: Sequence[Sample], flip: Flip) -> Features:
-            folder = cache_folder() / "features"
             return cached_features(
-                self.frozen, part, preprocess, flip, folder, workers, progress=progress, amp=config.amp
+                self.frozen, part, preprocess, flip, workers=config.workers, progress=progress, amp=config.amp
             )
 
         self.train = features_of(samples, config.flip)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from wildcat.data.dataset import Sample
 from wildcat.errors import RunError
+from wildcat.files import reading
 from wildcat.models.run import (
     METRICS,
     STATE,
@@ -85,7 +84,7 @@ class Checkpoint:
             torch.manual_seed((seed + rank()) % 2**63)
             return
         path = self.run.folder / STATE
-        with reading(path):
+        with reading(path, "Give another --out."):
             load_optimizer_state(optimizer, state["optimizer"])
             if average is not None:
                 adopt_state(average, state["average"], path)
@@ -153,29 +152,17 @@ class Checkpoint:
         """
         path = self.run.folder / STATE
         state = broadcast_from_first(lambda: load_state(path))
-        missing = {"model", "optimizer", "generators", "position", "data"} - state.keys()
-        if missing:
-            raise RunError(f"{path} is damaged: it has no {', '.join(sorted(missing))}.", "Give another --out.")
-        if state["data"] != self.fingerprint:
-            raise RunError(
-                f"the images or labels are not those that {self.run.folder} was started with.",
-                "Bring the data back as it was, or give another --out.",
-            )
-        with reading(path):
+        with reading(path, "Give another --out."):
+            if state["data"] != self.fingerprint:
+                raise RunError(
+                    f"the images or labels are not those that {self.run.folder} was started with.",
+                    "Bring the data back as it was, or give another --out.",
+                )
             adopt_state(self.model, state["model"], path)
             self.position = read_position(state["position"])
         self.restored = state
         history = broadcast_from_first(self.run.history)
         self.history = [record for record in history if record["epoch"] <= self.position.epoch]
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with the values of a saved state is the same error."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({type(error).__name__}).", "Give another --out.") from error
 
 
 def read_position(values: dict[str, Any]) -> Position:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wildcat.config import FLIP_VIEWS, Flip
-from wildcat.data.cache import cache_limit, hold, make_room
+from wildcat.data.cache import cache_folder, cache_limit, hold, make_room
 from wildcat.data.dataset import Sample
 from wildcat.data.image_ref import fingerprint
 from wildcat.data.loader import ImageDataset, batch_indices, load_batches, suggested_workers
@@ -38,7 +38,7 @@ from wildcat.errors import RunError
 from wildcat.files import LEFT_ALONE, PART, write_json, writing
 from wildcat.nn.backbones import Backbone
 from wildcat.progress import SILENT, Progress
-from wildcat.train.distributed import gather, rank, share_of, shared_errors, world_size
+from wildcat.train.distributed import gather, local_size, rank, share_of, shared_errors, world_size
 
 LAYOUT = 7  # part of every folder's key: raise it when the bytes of a shard change meaning
 SHARD = 256  # images per shard, the most that an interruption loses
@@ -74,23 +74,18 @@ class Features:
         return batch.permute(0, 3, 1, 2)  # (B, h, w, D) -> (B, D, h, w), channels last in memory
 
 
-def feature_workers(device_type: str, processes: int = 1) -> int:
-    """Reading processes for `cached_features`: none on a CPU, where the computing threads read for themselves."""
-    return 0 if device_type == "cpu" else suggested_workers(device_type, processes)
-
-
 def cached_features(
     backbone: Backbone,
     samples: Sequence[Sample],
     preprocess: Preprocess,
     flip: Flip,
-    folder: Path,
-    workers: int = 0,
+    folder: Path | None = None,
+    workers: int = -1,
     batch_size: int = 16,
     progress: Progress = SILENT,
     amp: bool = False,
 ) -> Features:
-    """Features of `samples` from the cache in `folder`; those that are missing are computed first.
+    """Features of `samples` from the cache; those that are missing are computed first.
 
     An image is identified by its path, size and time of change. Of several processes each computes its share of what is
     missing. When the cache is larger than WILDCAT_CACHE_GB, the folders unused for longest are removed, except those in
@@ -99,7 +94,9 @@ def cached_features(
     Args:
         backbone: in evaluation mode, on the device that computes.
         flip: the mirrored views to store beside each image.
-        workers: processes that read; with 0 a CPU reads and computes several batches at once.
+        folder: of the cache; None: `features` in the cache folder.
+        workers: processes that read; with 0 a CPU reads and computes several batches at once; -1: 0 on a CPU, otherwise
+            as many as the machine suggests.
         progress: advanced by the number of views of images.
         amp: compute in bfloat16 if the device has instructions for it; stored apart from features computed in float32.
 
@@ -108,15 +105,18 @@ def cached_features(
         RunError: the cache cannot be written, or the features exceed the range of half precision.
         ConfigError: WILDCAT_CACHE_GB is not a number.
     """
-    limit, views = cache_limit(), FLIP_VIEWS[flip]
-    amp = amp and bf16_is_native(_device_of(backbone))
+    limit, views, device = cache_limit(), FLIP_VIEWS[flip], _device_of(backbone)
+    folder = folder or cache_folder() / "features"
+    if workers < 0:
+        workers = 0 if device.type == "cpu" else suggested_workers(device.type, local_size())
+    amp = amp and bf16_is_native(device)
     with shared_errors():
         keys = [
             hashlib.sha256(fingerprint(sample.path).encode(errors="surrogateescape")).hexdigest()[:24]
             for sample in samples
         ]
     with torch.no_grad():  # not inference mode: some networks keep tensors for a size, and may be trained later
-        example = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=_device_of(backbone)))
+        example = backbone(torch.zeros(1, 3, preprocess.size, preprocess.size, device=device))
     channels, height, width = example.shape[1:]
     # The views of a setting of flip begin with those of a smaller one, whose features can be read from its folder.
     supersets = [name for name, others in FLIP_VIEWS.items() if others[: len(views)] == views]

@@ -95,18 +95,16 @@ def train(run: Run, data: DataSet, resume: bool = False, progress: Progress = SI
     data = data.for_classes(run.classes)  # they may be in another order
     samples, val_samples = data.training_split(config.train_split, config.val_split)
     data_fingerprint = fingerprint(samples, val_samples)
-    if len(set(distributed.gather(data_fingerprint))) > 1:
+    if len(set(distributed.gather((data.task, data_fingerprint)))) > 1:
         raise DataError("the processes read different images or labels.", "Give every machine the same data.")
+    if data.task != run.task:
+        raise RunError(f"{data.name} is {data.task}, {run.folder} is {run.task}.", "Give the data as it was read.")
     multiclass = data.task == "multiclass"
     # A state holds everything: the weights that the training started from may be gone.
     resume = distributed.broadcast_from_first(lambda: resume and (run.folder / STATE).is_file())
     with torch.random.fork_rng(), contextlib.ExitStack() as stack:
         torch.manual_seed(config.seed)
         with distributed.shared_errors():
-            if data.task != run.task:
-                raise RunError(
-                    f"{data.name} is {data.task}, {run.folder} is {run.task}.", "Give the data as it was read."
-                )
             if distributed.rank() == 0:
                 stack.enter_context(locked(run.folder))
             parent = None if resume else parent_run(run)
@@ -171,15 +169,11 @@ class Trainer:
         self.optimizer = create_optimizer(model, self.config)
         self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         fine_tunes = self.config.tune != "head"
-        self.network = parallel_network(
-            model, batches, self.config
-        )  # `model`, in DDP where there are several processes
-        # for a head alone bfloat16 saves nothing
-        self.autocast = self.config.amp and fine_tunes and bf16_is_native(self.device)
+        self.network = parallel_network(model, batches, self.config)  # in DDP where there are several processes
+        self.autocast = self.config.amp and fine_tunes and bf16_is_native(self.device)  # a head alone gains nothing
         self.ema: ModelEmaV3 | None = None
-        if (
-            self.config.ema and fine_tunes
-        ):  # buffers are copied, not averaged: Transfer.std is inf for constant channels
+        if self.config.ema and fine_tunes:
+            # buffers are copied, not averaged: Transfer.std is inf for constant channels
             self.ema = ModelEmaV3(model, self.config.ema, use_warmup=True, exclude_buffers=True)
         self.pending: deque[tuple[Tensor, int]] = deque()  # losses of steps that are not read yet
         self.delay = int(self.device.type == "cuda")  # a GPU computes the next step while a loss is read
@@ -278,10 +272,8 @@ class Trainer:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                     # the whole model on images, or its last layers on cached features: see Batches.output
                     output = self.network(inputs.to(self.device, non_blocking=True))
-                loss = (
-                    self.loss_function(output.scores.float(), targets.to(self.device), self.class_weights).sum()
-                    / images
-                )
+                losses = self.loss_function(output.scores.float(), targets.to(self.device), self.class_weights)
+                loss = losses.sum() / images
                 if self.config.map_information:
                     information = map_information(output.maps.float(), output.class_maps.float())
                     present = labels.to(self.device) == PRESENT

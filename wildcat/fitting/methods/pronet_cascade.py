@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wildcat.data.cache import cache_folder
 from wildcat.data.dataset import IGNORED, PRESENT, Sample
 from wildcat.data.image_ref import ImageCrop, Part
 from wildcat.data.loader import batch_indices, epoch_order
@@ -36,7 +35,7 @@ from wildcat.models.run import Run
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Transfer
 from wildcat.progress import Progress
-from wildcat.train.feature_cache import Features, cached_features, feature_workers
+from wildcat.train.feature_cache import Features, cached_features
 from wildcat.train.optim import class_frequencies, multilabel_loss
 
 MEASURED = 4096  # crops for the mean and standard deviation of the features
@@ -77,14 +76,13 @@ def train(
     place = choose_device(device)
     member = Member(run.load_model().to(place).eval(), run.preprocess)
     backbone = member.model.backbone
-    settings: dict[str, Any] = {"workers": feature_workers(place.type), "progress": progress, "amp": run.config.amp}
-    folder = cache_folder() / "features"
+    settings: dict[str, Any] = {"progress": progress, "amp": run.config.amp}
     progress.start("features", len(samples))
-    features = cached_features(backbone, samples, run.preprocess, "none", folder, **settings)
+    features = cached_features(backbone, samples, run.preprocess, "none", **settings)
     crops = proposed_crops(member, features, samples, labels, config.crops)
     progress.start("features of crops", len(crops))
     mean: Any = MeanFeatures(backbone, run.preprocess.size)  # it has what `cached_features` uses of a backbone
-    features = cached_features(mean, crops, run.preprocess, "none", folder, **settings)
+    features = cached_features(mean, crops, run.preprocess, "none", **settings)
     return fit(features, crops, config, place, progress)
 
 

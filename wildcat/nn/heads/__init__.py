@@ -1,8 +1,8 @@
 """What the paper compares WILDCAT with, and what came later.
 
-`pools`: other poolings of class maps. `attention`, `architectures`, `background`: networks with another head. Each
-other file is a method of `wildcat.methods` with layers of its own; its `create` builds the network, `SIZE` is the
-default of `head_size`.
+`pools`: other poolings of class maps. `attention`, `architectures`, `background`: networks with another head.
+`descriptor`: the base of those that classify one vector per image. Each other file is a method of `wildcat.methods`
+with layers of its own; its `create` builds the network, `SIZE` is the default of `head_size`.
 """
 
 from wildcat.nn.heads.architectures import PoolEachMap, PoolThenClassify

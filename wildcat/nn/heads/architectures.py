@@ -1,4 +1,4 @@
-"""Architectures (b) of the paper's Table 5, and "c": other orders of pooling and classification."""
+"""Architecture (b) of the paper's Table 5, and "c": other orders of pooling and classification."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Self
 
 import torch
 from scipy.cluster.vq import kmeans2
@@ -95,10 +94,6 @@ class DescriptorNetwork(Wildcat):
         scores = self.transfer(vectors[:, :, None, None]).flatten(1)
         none = scores.new_zeros(*scores.shape, 1, 0, 0)
         return Output(scores, none[:, :, 0], none)
-
-    def fuse(self) -> Self:
-        """The network itself: it has one map per class."""
-        return self
 
     @property
     def feature_mean(self) -> Tensor:

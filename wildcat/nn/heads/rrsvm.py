@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wildcat.errors import ConfigError
 from wildcat.nn.backbones import Backbone
 from wildcat.nn.model import Wildcat
 from wildcat.nn.pooling import check_maps
@@ -34,8 +33,6 @@ class RankPool(nn.Module):
 
     def __init__(self, num_classes: int, size: int = SIZE) -> None:
         super().__init__()
-        if size < 1:
-            raise ConfigError(f"head_size={size}: give a whole number of at least 1.")
         self.mixture = nn.Parameter(torch.zeros(num_classes, size))
 
     def forward(self, x: Tensor) -> Tensor:

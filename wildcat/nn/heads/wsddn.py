@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -71,10 +69,6 @@ class DetectionNetwork(Wildcat):
         relative = functional.logsigmoid(logits) + weights - weights.amax(dim=-1, keepdim=True)
         class_maps = log_odds(relative).reshape(odds.shape)
         return Output(present - absent, class_maps, class_maps[:, :, None])
-
-    def fuse(self) -> Self:
-        """The network itself: it has one map per class."""
-        return self
 
 
 def log_odds(log_probabilities: Tensor) -> Tensor:
