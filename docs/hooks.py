@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff
 
 from wildcat.cli import GROUPS
 
@@ -30,7 +29,7 @@ def command_reference() -> Iterator[str]:
             yield " ".join((kind.__doc__ or "").split()) + "\n"
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # get_parser has no successor yet
-                parser = tyro.extras.get_parser(kind, prog=f"wildcat {name}", config=(FlagCreatePairsOff,))
+                parser = tyro.extras.get_parser(kind, prog=f"wildcat {name}")
             yield "| argument | default | description |"
             yield "| --- | --- | --- |"
             actions = [action for action in parser._actions if action.dest != "help"]

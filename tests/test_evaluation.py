@@ -290,6 +290,22 @@ def test_a_multiclass_model_is_ranked_by_probability_whatever_the_data(tmp_path:
     assert (tmp_path / "curves.csv").read_text().splitlines()[1].startswith('"a",1.000000,1.000000,0.880')
 
 
+def test_the_curve_of_saturated_probabilities_has_the_area_that_is_reported(tmp_path: Path) -> None:
+    """Probabilities of logits that are far apart are rounded to 1, and would all be equal."""
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(60) < 0.5, 1, -1).astype(np.int8)
+    margins = 40 + rng.normal(size=60) + 2 * labels
+    said = {f"{i}.png": (np.array([m, 0], np.float32), np.zeros((2, 2, 2))) for i, m in enumerate(margins)}
+    data = table(tmp_path, np.stack([labels, -labels], axis=1), "multiclass")
+    model = Scripted(data.classes, said, "multiclass")
+    reported = score(model, data, "test", variant="plain")["classification"]["ap"]["a"]
+    assert 0.9 < reported < 1
+    save_curves(tmp_path / "curves.csv", measure(model, data, "test"), data, "test")  # type: ignore[arg-type]
+    rows = [row.split(",") for row in (tmp_path / "curves.csv").read_text().splitlines() if row.startswith('"a"')]
+    recall, precision = np.array([row[1:3] for row in rows], float).T
+    assert float((np.diff(recall, prepend=0.0) * precision).sum()) == pytest.approx(reported, abs=1e-4)
+
+
 def test_pointing_equals_the_metrics_of_each_class() -> None:
     rng = np.random.default_rng(6)
     samples = []

@@ -98,7 +98,7 @@ class TrainConfig:
     """Pooling of the M maps of a class at each region (eq. 1): with the mean they learn the same; with max, lse or
     softmax they compete, and each learns the regions that it explains best."""
     class_sharpness: float = 1.0
-    """r of class_pool lse and softmax: towards 0 is the mean, large is the maximum."""
+    """r of --class-pool lse and softmax: towards 0 is the mean, large is the maximum."""
     map_information: float = 0.0
     """Weight of a term that lets the M maps of a class divide the regions of each image that has it among themselves
     (mutual information between regions and maps); 0: off."""
@@ -109,15 +109,15 @@ class TrainConfig:
     alpha: float = 0.7
     """Weight of the lowest regions, at least 0; 0 switches them off."""
     sharpness: float = 4.0
-    """r of log-sum-exp pooling (pooling=lse): towards 0 is the average, large is the maximum."""
+    """r of log-sum-exp pooling (--pooling lse): towards 0 is the average, large is the maximum."""
     residual: float = 0.2
-    """lambda of residual attention (pooling=csra): weight of the attended score beside the average; 0: average only."""
+    """lambda of residual attention (--pooling csra): weight of the attended score beside the average; 0: none."""
     temperature: float = math.inf
     """T of residual attention: near 0 it attends to all regions alike, inf to the highest one only."""
     attention_size: int = 128
-    """Hidden units of gated attention (pooling=attention)."""
+    """Hidden units of gated attention (--pooling attention)."""
     standardize: bool = True
-    """Standardise each backbone channel with its mean and spread on training images (--no-standardize: do not)."""
+    """Standardise each backbone channel with its mean and spread on training images."""
 
     # --- data --------------------------------------------------------------------------------------------------
     image_size: int = 320
@@ -145,15 +145,15 @@ class TrainConfig:
     """Passes over the training images with --tune head before the first epoch of --tune all or last; 0: none. A network
     that starts from random weights or from a run has none."""
     epochs: int = 20
-    """Passes over the training images, after those of head_epochs."""
+    """Passes over the training images, after those of --head-epochs."""
     batch_size: int = 16
     """Images per step, of all processes together where torchrun starts several."""
     accumulate: int = 1
     """Steps whose gradients are added up before the weights move."""
     lr: float | None = None
     """Peak learning rate of SGD for the layers after the backbone; None: 0.01, times 4 for the method wsddn, and times
-    num_maps where class_pool is mean, since each of the M maps then receives 1/M of the gradient. The bias of the maps
-    has this times the root of the number of features."""
+    M with --class-pool mean, since each of the M maps then receives 1/M of the gradient. The bias of the maps has this
+    times the root of the number of features."""
     backbone_lr_scale: float = 0.01
     """Learning rate of a pretrained backbone as a fraction of that of a class map; train one with random weights
     at 1."""
@@ -162,8 +162,8 @@ class TrainConfig:
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float | None = None
-    """Weight decay of SGD (not on biases and normalisation layers); None: 0.06, divided by num_maps where class_pool is
-    mean, so that the mean of the maps moves and decays as a single map does."""
+    """Weight decay of SGD (not on biases and normalisation layers); None: 0.06, divided by M with --class-pool mean,
+    so that the mean of the maps moves and decays as a single map does."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """How the learning rate falls; step divides it by 10 after each third of the epochs."""
     warmup: float = 1.0

@@ -208,10 +208,7 @@ def summarize(
     """Compute the metrics from the tally of a whole split; returns what `evaluate` returns, its `notes` after these."""
     samples = data.split(split)
     scores = tally.score_matrix()
-    ranked: NDArray[np.floating[Any]] = scores
-    if ranking_task(tally.task, data) == "multiclass" and len(data.classes) > 1:
-        # as their probabilities rank them, also where those are rounded to 1
-        ranked = softmax_logits(torch.from_numpy(scores).double()).numpy()
+    ranked = ranked_scores(scores, tally.task, data)
     result: dict[str, Any] = {"data": data.name, "split": split, "images": len(samples)}
     notes = [*notes, *describe_labels(data, split, samples)]
     if not tally.has_maps:
@@ -269,6 +266,17 @@ def ranking_task(model_task: Task | None, data: DataSet) -> Task:
         model_task: None if it is not known.
     """
     return "multiclass" if "multiclass" in (model_task, data.task) else "multilabel"
+
+
+def ranked_scores(scores: NDArray[np.float32], model_task: Task | None, data: DataSet) -> NDArray[np.floating[Any]]:
+    """(N, C) scores that compare between images: the log-odds of classes that exclude each other, see `ranking_task`.
+
+    Log-odds rank as probabilities do, also where those are rounded to 1.
+    """
+    if ranking_task(model_task, data) == "multilabel" or len(data.classes) == 1:
+        return scores
+    log_odds: NDArray[np.float64] = softmax_logits(torch.from_numpy(scores).double()).numpy()
+    return log_odds
 
 
 def classification_report(

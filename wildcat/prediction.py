@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from wildcat.data.dataset import Task
 from wildcat.data.image_ref import ImageRef, load_image
@@ -28,7 +27,11 @@ from wildcat.metrics.modalities import map_shares, maps_differ
 from wildcat.models.calibration import Calibration
 from wildcat.regions.boxes import Box, map_to_boxes
 from wildcat.regions.crf import CrfParams
-from wildcat.regions.masks import MaskParams, maps_to_mask
+from wildcat.regions.masks import (
+    MaskParams,
+    maps_to_mask,
+    upsample_maps,
+)
 from wildcat.regions.points import peak_points
 from wildcat.viz.fonts import drawable
 from wildcat.viz.overlay import draw_boxes, draw_point, image_suffix, overlay_heatmap
@@ -152,7 +155,9 @@ class Prediction:
         scale = min(1.0, BOX_SIDE / max(self.width, self.height))
         grid = (max(rows, round(self.height * scale)), max(columns, round(self.width * scale)))
         least = min(BOX_AREA, 0.5 / (rows * columns))  # half of a cell of a fine map
-        return map_to_boxes(_resized(class_map, grid), threshold, size=(self.height, self.width), min_area=least)
+        return map_to_boxes(
+            upsample_maps(class_map[None], grid)[0], threshold, size=(self.height, self.width), min_area=least
+        )
 
     def heatmap(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(H, W) raw class map at the size of the original image, interpolated bilinearly.
@@ -160,7 +165,9 @@ class Prediction:
         Args:
             size: (height, width) to use instead, such as `drawn_size`.
         """
-        return _resized(self.maps[self.index_of(name)], size or (self.height, self.width))
+        class_map = self.maps[[self.index_of(name)]]
+        heatmap: NDArray[np.float32] = upsample_maps(class_map, size or (self.height, self.width))[0]
+        return heatmap
 
     def modalities(self, name: str, size: tuple[int, int] | None = None) -> NDArray[np.float32]:
         """(M, H, W) modality maps of a class at the size of the original image; pooled (eq. 1) they are the heatmap.
@@ -171,7 +178,7 @@ class Prediction:
         Raises:
             ConfigError: the prediction was made without them.
         """
-        return _resized(self._maps_of(name), size or (self.height, self.width))
+        return upsample_maps(self._maps_of(name), size or (self.height, self.width))
 
     def map_shares(self, name: str) -> list[float] | None:
         """The share of each of the M maps in the regions that decide on a class, see `wildcat.metrics.map_shares`.
@@ -400,10 +407,3 @@ def score_probabilities(scores: NDArray[np.float32], task: Task) -> NDArray[np.f
     tensor = torch.from_numpy(np.asarray(scores, dtype=np.float32))
     probs = tensor.softmax(dim=-1) if task == "multiclass" else tensor.sigmoid()
     return np.asarray(probs.numpy())
-
-
-def _resized(maps: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """(..., h, w) -> (..., height, width), bilinear."""
-    tensor = torch.from_numpy(np.ascontiguousarray(maps))
-    resized = functional.interpolate(tensor.reshape(1, -1, *tensor.shape[-2:]), size, mode="bilinear")
-    return np.asarray(resized.reshape(*maps.shape[:-2], *size).numpy())

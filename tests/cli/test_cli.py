@@ -101,6 +101,9 @@ def test_recipes_are_defaults_that_flags_override(tmp_path: Path) -> None:
         assert parse(["train", "solar", "--out", "x", "--recipe", name]).config == load_recipe(name)
         config = parse(["train", "solar", f"--recipe={name}", "--out=x", "--epochs", "99"]).config
         assert config.epochs == 99 and config.flip == load_recipe(name).flip
+        for amp in (True, False):
+            flag = "--amp" if amp else "--no-amp"
+            assert parse(["train", "solar", "--out", "x", "--recipe", name, flag]).config.amp is amp
     assert parse(["train", "solar", "--out", "x"]).config == TrainConfig()
     (tmp_path / "mine.yaml").write_text("num_maps: 7\nlr: 0.5\n")
     config = parse(["train", "solar", "--out", "x", "--recipe", str(tmp_path / "mine.yaml"), "--lr", "0.25"]).config

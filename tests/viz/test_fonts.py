@@ -61,6 +61,12 @@ def test_letters_that_change_their_form_need_shaping(system: Any, dejavu: str, m
     assert fonts.font_file(NAMES[1]) == dejavu
 
 
+def test_invisible_characters_have_no_font_or_one(system: Any, dejavu: str) -> None:
+    system(dejavu, str(Path(dejavu).with_name("DejaVuSansDisplay.ttf")))
+    for text in ("\ufeff\u4e2d", "\u200b\u4e2d", "\xad\u4e2d"):  # Raqm raises for some of them in some fonts
+        assert fonts.font_file(text) is None and not fonts.drawable(text)
+
+
 def test_texts_without_a_font_are_numbers(system: Any, dejavu: str) -> None:
     image, point, numbers = Image.new("RGB", (300, 200)), (20.0, 30.0), ["cat", "#2", "#3"]
     for name, drawn in zip(NAMES, ("cat", "#1", "#1"), strict=True):

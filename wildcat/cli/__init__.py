@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff
+import tyro._strings
 
 from wildcat._version import __version__
 from wildcat.cli.allocator import keep_freed_memory
@@ -150,15 +150,21 @@ def parse(arguments: Sequence[str]) -> Any:
         near = did_you_mean(name, COMMANDS)
         raise ConfigError(f"there is no command {name!r}.", near or f"Commands are: {', '.join(COMMANDS)}.")
     kind, _ = COMMANDS[name]
+    tyro._strings.remove_single_line_breaks = _one_line_paragraphs  # its own keeps the breaks before indented lines
     default = _train_defaults(flags) if kind is Train else None
-    parsed = tyro.cli(kind, prog=f"wildcat {name}", args=flags, default=default, config=(FlagCreatePairsOff,))
+    parsed = tyro.cli(kind, prog=f"wildcat {name}", args=flags, default=default)
     if isinstance(parsed, Train):
         parsed.config.validate()
     return parsed
 
 
+def _one_line_paragraphs(helptext: str) -> str:
+    """A docstring for tyro, which wraps long lines."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in helptext.split("\n\n"))
+
+
 def help_text() -> str:
-    """The text of `wildcat --help`: all commands with the first sentence of their help."""
+    """The text of `wildcat --help`: all commands with the first paragraph of their help."""
     lines = [
         "usage: wildcat COMMAND ...",
         "",

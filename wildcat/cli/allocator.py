@@ -18,18 +18,15 @@ def keep_freed_memory() -> bool:
     Memory use stays at its peak. All threads allocate from one arena: others return blocks above 64 MB all the same.
     Has no effect without glibc (macOS, Windows, musl).
     """
-    return _set((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26), (_ARENA_MAX, 1))
+    mallopt = _glibc("mallopt")
+    options = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26), (_ARENA_MAX, 1))
+    return mallopt is not None and all(mallopt(number, value) == 1 for number, value in options)
 
 
 def return_freed_memory() -> bool:
     """Return what `keep_freed_memory` has kept to the system, once; returns whether there was any."""
     trim = _glibc("malloc_trim")
     return trim is not None and trim(0) == 1
-
-
-def _set(*options: tuple[int, int]) -> bool:
-    mallopt = _glibc("mallopt")
-    return mallopt is not None and all(mallopt(number, value) == 1 for number, value in options)
 
 
 def _glibc(name: str) -> Callable[..., int] | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from wildcat.cli.options import Data, DataCommand, data_flags, describe, note_amp, open_data
+from wildcat.cli.options import Data, DataCommand, Switch, data_flags, describe, note_amp, open_data
 from wildcat.config import TrainConfig
 from wildcat.errors import ConfigError
 from wildcat.settings import load_recipe
@@ -23,7 +23,7 @@ class Audit(DataCommand):
     """Find what is wrong with labelled images: suspect labels, copies across splits, unreadable files, rare classes."""
 
     data: Data
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
     """Folder to create, with all findings as .csv and a page with the images and their heatmaps."""
     splits: Annotated[str, arg(metavar="A,B")] = ""
     """Splits to audit, separated by commas; by default all."""
@@ -38,7 +38,7 @@ class Audit(DataCommand):
     """Maximum number of images on the page per class and kind of doubt."""
     max_mb: float = 20.0
     """Maximum size of the page in megabytes."""
-    json: bool = False
+    json: Switch = False
     """Print all findings as one JSON object instead of tables."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: load_recipe("audit"))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import find_images
-from wildcat.cli.options import DataCommand, Model, ViewCommand, parse_sizes
+from wildcat.cli.options import DataCommand, Model, Switch, ViewCommand, parse_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,15 @@ class Bench(ViewCommand, DataCommand):
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="[PATH...]", help_behavior_hint="")]] = ()
     """Typical images, folders or globs; with --split, one data set. A few hundred are best: int8 is calibrated with
     them, and scores are compared on them. Without any, engines are only timed."""
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="NAME")] = None
     """Use the images of this split of a data set, such as its training images."""
     rounds: int = 10
     """Number of times each engine is timed."""
     batch_size: int = 8
     """Images per forward pass."""
-    compile: bool = False
+    compile: Switch = False
     """Also time torch.compile; compiling takes minutes and needs a C++ compiler."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object instead of a table."""
 
 

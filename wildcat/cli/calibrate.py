@@ -11,15 +11,16 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import Data, DataCommand, ModelCommand, describe, load_model, mask_steps, open_data
+from wildcat.cli.options import Data, DataCommand, ModelCommand, Switch, describe, load_model, mask_steps, open_data
 from wildcat.errors import RunError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate(ModelCommand, DataCommand):
-    """Fit per-class and background thresholds on training images, choose whether masks are propagated and sharpened
-    by a CRF, and store both in the model folder. With --crf, --propagate or --plain they are fitted for such masks,
-    without a choice.
+    """Fit the thresholds of classes and background on training images, and choose how masks are sharpened.
+
+    Both are stored in the model folder. With --crf, --propagate or --plain they are fitted for such masks, without a
+    choice.
     """
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
@@ -27,7 +28,7 @@ class Calibrate(ModelCommand, DataCommand):
     data: Data
     split: str = "train"
     """Split to fit on; never a split to evaluate on."""
-    json: bool = False
+    json: Switch = False
     """Print calibration.json instead of a table."""
 
 

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from wildcat.cli.options import (
-    Data,
-    DataCommand,
-    check_readable,
-    data_flags,
-    describe,
-    note_amp,
-    open_data,
-)
+from wildcat.cli.options import Data, DataCommand, Switch, check_readable, data_flags, describe, note_amp, open_data
 from wildcat.config import TrainConfig
 from wildcat.files import next_free
 from wildcat.settings import load_recipe
@@ -48,10 +40,10 @@ class Compare(DataCommand):
     """Published methods to compare, see wildcat methods."""
     folds: int = 5
     """Number of parts of the training images; each is measured once, after training on the others."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
     """New folder for comparison.json and the finished folds, or that of an earlier comparison, whose folds are not run
     again."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object instead of a table."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=lambda: load_recipe("reproduce"))
 

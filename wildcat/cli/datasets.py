@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import Command
+from wildcat.cli.options import Command, Switch
 from wildcat.errors import ConfigError, DataError
 
 
@@ -21,9 +21,9 @@ class Datasets(Command):
     """list, or fetch a public data set."""
     name: Positional[Annotated[str, arg(metavar="[NAME]", help_behavior_hint="")]] = ""
     """Data set to download, such as VOC2007."""
-    to: Path | None = None
+    to: Annotated[Path | None, arg(metavar="PATH")] = None
     """Target folder; it may hold other data sets."""
-    accept_licence: bool = False
+    accept_licence: Switch = False
     """Accept the terms of use of the data set without a prompt."""
 
 

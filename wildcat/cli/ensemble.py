@@ -14,13 +14,16 @@ from wildcat.cli.options import DataCommand, describe, open_data
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(DataCommand):
-    """Combine several runs, such as one per input size, into one model. A cascade among them keeps its second stage."""
+    """Combine several runs, such as one per input size, into one model.
+
+    A cascade among them keeps its second stage.
+    """
 
     runs: Positional[Annotated[tuple[str, ...], arg(metavar="RUN...", help_behavior_hint="(required)")]]
     """Run folders or cascades, or hf://user/name, trained on the same data; at least two."""
     out: Path
     """New model folder; never overwritten."""
-    data: str | None = None
+    data: Annotated[str | None, arg(metavar="DATA")] = None
     """Data to train a linear combination on: the training data of the runs."""
     split: str = "train"
     """Split to train the combination on; never a split to evaluate on."""

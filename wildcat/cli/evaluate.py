@@ -7,9 +7,11 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data, require_maps
+from tyro.conf import arg
+
+from wildcat.cli.options import MetricsCommand, Switch, describe, evaluation_split, load_model, open_data, require_maps
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 class Evaluate(MetricsCommand):
     """Evaluate a model on labelled images."""
 
-    json: bool = False
+    json: Switch = False
     """Print one JSON object instead of a table."""
-    curves: Path | None = None
+    curves: Annotated[Path | None, arg(metavar="PATH")] = None
     """Write the precision-recall curve of each class to this .csv, or plot them in this .png, .svg or .pdf."""
 
 
@@ -65,22 +67,28 @@ def run_evaluate(command: Evaluate) -> int:
 def save_curves(path: Path, tally: Tally, data: DataSet, split: str) -> None:
     """Write the precision-recall curve of each class as a table (.csv) or a plot (.png, .svg, .pdf)."""
     from wildcat.data.dataset import label_matrix
-    from wildcat.evaluation import ranking_task
+    from wildcat.evaluation import ranked_scores
     from wildcat.files import write_bytes
     from wildcat.metrics import precision_recall_curve
-    from wildcat.prediction import score_probabilities
     from wildcat.viz.curves import draw_precision_recall
     from wildcat.viz.fonts import drawn_texts
 
     labels = label_matrix(data.split(split))
     scores = tally.score_matrix()
-    ranked = score_probabilities(scores, "multiclass") if ranking_task(tally.task, data) == "multiclass" else scores
+    ranked = ranked_scores(scores, tally.task, data)
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     if path.suffix == ".csv":
+        from scipy.special import expit
+
         rows = [
             f"{json.dumps(c, ensure_ascii=False)},{r:.6f},{p:.6f},{t:.6g}"
             for c, curve in curves.items()
-            for r, p, t in zip(curve.recall, curve.precision, curve.thresholds, strict=True)
+            for r, p, t in zip(
+                curve.recall,
+                curve.precision,
+                curve.thresholds if ranked is scores else expit(curve.thresholds),
+                strict=True,
+            )
         ]
         write_bytes(path, "\n".join(["class,recall,precision,threshold", *rows, ""]).encode())
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, find_images, predict_each
-from wildcat.cli.options import DataCommand, Model, ModelCommand, ReaderCommand, load_model, require_maps
+from wildcat.cli.options import DataCommand, Model, ModelCommand, ReaderCommand, Switch, load_model, require_maps
 from wildcat.errors import ConfigError, DataError, did_you_mean
 
 
@@ -25,24 +25,24 @@ class Export(ModelCommand, ReaderCommand):
     label-studio."""
     out: Path
     """New folder, or for onnx a new file; written atomically."""
-    min_score: float | None = None
+    min_score: Annotated[float | None, arg(metavar="NUMBER")] = None
     """Minimum probability of exported classes; by default the model's own thresholds."""
     boxes: Literal["all", "largest"] = "all"
     """Export all regions of a class, or only the largest."""
     min_area: float = 0.001
     """Minimum area of a region as a fraction of the image; 0 keeps all regions."""
-    simplify: float | None = None
+    simplify: Annotated[float | None, arg(metavar="NUMBER")] = None
     """Tolerance of outlines in pixels; by default 0 for coco-polygons, otherwise 1."""
-    scores: bool = False
+    scores: Switch = False
     """End each line of YOLO labels with its score; such labels cannot be used for training. Other formats always store
     scores."""
-    with_processing: bool = False
+    with_processing: Switch = False
     """onnx: the file takes an RGB image of any size and also computes probabilities and points."""
     images: Literal["copy", "link"] = "copy"
     """Copy the images into the folder, or link to them."""
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="NAME")] = None
     """Export this split of a data set."""
-    data_format: str | None = None
+    data_format: Annotated[str | None, arg(metavar="NAME")] = None
     """Layout of the data set, like --format of wildcat predict; by default recognised from its structure."""
     limit: int = 0
     """Maximum number of images; 0: all."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from wildcat.config import EngineName, Flip, Localize, Precision
 from wildcat.errors import ConfigError, DataError, OutOfMemory, WildcatError, known_error
@@ -36,6 +36,7 @@ Model = Positional[
 Data = Positional[
     Annotated[str, arg(metavar="DATA", help="A folder, a .csv, or the name of a packaged data set, such as solar.")]
 ]
+Switch = FlagCreatePairsOff[bool]  # a flag without its opposite, --no-...; settings have both, as a recipe may set them
 QUOTES = ("'", '"')
 Sizes = Annotated[str, arg(metavar="S,S,...")]
 Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
@@ -45,7 +46,7 @@ Options = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="NAME=VALUE")]
 class Command:
     """Flags of every command."""
 
-    debug: bool = False
+    debug: Switch = False
     """Show the traceback of an error."""
 
 
@@ -53,7 +54,7 @@ class Command:
 class ImageCommand(Command):
     """Flags of every command that reads images."""
 
-    max_pixels: int | None = None
+    max_pixels: Annotated[int | None, arg(metavar="PIXELS")] = None
     """Refuse images of more pixels; by default 178,956,970."""
 
 
@@ -79,14 +80,14 @@ class ModelCommand(ViewCommand):
     """Cut images with a side above this into overlapping tiles, for small objects in large images."""
     engine: EngineName = "torch"
     """What computes the features, see wildcat bench; compile: torch.compile, which takes minutes to compile."""
-    crf: bool = False
-    """Sharpen masks with a dense CRF."""
-    propagate: bool = False
-    """Spread masks by a random walk up to the boundaries that wildcat refine --propagate has trained."""
-    plain: bool = False
-    """Neither: masks without the CRF and the propagation that wildcat calibrate has chosen."""
     precision: Precision = "fp32"
     """bf16 (not onnx) and int8 (onnx and openvino, after wildcat bench) are faster and less exact."""
+    crf: Switch = False
+    """Sharpen masks with a dense CRF."""
+    propagate: Switch = False
+    """Spread masks by a random walk up to the boundaries that wildcat refine --propagate has trained."""
+    plain: Switch = False
+    """Masks without the CRF and the propagation that wildcat calibrate has chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,7 @@ class ReaderCommand(ImageCommand):
 class DataCommand(ReaderCommand):
     """Flags of every command that reads a data set."""
 
-    format: str | None = None
+    format: Annotated[str | None, arg(metavar="NAME")] = None
     """Layout: voc, voc-action, coco, scenes, indoor, webdataset, yolo, csv or folder; recognised otherwise."""
 
 
@@ -129,7 +130,7 @@ class MetricsCommand(BoxCommand, DataCommand):
 
     run: Model
     data: Data
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="NAME")] = None
     """Split to evaluate on; by default val if the data has one, otherwise test."""
     ap: Literal["voc07", "voc10", "plain"] = "voc10"
     """Variant of average precision."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from wildcat.cli.images import check_amounts, find_images, predict_each, refuse_reading
-from wildcat.cli.options import load_model, require_maps
+from wildcat.cli.options import Switch, load_model, require_maps
 from wildcat.cli.predict_sharded import ShardedCommand, run_sharded
 from wildcat.errors import ConfigError, install_extra, unknown_class
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 class Predict(ShardedCommand):
     """Predict classes, points, boxes and heatmaps of images."""
 
-    save: str | None = None
+    save: Annotated[str | None, arg(metavar="A,B")] = None
     """Images to write, separated by commas: overlays (the default), heatmaps, modalities, masks, arrays; polygons of
     georeferenced images (GeoJSON); none: no images, the default of a method without class maps."""
     every: Annotated[str | None, arg(metavar="SECONDS")] = None
     """Predict a frame of each video every 0.5s, 2s, ...; by default 1s. --save overlays writes an annotated video."""
-    report: bool = False
+    report: Switch = False
     """Also write report.html into --out: one page with representative images of each class."""
-    classes: str = ""
+    classes: Annotated[str, arg(metavar="A,B")] = ""
     """Classes to draw, separated by commas, instead of the predicted ones."""
 
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from wildcat.cli.images import check_amounts, note_skipped, split_samples
-from wildcat.cli.options import BoxCommand, DataCommand, limit_pixels_of, load_model, parse_sizes, resume_hint
+from wildcat.cli.options import (
+    BoxCommand,
+    DataCommand,
+    Model,
+    Switch,
+    limit_pixels_of,
+    load_model,
+    parse_sizes,
+    resume_hint,
+)
 from wildcat.config import ShardFormat
 from wildcat.errors import ConfigError
 
@@ -29,14 +38,13 @@ SHARD_ROWS = 1000  # rows of a shard with --engine ray and without --shard-rows
 class ShardedCommand(BoxCommand, DataCommand):
     """The arguments of wildcat predict that also apply to output in shards."""
 
-    run: Positional[Annotated[str, arg(metavar="RUN")]]
-    """A run folder, or a packaged model such as imagenet-lite0."""
+    run: Model
     paths: Positional[Annotated[tuple[str, ...], arg(metavar="PATH...", help_behavior_hint="(required)")]]
     """Images, folders of images, or globs; with --split, one data set. With --shard-rows also tar shards, Parquet
     tables and addresses such as s3://bucket/shard-{000..099}.tar."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
     """Folder to create for predictions.jsonl and images, or for shards; without it, results are only printed."""
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="NAME")] = None
     """Predict this split of a data set."""
     limit: int = 0
     """Stop after this many images; 0: predict all."""
@@ -49,7 +57,7 @@ class ShardedCommand(BoxCommand, DataCommand):
     continues."""
     shard_format: ShardFormat = "jsonl"
     """Write shards as JSON lines or as Parquet."""
-    resume: bool = False
+    resume: Switch = False
     """Continue the shards of --out after a stopped or killed command; images with a row are left out."""
     image_column: Annotated[str | None, arg(metavar="NAME")] = None
     """The column with the images: of a table read with --split, or of Parquet tables if several columns hold bytes."""

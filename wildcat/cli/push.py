@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.options import ImageCommand, require_maps
+from wildcat.cli.options import ImageCommand, Switch, require_maps
 from wildcat.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ class Push(ImageCommand):
     """A model folder."""
     repo: Positional[Annotated[str, arg(metavar="USER/NAME")]]
     """Its name on the hub; a wildcat model that is already there gets a new commit."""
-    license: str | None = None
+    license: Annotated[str | None, arg(metavar="NAME")] = None
     """Licence of the model for its card, such as apache-2.0."""
     metrics: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Files with the output of wildcat evaluate --json, for the card."""
-    image: Path | None = None
+    image: Annotated[Path | None, arg(metavar="PATH")] = None
     """Publish this image with the heatmap of its likeliest class, for the card."""
-    private: bool = False
+    private: Switch = False
     """Make a new repository private."""
 
 

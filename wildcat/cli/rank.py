@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from wildcat.cli.images import check_amounts, find_images, skipping
-from wildcat.cli.options import DataCommand, Model, ViewCommand, parse_sizes
+from wildcat.cli.options import DataCommand, Model, Switch, ViewCommand, parse_sizes
 from wildcat.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ class Rank(ViewCommand, DataCommand):
     """Number of images to choose; 0: rank all."""
     labelled: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PATH")] = ()
     """Images that are labelled already, for --by novelty; may be repeated."""
-    split: str | None = None
+    split: Annotated[str | None, arg(metavar="NAME")] = None
     """Choose from this split of a data set."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
     """File to write: .csv, or .jsonl with one JSON object per line; without it, they are printed."""
     limit: int = 0
     """Consider this many images at most, without those that are labelled; 0: all."""
     batch_size: int = 8
     """Images per forward pass."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object per line instead of a table."""
 
 

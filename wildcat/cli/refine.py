@@ -15,8 +15,9 @@ from wildcat.fitting.config import RefineConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Refine(DataCommand):
-    """Train a segmenter on the masks of a run: sharper masks, points and boxes from image-level labels alone. With
-    --method pronet-cascade: a second classifier on crops, for scores, points and boxes."""
+    """Train a segmenter on the masks of a run: sharper masks, points and boxes from image-level labels alone.
+
+    With --method pronet-cascade: a second classifier on crops, for scores, points and boxes."""
 
     run: Positional[Annotated[str, arg(metavar="RUN")]]
     """A run folder, or hf://user/name: not an ensemble, a refined model or a cascade."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load_model, open_data, require_maps
 
@@ -12,7 +15,7 @@ from wildcat.cli.options import MetricsCommand, describe, evaluation_split, load
 class Report(MetricsCommand):
     """Evaluate a model on labelled data and write one HTML file with metrics, curves, hits and misses."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="PATH")] = None
     """HTML file to write; by default report-RUN-DATA-SPLIT.html in the working directory."""
     examples: int = 8
     """Maximum number of images per kind (hits, misses, false positives) and class."""

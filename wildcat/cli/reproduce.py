@@ -37,7 +37,7 @@ class Reproduce(DataCommand):
     one network (refined ones, beam search) are left out."""
     combine: Literal["linear", "average"] = "linear"
     """How several sizes are combined: a linear classifier on their scores (Object Bank), or their average."""
-    test_split: str | None = None
+    test_split: Annotated[str | None, arg(metavar="NAME")] = None
     """Split to measure on; by default that of the paper's protocol (val or test)."""
     title: str = ""
     """Name of the data in tables, for example of a subset."""

@@ -16,6 +16,7 @@ from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from wildcat.cli.options import (
     DataCommand,
+    Switch,
     check_readable,
     describe,
     describe_classes,
@@ -42,7 +43,7 @@ class Train(DataCommand):
     """A folder, a .csv, or the name of a packaged data set (solar, shapes)."""
     out: Path
     """Run folder to create; it is never overwritten."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, arg(metavar="NAME")] = None
     """Settings to start from: a packaged recipe or a .yaml file; flags override them."""
     method: Annotated[
         str | None,
@@ -52,11 +53,11 @@ class Train(DataCommand):
         ),
     ] = None
     log: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="csv|tensorboard|mlflow|wandb")] = ()
-    """Also log every epoch there, with heatmaps of a few images (but csv); may be repeated. csv writes metrics.csv into
-    --out."""
+    """Also log every epoch there, with heatmaps of a few images (except csv); may be repeated. csv writes metrics.csv
+    into --out."""
     log_images: int = 4
     """Number of images, the first ones of --val-split, whose heatmaps are logged."""
-    resume: bool = False
+    resume: Switch = False
     """Resume the run in --out with its own settings; start it if there is none."""
     config: OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 

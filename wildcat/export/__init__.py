@@ -17,11 +17,4 @@ ANNOTATION_FORMATS: dict[str, type[AnnotationWriter]] = {
     "label-studio": LabelStudioWriter,
 }
 
-__all__ = [
-    "ANNOTATION_FORMATS",
-    "Instance",
-    "InstanceParams",
-    "find_instances",
-    "simplify_outline",
-    "trace_outline",
-]
+__all__ = ["ANNOTATION_FORMATS", "Instance", "InstanceParams", "find_instances", "simplify_outline", "trace_outline"]

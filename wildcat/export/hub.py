@@ -43,13 +43,7 @@ def push_model(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ConfigError(f"{repo} is no name of a model on the hub.", "Write user/name.")
-    from huggingface_hub import (  # noqa: PLC0415  # slow
-        CommitOperationAdd,
-        CommitOperationDelete,
-        HfApi,
-        errors,
-        get_token,
-    )
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token  # noqa: PLC0415
 
     if get_token() is None:
         raise RunError("publishing needs a token of the hub, and there is none.", f"To use one, {LOGIN}.")

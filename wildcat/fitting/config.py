@@ -54,9 +54,9 @@ class RefineConfig:
     tune: RefineTune = "segmenter"
     """segmenter: on the frozen backbone; all: then the backbone, the head and the segmenter together, on images."""
     tune_epochs: int = 3
-    """Epochs of all layers (tune=all)."""
+    """Epochs of all layers (--tune all)."""
     tune_lr: float = 3e-4
-    """Highest learning rate of AdamW for the head and the segmenter with tune=all; the backbone has a tenth of it."""
+    """Highest learning rate of AdamW for the head and the segmenter with --tune all; the backbone has a tenth of it."""
     seed: int = 0
     """Seed of the initial weights and the order of the images."""
 

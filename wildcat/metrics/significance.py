@@ -28,7 +28,7 @@ def corrected_t_test(differences: ArrayLike, test_ratio: float) -> float:
     Raises:
         ShapeError: fewer than two differences.
     """
-    from scipy.special import stdtr  # noqa: PLC0415  # slow to import; prediction imports this room, not this test
+    from scipy.special import stdtr  # noqa: PLC0415  # slow to import; prediction imports this package, not this test
 
     d: NDArray[np.float64] = np.asarray(differences, dtype=np.float64)
     if d.ndim != 1 or len(d) < 2:

@@ -12,14 +12,13 @@ from wildcat.regions.masks import (
 )
 from wildcat.regions.pamr import pamr
 from wildcat.regions.points import peak_points
-from wildcat.regions.propagation import WalkParams, random_walk
+from wildcat.regions.propagation import random_walk
 
 __all__ = [
     "MILD_CRF",
     "Box",
     "CrfParams",
     "MaskParams",
-    "WalkParams",
     "class_probabilities_with_background",
     "dense_crf",
     "map_to_boxes",

@@ -92,13 +92,7 @@ class CrfParams:
 
 
 # DeepLab's settings (Chen et al., ICLR 2015), for maps that are sharp already: stronger settings erode them.
-MILD_CRF = CrfParams(
-    appearance_weight=4.0,
-    appearance_sigma_xy=67.0,
-    appearance_sigma_rgb=3.0,
-    smoothness_weight=3.0,
-    smoothness_sigma=1.0,
-)
+MILD_CRF = CrfParams(appearance_weight=4.0, appearance_sigma_xy=67.0, appearance_sigma_rgb=3.0, smoothness_sigma=1.0)
 
 
 def dense_crf(image: NDArray[np.uint8] | Tensor, probabilities: Array, params: CrfParams | None = None) -> Array:

@@ -8,7 +8,6 @@ the 68 neighbours of a pixel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,33 +19,12 @@ from wildcat.errors import ConfigError, ShapeError
 from wildcat.regions.crf import Array, as_tensor, like
 
 RADIUS = 5  # pixels nearer to each other than this are joined, as in the paper
+POWER = 10.0  # beta of the paper: exponent of the affinities; a higher one respects weaker boundaries
+STEPS = 64  # the paper's 2^8 are for cells of 4 pixels; on those of `wildcat refine`, of 8 pixels, 64 go as far
 
 SMALLEST = 1e-12  # of the values after a walk: pixels inside walls are reached by none
 
 Window = tuple[slice, slice]  # rows and columns
-
-
-@dataclass(frozen=True)
-class WalkParams:
-    """Settings of the random walk.
-
-    Attributes:
-        power: exponent of the affinities (beta in the paper); a higher one respects weaker boundaries.
-        steps: number of times the transition matrix is applied. The paper's 2^8 are for cells of 4 pixels; on cells of
-            8 pixels, those of the boundaries of `wildcat refine`, 64 steps go as far.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    power: float = 10.0
-    steps: int = 64
-
-    def __post_init__(self) -> None:
-        if not 0 < self.power < float("inf"):
-            raise ConfigError(f"power={self.power}: give a number above 0.", "10 is usual.")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 0:
-            raise ConfigError(f"steps={self.steps!r}: give an integer of 0 or more.", "64 is usual.")
 
 
 @cache
@@ -93,7 +71,7 @@ def affinities(boundaries: Tensor) -> list[Tensor]:
     return found
 
 
-def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], params: WalkParams | None = None) -> Array:
+def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], power: float = POWER, steps: int = STEPS) -> Array:
     """Class maps after a random walk that rarely crosses boundaries: T^t (M * (1 - b)) of the paper.
 
     T has the affinities to the power `power`, divided so that each step replaces a pixel by a weighted mean of itself,
@@ -102,7 +80,8 @@ def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], params: WalkPara
     Args:
         maps: (C, H, W), at least 0.
         boundaries: (H, W) probabilities of a boundary.
-        params: settings; None: the defaults.
+        power: exponent of the affinities, above 0.
+        steps: number of times T is applied.
 
     Returns:
         (C, H, W) float32.
@@ -115,7 +94,6 @@ def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], params: WalkPara
     >>> random_walk(torch.tensor([[[1.0, 0.0, 0.0, 0.0, 0.0]]]), walls).round(decimals=2).tolist()
     [[[0.5, 0.5, 0.0, 0.0, 0.0]]]
     """
-    params = params or WalkParams()
     values, walls = as_tensor(maps).float(), as_tensor(boundaries).float()
     if values.ndim != 3 or values.shape[1:] != walls.shape:
         raise ShapeError(
@@ -125,14 +103,14 @@ def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], params: WalkPara
     if not bool(((walls >= 0) & (walls <= 1)).all()):  # NaN is not
         raise ConfigError("boundaries are not all in [0, 1].", "Give probabilities.")
     height, width = walls.shape
-    weights = [affinity[0] ** params.power for affinity in affinities(walls.to(values.device)[None])]
+    weights = [affinity[0] ** power for affinity in affinities(walls.to(values.device)[None])]
     windows = [pair_windows(dy, dx, height, width) for dy, dx in neighbours()]
     total = torch.ones_like(walls)
     for weight, (near, far) in zip(weights, windows, strict=True):
         total[near] += weight
         total[far] += weight
     values = values * (1 - walls)
-    for _ in range(params.steps):
+    for _ in range(steps):
         summed = values.clone()
         for weight, ((near_y, near_x), (far_y, far_x)) in zip(weights, windows, strict=True):
             summed[:, near_y, near_x].addcmul_(weight, values[:, far_y, far_x])
@@ -141,7 +119,7 @@ def random_walk(maps: Array, boundaries: Tensor | NDArray[Any], params: WalkPara
     return like(values, maps)
 
 
-def propagate(probabilities: Array, boundaries: Tensor | NDArray[Any], params: WalkParams | None = None) -> Array:
+def propagate(probabilities: Array, boundaries: Tensor | NDArray[Any]) -> Array:
     """Probabilities of the background and of classes after a random walk of all of them up to the boundaries.
 
     Args:
@@ -151,5 +129,5 @@ def propagate(probabilities: Array, boundaries: Tensor | NDArray[Any], params: W
     Returns:
         (C, H, W) float32 that sum to 1 at each pixel.
     """
-    walked = as_tensor(random_walk(probabilities, boundaries, params)).clamp_min(SMALLEST)
+    walked = as_tensor(random_walk(probabilities, boundaries)).clamp_min(SMALLEST)
     return like(walked / walked.sum(dim=0), probabilities)

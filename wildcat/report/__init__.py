@@ -8,11 +8,4 @@ draws when they scroll into view.
 from wildcat.report.gallery import Gallery
 from wildcat.report.page import ModelInfo, check_target, model_info, report_split, write_report
 
-__all__ = [
-    "Gallery",
-    "ModelInfo",
-    "check_target",
-    "model_info",
-    "report_split",
-    "write_report",
-]
+__all__ = ["Gallery", "ModelInfo", "check_target", "model_info", "report_split", "write_report"]

@@ -159,10 +159,7 @@ class Gallery:
             self.counts[name, f"{kind} predicted"] += name in prediction.labels
             heap = self._heaps.setdefault((name, kind), [])
             rank = float(ranks[column[name]])
-            key = (
-                -rank if kind in ("miss", "remove") else rank,
-                -self.images,
-            )  # among equal ranks the earlier image stays
+            key = (-rank if kind in ("miss", "remove") else rank, -self.images)  # of equal ranks the earlier stays
             if self.examples == 0 or (len(heap) == self.examples and key <= heap[0][:2]):
                 continue
             thumbnail = thumbnail or make_thumbnail(prediction, sample, self.classes)

@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from wildcat._version import __version__
 from wildcat.data.dataset import PRESENT, DataSet, label_matrix
 from wildcat.errors import ConfigError, RunError
-from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes, ranking_task
+from wildcat.evaluation import GAME_TOLERANCE, evaluate, match_classes, ranked_scores, ranking_task
 from wildcat.files import make_parent, next_free, remove_leftovers, write_bytes
 from wildcat.metrics import ApVariant, confusion_matrix, precision_recall_curve
 from wildcat.models.hub import model_folder
 from wildcat.models.manifest import kind_of
 from wildcat.models.run import open_run
-from wildcat.prediction import Prediction, score_probabilities
+from wildcat.prediction import Prediction
 from wildcat.predictor import Predictor
 from wildcat.progress import SILENT, Progress
 from wildcat.report.charts import confusion_table, draw_curves, draw_training
@@ -125,8 +125,7 @@ def report_split(
         ConfigError: `max_mb` is too small for the page without images.
     """
     data = match_classes(predictor, data)
-    ranking = ranking_task(predictor.task, data)
-    gallery = Gallery(data.classes, ranking, examples, max_mb)
+    gallery = Gallery(data.classes, ranking_task(predictor.task, data), examples, max_mb)
     check_target(path)
     samples = data.split(split)
     scores: list[NDArray[np.float32]] = []
@@ -139,12 +138,11 @@ def report_split(
             yield prediction
 
     metrics = evaluate(predictor, data, split, variant, progress=progress, predictions=predictions())
-    labels, ranked, confusion = label_matrix(samples), np.stack(scores), None
+    labels, all_scores, confusion = label_matrix(samples), np.stack(scores), None
     if data.task == "multiclass":
         truth = (labels == PRESENT).argmax(axis=1)
-        confusion = confusion_table(confusion_matrix(truth, ranked.argmax(axis=1), len(data.classes)))
-    if ranking == "multiclass":
-        ranked = score_probabilities(ranked, ranking)
+        confusion = confusion_table(confusion_matrix(truth, all_scores.argmax(axis=1), len(data.classes)))
+    ranked = ranked_scores(all_scores, predictor.task, data)
     curves = {c: precision_recall_curve(ranked[:, i], labels[:, i]) for i, c in enumerate(data.classes)}
     facts = {"Data": f"{data.name}, {split}: {len(samples):,} images, {len(data.classes):,} classes"}
     context = {

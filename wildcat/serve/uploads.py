@@ -55,11 +55,9 @@ async def read_form(request: Request) -> tuple[bytes, str]:
             file = form.get(FIELD)
             if not isinstance(file, UploadFile):
                 fields = ", ".join(repr(name[:40]) for name in form) or "no fields"
-                problem = (
-                    f"{FIELD!r} is not one file"
-                    if FIELD in form
-                    else f"the form has no file {FIELD!r}; it has {fields}"
-                )
+                problem = f"{FIELD!r} is not one file"
+                if FIELD not in form:
+                    problem = f"the form has no file {FIELD!r}; it has {fields}"
                 raise RequestError(422, f"{problem}.", CURL_HINT)
             return await file.read(), upload_name(file.filename)
     except RequestError:

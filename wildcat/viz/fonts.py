@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import cast
 
-from PIL import Image, ImageFont, features
+from PIL import ImageFont, features
 
 MAX_FONTS = 2000  # files of the system that are searched
 
@@ -22,10 +22,9 @@ _STYLES = re.compile(r"bold|italic|oblique|mono|condensed|thin|light|black|serif
 _NO_LETTERS = ("lastresort", "adobeblank")  # fonts that draw a box, or nothing, for every character
 
 
-def text_font(text: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font of `size` pixels that has every character of a text; None if there is none on this system."""
-    file = font_file(text)
-    return None if file is None else _load(file, size)
+def text_font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of `size` pixels for one of `drawn_texts`, which all can be drawn."""
+    return cast(ImageFont.FreeTypeFont, _load(font_file(text) or "", size))
 
 
 def drawable(name: str) -> bool:
@@ -85,17 +84,17 @@ def _load(file: str, size: int) -> ImageFont.FreeTypeFont | None:
 @lru_cache(maxsize=65_536)
 def _has_glyph(file: str, character: str) -> bool:
     """Whether a font draws a character as something else than what it draws for characters it does not have."""
-    font = _load(file, 32)
-    if font is None:
+    if (font := _load(file, 32)) is None:
         return False
-    drawn = _bitmap(file, character)
+    try:
+        drawn, *missing = (_bitmap(font, c) for c in (character, "\U0010ffff", "\u0378"))  # the others are none
+    except ValueError:  # of raqm, for invisible characters in some fonts
+        return False
     if not drawn[1].strip(b"\0"):
         return unicodedata.category(character) in ("Zs", "Cf", "Mn")
-    return drawn not in (_bitmap(file, "\U0010ffff"), _bitmap(file, "\u0378"))  # neither is a character
+    return drawn not in missing
 
 
-@lru_cache(maxsize=8192)
-def _bitmap(file: str, character: str) -> tuple[tuple[int, int], bytes]:
-    font = _load(file, 32)
-    mask = font.getmask(character, "L") if font is not None else Image.new("L", (0, 0)).im
+def _bitmap(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character, "L")
     return mask.size, bytes(mask)

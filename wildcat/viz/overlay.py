@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -189,7 +189,7 @@ def side_by_side(
         sheet.paste(cell, (x + (width - cell.width) // 2, y))
         if text:
             centre = (x + width / 2, y + height + caption_height / 2)
-            font = _font(text, font_size)
+            font = text_font(text, font_size)
             draw.text(centre, _shorten(text, font, width), font=font, fill=BLACK, anchor="mm")
     return sheet
 
@@ -197,11 +197,6 @@ def side_by_side(
 def _unit(size: tuple[int, int]) -> float:
     """Scale of marks: 1 for an image of 400 x 400 pixels, proportional to the geometric mean of the sides."""
     return math.sqrt(size[0] * size[1]) / 400
-
-
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """The font for one of `_texts`, which all can be drawn."""
-    return cast(ImageFont.FreeTypeFont, text_font(text, size))
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -213,14 +208,14 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def _label_size(text: str, font_size: int) -> tuple[int, int]:
-    return math.ceil(_font(text, font_size).getlength(text) + 0.8 * font_size), round(1.45 * font_size)
+    return math.ceil(text_font(text, font_size).getlength(text) + 0.8 * font_size), round(1.45 * font_size)
 
 
 def _draw_label(
     image: Image.Image, text: str, font_size: int, corners: Sequence[tuple[int, int]], mark: Rectangle
 ) -> None:
     """Draw a label at the upper left corner, of those given, with the least overlap with the mark."""
-    font = _font(text, font_size)
+    font = text_font(text, font_size)
     text = _shorten(text, font, image.width - 0.8 * font_size)
     width, height = _label_size(text, font_size)
 
