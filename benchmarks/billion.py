@@ -20,10 +20,10 @@ from script import argument_parser, save_result, settings_of
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import ShardFormat
-from wildcat.data import list_images
+from wildcat.data import image_locations
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.scale.inputs import find_sources
-from wildcat.scale.inputs import list_images as list_locations
+from wildcat.scale.inputs import image_locations as list_locations
 from wildcat.scale.rows import Row, encode_rows, json_line
 
 BILLION = 10**9
@@ -41,7 +41,7 @@ def cost(work: Callable[[], object], images: int, rounds: int) -> float:
 
 def copies(source: Path, count: int, folder: Path) -> tuple[Path, Path]:
     """`count` images of a folder, repeated as needed: as links in a folder, and in a tar shard."""
-    found = list_images(source)
+    found = image_locations(source)
     linked, shard = folder / "linked", folder / "s.tar"
     linked.mkdir()
     with tarfile.open(shard, "w") as tar:

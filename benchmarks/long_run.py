@@ -26,7 +26,7 @@ from wildcat.data.image_ref import ImageLocation
 from wildcat.export.predictions import PredictionWriter
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.progress import Progress
-from wildcat.scale.inputs import find_sources, list_images
+from wildcat.scale.inputs import find_sources, image_locations
 from wildcat.scale.shards import ShardFolder, predict_here, split_shards, write_shards
 
 SHARD_ROWS = 1000
@@ -79,7 +79,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     predictor = wildcat.load(arguments.run, "cpu")
-    found = list(list_images(find_sources([arguments.images])))
+    found = list(image_locations(find_sources([arguments.images])))
     results: dict[str, Any] = {}
     outputs: dict[str, Callable[[Predictor, Iterator[ImageLocation], Counts], None]] = {
         "shards": into_shards,

@@ -23,7 +23,7 @@ from wildcat.cli.allocator import keep_freed_memory
 from wildcat.device import available_cores
 from wildcat.predictor import BATCH_SIZE, Predictor, load
 from wildcat.reproduce.tables import spread
-from wildcat.scale.inputs import find_sources, list_images
+from wildcat.scale.inputs import find_sources, image_locations
 from wildcat.scale.ray_backend import RayOptions, import_ray, predict_with_ray, ray_started
 from wildcat.scale.rows import Row, read_rows
 from wildcat.scale.shards import Shard, ShardFolder, predict_here, split_shards, write_shards
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(available_cores())
-    found = list(list_images(find_sources([arguments.images])))
+    found = list(image_locations(find_sources([arguments.images])))
     images = [found[i % len(found)] for i in range(arguments.count)]
     shards = list(split_shards(images, arguments.shard_rows))
     run = Path(arguments.run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,6 +78,18 @@ class MissingDecoder(ImageError, MissingExtra):
         WildcatError.__init__(self, message, f"Type: {install_extra(extra)}")
 
 
+def import_extra(module: str, package: str, extra: str) -> Any:
+    """The module of an optional package.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(package, extra) from error
+
+
 def install_extra(extra: str) -> str:
     """The command that installs an extra."""
     return f"pip install 'wildcat-vision[{extra}]'"
@@ -107,15 +120,11 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     >>> out_of_memory(MemoryError()).message
     'there is not enough memory.'
     """
-    text = (str(error).splitlines() or [""])[0]
-    short = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    short = short or (isinstance(error, RuntimeError) and _SHORTAGES.search(str(error)) is not None)
-    if not short and not isinstance(error, MemoryError):
+    short = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if not short and not (isinstance(error, RuntimeError) and _SHORTAGES.search(str(error))):
         return None
-    return OutOfMemory(
-        f"there is not enough memory{f' ({text[:200].rstrip(chr(46))})' if text else ''}.",
-        MEMORY_HINT,
-    )
+    reason = (str(error).splitlines() or [""])[0][:200].rstrip(".")
+    return OutOfMemory(f"there is not enough memory{f' ({reason})' if reason else ''}.", MEMORY_HINT)
 
 
 def known_error(error: BaseException) -> WildcatError | None:

@@ -21,7 +21,7 @@ from wildcat.data.image_ref import ImageLocation, load_image
 from wildcat.data.remote import expand_braces
 from wildcat.errors import ConfigError, DataError, ImageError
 from wildcat.scale import inputs
-from wildcat.scale.inputs import find_sources, list_images, load_cells
+from wildcat.scale.inputs import find_sources, image_locations, load_cells
 
 fsspec = pytest.importorskip("fsspec")
 pa = pytest.importorskip("pyarrow")
@@ -29,7 +29,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 
 def listed(*texts: object) -> list[ImageLocation]:
-    return list(list_images(find_sources([str(t) for t in texts])))
+    return list(image_locations(find_sources([str(t) for t in texts])))
 
 
 def same(image: Image.Image, content: bytes) -> bool:
@@ -127,7 +127,7 @@ def test_a_shard_cut_anywhere_is_refused_and_what_was_listed_is_whole(tmp_path: 
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         found = []
         with pytest.raises(DataError, match=r"cut\.tar .*is cut or damaged") as caught:
-            found.extend(list_images(find_sources([str(tmp_path / "cut.tar")])))
+            found.extend(image_locations(find_sources([str(tmp_path / "cut.tar")])))
         assert "--resume" in caught.value.hint
         for one in found:
             assert same(load_image(one), contents[one.member])
@@ -144,7 +144,7 @@ def test_damaged_headers_never_give_another_error(tmp_path: Path) -> None:
         spoiled[int(rng.integers(512))] = int(rng.integers(256))
         (tmp_path / "bad.tar").write_bytes(spoiled)
         try:
-            for one in list_images(find_sources([str(tmp_path / "bad.tar")])):
+            for one in image_locations(find_sources([str(tmp_path / "bad.tar")])):
                 load_image(one)
         except DataError:
             refused += 1
@@ -197,7 +197,7 @@ def table(path: Path, columns: dict[str, Any], rows_in_group: int = 1000) -> Pat
 
 
 def held(column: str | None, *texts: object, only: slice = slice(None)) -> list[Image.Image | str]:
-    found = list(list_images(find_sources([str(t) for t in texts]), column))[only]
+    found = list(image_locations(find_sources([str(t) for t in texts]), column))[only]
     seen: list[Image.Image | str] = []
     for one in load_cells(found, column):
         try:
@@ -271,7 +271,7 @@ def test_a_store_gives_what_a_disk_gives(tmp_path: Path, memory: Any) -> None:
     memory.put(str(local), "/set", recursive=True)
     texts = ("", "/s-{0..0}.tar", "/*.parquet", "/**/*.png")
     for root in (str(local), f"file://{local}", "memory://set"):
-        found = list(list_images(find_sources([root + text for text in texts])))
+        found = list(image_locations(find_sources([root + text for text in texts])))
         read = [np.asarray(load_image(one)) for one in load_cells(found)]
         assert [Path(one.name).name for one in found][:5] == [
             "a.png",

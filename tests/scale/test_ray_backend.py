@@ -24,7 +24,7 @@ from wildcat.data.image_ref import ImageLocation
 from wildcat.errors import DataError, ImageError, RunError
 from wildcat.predictor import Predictor, load
 from wildcat.scale import ray_backend
-from wildcat.scale.inputs import find_sources, list_images
+from wildcat.scale.inputs import find_sources, image_locations
 from wildcat.scale.ray_backend import RayOptions, Worker, import_ray, predict_with_ray
 from wildcat.scale.rows import NumberedImage, read_rows
 from wildcat.scale.shards import Shard, ShardFolder, split_shards, write_shards
@@ -52,7 +52,7 @@ def names(images: Path) -> list[str]:
 
 
 def shards_of(images: Path, rows: int = 3) -> Iterator[Shard]:
-    return split_shards(list_images(find_sources([str(images)])), rows)
+    return split_shards(image_locations(find_sources([str(images)])), rows)
 
 
 def rows_in(out: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def refuse_reading(data: DataCommand, format: str = "--format") -> None:
         raise ConfigError(f"{name} {words[1]} is for a data set, and no split is given.", "Add --split, such as val.")
 
 
-def split_samples(paths: Sequence[str], split: str, data: DataCommand, run: str | Path | None) -> tuple[Sample, ...]:
+def samples_of_split(paths: Sequence[str], split: str, data: DataCommand, run: str | Path | None) -> tuple[Sample, ...]:
     """The samples of a split of the one data set that `paths` must name, read as for `run`, see `open_data`."""
     if len(paths) != 1:
         raise ConfigError(f"--split {split}: give one data set, not {len(paths)} paths.")
@@ -67,12 +67,12 @@ def find_images(
     """
     from wildcat.data.remote import is_url
     from wildcat.data.video import VideoFrame, list_frames
-    from wildcat.scale.inputs import find_sources, list_images
+    from wildcat.scale.inputs import find_sources, image_locations
 
     found: dict[Path | ImageRef, str] = {}
     skipped: Counter[str] = Counter()
     if split is not None:
-        for sample in split_samples(paths, split, data, run):
+        for sample in samples_of_split(paths, split, data, run):
             path = sample.path
             found[path] = path.name if isinstance(path, Path) else sample.name.replace(".tar#", "/")
     else:
@@ -90,7 +90,7 @@ def find_images(
                 raise ConfigError(
                     f"{source.path} needs output in shards.", "Type: wildcat predict ... --shard-rows 1000 --out DIR."
                 )
-            for image in list_images([source], skipped=skipped):
+            for image in image_locations([source], skipped=skipped):
                 path = Path(image.file)
                 name = path.relative_to(source.path) if source.kind == "folder" else Path(path.name)
                 if image.page:

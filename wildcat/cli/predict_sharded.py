@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from wildcat.cli.images import check_amounts, note_skipped, split_samples
+from wildcat.cli.images import check_amounts, note_skipped, samples_of_split
 from wildcat.cli.options import (
     BoxCommand,
     DataCommand,
@@ -139,14 +139,14 @@ def check_sharded_flags(command: ShardedCommand) -> Path:
 def find_listed(command: ShardedCommand, skipped: Counter[str]) -> Iterator[ImageLocation]:
     """The images of the sources; the first is listed at once, so that errors come early. Counts what is skipped."""
     from wildcat.data.image_ref import ImageLocation
-    from wildcat.scale.inputs import find_sources, list_images
+    from wildcat.scale.inputs import find_sources, image_locations
 
     images: Iterator[ImageLocation]
     if command.split is not None:
-        samples = split_samples(command.paths, command.split, command, command.run)
+        samples = samples_of_split(command.paths, command.split, command, command.run)
         images = (s.path if isinstance(s.path, ImageLocation) else ImageLocation(str(s.path)) for s in samples)
     else:
-        images = list_images(find_sources(command.paths), command.image_column, skipped)
+        images = image_locations(find_sources(command.paths), command.image_column, skipped)
     first = list(itertools.islice(images, 1))
     if not first:
         raise ConfigError(f"{command.paths[0]} holds no images.", "Name other sources.")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wildcat.data.dataset import ABSENT, IGNORED, PRESENT, Task
-from wildcat.errors import MissingExtra
+from wildcat.errors import import_extra
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,7 @@ def require_cleanlab() -> Any:
     Raises:
         MissingExtra: cleanlab is not installed.
     """
-    try:
-        from cleanlab.filter import find_label_issues  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("cleanlab", "audit") from error
-    return find_label_issues
+    return import_extra("cleanlab.filter", "cleanlab", "audit").find_label_issues
 
 
 def judge_labels(labels: NDArray[np.int8], probs: NDArray[np.float32], task: Task) -> Judgement:

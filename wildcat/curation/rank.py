@@ -129,11 +129,6 @@ def feature_reader(predictor: Predictor) -> Predictor:
     return Predictor(*common, flip=predictor.flip, localize="beam-search")
 
 
-def unchanged(predictor: Predictor) -> Predictor:
-    """The predictor itself."""
-    return predictor
-
-
 def uncertainty(outputs: Outputs, task: Task) -> NDArray[np.floating]:
     """(B,) entropy of the probabilities, see `rank_images`."""
     return entropy(score_probabilities(outputs.scores, task), task)
@@ -165,7 +160,7 @@ def entropy(probs: NDArray[np.float32], task: Task) -> NDArray[np.float64]:
 
 # Criterion -> how the predictor is changed for it, and what is kept of its outputs.
 CRITERIA: dict[By, tuple[Callable[[Predictor], Predictor], Callable[[Outputs, Task], NDArray[np.floating]]]] = {
-    "uncertainty": (unchanged, uncertainty),
+    "uncertainty": (lambda predictor: predictor, uncertainty),
     "disagreement": (several_opinions, disagreement),
     "novelty": (feature_reader, pooled_features),
 }

@@ -18,7 +18,7 @@ from PIL import Image
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from wildcat.data.formats import FormatError, RangedImageFile
+from wildcat.data.formats import TIFF, FormatError, RangedImageFile
 
 _COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 _BANDS_HINT = "Name three bands: gdal_translate -b 4 -b 3 -b 2 -colorinterp red,green,blue IN.tif OUT.tif"
@@ -32,8 +32,6 @@ class BandsImageFile(RangedImageFile):
 
     def _open(self) -> None:
         self.file = cast(BinaryIO, self.fp)
-        if self.file.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            raise SyntaxError("not a TIFF file")
         try:
             with self._dataset() as dataset:
                 self._size = (dataset.width, dataset.height)
@@ -85,4 +83,4 @@ class BandsImageFile(RangedImageFile):
 
 def register_bands_opener() -> None:
     """Make Pillow open these files, after its own reader of TIFF has refused them."""
-    Image.register_open(BandsImageFile.format, BandsImageFile, lambda head: head[:2] in (b"II", b"MM"))
+    Image.register_open(BandsImageFile.format, BandsImageFile, lambda head: head[:4] in TIFF)

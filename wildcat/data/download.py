@@ -106,11 +106,8 @@ def _transfer(source: Source, download: Download, file: Path, progress: Progress
                 status = 0 if error.response is None else error.response.status_code
                 if status == 416:  # the part is longer than the file
                     part.unlink(missing_ok=True)
-                errors.append(
-                    f"{url}: the server answers {status}"
-                    if status
-                    else f"{url}: no connection ({type(error).__name__})"
-                )
+                reason = f"the server answers {status}" if status else f"no connection ({type(error).__name__})"
+                errors.append(f"{url}: {reason}")
                 continue
             if hash_matches(part, download.digest or None):
                 part.replace(file)
@@ -157,9 +154,8 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         DataError: a cut or damaged archive, an encrypted member, a device, or a link out of `folder`.
     """
-    options: dict[str, Any] = (
-        {} if archive.suffix == ".zip" else {"filter": "data"}
-    )  # shutil leaves out links and ".." of a zip
+    # shutil leaves out links and ".." of a zip.
+    options: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
     try:
         shutil.unpack_archive(archive, folder, **options)
     except (shutil.ReadError, zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:

@@ -35,6 +35,7 @@ _RAW_SUFFIXES = (
 # Pillow only identifies these, decodes them by starting another program, or takes any text for them.
 _NOT_DECODED = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "MCIDAS", "XVTHUMB", "IPTC", "XBM"})
 
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 HEAD_BYTES = 256  # of a file that show its format
 SNIFFED_BYTES = 1 << 16  # of a remote file or member of a shard that are read to see whether it is an image
 

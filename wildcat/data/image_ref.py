@@ -262,7 +262,7 @@ def decode_image(
 
     Raises:
         ImageError: it cannot be read.
-        ConfigError: an array that is not uint8 of shape (H, W, 3) or (H, W), or an object of another type.
+        ConfigError: an array that is not uint8 of shape (H, W, 3) or (H, W).
     """
     if isinstance(image, (str, Path)):
         return decode_file(image, max_downscale, intensity)
@@ -276,10 +276,6 @@ def decode_image(
                 "Give uint8, (height, width, 3) RGB or (height, width) grey.",
             )
         image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise ConfigError(
-            f"a {type(image).__name__} is not an image.", "Give a path, a PIL image or a uint8 RGB array."
-        )
     rgb = to_rgb(image, intensity)
     return rgb, rgb.size
 
@@ -316,9 +312,9 @@ def read_ahead(
                 yield loaded
 
 
-def load_image(image: ImageInput, intensity: IntensityRange | None = None) -> Image.Image:
-    """Any image input as RGB in full size. Arguments and errors as for `decode_image`."""
-    return decode_image(image, intensity=intensity)[0]
+def load_image(image: ImageInput | FileInput, intensity: IntensityRange | None = None) -> Image.Image:
+    """Any image input as RGB in full size. Arguments and errors as for `decode_image` and `read_open_file`."""
+    return decode_image(read_open_file(image), intensity=intensity)[0]
 
 
 def input_name(image: ImageInput) -> str:

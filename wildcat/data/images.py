@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from wildcat.data.formats import (
     HEAD_BYTES,
     IMAGE_SUFFIXES,
+    TIFF,
     TIFF_BANDS,
     FormatError,
     RangedImageFile,
@@ -38,7 +39,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the first bytes of TIFF and BigTIFF
 _SUBFILE_TYPE = 254  # TIFF tag: what a page is
 _BITS = 258  # TIFF tag: bits of each band
 _NO_DATA = 42113  # TIFF tag of GDAL: the value of pixels without data, as text
@@ -170,7 +170,6 @@ def to_rgb(image: Image.Image, intensity: IntensityRange | None = None) -> Image
     (255, 255, 255)
     """
     with _pillow_errors("this image"):
-        _check_colour(image, "this image", intensity)
         return _to_rgb(image, "this image", intensity)
 
 
@@ -210,16 +209,13 @@ def _open_file(path: Path, page: int = 0) -> Iterator[Image.Image]:
         file = path.open("rb")
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder, not an image.", "Name an image inside it.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if problem := not_a_path(str(path)):
             raise ImageError(*problem) from error
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise ImageError(
-                f"{name} does not exist.", "Check the spelling and the folder it is relative to."
-            ) from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)):
+            hint = "Check the spelling and the folder it is relative to."
+            raise ImageError(f"{name} does not exist.", hint) from error
         raise ImageError(f"{name} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageError(f"{name} does not exist.", "Check the spelling and the folder it is relative to.") from error
     with file, _open(file, name, page) as image:
         yield image
 
@@ -234,7 +230,7 @@ def not_a_path(text: str) -> tuple[str, str] | None:
             f"{shown(text)} is a URL; this needs a file.",
             f"Download it first; wildcat predict --shard-rows N reads {url[1]}:// addresses.",
         )
-    longest = max(map(len, text.encode(errors="surrogateescape").split(b"/")))
+    longest = max(map(len, text.encode(errors="replace").split(b"/")))
     if len(text) > 200 and re.fullmatch(r"[A-Za-z0-9+/=_\s-]+", text):
         return (
             f"{start} ({len(text):,} characters) looks like the base64 content of an image, not its path.",
@@ -259,7 +255,7 @@ def _open(file: IO[bytes], name: str, page: int = 0, formats: tuple[str, ...] | 
                 raise MissingDecoder(name, other.name, other.package, other.extra)
             raise ImageError(f"{name} is {other.name}, which cannot be read.", other.hint)
         try:
-            image = _open_tiff(file, name) if head[:4] in _TIFF and not formats else Image.open(file, formats=formats)
+            image = _open_tiff(file, name) if head[:4] in TIFF and not formats else Image.open(file, formats=formats)
         except UnidentifiedImageError as error:
             if other is not None:
                 raise ImageError(f"{name} is broken: it begins as {other.name}.", "Copy it again.") from error
@@ -325,12 +321,16 @@ def _decode(image: Image.Image, name: str, max_downscale: MaxDownscale, intensit
     plain = image.format == "TIFF" and image.tell() == 0 and orientation_of(image) == 1
     if intensity and _is_sixteen_bit_colour(image) and plain:
         image = _open_tiff(cast(Any, image).fp, name, bands=True)
-    _check_colour(image, name, intensity)
     rgb = _to_rgb(image, name, intensity)
     return rgb, size or rgb.size
 
 
 def _to_rgb(image: Image.Image, name: str, intensity: IntensityRange | None) -> Image.Image:
+    if intensity and _is_sixteen_bit_colour(image):
+        raise ImageError(
+            f"{name} holds 16-bit colour, of which the upper 8 bits are read; --intensity-range is for grey images.",
+            "Scale it to 0..255 yourself and save it as an 8-bit PNG.",
+        )
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height}).", "Remove it from the data set.")
     if not isinstance(image, RangedImageFile):
@@ -386,15 +386,6 @@ def _from_grey(values: NDArray[Any], image: Image.Image) -> Image.Image:
     if (transparent := image.info.get("transparency")) is not None:
         grey[np.asarray(image) == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
-
-
-def _check_colour(image: Image.Image, name: str, intensity: IntensityRange | None) -> None:
-    """Refuse an intensity range for 16-bit colour, which is for grey images."""
-    if intensity and _is_sixteen_bit_colour(image):
-        raise ImageError(
-            f"{name} holds 16-bit colour, of which the upper 8 bits are read; --intensity-range is for grey images.",
-            "Scale it to 0..255 yourself and save it as an 8-bit PNG.",
-        )
 
 
 def _is_sixteen_bit_colour(image: Image.Image) -> bool:

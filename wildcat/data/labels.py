@@ -23,9 +23,7 @@ WHOLE = "none"  # the separator that keeps every cell as one name
 _CERTAIN = re.compile(r"[;|\n\t]")  # no name of a class holds these
 _LIKELY = (",", "#", "/", "+", "&", " ")  # separate labels only where the other cells of the column confirm it
 _NEGATED = re.compile(r"(no|not|non|without|with)\b", re.IGNORECASE)  # "no helmet" beside "helmet" is one name
-_LIST_KEYS = re.compile(
-    r"(choices?|tags?|class(es)?|categor(y|ies)|name|\w*labels?)$"
-)  # of Label Studio, VIA and others
+_LIST_KEYS = re.compile(r"(choices?|tags?|class(es)?|categor(y|ies)|name|\w*labels?)$")  # of Label Studio, VIA, ...
 
 Error = Callable[[int, str, str], DataError]  # number of a cell, problem, hint -> the error that names the place
 

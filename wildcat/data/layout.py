@@ -205,7 +205,7 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
         DataError: images inside and outside of split folders.
     """
     images, notes = find_images(root, suffix)
-    images = [image for image in images if not _in_folders(image, TRUTH_FOLDERS)] or images
+    images = [i for i in images if TRUTH_FOLDERS.isdisjoint(map(str.lower, i.split("/")[:-1]))] or images
     texts = _relative(root, sorted(Path(f) for f in walk_files(str(root)) if f.lower().endswith(suffix)))
     splits = path_splits([*images, *texts])
     exact: dict[tuple[str, ...], str] = {}
@@ -227,10 +227,6 @@ def pair_annotations(root: Path, suffix: str) -> tuple[list[Pair], list[str]]:
             "Move these images into a split folder, or the split folders elsewhere.",
         )
     return pairs, notes
-
-
-def _in_folders(file: str, names: frozenset[str]) -> bool:
-    return any(part.lower() in names for part in file.split("/")[:-1])
 
 
 def _key(file: str, split: str) -> tuple[str, ...]:

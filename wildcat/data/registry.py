@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 from wildcat.data.cache import cache_folder
-from wildcat.data.dataset import PRESENT, DataSet, Task
+from wildcat.data.dataset import PRESENT, DataSet, Task, few
 from wildcat.data.formats import skipped_note
 from wildcat.data.labels import normal_name, parse_names, similar_names
 from wildcat.data.listing import image_files, list_images
 from wildcat.data.readers.coco import read_coco, recognise_coco
-from wildcat.data.readers.csv import check_task, read_table
+from wildcat.data.readers.csv import read_table
 from wildcat.data.readers.folder import read_folder, recognise_folder
 from wildcat.data.readers.mit67 import read_indoor, recognise_indoor
 from wildcat.data.readers.scene15 import read_scenes, recognise_scenes
@@ -127,21 +127,22 @@ def open_dataset(source: str | Path, format: str | None = None, **options: objec
         MissingExtra: a packaged data set whose package is not installed.
     """
     chosen = find_format(source, format)
-    classes = options.get("classes") if chosen not in READS_CLASSES else None
-    if chosen != "webdataset" and chosen not in READS_CLASSES:
-        options.pop("classes", None)
-    elif chosen == "webdataset" and isinstance(classes, str):  # a file, which numbers the classes
-        classes = None
-    task = None if chosen in READS_TASK else cast(Task | None, options.pop("task", None))
-    check_task(task)
+    given = options.pop("classes", None)
+    classes = parse_names(given) if isinstance(given, str) else cast(Sequence[str] | None, given)
+    if classes is not None and chosen in (*READS_CLASSES, "webdataset"):
+        options["classes"] = classes
+    task = cast(Task | None, options.get("task") if chosen in READS_TASK else options.pop("task", None))
+    if task is not None and task not in get_args(Task):
+        raise ConfigError(
+            f"--data-option task={task}: give multilabel or multiclass.", did_you_mean(task, get_args(Task))
+        )
     if chosen in PACKAGED:
         data = _call(PACKAGED[chosen], chosen, options)
     elif chosen == "webdataset" and names_shards(str(source)):
         data = _call(read_webdataset, chosen, options, source)
     else:
         data = _call(FORMATS[chosen].read, chosen, options, Path(source).expanduser())
-    names = parse_names(classes) if isinstance(classes, str) else cast(Sequence[str] | None, classes)
-    return _with_task(_with_names(data, names), task)
+    return _with_task(_with_names(data, None if chosen in READS_CLASSES else classes), task)
 
 
 def find_format(source: str | Path, format: str | None = None) -> str:
@@ -187,8 +188,7 @@ def _with_names(data: DataSet, classes: Sequence[str] | None) -> DataSet:
                 did_you_mean(name, target) or f"It has {', '.join(target[:20])}.",
             )
         if left_out := [name for name in target if name not in classes]:
-            more = ", ..." if len(left_out) > 5 else ""
-            notes.append(f"Classes that are not in --classes are left out: {', '.join(left_out[:5])}{more}.")
+            notes.append(f"Classes that are not in --classes are left out: {few(left_out)}.")
         target = tuple(classes)
     notes += similar_names(target)
     return replace(data.for_classes(target, names), notes=tuple(notes))

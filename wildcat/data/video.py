@@ -14,7 +14,7 @@ from PIL import Image
 
 from wildcat.data.image_ref import ImageRef
 from wildcat.data.images import Decoded, IntensityRange, MaxDownscale, full_size, shown
-from wildcat.errors import ConfigError, ImageError, MissingExtra
+from wildcat.errors import ConfigError, ImageError, import_extra
 
 EVERY = 1.0  # seconds between frames unless another step is given
 _EARLY = 1.0  # seconds by which a video may end before the duration that its header states
@@ -164,10 +164,7 @@ def _broken(file: str, time: float, length: float, reason: str) -> ImageError:
 @contextmanager
 def _open_video(file: str) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream."""
-    try:
-        import av  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("PyAV", "video") from error
+    av = import_extra("av", "PyAV", "video")
     try:
         container = av.open(file)
     except FileNotFoundError as error:

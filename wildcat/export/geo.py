@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wildcat.errors import DataError, MissingExtra
+from wildcat.errors import DataError, import_extra
 from wildcat.files import write_bytes
 
 WGS84 = "EPSG:4326"  # the only coordinates of GeoJSON, longitude before latitude (RFC 7946)
@@ -152,8 +152,4 @@ def _turned(ring: Sequence[Sequence[float]], counterclockwise: bool) -> list[Seq
 
 
 def _import_rasterio() -> Any:
-    try:
-        import rasterio  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("rasterio", "geo") from error
-    return rasterio
+    return import_extra("rasterio", "rasterio", "geo")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wildcat.errors import ConfigError, MissingExtra, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean, import_extra
 from wildcat.export.instances import Instance, InstanceParams, find_instances, predicted_classes
 from wildcat.methods import no_maps
 from wildcat.prediction import Prediction
@@ -43,7 +43,7 @@ def create(model: str, shapes: str = "rectangle", **options: Any) -> DetectionFu
         if kind not in SHAPES:
             hint = did_you_mean(kind, SHAPES) or f"Choose from: {', '.join(SHAPES)}."
             raise ConfigError(f"shapes={shapes}: {kind!r} is no shape.", hint)
-    _import_sdk()
+    import_extra("cvat_sdk.auto_annotation", "cvat-sdk", "cvat")
     predictor = load(model, **options)
     if kinds != ("tag",) and not predictor.has_maps:
         raise no_maps(model)
@@ -60,7 +60,7 @@ class DetectionFunction:
 
     def __init__(self, predictor: Predictor, shapes: Sequence[str]) -> None:
         self.predictor, self.shapes = predictor, shapes
-        sdk = _import_sdk()
+        sdk = import_extra("cvat_sdk.auto_annotation", "cvat-sdk", "cvat")
         kind = shapes[0] if len(shapes) == 1 else "any"
         labels = [sdk.label_spec(name, i, type=kind) for i, name in enumerate(predictor.classes)]
         self.spec = sdk.DetectionFunctionSpec(labels=labels)
@@ -119,11 +119,3 @@ def _shape(index: int, kind: str, points: list[float], score: float) -> Any:
 
     scored = {"score": round(score, 4)} if "score" in LabeledShapeRequest.attribute_map else {}  # new in the SDK
     return LabeledShapeRequest(label_id=index, frame=0, type=kind, points=points, **scored)
-
-
-def _import_sdk() -> Any:
-    try:
-        import cvat_sdk.auto_annotation  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("cvat-sdk", "cvat") from error
-    return cvat_sdk.auto_annotation

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from wildcat.data.image_ref import OnError
-from wildcat.errors import ConfigError, MissingExtra, did_you_mean, unknown_class
+from wildcat.errors import ConfigError, did_you_mean, import_extra, unknown_class
 from wildcat.export.instances import InstanceParams, find_instances, predicted_classes
 from wildcat.methods import no_maps
 from wildcat.prediction import Prediction
@@ -61,7 +61,7 @@ def add_predictions(
 
     Source: https://docs.voxel51.com/user_guide/using_datasets.html#labels
     """
-    _import_fiftyone()
+    import_extra("fiftyone", "fiftyone", "fiftyone")
     if labels not in get_args(Labels):
         hint = did_you_mean(labels, get_args(Labels)) or f"Choose from: {', '.join(get_args(Labels))}."
         raise ConfigError(f"labels={labels!r}: unknown.", hint)
@@ -100,7 +100,7 @@ def to_label(
 
     Coordinates are fractions of the width and height of the image.
     """
-    fo = _import_fiftyone()
+    fo = import_extra("fiftyone", "fiftyone", "fiftyone")
     width, height = prediction.width, prediction.height
     if labels == "heatmap":
         heatmap = prediction.maps[prediction.index_of(class_name or prediction.top)]  # the app resizes it
@@ -131,11 +131,3 @@ def to_label(
     return fo.Classifications(
         classifications=[fo.Classification(label=name, confidence=scores[name]) for name in names]
     )
-
-
-def _import_fiftyone() -> Any:
-    try:
-        import fiftyone  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("fiftyone", "fiftyone") from error
-    return fiftyone

@@ -359,12 +359,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         RunError: the file is damaged, or of another network.
     """
-    own, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, weight_shapes(path)
-    if wrong := [k for k in {**own, **found} if own.get(k) != found.get(k)]:
-        raise _unfitting(path, wrong)  # before the tensors are read
+    _check_shapes(model, weight_shapes(path), path)  # before the tensors are read
     with _reading_weights(path):
-        state = safetensors.torch.load_file(path)
-    adopt_state(model, state, path)
+        model.load_state_dict(safetensors.torch.load_file(path))
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -394,15 +391,14 @@ def adopt_state(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     Raises:
         RunError: names the first key that does not match.
     """
-    own = model.state_dict()
-    wrong = [
-        k
-        for k in {**own, **state}
-        if k not in own or not isinstance(state.get(k), Tensor) or own[k].shape != state[k].shape
-    ]
-    if wrong:
-        raise _unfitting(path, wrong)
+    _check_shapes(model, {k: v.shape if isinstance(v, Tensor) else (-1,) for k, v in state.items()}, path)
     model.load_state_dict(dict(state))
+
+
+def _check_shapes(model: nn.Module, found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    own = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    if wrong := [k for k in {**own, **found} if own.get(k) != found.get(k)]:
+        raise _unfitting(path, wrong)
 
 
 def _unfitting(path: Path, wrong: Sequence[object]) -> RunError:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wildcat.errors import MissingExtra
+from wildcat.errors import import_extra
 
 SCALE, SIGMA, MIN_SIZE = 100.0, 0.5, 50  # of Felzenszwalb and Huttenlocher: preference for large ones, blur, pixels
 
@@ -18,10 +18,7 @@ def superpixels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     Raises:
         MissingExtra: scikit-image is not installed.
     """
-    try:
-        from skimage.segmentation import felzenszwalb  # noqa: PLC0415  # optional
-    except ImportError as error:
-        raise MissingExtra("scikit-image", "superpixels") from error
+    felzenszwalb = import_extra("skimage.segmentation", "scikit-image", "superpixels").felzenszwalb
     return np.asarray(felzenszwalb(image, SCALE, SIGMA, MIN_SIZE, channel_axis=2), dtype=np.int64)
 
 

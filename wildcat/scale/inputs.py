@@ -86,7 +86,7 @@ def _file_source(path: str) -> InputSource:
     return InputSource(path, "tar" if suffix == ".tar" else "table" if suffix in (".parquet", ".pq") else "image")
 
 
-def list_images(
+def image_locations(
     sources: Iterable[InputSource], column: str | None = None, skipped: Counter[str] | None = None
 ) -> Iterator[ImageLocation]:
     """The images of the sources, in order and in bounded memory; only names, headers and row counts are read.
@@ -138,15 +138,12 @@ def load_cells(images: Sequence[ImageLocation], column: str | None = None) -> It
     Raises:
         DataError: a table is gone or damaged.
     """
-    for (path, is_cell), group in itertools.groupby(images, lambda image: (image.file, _is_cell(image))):
+    by_file = itertools.groupby(images, lambda image: (image.file, bool(image.member) and image.size < 0))
+    for (path, is_cell), group in by_file:
         if not is_cell:
             yield from group
             continue
         cells = list(group)
-        contents = parquet.read_cells(path, [int(image.member) for image in cells], column)
+        contents = parquet.read_images(path, [int(image.member) for image in cells], column)
         for image, (content, fault) in zip(cells, contents, strict=True):
             yield EncodedImage(image, content, fault)
-
-
-def _is_cell(image: ImageLocation) -> bool:
-    return bool(image.member) and image.size < 0

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from wildcat.data.remote import open_file
-from wildcat.errors import DataError, MissingExtra, did_you_mean
+from wildcat.errors import DataError, did_you_mean, import_extra
 
 CHUNK = 16  # rows that are decoded at a time: their images are in memory together
 
@@ -27,7 +27,7 @@ def count_rows(table: str, column: str | None = None) -> int:
         return int(file.metadata.num_rows)
 
 
-def read_cells(table: str, rows: Sequence[int], column: str | None = None) -> Iterator[Cell]:
+def read_images(table: str, rows: Sequence[int], column: str | None = None) -> Iterator[Cell]:
     """The images of some rows, in increasing order; only the row groups that hold one of them are read.
 
     Each of these row groups is decoded from its start, so long row groups cost time.
@@ -124,9 +124,5 @@ def import_parquet() -> tuple[Any, Any]:
     Raises:
         MissingExtra: pyarrow is not installed.
     """
-    try:
-        import pyarrow  # noqa: PLC0415  # an extra
-        from pyarrow import parquet  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("pyarrow", "scale") from error
-    return pyarrow, parquet
+    parquet = import_extra("pyarrow.parquet", "pyarrow", "scale")
+    return import_extra("pyarrow", "pyarrow", "scale"), parquet

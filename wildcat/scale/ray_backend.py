@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from wildcat.device import available_cores
-from wildcat.errors import MissingExtra, RunError, WildcatError, known_error
+from wildcat.errors import RunError, WildcatError, import_extra, known_error
 from wildcat.predictor import BATCH_SIZE, Predictor
 from wildcat.scale.rows import NumberedImage, Row, error_row, predict_rows
 from wildcat.scale.shards import Shard
@@ -256,9 +256,5 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    try:
-        import ray  # noqa: PLC0415  # an extra
-        import ray.data  # noqa: PLC0415
-    except ImportError as error:
-        raise MissingExtra("ray", "ray") from error
-    return ray
+    import_extra("ray.data", "ray", "ray")
+    return import_extra("ray", "ray", "ray")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from wildcat.data.dataset import PRESENT, Sample
 from wildcat.data.image_ref import load_image
-from wildcat.errors import ConfigError, MissingExtra, did_you_mean
+from wildcat.errors import ConfigError, did_you_mean, import_extra
 from wildcat.files import file_names, write_bytes
 from wildcat.models.run import Run
 from wildcat.nn.model import Wildcat
@@ -188,10 +188,7 @@ def check_logs(names: Sequence[str], images: int) -> None:
 
 def optional(package: str) -> Any:
     """The package of a logger, which is also the name of its extra; a MissingExtra if it is not installed."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise MissingExtra(package, package) from error
+    return import_extra(package, package, package)
 
 
 def numbers(record: Mapping[str, Any]) -> dict[str, float]:

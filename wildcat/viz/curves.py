@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wildcat.errors import ConfigError, MissingExtra
+from wildcat.errors import ConfigError, import_extra
 from wildcat.viz.colors import MARK_COLORS
 from wildcat.viz.fonts import drawn_texts, font_file
 
@@ -93,11 +93,7 @@ def draw_precision_recall(
 def _figure(title: str, suffix: str) -> tuple[Figure, Axes]:
     if suffix not in SUFFIXES:
         raise ConfigError(f"{suffix or 'no suffix'}: give a file name that ends in {', '.join(SUFFIXES)} or .csv.")
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  # optional: extra plot
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plot") from error
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    figure = import_extra("matplotlib.figure", "matplotlib", "plot").Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.25)

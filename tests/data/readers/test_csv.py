@@ -338,7 +338,7 @@ def test_wrong_options(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--separator is empty"):
         read_table(path, separator="")
     with pytest.raises(ConfigError, match="multilable") as caught:
-        read_table(path, task="multilable")  # type: ignore[arg-type]
+        open_dataset(path, task="multilable")
     assert "did you mean multilabel" in caught.value.hint
 
 

@@ -157,7 +157,7 @@ def test_class_names_that_differ_in_case_or_unicode_form(tmp_path: Path) -> None
 
 def test_classes_can_be_named(tmp_path: Path) -> None:
     root = fill(tmp_path, "control/1.jpg", "test/1.jpg", "images/1.jpg")
-    data = read_folder(root, classes="test, control")
+    data = read_folder(root, classes=["test", "control"])
     assert data.classes == ("test", "control")
     assert "images are not in --classes" in data.notes[0]
     with pytest.raises(DataError, match="no folder 'tets'") as caught:

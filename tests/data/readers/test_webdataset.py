@@ -123,8 +123,10 @@ def test_class_numbers_are_multiclass(tmp_path: Path) -> None:
     assert labels == [[-1, 1], [1, -1]]
     (tmp_path / "a" / "classes.txt").write_text("ant\nbee\ncat\n")
     assert open_dataset(tmp_path / "a").classes == ("ant", "bee", "cat")
-    (tmp_path / "names").write_text("x\ny\nz\n")
-    assert open_dataset(tmp_path / "a", classes=str(tmp_path / "names")).classes == ("x", "y", "z")
+    (tmp_path / "a" / "classes.txt").unlink()
+    (tmp_path / "names.txt").write_text("x\ny\nz\n")
+    for given in (str(tmp_path / "names.txt"), "x,y,z", ("x", "y", "z")):
+        assert open_dataset(tmp_path / "a", classes=given).classes == ("x", "y", "z")
     assert open_dataset(tmp_path / "a", task="multilabel").task == "multilabel"
 
 

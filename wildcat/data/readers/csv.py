@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from wildcat.data.dataset import (
     Sample,
     Task,
     default_splits,
+    few,
     grouped_splits,
     split_samples,
 )
@@ -28,7 +28,7 @@ from wildcat.data.layout import image_folders, name_splits, subfolders
 from wildcat.data.readers.lists import find_anywhere, find_named
 from wildcat.data.readers.table import IMAGE_COLUMNS, Table, find_tables, read_cells
 from wildcat.data.remote import path_type
-from wildcat.errors import ConfigError, DataError, did_you_mean
+from wildcat.errors import DataError, did_you_mean
 
 LABEL_COLUMNS = ("labels", "label", "tags", "tag", "classes", "class", "category", "categories", "choice")
 SPLIT_COLUMN = "split"
@@ -37,14 +37,6 @@ _CELLS = {
     **dict.fromkeys(("0", "0.0", "false", "no"), ABSENT),
     **dict.fromkeys(map(str.lower, NO_LABEL), IGNORED),
 }
-
-
-def check_task(task: str | None) -> None:
-    """Raise a ConfigError unless the task is None, "multilabel" or "multiclass"."""
-    if task is not None and task not in get_args(Task):
-        raise ConfigError(
-            f"--data-option task={task}: give multilabel or multiclass.", did_you_mean(task, get_args(Task))
-        )
 
 
 def read_table(
@@ -77,12 +69,10 @@ def read_table(
     `val` are a fixed 80/20, stratified by each image's rarest label, and `all` is everything.
 
     Raises:
-        ConfigError: an unknown `task`.
         DataError: unreadable or empty table, unknown or unclear column, a cell that fits no layout, a missing image,
             different labels in several rows of an image in a multi-class table, different splits in any table, or a
             row without exactly one label.
     """
-    check_task(task)
     base, found = find_tables(path)
     if not found:
         raise DataError(
@@ -120,9 +110,9 @@ def read_table(
         )
     counts = (labels == PRESENT).sum(axis=0)
     for count, verb in ((1, "occurs once"), (0, "never occurs")):
-        if few := [name for name, number in zip(names, counts, strict=True) if number == count]:
-            more = f", and so for {len(few) - 1} others" if len(few) > 1 else ""
-            notes.append(f"Label {few[0]!r} {verb}{more}.")
+        if rare := [name for name, number in zip(names, counts, strict=True) if number == count]:
+            more = f", and so for {len(rare) - 1} others" if len(rare) > 1 else ""
+            notes.append(f"Label {rare[0]!r} {verb}{more}.")
     samples = [Sample(name, folder / name, row) for name, row in zip(images, labels, strict=True)]
     if split_column in table.columns:
         readers = _splits(table, split_column, samples, names)
@@ -142,26 +132,20 @@ def _read_tables(
         table = read_cells(tables[""], image_column)
         column = _image_column(table, image_column, notes)
         return table, column, *_images(table, column, base, "", notes)
-    first, column, names = None, "", list[str]()
-    for split, file in tables.items():
-        table = read_cells(file, image_column)
-        if first is None:
-            first, column = (
-                Table(base, [*table.columns, split_column], [], [], []),
-                _image_column(table, image_column, notes),
-            )
+    parts = {split: read_cells(file, image_column) for split, file in tables.items()}
+    first = next(iter(parts.values()))
+    column, names = _image_column(first, image_column, notes), list[str]()
+    whole = Table(base, [*first.columns, split_column], [], [], [])
+    for split, table in parts.items():
         if lacking := [c for c in first.columns if c not in (*table.columns, split_column)]:
-            notes.append(
-                f"{file} lacks the column {lacking[0]!r} of {next(iter(tables.values())).name} and is ignored."
-            )
+            notes.append(f"{table.path} lacks the column {lacking[0]!r} of {first.path.name} and is ignored.")
             continue
         folder, images = _images(table, column, base, split, notes)
         names += [Path(os.path.relpath(folder / name, base)).as_posix() for name in images]
-        first.rows.extend({**row, split_column: split} for row in table.rows)
-        first.lines.extend(table.lines)
-        first.files.extend(file for _ in table.rows)
-    assert first is not None  # noqa: S101  # there is a table
-    return first, column, base, names
+        whole.rows.extend({**row, split_column: split} for row in table.rows)
+        whole.lines.extend(table.lines)
+        whole.files.extend(table.path for _ in table.rows)
+    return whole, column, base, names
 
 
 def _split_column(table: Table, name: str) -> str:
@@ -290,7 +274,7 @@ def _joined_labels(
             hint = did_you_mean(name, left_out) or f"Its labels are {', '.join(occurring[:20])}."
             raise DataError(f"--classes names {name!r}, which is no label in {table.path}.", hint)
     if left_out:
-        notes.append(f"Labels that are not in --classes are left out: {', '.join(map(repr, left_out[:5]))}.")
+        notes.append(f"Labels that are not in --classes are left out: {few(left_out)}.")
     index = {name: position for position, name in enumerate(names)}
     labels = np.full((len(found), len(names)), ABSENT, np.int8)
     for row, parts in enumerate(found):

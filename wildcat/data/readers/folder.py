@@ -43,11 +43,11 @@ def recognise_folder(root: Path) -> bool:
     return root.is_dir() and any(map(holds_images, subfolders(root)))
 
 
-def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> DataSet:
+def read_folder(root: Path, *, classes: Sequence[str] | None = None) -> DataSet:
     """A multi-class data set with one folder per class: `root/class/*.jpg`, or `root/{train,val,test}/class/*.jpg`.
 
     Images at any depth below a class folder belong to it; hidden and other files are ignored. Classes are sorted by
-    name, or are the folders that `classes` lists (a list, or text with commas). Split folders have a name like train,
+    name, or are the folders that `classes` lists. Split folders have a name like train,
     Training, test_set, seg_val, valid_images, and may lie inside the class folders. A folder that only holds the next
     one counts as a wrapper. Without split folders, `train` and `val` are a fixed stratified 80/20 and `all` is
     everything.
@@ -60,7 +60,7 @@ def read_folder(root: Path, *, classes: Sequence[str] | str | None = None) -> Da
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.", "Give a folder that holds one folder per class.")
     check_not_written(root)
-    chosen = tuple(part.strip() for part in classes.split(",")) if isinstance(classes, str) else tuple(classes or ())
+    chosen = tuple(classes or ())
     images, notes = find_images(root)
     files = [image.split("/") for image in images]
     depth = _unwrap(files, 0) if files else 0

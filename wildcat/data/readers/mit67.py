@@ -47,12 +47,9 @@ def read_indoor(root: Path) -> DataSet:
             "Restore the list if it was cut, or remove the folder if it is no class.",
         )
     sizes = len(classes), len(samples["train"]), len(samples["test"])
-    notes = (
-        ()
-        if sizes == SIZES
-        else (
-            f"This is not the whole of MIT67: {sizes[0]} classes, {sizes[1]} images to train and {sizes[2]} to test "
-            "(67, 5360 and 1340 in the original).",
-        )
+    note = (
+        f"This is not the whole of MIT67: {sizes[0]} classes, {sizes[1]} images to train and {sizes[2]} to test "
+        "(67, 5360 and 1340 in the original)."
     )
+    notes = () if sizes == SIZES else (note,)
     return DataSet("MIT67", "indoor", root, classes, "multiclass", grouped_splits(samples), notes)

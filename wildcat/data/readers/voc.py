@@ -85,12 +85,12 @@ def sort_splits(names: set[str]) -> list[str]:
     return [*first, *sorted(names.difference(first))]
 
 
-def find_images(devkit: Path) -> dict[str, Path]:
+def images_by_id(devkit: Path) -> dict[str, Path]:
     """Image id -> file."""
     return {p.stem: p for p in list_images(devkit / "JPEGImages", recursive=False)}
 
 
-def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | None = None) -> DataSet:
+def read_voc(root: Path, *, year: int | None = None) -> DataSet:
     """The devkit at `root` as a multi-label data set.
 
     `root` is `VOC2012/` itself, the `VOCdevkit/` that holds it, or the parent of that; `year` chooses among several.
@@ -108,43 +108,41 @@ def read_voc(root: Path, *, year: int | None = None, classes: Sequence[str] | No
     and `val` are a fixed stratified 80/20. Images without an XML are left out. A devkit whose only list has the name
     of no split (`default.txt`) is split in the same way.
 
-    `classes` default to those with class lists, sorted, or, without any class list, to the names in the XML files; in
-    a `VOC20xx` folder to the 20 of VOC, if these are among them.
+    Classes are those with class lists, sorted, or, without any class list, the names in the XML files; in a `VOC20xx`
+    folder the 20 of VOC, if these are among them.
 
     Raises:
         DataError: no devkit at `root`, several and no `year`; and, when a split is read, a list or annotation that is
             cut, or names a missing image, an unknown class, or other images than the split's list.
     """
     if year is None and not find_devkits(root) and recognise_voc(root):
-        return _read_annotations(root, classes)
+        return _read_annotations(root)
     devkit = choose_devkit(root, year)
     main = devkit / "ImageSets" / "Main"
     stems = {p.stem for p in main.glob("*.txt") if not p.name.startswith(".")}
     named = {stem for stem in stems if stem.rpartition("_")[0] and stem.rpartition("_")[2] in stems}
     class_lists = {stem for stem in named if _has_labels(main / f"{stem}.txt")}
-    if classes is None:
-        classes = sorted({stem.rpartition("_")[0] for stem in class_lists})
-        classes = classes or sorted({o.name for p in devkit.glob("Annotations/*.xml") for o in read_objects(p)})
-        if re.fullmatch(r"VOC20\d\d", devkit.name) and set(classes) <= set(VOC_CLASSES):
-            classes = VOC_CLASSES
-        if not classes:
-            raise DataError(
-                f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in "
-                "Annotations.",
-                "Add class lists or annotations.",
-            )
+    found = {stem.rpartition("_")[0] for stem in class_lists}
+    found = found or {o.name for p in devkit.glob("Annotations/*.xml") for o in read_objects(p)}
+    official = re.fullmatch(r"VOC20\d\d", devkit.name) and found <= set(VOC_CLASSES)
+    classes = VOC_CLASSES if official else tuple(sorted(found))
+    if not classes:
+        raise DataError(
+            f"{devkit} names no classes: it has no ImageSets/Main/<class>_<split>.txt and no object in Annotations.",
+            "Add class lists or annotations.",
+        )
     lists = {name: main / f"{name}.txt" for name in sort_splits(stems - class_lists)}
     lists |= {f"seg-{path.stem}": path for path in sorted(devkit.glob("ImageSets/Segmentation/*.txt"))}
     if not lists:
         raise DataError(f"{main} holds no list of images.", "Put train.txt and val.txt there, one id per line.")
-    readers: dict[str, Reader] = {n: partial(_read_split, devkit, path, tuple(classes)) for n, path in lists.items()}
+    readers: dict[str, Reader] = {n: partial(_read_split, devkit, path, classes) for n, path in lists.items()}
     whole = [name for name in readers if not name.startswith("seg-")]
     if len(whole) == 1 and not name_splits(whole) and whole != ["trainval"]:
         readers = default_splits(readers[whole[0]](), classes)
-    return DataSet(devkit.name, "voc", devkit, tuple(classes), "multilabel", readers)
+    return DataSet(devkit.name, "voc", devkit, classes, "multilabel", readers)
 
 
-def _read_annotations(root: Path, classes: Sequence[str] | None) -> DataSet:
+def _read_annotations(root: Path) -> DataSet:
     """The images below `root` that have an XML annotation."""
     pairs, notes = pair_annotations(root, ".xml")
     objects = {pair.name: read_objects(pair.annotation) for pair in pairs if pair.annotation}
@@ -155,12 +153,7 @@ def _read_annotations(root: Path, classes: Sequence[str] | None) -> DataSet:
         )
     if missing := [pair.name for pair in pairs if pair.name not in objects]:
         notes.append(f"{len(missing)} images without an XML annotation are left out, such as {missing[0]}.")
-    found = sorted({o.name for row in objects.values() for o in row})
-    names = tuple(classes) if classes is not None else tuple(found)
-    if other := sorted(set(found).difference(names)):
-        raise DataError(
-            f"{root}: {other[0]!r} is none of the classes {', '.join(names)}.", did_you_mean(other[0], names)
-        )
+    names = tuple(sorted({o.name for row in objects.values() for o in row}))
     if not names:
         raise DataError(f"{root}: none of the {len(objects)} XML files has an object.", "Annotate some of the images.")
     index = {name: i for i, name in enumerate(names)}
@@ -182,7 +175,7 @@ def _has_labels(path: Path) -> bool:
 
 def _read_split(devkit: Path, path: Path, classes: tuple[str, ...]) -> list[Sample]:
     ids = read_lines(path)
-    images = find_images(devkit)
+    images = images_by_id(devkit)
     for name, number in ids.items():
         if name not in images:
             raise missing_image(path, number, name, devkit / "JPEGImages")

@@ -11,7 +11,7 @@ import numpy as np
 
 from wildcat.data.dataset import ABSENT, PRESENT, DataSet, Reader, Sample
 from wildcat.data.readers.lists import missing_image, read_lines
-from wildcat.data.readers.voc import box_arrays, choose_devkit, find_images, read_objects, sort_splits
+from wildcat.data.readers.voc import box_arrays, choose_devkit, images_by_id, read_objects, sort_splits
 from wildcat.errors import DataError
 
 # The ten actions of VOC 2012 (`VOCinit.m`), sorted.
@@ -59,7 +59,7 @@ def read_action(root: Path, *, year: int | None = None) -> DataSet:
 
 def _read_split(devkit: Path, lists: list[Path]) -> list[Sample]:
     """The samples of a split, given the list of each class."""
-    images = find_images(devkit)
+    images = images_by_id(devkit)
     columns = [_read_people(path, images, devkit / "JPEGImages") for path in lists]
     for path, column in zip(lists, columns, strict=True):
         for image, person in sorted(columns[0].keys() ^ column.keys()):

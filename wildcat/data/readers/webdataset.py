@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from wildcat.data.image_ref import ImageLocation, ImageRef
 from wildcat.data.labels import normal_name, parse_labels
 from wildcat.data.layout import name_splits, path_splits, split_name, subfolders
 from wildcat.data.listing import holds_images
-from wildcat.data.readers.csv import check_task
 from wildcat.data.remote import (
     expand_braces,
     file_name,
@@ -81,9 +80,9 @@ def recognise_webdataset(path: Path) -> bool:
 def read_webdataset(
     source: str | Path,
     *,
-    classes: Sequence[str] | str | None = None,
+    classes: Sequence[str] | None = None,
     separator: str | None = None,
-    task: str | None = None,
+    task: Task | None = None,
 ) -> DataSet:
     """A data set of tar shards: a shard, a folder of them, a pattern (`shards/{train,val}-{000..099}.tar`), a URL.
 
@@ -102,16 +101,13 @@ def read_webdataset(
     each are multi-class.
 
     Args:
-        classes: a file of class names, one per line, or their names; default: `classes.txt` beside the shards, or the
-            labels that occur.
+        classes: names of the classes; default: those in `classes.txt` beside the shards, or the labels that occur.
         separator: between the names of a text, see `parse_labels`.
         task: "multilabel" or "multiclass".
 
     Raises:
-        ConfigError: an unknown `task`.
         DataError: no shard, a damaged one, an image without labels, a label that is none of the classes.
     """
-    check_task(task)
     shards = find_shards(str(source))
     given = local_path(str(source)).rstrip("/")
     folder = given if all(shard.startswith(f"{given}/") for shard in shards) else _folder_of(shards)
@@ -219,20 +215,22 @@ def _read_shard(shard: str, skipped: Counter[str]) -> Iterator[_Labelled]:
             found = [labels[key][s] for s in LABEL_SUFFIXES if s in labels.get(key, {})]
             if not found:
                 raise DataError(f"{image} has no labels.", f"Put {key}.json, {key}.cls or {key}.txt beside it.")
-            for label in found:
-                if label.size > MAX_LABEL_BYTES or label.error:
-                    problem = label.error or f"has {label.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}"
-                    raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
-                content.seek(label.start)
-                try:
-                    parsed = _parse(content.read(label.size), file_suffix(label.member))
-                except (KeyError, ValueError, RecursionError) as error:
-                    if isinstance(error, KeyError) and label is not found[-1]:  # JSON of other things than labels
-                        continue
-                    said = error.args[0] if isinstance(error, KeyError) else error
-                    raise DataError(f"{label} holds no labels: {said}.", 'Write {"labels": ["cat", "dog"]}.') from error
-                yield _Labelled(image, *parsed)
-                break
+            yield _Labelled(image, *_read_labels(content, *found))
+
+
+def _read_labels(content: IO[bytes], label: ImageLocation, *others: ImageLocation) -> tuple[list[str], list[str], str]:
+    """As `_parse`, of the first of these members that holds labels."""
+    if label.size > MAX_LABEL_BYTES or label.error:
+        problem = label.error or f"has {label.size:,} bytes; labels have at most {MAX_LABEL_BYTES:,}"
+        raise DataError(f"{label} {problem}.", "Write the labels of the image there.")
+    content.seek(label.start)
+    try:
+        return _parse(content.read(label.size), file_suffix(label.member))
+    except (KeyError, ValueError, RecursionError) as error:
+        if isinstance(error, KeyError) and others:  # JSON of other things than labels
+            return _read_labels(content, *others)
+        said = error.args[0] if isinstance(error, KeyError) else error
+        raise DataError(f"{label} holds no labels: {said}.", 'Write {"labels": ["cat", "dog"]}.') from error
 
 
 def _parse(content: bytes, suffix: str) -> tuple[list[str], list[str], str]:
@@ -272,13 +270,13 @@ def _split_cells(found: Sequence[_Labelled], separator: str | None, notes: list[
 
 
 def _classes(
-    found: Sequence[_Labelled], folder: str, given: Sequence[str] | str | None
+    found: Sequence[_Labelled], folder: str, given: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """The classes, in order, from a file or the labels that occur, and the class of each label."""
     occurring = {label: one.image for one in found for label in (*one.present, *one.ignored)}
-    path = local_path(given) if isinstance(given, str) else f"{folder}/{CLASSES}"
+    path = f"{folder}/{CLASSES}"
     numbers = [label for label in occurring if label.isdecimal()]
-    if isinstance(given, str) or path_type(path) == "file":
+    if path_type(path) == "file":
         with open_file(path) as content:
             lines = [normal_name(line) for line in content.read().decode("utf-8-sig").splitlines()]
         names = tuple(line for line in lines if line)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -95,17 +95,14 @@ def _split(root: Path, pair: Pair, settings: _Settings) -> str:
     return next((split for split, folder in settings.folders.items() if folder in parents), "")
 
 
-def _yaml_files(root: Path) -> Iterator[tuple[Path, Any]]:
-    """The YAML files of YOLO in `root` or its only wrapper, parsed."""
-    for path in (p for suffix in (".yaml", ".yml") for p in probe(root, suffix, depth=1)):
-        try:
-            yield path, yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is not valid YAML ({str(error).splitlines()[0]}).", "Correct it.") from error
-
-
 def _read_settings(root: Path) -> _Settings:
-    for path, content in _yaml_files(root):
+    """The settings in a YAML file or a list of names in `root` or a folder in it."""
+    for path in (p for suffix in (".yaml", ".yml") for p in probe(root, suffix, depth=1)):
+        data = path.read_bytes()
+        try:
+            content = yaml.safe_load(data) if b"names" in data else None
+        except yaml.YAMLError as error:
+            raise DataError(f"{path} is not valid YAML ({str(error).splitlines()[0]}).", "Correct it.") from error
         if not isinstance(content, dict) or "names" not in content:
             continue
         names = content["names"]
