@@ -20,10 +20,9 @@ from script import argument_parser, save_result, settings_of
 import wildcat
 from wildcat.cli.allocator import keep_freed_memory
 from wildcat.config import ShardFormat
-from wildcat.data import image_locations
+from wildcat.data import list_images
 from wildcat.predictor import BATCH_SIZE, Predictor
-from wildcat.scale.inputs import find_sources
-from wildcat.scale.inputs import image_locations as list_locations
+from wildcat.scale.inputs import find_sources, image_locations
 from wildcat.scale.rows import Row, encode_rows, json_line
 
 BILLION = 10**9
@@ -41,7 +40,7 @@ def cost(work: Callable[[], object], images: int, rounds: int) -> float:
 
 def copies(source: Path, count: int, folder: Path) -> tuple[Path, Path]:
     """`count` images of a folder, repeated as needed: as links in a folder, and in a tar shard."""
-    found = image_locations(source)
+    found = list_images(source)
     linked, shard = folder / "linked", folder / "s.tar"
     linked.mkdir()
     with tarfile.open(shard, "w") as tar:
@@ -64,8 +63,8 @@ def stages(predictor: Predictor, linked: Path, shard: Path, count: int, rounds: 
         return encode_rows((Row(i, line) for i, line in enumerate(lines)), shard_format)
 
     work: dict[str, tuple[Callable[[], object], int]] = {
-        "list a folder": (lambda: list(list_locations(find_sources([str(linked)]))), count),
-        "list a shard": (lambda: list(list_locations(find_sources([str(shard)]))), count),
+        "list a folder": (lambda: list(image_locations(find_sources([str(linked)]))), count),
+        "list a shard": (lambda: list(image_locations(find_sources([str(shard)]))), count),
         "read": (lambda: [path.read_bytes() for path in paths], count),
         "read, decode and warp": (lambda: [predictor.prepare(path) for path in paths], count),
         "network": (lambda: [predictor.predict_prepared(batch, False) for batch in batches], len(prepared)),

@@ -22,6 +22,7 @@ import timm
 import torch
 from huggingface_hub import constants, file_download
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.hub_server import Hub
 from wildcat.cli import main
@@ -53,6 +54,12 @@ def real_data() -> Path:
     if not (folder / "VOCdevkit" / "VOC2012").is_dir():
         pytest.skip(f"no real data at {folder} (set WILDCAT_TEST_DATA to a folder with VOCdevkit/ and 15-Scene/)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command with --max-pixels changes the limit of the process: restored after the test."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_batches_side_by_side_share_the_cores_and_keep_their_order(
     forward = Backbone.forward
 
     def watched(self: Backbone, images: torch.Tensor) -> torch.Tensor:
-        seen.add((threading.current_thread().name[:12], torch.get_num_threads()))
+        seen.add((threading.current_thread().name.partition("_")[0], torch.get_num_threads()))
         return forward(self, images)
 
     monkeypatch.setattr(Backbone, "forward", watched)
