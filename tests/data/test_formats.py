@@ -94,13 +94,13 @@ def test_a_folder_lists_what_pillow_opens(tmp_path: Path, recursive: bool) -> No
 @pytest.mark.usefixtures("no_plugins")
 def test_predict_and_shards_use_the_same_rule(tmp_path: Path) -> None:
     folder, skipped = fill(tmp_path / "x"), Counter[str]()
-    found = list(inputs.list_images(inputs.find_sources([str(folder)]), skipped=skipped))
+    found = list(inputs.image_locations(inputs.find_sources([str(folder)]), skipped=skipped))
     assert {Path(one.file).name for one in found} == IMAGES
     assert skipped == TYPES
     with tarfile.open(tmp_path / "a.tar", "w") as shard:
         shard.add(folder, "x")
     skipped = Counter()
-    found = list(inputs.list_images(inputs.find_sources([str(tmp_path / "a.tar")]), skipped=skipped))
+    found = list(inputs.image_locations(inputs.find_sources([str(tmp_path / "a.tar")]), skipped=skipped))
     assert {one.member.removeprefix("x/") for one in found} == IMAGES
     assert skipped == {**{kind: n for kind, n in TYPES.items() if kind != ".DS_Store"}, "hidden file": 2}
     for one in found:
@@ -133,7 +133,7 @@ def test_a_folder_of_other_formats_names_what_to_install(tmp_path: Path) -> None
         open_dataset(tmp_path)
     assert "2 HEIC (pip install 'wildcat-vision[heif]')" in caught.value.hint
     with pytest.raises(DataError, match="holds no images") as caught:
-        list(inputs.list_images(inputs.find_sources([str(tmp_path)])))
+        list(inputs.image_locations(inputs.find_sources([str(tmp_path)])))
     assert "2 HEIC (pip install 'wildcat-vision[heif]')" in caught.value.hint
     (tmp_path / "box" / "0.jpg").write_bytes(encoded("JPEG"))
     with pytest.raises(
