@@ -45,7 +45,7 @@ def argument_row(action: argparse.Action) -> str:
         text, default = text[: found.start()], found[2] if found[2] is not None else found[1]
     metavar = str(action.metavar or "").replace("{None}|", "")
     flag = " ".join([*action.option_strings, metavar] if action.option_strings else [metavar or action.dest])
-    if default in ("None", "False", "True", "", "''"):
+    if default in ("None", "False", "", "''"):
         default = ""
     elif default not in ("required", "repeatable"):
         default = f"`{default}`"
